@@ -1,0 +1,40 @@
+"""Torch files on disk: written atomically, read as data only."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apq.errors import UserError
+from apq.files import atomic_open
+
+
+def save_checkpoint(path: Path, data: dict[str, Any]) -> None:
+    """Write a dict of tensors and plain values, whole or not at all."""
+    with atomic_open(path, "wb") as file:
+        torch.save(data, file)
+
+
+def load_checkpoint(path: Path, required: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a dict of tensors and plain values to the CPU, never running code that a pickle carries.
+
+    UserError where the file is missing, truncated, not a checkpoint, would run code, or lacks a required key.
+    """
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"no checkpoint at {path}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is not a plain checkpoint: it is damaged or holds more than tensors, not loaded"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is truncated or not a checkpoint") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds a {type(data).__name__}, not a checkpoint")
+    if missing := [key for key in required if key not in data]:
+        raise UserError(f"{path} is not the expected kind of checkpoint: it lacks {', '.join(missing)}")
+    return data

@@ -1,0 +1,60 @@
+"""What every script's command line shares: common flags, and how a user's mistake ends."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+from apq.errors import UserError
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose complaints are one line and which shows defaults in --help."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def add_common_flags(parser: argparse.ArgumentParser, *, seed: bool = True, device: bool = True) -> None:
+    """Add --seed, --device and --json."""
+    if seed:
+        parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    if device:
+        parser.add_argument(
+            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present"
+        )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def run(main: Callable[[list[str] | None], None]) -> NoReturn:
+    """Run a script's main; a UserError becomes one line on stderr and exit code 2."""
+    try:
+        main(None)
+    except UserError as error:
+        print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it can", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def table(rows: Iterable[tuple[str, ...]]) -> str:
+    """Rows as aligned text columns: the first left, the others right."""
+    rows = [tuple(map(str, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

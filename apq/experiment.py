@@ -1,0 +1,95 @@
+"""The folder of one experiment: what was asked, what was found, what it reached. Every write is atomic."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apq.errors import UserError
+from apq.files import atomic_open, read_json, read_jsonl, write_json
+from apq.space import SearchSpace
+from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """`exps/NAME`: `arch` (a list of two objects, architecture then policy), `lat` (its cost, one number),
+    `config.json`, `history.jsonl`, `history.png`, `acc` and `checkpoint/model_best.pth.tar`."""
+
+    path: Path
+
+    @property
+    def arch(self) -> Path:
+        return self.path / "arch"
+
+    @property
+    def lat(self) -> Path:
+        return self.path / "lat"
+
+    @property
+    def acc(self) -> Path:
+        return self.path / "acc"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.path / "checkpoint" / "model_best.pth.tar"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoint" / "checkpoint.pth.tar"
+
+    def check_free(self, overwrite: bool) -> None:
+        """UserError if the experiment exists and may not be replaced. Call it before the work, `clear` after."""
+        if self.arch.exists() and not overwrite:
+            raise UserError(f"experiment {self.path} exists; choose another --exp_name or give --overwrite")
+
+    def clear(self) -> None:
+        """Remove what an earlier run of the same name left."""
+        for item in (self.arch, self.lat, self.acc, self.config, self.history, self.path / "history.png"):
+            item.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+
+    def save_found(
+        self, space: SearchSpace, subnet: Subnet, cost: float, config: dict[str, Any], history: list[dict[str, Any]]
+    ) -> None:
+        """Write a finished search; `arch` comes last, so that it exists only beside all the rest."""
+        write_json(self.config, config)
+        with atomic_open(self.history) as file:
+            file.writelines(json.dumps(record) + "\n" for record in history)
+        write_json(self.lat, cost)
+        write_json(self.arch, [architecture_of(space, subnet), policy_of(space, subnet)])
+
+    def load_config(self) -> dict[str, Any]:
+        """The settings that the search ran with; UserError where there was none."""
+        if not self.path.is_dir():
+            raise UserError(f"no experiment at {self.path}; run search.py --exp_name {self.path.name} first")
+        return read_json(self.config)
+
+    def load_subnet(self, space: SearchSpace) -> Subnet:
+        """The subnet of the `arch` file, checked against the space."""
+        if not self.arch.exists():
+            raise UserError(f"no experiment at {self.path}: it has no arch file; run search.py first")
+        parts = read_json(self.arch)
+        if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, dict) for part in parts)):
+            raise UserError(f"{self.arch} must hold a list of two objects, architecture then policy")
+        if twice := set(parts[0]) & set(parts[1]):
+            raise UserError(f"{self.arch} gives {', '.join(sorted(twice))} in both objects")
+        try:
+            return subnet_from_spec(space, {**parts[0], **parts[1]})
+        except UserError as error:
+            raise UserError(f"{self.arch}: {error}") from error
+
+    def load_history(self) -> list[dict[str, Any]]:
+        """One record a generation."""
+        return read_jsonl(self.history)

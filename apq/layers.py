@@ -1,0 +1,137 @@
+"""The ordered list of convolutions that a subnet runs. Every cost is a sum over this one list."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+
+from apq.errors import UserError
+from apq.space import BLOCK_LAYERS, SCOPES, SearchSpace, Slot
+from apq.subnet import Subnet
+
+FIXED_BITS = 8  # first convolution, first block, last 1x1 and classifier: not searched
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """One convolution (a fully connected layer is a 1x1 on a 1x1 image) at batch 1, with "same" padding.
+
+    `input_size` is the side of the square input. `image_input` marks a network's first convolution.
+    `norm` says that BatchNorm follows (2 parameters a channel) rather than a bias (1).
+    """
+
+    in_channels: int
+    out_channels: int
+    input_size: int
+    kernel_size: int
+    stride: int
+    groups: int
+    w_bits: int
+    a_bits: int
+    image_input: bool = False
+    norm: bool = True
+    name: str = field(default="", compare=False)
+
+    @property
+    def output_size(self) -> int:
+        return math.ceil(self.input_size / self.stride)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, without BatchNorm and bias."""
+        return self.out_channels * self.in_channels // self.groups * self.kernel_size**2
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates, which papers of this field call FLOPs."""
+        return self.weights * self.output_size**2
+
+    @property
+    def bitops(self) -> int:
+        """MACs x weight bits x activation bits."""
+        return self.macs * self.w_bits * self.a_bits
+
+    @property
+    def params(self) -> int:
+        """Trained parameters: weights and BatchNorm scale and shift, or weights and bias."""
+        return self.weights + self.out_channels * (2 if self.norm else 1)
+
+    @property
+    def size_bytes(self) -> float:
+        """Bytes to store: weights at their bits, and one 32-bit bias a channel (BatchNorm folded into it)."""
+        return self.weights * self.w_bits / 8 + self.out_channels * 4
+
+
+def slot_layer(
+    space: SearchSpace, slot: Slot, role: str, side: int, mid: int, kernel_size: int, w_bits: int, a_bits: int
+) -> ConvLayer:
+    """The "expand", "depthwise" or "project" layer of an elastic block with `mid` channels and input side `side`."""
+    if role == "expand":
+        shape = (slot.in_channels, mid, side, 1, 1, 1)
+    elif role == "depthwise":
+        shape = (mid, mid, side, kernel_size, slot.stride, mid)
+    else:
+        shape = (mid, slot.out_channels, math.ceil(side / slot.stride), 1, 1, 1)
+    return ConvLayer(*shape, w_bits, a_bits, name=f"blocks.{slot.index + 1}.{role}")
+
+
+def first_layers(space: SearchSpace, resolution: int, scope: str = "full") -> list[ConvLayer]:
+    """The layers before the slots: first convolution and, in `full` scope, the fixed first block."""
+    side, width, b = math.ceil(resolution / space.stem_stride), space.stem_width, FIXED_BITS
+    stem = ConvLayer(
+        space.in_channels, width, resolution, 3, space.stem_stride, 1, b, b, image_input=True, name="first_conv"
+    )
+    if _check_scope(scope) == "published":
+        return [stem]
+    return [
+        stem,
+        ConvLayer(width, width, side, 3, 1, width, b, b, name="blocks.0.depthwise"),
+        ConvLayer(width, space.first_block_width, side, 1, 1, 1, b, b, name="blocks.0.project"),
+    ]
+
+
+def last_layers(space: SearchSpace, resolution: int, scope: str = "full") -> list[ConvLayer]:
+    """The layers after the slots: last 1x1 convolution and, in `full` scope, the classifier."""
+    side, b = space.input_sides(resolution)[-1], FIXED_BITS
+    mix = ConvLayer(space.stages[-1].width, space.head_width, side, 1, 1, 1, b, b, name="feature_mix_layer")
+    if _check_scope(scope) == "published":
+        return [mix]
+    return [mix, ConvLayer(space.head_width, space.n_classes, 1, 1, 1, 1, b, b, norm=False, name="classifier")]
+
+
+def layers_of(space: SearchSpace, subnet: Subnet, scope: str = "full") -> list[ConvLayer]:
+    """Every convolution that the subnet runs, in order, with its bits.
+
+    Scope `published` leaves out the first inverted-residual block and the classifier, as the published totals do.
+    """
+    sides = space.input_sides(subnet.resolution)
+    layers = first_layers(space, subnet.resolution, scope)
+    for slot in space.slots:
+        if slot.position < subnet.d[slot.stage]:
+            i = slot.index
+            mid = round(subnet.e[i] * slot.in_channels)
+            for role in BLOCK_LAYERS:
+                w, a = (subnet.bits[space.kind_of(role, operand)][i] for operand in "wa")
+                layers.append(slot_layer(space, slot, role, sides[i], mid, subnet.ks[i], w, a))
+    return layers + last_layers(space, subnet.resolution, scope)
+
+
+def searchable_layers(space: SearchSpace) -> list[ConvLayer]:
+    """Every distinct legal layer that some slot can run, in slot order: the rows of a cost table."""
+    layers: dict[ConvLayer, None] = {}
+    for resolution, slot, role in itertools.product(space.resolutions, space.slots, BLOCK_LAYERS):
+        side = space.input_sides(resolution)[slot.index]
+        w_kind, a_kind = (space.operands[space.kind_of(role, operand)] for operand in "wa")
+        kernels = space.kernel_sizes if role == "depthwise" else (1,)
+        for mid, kernel, w, a in itertools.product(slot.mid_channels, kernels, w_kind.choices, a_kind.choices):
+            said = {(kernel, w_kind.name, w), (kernel, a_kind.name, a)}
+            if not any((rule.kernel_size, rule.operand, rule.bits) in said for rule in space.forbidden):
+                layers[slot_layer(space, slot, role, side, mid, kernel, w, a)] = None
+    return list(layers)
+
+
+def _check_scope(scope: str) -> str:
+    if scope not in SCOPES:
+        raise UserError(f"unknown cost scope {scope!r}; known: {', '.join(SCOPES)}")
+    return scope

@@ -1,0 +1,217 @@
+"""SearchSpace: what may be chosen for a network, as plain data, and the arithmetic of its slots.
+
+A network is: first convolution, one fixed inverted-residual block without expansion, stages of elastic
+inverted-residual blocks, last 1x1 convolution, pooling, classifier. A *slot* is a place for an elastic block;
+a stage of depth d runs its first d slots.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.rounding import make_divisible
+
+BLOCK_LAYERS = ("expand", "depthwise", "project")
+SCOPES = ("published", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A run of blocks of one output width; its first block carries the stride."""
+
+    width: int
+    stride: int
+    depths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.depths != tuple(sorted(set(self.depths))) or min(self.depths, default=0) < 1:
+            raise UserError(f"stage depths {self.depths} must be ascending, distinct and at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperandBits:
+    """Bit choices of one operand kind, say the weights ("w") of a block's expand and project layers."""
+
+    name: str
+    layers: tuple[str, ...]
+    operand: str
+    choices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers or set(self.layers) - set(BLOCK_LAYERS) or self.operand not in ("w", "a"):
+            raise UserError(f"operand kind {self.name}: layers are {BLOCK_LAYERS}, operands 'w' and 'a'")
+
+    @property
+    def setting(self) -> str:
+        """Name of this kind's list in a published policy, say `pw_w_bits_setting`."""
+        return f"{self.name}_bits_setting"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forbidden:
+    """A depthwise kernel size that may not meet a bit-width of an operand kind, and why."""
+
+    kernel_size: int
+    operand: str
+    bits: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place for an elastic block. `mid_channels` are its choices after expansion, ascending."""
+
+    index: int
+    stage: int
+    position: int
+    in_channels: int
+    out_channels: int
+    stride: int
+    mid_channels: tuple[int, ...]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The expansion ratios `e` that stand for `mid_channels` in a published spec."""
+        return tuple(mid / self.in_channels for mid in self.mid_channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """All networks that may be chosen: ascending choices per slot, stage and operand kind.
+
+    `ratios` are the expansion choices; with a `channel_step` they are the two ends of a range walked in that many
+    channels (APQ's channel pruning). `budget_scope` is the cost scope that budgets are given in unless told otherwise.
+    """
+
+    name: str
+    dataset: str
+    in_channels: int
+    n_classes: int
+    resolutions: tuple[int, ...]
+    stem_width: int
+    stem_stride: int
+    first_block_width: int
+    stages: tuple[Stage, ...]
+    head_width: int
+    kernel_sizes: tuple[int, ...]
+    ratios: tuple[float, ...]
+    channel_step: int | None
+    operands: tuple[OperandBits, ...]
+    forbidden: tuple[Forbidden, ...] = ()
+    budget_scope: str = "full"
+
+    def __post_init__(self) -> None:
+        for what in ("resolutions", "kernel_sizes", "ratios"):
+            values = getattr(self, what)
+            if not values or list(values) != sorted(set(values)):
+                raise UserError(f"space {self.name}: {what} {values} must be ascending and distinct")
+        if any(k % 2 == 0 for k in self.kernel_sizes):
+            raise UserError(f"space {self.name}: kernel sizes {self.kernel_sizes} must be odd")
+        if min(self.in_channels, self.n_classes, *self.resolutions) < 1:
+            raise UserError(f"space {self.name}: channels, classes and resolutions must be positive")
+        if self.budget_scope not in SCOPES:
+            raise UserError(f"space {self.name}: budget_scope {self.budget_scope!r}; known: {SCOPES}")
+        if not self.stages:
+            raise UserError(f"space {self.name} has no stages")
+        for layer, operand in itertools.product(BLOCK_LAYERS, "wa"):
+            owners = [kind.name for kind in self.operands if layer in kind.layers and kind.operand == operand]
+            if len(owners) != 1:
+                raise UserError(f"space {self.name}: {operand}-bits of {layer} are set by {owners}, not by one kind")
+        if unknown := {rule.operand for rule in self.forbidden} - {kind.name for kind in self.operands}:
+            raise UserError(f"space {self.name}: rules name unknown operand kinds {sorted(unknown)}")
+
+    def kind_of(self, layer: str, operand: str) -> int:
+        """Index of the operand kind that sets the "w" or "a" bits of one of a block's layers."""
+        return next(i for i, k in enumerate(self.operands) if layer in k.layers and k.operand == operand)
+
+    @cached_property
+    def slots(self) -> tuple[Slot, ...]:
+        """Every slot, in network order."""
+        slots, in_channels = [], self.first_block_width
+        for stage_index, stage in enumerate(self.stages):
+            for position in range(stage.depths[-1]):
+                stride = stage.stride if position == 0 else 1
+                mid = self._mid_channels(in_channels)
+                slots.append(Slot(len(slots), stage_index, position, in_channels, stage.width, stride, mid))
+                in_channels = stage.width
+        return tuple(slots)
+
+    def _mid_channels(self, in_channels: int) -> tuple[int, ...]:
+        if self.channel_step is None:
+            return tuple(int(m) for m in make_divisible([round(in_channels * ratio) for ratio in self.ratios]))
+        low, high = round(self.ratios[0] * in_channels), round(self.ratios[-1] * in_channels)
+        return tuple(range(low, high + 1, self.channel_step))
+
+    @cached_property
+    def stage_of_slot(self) -> np.ndarray:
+        """(slots,) index of each slot's stage."""
+        return np.array([slot.stage for slot in self.slots])
+
+    @cached_property
+    def position_of_slot(self) -> np.ndarray:
+        """(slots,) place of each slot in its stage, from 0."""
+        return np.array([slot.position for slot in self.slots])
+
+    def input_sides(self, resolution: int) -> tuple[int, ...]:
+        """Side of the square input of every slot, then of the last 1x1 convolution."""
+        sides, side = [], math.ceil(resolution / self.stem_stride)
+        for slot in self.slots:
+            sides.append(side)
+            side = math.ceil(side / slot.stride)
+        return (*sides, side)
+
+    def size(self) -> int:
+        """Exact number of legal networks; what an inactive slot says is not counted."""
+        legal = sum(
+            not any(self.breaks(rule, kernel, bits) for rule in self.forbidden)
+            for kernel in self.kernel_sizes
+            for bits in itertools.product(*(kind.choices for kind in self.operands))
+        )
+        total = len(self.resolutions)
+        for stage_index, stage in enumerate(self.stages):
+            options = [len(slot.mid_channels) * legal for slot in self.slots if slot.stage == stage_index]
+            total *= sum(math.prod(options[:depth]) for depth in stage.depths)
+        return total
+
+    def breaks(self, rule: Forbidden, kernel_size: int, bits: tuple[int, ...]) -> bool:
+        """Whether a block with this kernel and these bits (one an operand kind) breaks the rule."""
+        kinds = {kind.name: b for kind, b in zip(self.operands, bits, strict=True)}
+        return kernel_size == rule.kernel_size and kinds[rule.operand] == rule.bits
+
+
+def space_to_dict(space: SearchSpace) -> dict[str, Any]:
+    """The space as plain JSON data: what checkpoints and predictors record of it."""
+    return _listed(asdict(space))
+
+
+def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
+    """Inverse of `space_to_dict`; UserError where keys are missing, unknown or out of range."""
+    try:
+        fields = dict(data)
+        fields["stages"] = tuple(Stage(**{**s, "depths": tuple(s["depths"])}) for s in fields["stages"])
+        fields["operands"] = tuple(
+            OperandBits(**{**k, "layers": tuple(k["layers"]), "choices": tuple(k["choices"])})
+            for k in fields["operands"]
+        )
+        fields["forbidden"] = tuple(Forbidden(**rule) for rule in fields.get("forbidden", ()))
+        for what in ("resolutions", "kernel_sizes", "ratios"):
+            fields[what] = tuple(fields[what])
+        return SearchSpace(**fields)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"not a search space: {error}") from error
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_listed(item) for item in value]
+    return value

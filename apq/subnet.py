@@ -1,0 +1,122 @@
+"""Subnet: one point of a space, canonical and hashable; and the published spec form that it is stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apq.errors import UserError
+from apq.rounding import make_divisible
+from apq.rules import check_block
+from apq.space import SearchSpace, Slot
+
+ARCHITECTURE_KEYS = ("wid", "ks", "e", "d")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subnet:
+    """Kernels, expansion ratios and bits of every slot, depth of every stage.
+
+    Build one with `subnet_from_spec` or `genes.subnets_of`: they check it against its space and make it canonical
+    (slots that do not run hold the smallest kernel and ratio and the highest bits), so equal networks are equal values.
+    `bits` has one row an operand kind, in the space's order.
+    """
+
+    ks: tuple[int, ...]
+    e: tuple[float, ...]
+    d: tuple[int, ...]
+    resolution: int
+    bits: tuple[tuple[int, ...], ...]
+    wid: None = None  # the published files carry a width multiplier; it is always null
+
+
+def architecture_of(space: SearchSpace, subnet: Subnet) -> dict[str, Any]:
+    """The first object of a published `arch` file; the resolution is written where the space has several."""
+    spec = {"wid": subnet.wid, "ks": list(subnet.ks), "e": list(subnet.e), "d": list(subnet.d)}
+    return spec if len(space.resolutions) == 1 else {**spec, "resolution": subnet.resolution}
+
+
+def policy_of(space: SearchSpace, subnet: Subnet) -> dict[str, list[int]]:
+    """The second object of a published `arch` file: one list of bits an operand kind."""
+    return {kind.setting: list(row) for kind, row in zip(space.operands, subnet.bits, strict=True)}
+
+
+def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
+    """Check a spec (architecture and policy keys in one mapping) against the space and make it canonical.
+
+    Ratios between two choices are rounded to the nearest allowed channel count. UserError says which key is wrong.
+    """
+    n_slots = len(space.slots)
+    keys = {*ARCHITECTURE_KEYS, "resolution", *(kind.setting for kind in space.operands)}
+    optional = {"wid", "resolution"} if len(space.resolutions) == 1 else {"wid"}
+    if missing := keys - optional - set(spec):
+        raise UserError(f"spec for space {space.name} lacks {', '.join(sorted(missing))}")
+    if foreign := set(spec) - keys:
+        raise UserError(f"spec has keys that space {space.name} does not know: {', '.join(sorted(map(str, foreign)))}")
+    if spec.get("wid") is not None:
+        raise UserError(f"wid is {spec['wid']!r}; width multipliers are not searched, it must be null")
+    resolution = spec.get("resolution", space.resolutions[0])
+    if resolution not in space.resolutions:
+        raise UserError(f"resolution is {resolution!r}; space {space.name} has {space.resolutions}")
+
+    depths = _depths(space, spec["d"])
+    ks = _numbers("ks", spec["ks"], n_slots)
+    ratios = _numbers("e", spec["e"], n_slots)
+    bits = [_numbers(kind.setting, spec[kind.setting], n_slots) for kind in space.operands]
+    for slot in space.slots:
+        i = slot.index
+        if slot.position >= depths[slot.stage]:
+            ks[i], ratios[i] = space.kernel_sizes[0], slot.ratios[0]
+            for row, kind in zip(bits, space.operands, strict=True):
+                row[i] = kind.choices[-1]
+            continue
+        _check_choice(f"ks[{i}]", ks[i], space.kernel_sizes)
+        for row, kind in zip(bits, space.operands, strict=True):
+            _check_choice(f"{kind.setting}[{i}]", row[i], kind.choices)
+        ratios[i] = snap_ratio(space, slot, ratios[i])
+        check_block(space, i, ks[i], tuple(row[i] for row in bits))
+    return Subnet(
+        ks=tuple(map(int, ks)),
+        e=tuple(ratios),
+        d=depths,
+        resolution=int(resolution),
+        bits=tuple(tuple(map(int, row)) for row in bits),
+    )
+
+
+def snap_ratio(space: SearchSpace, slot: Slot, ratio: float) -> float:
+    """The slot's choice that a ratio means: exact, or by channel rounding; UserError outside the slot's range."""
+    channels = int(make_divisible(ratio * slot.in_channels))
+    low, high = slot.mid_channels[0], slot.mid_channels[-1]
+    if channels not in slot.mid_channels or not low <= ratio * slot.in_channels <= high:
+        raise UserError(
+            f"e[{slot.index}] is {ratio!r}; space {space.name} has {low} to {high} channels there, "
+            f"ratios {low / slot.in_channels:g} to {high / slot.in_channels:g}"
+        )
+    return channels / slot.in_channels
+
+
+def _depths(space: SearchSpace, values: Any) -> tuple[int, ...]:
+    deepest = max(stage.depths[-1] for stage in space.stages)
+    depths = _numbers("d", values, len(space.stages))
+    for i, stage in enumerate(space.stages):
+        if len(stage.depths) == 1:  # published specs carry a number even where nothing can be chosen
+            _check_choice(f"d[{i}]", depths[i], tuple(range(1, deepest + 1)))
+            depths[i] = stage.depths[0]
+        _check_choice(f"d[{i}]", depths[i], stage.depths)
+    return tuple(map(int, depths))
+
+
+def _numbers(key: str, values: Any, length: int) -> list[Any]:
+    if not isinstance(values, (list, tuple)) or len(values) != length:
+        what = f"{len(values)} entries" if isinstance(values, (list, tuple)) else repr(values)
+        raise UserError(f"{key} must be a list of {length} numbers, not {what}")
+    if bad := [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or v != v]:
+        raise UserError(f"{key} holds {bad[0]!r}, which is not a number")
+    return list(values)
+
+
+def _check_choice(key: str, value: Any, choices: tuple[int, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{key} is {value!r}; allowed: {', '.join(map(str, choices))}")

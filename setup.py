@@ -1,0 +1,24 @@
+"""Packaging: what is needed and why. The code runs from the checkout; an (editable) install brings the dependencies."""
+
+from setuptools import setup
+
+setup(
+    name="apq-toolkit",
+    version="0.1.0",
+    description="Joint search of architecture, channel pruning and mixed-precision quantization for an accelerator",
+    python_requires=">=3.10",
+    py_modules=[],  # nothing is installed flat: the packages keep their published top-level names and stay in the checkout
+    packages=[],
+    install_requires=[
+        "torch>=2.4",  # networks, predictors; weights_only loading
+        "torchvision>=0.19",  # image folders and transforms
+        "numpy>=1.26",
+        "scipy>=1.11",  # Kendall and Spearman rank correlation
+        "scikit-learn>=1.4",  # the digits images
+        "matplotlib>=3.8",  # search history plots
+        "tqdm>=4.66",  # progress bars
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+    },
+)

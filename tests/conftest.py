@@ -1,0 +1,37 @@
+"""Shared by all tests: the golden values, found through APQ_GOLDEN."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(os.environ.get("APQ_GOLDEN", ROOT.parent / "shared" / "golden"))
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """`golden("name.json")` -> its data (JSON, or a dict of arrays of an npz, or the Path of any other file)."""
+
+    def load(name: str):
+        path = GOLDEN / name
+        if not path.exists():
+            pytest.skip(f"golden values not found: {path} (set APQ_GOLDEN)")
+        if path.suffix == ".json":
+            return json.loads(path.read_text())
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                return dict(arrays)
+        return path
+
+    return load
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path_factory, monkeypatch):
+    """Tests never read or write the user's cache."""
+    monkeypatch.setenv("APQ_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
