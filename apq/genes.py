@@ -153,3 +153,8 @@ def subnets_of(space: SearchSpace, genes: np.ndarray) -> list[Subnet]:
         )
         for i in range(len(genes))
     ]
+
+
+def largest_subnet(space: SearchSpace) -> Subnet:
+    """Deepest and widest, with the largest kernels and resolution and the highest bits."""
+    return subnets_of(space, cardinalities(space)[None] - 1)[0]

@@ -1,0 +1,22 @@
+"""Images and accuracy pairs. `load_splits` is the way in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from apq.errors import UserError
+from apq.space import SearchSpace
+from dataset.digits import digits_splits
+from dataset.imagenet import image_folder_splits
+from dataset.splits import Splits
+
+__all__ = ["Splits", "load_splits"]
+
+
+def load_splits(space: SearchSpace, data_dir: Path | None = None) -> Splits:
+    """The images of a space: embedded ones, or those of an image folder; UserError where a folder is needed."""
+    if data_dir is not None:
+        return image_folder_splits(space, data_dir)
+    if space.dataset == "digits":
+        return digits_splits(space)
+    raise UserError(f"space {space.name} needs images: give --data DIR with DIR/train/CLASS and DIR/val/CLASS")

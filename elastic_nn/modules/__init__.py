@@ -1,0 +1,1 @@
+"""Elastic operators: layers whose channels, kernels and bits are run-time state."""

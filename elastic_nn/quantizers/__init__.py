@@ -1,0 +1,26 @@
+"""Quantizers, and the schemes that a network is built with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from elastic_nn.quantizers.linear import LinearActivationQuantizer, LinearWeightQuantizer
+
+__all__ = ["FLOAT", "LINEAR", "LinearActivationQuantizer", "LinearWeightQuantizer", "QuantScheme"]
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """How a layer gets its quantizers: one call a layer; activations are told whether they may be negative."""
+
+    name: str
+    weight: Callable[[], nn.Module]
+    activation: Callable[[bool], nn.Module]
+
+
+FLOAT = QuantScheme("float", weight=nn.Identity, activation=lambda signed: nn.Identity())
+LINEAR = QuantScheme("linear", weight=LinearWeightQuantizer, activation=LinearActivationQuantizer)
+SCHEMES = {scheme.name: scheme for scheme in (FLOAT, LINEAR)}

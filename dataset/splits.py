@@ -1,0 +1,52 @@
+"""The three parts of a data set, and their loaders.
+
+`train` trains, `val` is held out of the training images and guides every choice (pairs, search, best epoch), `test` is
+touched by `test.py` alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+
+
+class TensorImages(Dataset):
+    """Images held in memory, indexed by whole batches so that augmentation is one tensor operation."""
+
+    def __init__(self, images: Tensor, labels: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.images, self.labels, self.augment = images, labels, augment
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        images = self.images[indices]
+        return (images if self.augment is None else self.augment(images)), self.labels[indices]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train (augmented), `calibration` (the same images without augmentation), validation and test images."""
+
+    train: Dataset
+    calibration: Dataset
+    val: Dataset
+    test: Dataset
+
+
+def make_loader(dataset: Dataset, batch_size: int, *, shuffle: bool = False) -> DataLoader:
+    """Batches of (images, labels). Order and augmentation follow torch's global generator: seed it before each epoch."""
+    if isinstance(dataset, TensorImages):
+        order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
+        # one batch of a single image cannot train BatchNorm
+        sampler = BatchSampler(order, batch_size, drop_last=shuffle and len(dataset) % batch_size == 1)
+        return DataLoader(dataset, sampler=sampler, batch_size=None)
+    workers = min(8, os.cpu_count() or 1)
+    return DataLoader(
+        dataset, batch_size, shuffle=shuffle, drop_last=shuffle, num_workers=workers, pin_memory=torch.cuda.is_available()
+    )

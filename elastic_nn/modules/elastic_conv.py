@@ -1,0 +1,87 @@
+"""One elastic convolution for every precision, and the quantized classifier.
+
+Weights are sliced, never copied: fewer channels are the first ones, and a smaller depthwise kernel is the centre of the
+next larger one, multiplied by a learned matrix (once-for-all, Cai et al., ICLR 2020, arXiv 1908.09791).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elastic_nn.quantizers import QuantScheme
+
+
+class ElasticConv2d(nn.Module):
+    """Convolution with "same" padding whose output channels and kernel are chosen at run time.
+
+    A depthwise one takes its channels from its input. `kernel_sizes` are ascending; more than one needs depthwise.
+    `signed_input` says whether the activations that reach it may be negative; `quantize_input=False` leaves them raw.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_sizes: tuple[int, ...],
+        stride: int,
+        scheme: QuantScheme,
+        *,
+        depthwise: bool = False,
+        signed_input: bool = False,
+        quantize_input: bool = True,
+    ) -> None:
+        super().__init__()
+        largest = kernel_sizes[-1]
+        self.weight = nn.Parameter(torch.empty(out_channels, 1 if depthwise else in_channels, largest, largest))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out" if not depthwise else "fan_in")
+        self.kernel_transforms = nn.ParameterDict(
+            {f"{big}to{small}": nn.Parameter(torch.eye(small**2)) for small, big in pairwise(kernel_sizes)}
+        )
+        self.weight_quant = scheme.weight()
+        self.act_quant = scheme.activation(signed_input) if quantize_input else nn.Identity()
+        self.stride, self.depthwise, self.kernel_sizes = stride, depthwise, kernel_sizes
+        self.active_kernel, self.active_out = largest, out_channels
+
+    def active_weight(self, in_channels: int) -> Tensor:
+        """The full-precision filter in use, for inputs of this many channels."""
+        if self.depthwise:
+            return self._centre_kernel(self.weight[:in_channels])
+        return self.weight[: self.active_out, :in_channels]
+
+    def _centre_kernel(self, w: Tensor) -> Tensor:  # w: (C, 1, K, K), K the largest
+        for small, big in reversed(list(pairwise(self.kernel_sizes))):
+            if small < self.active_kernel:
+                break
+            edge = (big - small) // 2
+            crop = w[:, :, edge:-edge, edge:-edge].flatten(2)  # (C, 1, small * small)
+            w = F.linear(crop, self.kernel_transforms[f"{big}to{small}"]).unflatten(2, (small, small))
+        return w
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, D, ceil(H / stride), ceil(W / stride))
+        channels = x.size(1)
+        w = self.weight_quant(self.active_weight(channels))
+        groups = channels if self.depthwise else 1
+        return F.conv2d(self.act_quant(x), w, None, self.stride, w.size(-1) // 2, groups=groups)
+
+    def extra_repr(self) -> str:
+        return f"kernel={self.active_kernel} of {self.kernel_sizes}, out={self.active_out}, stride={self.stride}"
+
+
+class QuantLinear(nn.Linear):
+    """Fully connected layer with the quantizers of a scheme; its inputs are not negative."""
+
+    def __init__(self, in_features: int, out_features: int, scheme: QuantScheme) -> None:
+        super().__init__(in_features, out_features)
+        self.weight_quant = scheme.weight()
+        self.act_quant = scheme.activation(False)
+
+    def active_weight(self, in_features: int) -> Tensor:
+        """The full-precision weights in use: all of them."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C) -> (N, classes)
+        return F.linear(self.act_quant(x), self.weight_quant(self.weight), self.bias)

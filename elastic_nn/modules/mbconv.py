@@ -1,0 +1,83 @@
+"""The elastic inverted-residual block (MobileNetV2, Sandler et al., CVPR 2018) and its convolution-norm-activation unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from elastic_nn.modules.elastic_conv import ElasticConv2d
+from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
+from elastic_nn.quantizers import QuantScheme
+
+NORM_EPS = 1e-3  # as published; the golden outputs depend on it
+NORM_MOMENTUM = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockShape:
+    """Largest size of a block. `kernel_sizes` ascend; without `expand` the block is depthwise + project."""
+
+    in_channels: int
+    mid_channels: int
+    out_channels: int
+    kernel_sizes: tuple[int, ...]
+    stride: int
+    expand: bool = True
+
+
+class ConvNormAct(nn.Module):
+    """Elastic convolution, BatchNorm and, unless it is a linear bottleneck, ReLU6."""
+
+    def __init__(self, conv: ElasticConv2d, *, act: bool) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = ElasticBatchNorm2d(conv.active_out, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+        self.act = nn.ReLU6(inplace=True) if act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+class ElasticMBConv(nn.Module):
+    """Expand, depthwise, project, with a shortcut where input and output have one shape."""
+
+    def __init__(self, shape: BlockShape, scheme: QuantScheme) -> None:
+        super().__init__()
+        c, m, d = shape.in_channels, shape.mid_channels, shape.out_channels
+        if shape.expand:
+            self.expand = ConvNormAct(ElasticConv2d(c, m, (1,), 1, scheme, signed_input=True), act=True)
+        else:
+            self.expand = nn.Identity()
+        depthwise = ElasticConv2d(m, m, shape.kernel_sizes, shape.stride, scheme, depthwise=True)
+        self.depthwise = ConvNormAct(depthwise, act=True)
+        self.project = ConvNormAct(ElasticConv2d(m, d, (1,), 1, scheme), act=False)
+        self.shape = shape
+        self.shortcut = shape.expand and shape.stride == 1 and c == d
+
+    def set_shape(self, kernel_size: int, mid_channels: int) -> None:
+        """Choose the depthwise kernel and the number of channels after expansion."""
+        self.depthwise.conv.active_kernel = kernel_size
+        self.expand.conv.active_out = self.depthwise.conv.active_out = mid_channels
+
+    def layers(self) -> dict[str, ConvNormAct]:
+        """The convolution units by their role in the space's vocabulary."""
+        named = {"expand": self.expand, "depthwise": self.depthwise, "project": self.project}
+        return {role: unit for role, unit in named.items() if isinstance(unit, ConvNormAct)}
+
+    @torch.no_grad()
+    def sort_channels(self) -> None:
+        """Order the expanded channels by importance (L1 norm of the project weights), so that slicing keeps the best.
+
+        The function of the full-width block does not change.
+        """
+        order = self.project.conv.weight.abs().sum((0, 2, 3)).argsort(descending=True, stable=True)
+        self.project.conv.weight.copy_(self.project.conv.weight[:, order])
+        for unit in (self.expand, self.depthwise):
+            for tensor in (unit.conv.weight, *unit.norm.parameters(), unit.norm.running_mean, unit.norm.running_var):
+                tensor.copy_(tensor[order])
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, c, H, W) -> (N, d, H / stride, W / stride)
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.shortcut else y

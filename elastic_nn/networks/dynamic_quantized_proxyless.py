@@ -1,0 +1,39 @@
+"""The elastic supernet with quantizers: the same network, built with another scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.genes import sample, subnets_of
+from apq.presets import APQ_IMAGENET
+from apq.space import SearchSpace
+from apq.subnet import architecture_of, policy_of, subnet_from_spec
+from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
+from elastic_nn.quantizers import LINEAR, QuantScheme
+
+
+class DynamicQuantizedProxylessNASNets(DynamicProxylessNASNets):
+    """A supernet whose subnets also choose the bits of every block."""
+
+    def __init__(self, space: SearchSpace = APQ_IMAGENET, scheme: QuantScheme = LINEAR) -> None:
+        super().__init__(space, scheme)
+
+    def set_quantization_policy(self, **settings: Sequence[int]) -> None:
+        """Choose the bits by the lists of a published policy; the architecture stays. UserError if illegal."""
+        self.activate(subnet_from_spec(self.space, {**architecture_of(self.space, self.active), **settings}))
+
+    def sample_active_subnet(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Choose architecture and policy at random and return both in one published spec."""
+        self.activate(subnets_of(self.space, sample(self.space, 1, rng))[0])
+        return {**architecture_of(self.space, self.active), **policy_of(self.space, self.active)}
+
+    def load_float_weights(self, state: Mapping[str, Any]) -> None:
+        """Take over a float supernet's weights; the quantizers keep their ranges."""
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        missing = [key for key in missing if not key.endswith(("act_quant.range", "weight_quant.range"))]
+        if missing or unexpected:
+            raise UserError(f"not a float supernet of space {self.space.name}: first odd key {[*missing, *unexpected][0]}")

@@ -1,0 +1,60 @@
+"""A subnet as a network of its own: cut out of a supernet, or built empty to load a checkpoint into."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from apq.space import SearchSpace
+from apq.subnet import Subnet
+from elastic_nn.modules.elastic_conv import ElasticConv2d
+from elastic_nn.modules.mbconv import ConvNormAct
+from elastic_nn.networks.mbconv_net import MBConvNet, subnet_shape
+from elastic_nn.quantizers import QuantScheme
+
+
+def build_subnet(space: SearchSpace, subnet: Subnet, scheme: QuantScheme) -> MBConvNet:
+    """The subnet with fresh weights and its bits set."""
+    net = MBConvNet(subnet_shape(space, subnet), scheme)
+    for index, slot in enumerate(running_slots(space, subnet), start=1):
+        net.set_block_bits(index, space, tuple(row[slot] for row in subnet.bits))
+    return net
+
+
+def running_slots(space: SearchSpace, subnet: Subnet) -> list[int]:
+    """Indices of the slots that run: block i + 1 of a stand-alone subnet is the i-th of them."""
+    return [slot.index for slot in space.slots if slot.position < subnet.d[slot.stage]]
+
+
+@torch.no_grad()
+def extract_subnet(supernet: MBConvNet, space: SearchSpace, subnet: Subnet) -> MBConvNet:
+    """Cut a subnet out of a supernet that runs it: weights, BatchNorm statistics and quantizer ranges, copied."""
+    net = build_subnet(space, subnet, supernet.scheme)
+    net.to(next(supernet.parameters()).device, next(supernet.parameters()).dtype)
+    pairs = [(supernet.first_conv, net.first_conv), (supernet.feature_mix_layer, net.feature_mix_layer)]
+    for source, target in zip(supernet.active_blocks, net.blocks, strict=True):
+        named = supernet.blocks[source].layers()
+        pairs += [(named[role], unit) for role, unit in target.layers().items()]
+    for source, target in pairs:
+        _copy_unit(source, target)
+    net.classifier.load_state_dict(supernet.classifier.state_dict())
+    return net.train(supernet.training)
+
+
+def _copy_unit(source: ConvNormAct, target: ConvNormAct) -> None:
+    _copy_conv(source.conv, target.conv)
+    channels = target.norm.num_features
+    for key, tensor in target.norm.state_dict().items():
+        saved = source.norm.state_dict()[key]
+        tensor.copy_(saved[:channels] if saved.ndim else saved)
+
+
+def _copy_conv(source: ElasticConv2d, target: ElasticConv2d) -> None:
+    out, in_channels = target.weight.shape[:2]
+    target.weight.copy_(source.active_weight(out if source.depthwise else in_channels))
+    _copy_quantizer(source.weight_quant, target.weight_quant)
+    _copy_quantizer(source.act_quant, target.act_quant)
+
+
+def _copy_quantizer(source: nn.Module, target: nn.Module) -> None:
+    target.load_state_dict(source.state_dict())

@@ -1,0 +1,121 @@
+"""Linear fake quantization as pure functions: forward rules, straight-through gradients, range choice.
+
+PACT (Choi et al., arXiv 1805.06085) learns the clipping range of activations; HAQ (Wang et al., CVPR 2019) and APQ
+quantize weights by their largest magnitude, or by a threshold that loses little information at few bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+CALIBRATION_CEILING = 6.0  # activations are bounded by ReLU6
+FEW_BITS = 5  # below this many bits a clipped range loses less than the full one
+
+
+def levels(bits: int, *, signed: bool) -> int:
+    """Highest positive code; signed codes are symmetric, so the lowest one is its negative.
+
+    >>> levels(8, signed=False), levels(8, signed=True), levels(4, signed=True)
+    (255, 127, 7)
+    """
+    return 2 ** (bits - 1 if signed else bits) - 1
+
+
+def quantize_activation(x: Tensor, clip: Tensor, bits: int, *, signed: bool, learn_clip: bool = True) -> Tensor:
+    """Clamp to [0, clip] or [-clip, clip] and round to `bits` bits (the sign's included).
+
+    Gradient of x: 1 inside the range, 0 outside, 1/2 on an edge (0 on an edge if the range is not learned).
+    Gradient of clip: 1 above the range, -1 below a signed one, half of it on an edge; the step size carries none.
+    """
+    return _QuantizeActivation.apply(x, clip, levels(bits, signed=signed), signed, learn_clip)
+
+
+def quantize_weight(w: Tensor, clip: Tensor, bits: int) -> Tensor:
+    """Clamp to [-clip, clip] and round to `bits` bits, sign included; the gradient passes everywhere."""
+    return _QuantizeWeight.apply(w, clip, levels(bits, signed=True))
+
+
+def squash_weight(w: Tensor) -> Tensor:
+    """DoReFa's bounded weights, tanh(w) / max|tanh(w)|, to be quantized with a clip of 1 (arXiv 1606.06160)."""
+    squashed = torch.tanh(w)
+    return squashed / squashed.abs().max().clamp_min(torch.finfo(w.dtype).tiny)
+
+
+class _QuantizeActivation(torch.autograd.Function):
+    """Written out because autograd would keep six full-size tensors for what needs one."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, clip: Tensor, top: int, signed: bool, learn_clip: bool) -> Tensor:
+        ctx.save_for_backward(x, clip)
+        ctx.signed, ctx.learn_clip = signed, learn_clip
+        step = clip / top
+        low = -clip if signed else torch.zeros_like(clip)
+        return torch.clamp(x, low, clip).div_(step).round_().mul_(step)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, clip = ctx.saved_tensors
+        low = -clip if ctx.signed else torch.zeros_like(clip)
+        grad_x = grad * ((x > low) & (x < clip))
+        if not ctx.learn_clip:
+            return grad_x, None, None, None, None
+        grad_x += 0.5 * grad * ((x == low) | (x == clip))
+        grad_clip = None
+        if ctx.needs_input_grad[1]:
+            total = (grad * (x > clip)).sum() + 0.5 * (grad * (x == clip)).sum()
+            if ctx.signed:
+                total = total - (grad * (x < low)).sum() - 0.5 * (grad * (x == low)).sum()
+            grad_clip = total.reshape(clip.shape)
+        return grad_x, grad_clip, None, None, None
+
+
+class _QuantizeWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, w: Tensor, clip: Tensor, top: int) -> Tensor:
+        step = (clip / top).clamp_min(torch.finfo(w.dtype).tiny)  # an all-zero filter stays zero
+        return torch.clamp(w, -clip, clip).div_(step).round_().mul_(step)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, None, None
+
+
+def kl_threshold(data: np.ndarray, bits: int) -> float:
+    """Clipping threshold of |data| whose quantized cumulative histogram diverges least from the clipped one.
+
+    Candidates are the right ends of histogram bins (as many bins as numpy's "sqrt" rule makes on [0, max]), from
+    2^(bits-1) + 1 bins on; the score is a Kullback-Leibler-like sum over the cumulative distributions. All-zero data: 0.
+    """
+    magnitude = np.abs(np.asarray(data).ravel())
+    largest = float(magnitude.max(initial=0.0))
+    if largest == 0.0:
+        return 0.0
+    counts, edges = np.histogram(magnitude, bins="sqrt", range=(0.0, largest))
+    n_levels, n_bins = 2 ** (bits - 1), len(counts)
+    if n_levels + 1 > n_bins:
+        return largest
+    cumulative = np.cumsum(counts) / counts.sum()
+    bin_width = edges[1] - edges[0]
+    best_score, best = np.inf, largest
+    for kept in range(n_levels + 1, n_bins + 1):
+        reference = cumulative.copy()
+        reference[kept - 1 :] = 1.0
+        coarse = _resample(reference[:kept], n_levels)
+        candidate = reference.copy()
+        candidate[:kept] = _resample(coarse, kept)
+        score = _divergence(cumulative, candidate)
+        if score < best_score:
+            best_score, best = score, (kept + 0.5) * bin_width
+    return float(best)
+
+
+def _resample(values: np.ndarray, n: int) -> np.ndarray:
+    return np.interp(np.linspace(0, len(values) - 1, n), np.arange(len(values)), values)
+
+
+def _divergence(p: np.ndarray, q: np.ndarray) -> float:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.nansum((p - q) * np.log2(p / q)))

@@ -1,0 +1,87 @@
+"""Linear quantizers as modules: they own the range and the bits, `functional` does the arithmetic.
+
+`bits` is run-time state (None: pass through unquantized). Ranges are parameters or buffers, so they are saved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from elastic_nn.quantizers.functional import (
+    CALIBRATION_CEILING,
+    FEW_BITS,
+    kl_threshold,
+    levels,
+    quantize_activation,
+    quantize_weight,
+)
+
+SMALLEST_RANGE = 1e-4  # a learned range that training drove to zero would divide by zero
+
+
+class LinearActivationQuantizer(nn.Module):
+    """PACT-style activation quantizer with one learned clipping range a layer.
+
+    `signed` activations (the linear bottlenecks) spend one of their bits on the sign.
+    """
+
+    def __init__(self, signed: bool) -> None:
+        super().__init__()
+        self.signed = signed
+        self.bits: int | None = 8
+        self.range = nn.Parameter(torch.full((1,), CALIBRATION_CEILING))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bits is None:
+            return x
+        return quantize_activation(x, self.range.clamp_min(SMALLEST_RANGE), self.bits, signed=self.signed)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Set the range from a sample of inputs: their largest magnitude, at few bits the KL threshold, at most 6."""
+        if self.bits is None:
+            return
+        magnitude_bits = self.bits - 1 if self.signed else self.bits
+        largest = x.abs().max().item()
+        if magnitude_bits < FEW_BITS:
+            largest = min(largest, kl_threshold(x.float().cpu().numpy(), magnitude_bits))
+        self.range.fill_(max(min(largest, CALIBRATION_CEILING), SMALLEST_RANGE))
+
+    def extra_repr(self) -> str:
+        top = None if self.bits is None else levels(self.bits, signed=self.signed)
+        return f"bits={self.bits}, signed={self.signed}, top_code={top}"
+
+
+class LinearWeightQuantizer(nn.Module):
+    """Weight quantizer whose range is the largest magnitude of the filter in use, or a calibrated threshold.
+
+    A `range` of 0 or less means: not calibrated, take the largest magnitude anew at every call. So nothing that one
+    subnet did is remembered by the next.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bits: int | None = 8
+        self.register_buffer("range", torch.full((1,), -1.0))
+
+    def forward(self, w: Tensor) -> Tensor:
+        if self.bits is None:
+            return w
+        clip = self.range if self.calibrated else w.detach().abs().max()
+        return quantize_weight(w, clip, self.bits)
+
+    @property
+    def calibrated(self) -> bool:
+        return bool(self.range > 0)
+
+    @torch.no_grad()
+    def calibrate(self, w: Tensor) -> None:
+        """Set the range from the filter: its KL threshold at few bits, otherwise follow its largest magnitude."""
+        if self.bits is not None and self.bits < FEW_BITS:
+            self.range.fill_(kl_threshold(w.float().cpu().numpy(), self.bits))
+        else:
+            self.range.fill_(-1.0)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"

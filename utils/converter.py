@@ -1,0 +1,110 @@
+"""Subnets as one-hot vectors, the form that accuracy predictors read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.genes import active, canonical, cardinalities, genes_of, sample, subnets_of, view
+from apq.presets import APQ_IMAGENET
+from apq.space import SearchSpace
+from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
+
+
+class Converter:
+    """One-hot encoding of the subnets of a space, laid out as published for APQ (Wang et al., CVPR 2020).
+
+    Architecture half (`half_dim` entries): kernel of every slot, width of every slot, and the resolution where the
+    space has several. Policy half: bits of every slot, one section an operand kind. A slot that does not run is all
+    zeros, which is also how depth is said. `apq-imagenet` has 520 + 252 = 772 entries.
+    `seed` is for `random_spec` alone.
+    """
+
+    def __init__(self, space: SearchSpace = APQ_IMAGENET, seed: int | None = None) -> None:
+        self.space = space
+        self._rng = np.random.default_rng(seed)
+        counts, slots, several = cardinalities(space), len(space.slots), len(space.resolutions) > 1
+        architecture = np.arange(2 * slots)
+        policy = np.arange(2 * slots, (2 + len(space.operands)) * slots)
+        resolution = np.array([len(counts) - 1] if several else [], dtype=np.int64)
+        # The depth columns are left out; the resolution moves from the last column to the end of the first half.
+        self.columns = np.concatenate([architecture, resolution, policy])  # (sections,) gene column of every one-hot
+        self.choices = counts[self.columns]  # (sections,)
+        self.offsets = np.concatenate([[0], np.cumsum(self.choices)[:-1]])  # (sections,) first entry of each
+        self.slot_of_section = np.where(self.columns < len(counts) - 1, self.columns % slots, -1)  # -1: always there
+        self.half_dim = int(self.choices[: len(architecture) + several].sum())
+        self.full_dim = int(self.choices.sum())
+
+    def active_features(self, genes: np.ndarray) -> np.ndarray:
+        """(n, sections) int64 indices of the ones; `full_dim` pads the sections of slots that do not run."""
+        runs = np.ones((len(genes), len(self.space.slots) + 1), dtype=bool)  # the last column serves section slot -1
+        runs[:, :-1] = active(self.space, genes)
+        return np.where(runs[:, self.slot_of_section], genes[:, self.columns] + self.offsets, self.full_dim)
+
+    def encode(self, genes: np.ndarray) -> np.ndarray:
+        """(n, full_dim) float32 one-hot rows of a gene matrix."""
+        features = np.zeros((len(genes), self.full_dim + 1), dtype=np.float32)  # the last column takes the padding
+        np.put_along_axis(features, self.active_features(genes), 1.0, axis=1)
+        return features[:, :-1]
+
+    def decode(self, features: np.ndarray) -> np.ndarray:
+        """(n, genes) canonical rows; inverse of `encode`. UserError for rows that `encode` cannot have made."""
+        features = np.asarray(features)
+        if features.ndim != 2 or features.shape[1] != self.full_dim:
+            raise UserError(
+                f"features of space {self.space.name} have shape (n, {self.full_dim}), not {features.shape}"
+            )
+        genes = np.zeros((len(features), len(cardinalities(self.space))), dtype=np.int64)
+        for column, start, n_choices in zip(self.columns, self.offsets, self.choices, strict=True):
+            genes[:, column] = features[:, start : start + n_choices].argmax(axis=1)
+        kernel_dim = len(self.space.kernel_sizes) * len(self.space.slots)
+        runs = features[:, :kernel_dim].reshape(len(features), len(self.space.slots), -1).any(axis=2)  # (n, slots)
+        for i, stage in enumerate(self.space.stages):
+            depth = runs[:, self.space.stage_of_slot == i].sum(axis=1)
+            view(self.space, genes).d[:, i] = np.searchsorted(stage.depths, depth).clip(max=len(stage.depths) - 1)
+        genes = canonical(self.space, genes)
+        if len(wrong := np.flatnonzero((self.encode(genes) != features).any(axis=1))):
+            raise UserError(f"row {wrong[0]} of the features is not the encoding of a subnet of {self.space.name}")
+        return genes
+
+    def genes_of_specs(self, specs: list[Mapping[str, Any] | Subnet]) -> np.ndarray:
+        """(n, genes) of published spec objects or subnets; UserError says what is wrong with a spec."""
+        return genes_of(self.space, [s if isinstance(s, Subnet) else subnet_from_spec(self.space, s) for s in specs])
+
+    def spec2feature(self, spec: Mapping[str, Any] | Subnet, quantize: bool = True) -> np.ndarray:
+        """(full_dim,) float32 vector of one spec; ratios between two choices go to the nearest allowed width.
+
+        `quantize=False` reproduces a quirk of the published code, which its published accuracies of searched networks
+        rest on: every bit-width is encoded as the highest (8), so that the predictor never sees the policy.
+        """
+        genes = self.genes_of_specs([spec])
+        if not quantize:
+            for k, kind in enumerate(self.space.operands):
+                view(self.space, genes).bits[:, k] = len(kind.choices) - 1
+        return self.encode(genes)[0]
+
+    def feature2spec(self, vector: np.ndarray) -> dict[str, Any]:
+        """The published spec of a `(full_dim,)` vector. Slots that do not run get the smallest kernel and width, 8 bits."""
+        return self._spec(self.decode(np.asarray(vector)[None]))
+
+    def random_spec(self, rng: np.random.Generator | None = None) -> dict[str, Any]:
+        """A legal spec, every choice drawn uniformly (from the constructor's seed if no generator is given)."""
+        return self._spec(sample(self.space, 1, self._rng if rng is None else rng))
+
+    def is_valid(self, spec: Mapping[str, Any]) -> bool:
+        """Whether every slot of a published spec, running or not, holds legal values and no forbidden combination."""
+        if not isinstance(spec, Mapping):
+            return False
+        try:
+            subnet_from_spec(self.space, spec)
+            subnet_from_spec(self.space, {**spec, "d": [stage.depths[-1] for stage in self.space.stages]})
+        except UserError:
+            return False
+        return True
+
+    def _spec(self, genes: np.ndarray) -> dict[str, Any]:
+        (subnet,) = subnets_of(self.space, genes)
+        return {**architecture_of(self.space, subnet), **policy_of(self.space, subnet)}
