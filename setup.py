@@ -7,7 +7,8 @@ setup(
     version="0.1.0",
     description="Joint search of architecture, channel pruning and mixed-precision quantization for an accelerator",
     python_requires=">=3.10",
-    py_modules=[],  # nothing is installed flat: the packages keep their published top-level names and stay in the checkout
+    # Nothing is installed flat: the packages keep their published top-level names and stay in the checkout.
+    py_modules=[],
     packages=[],
     install_requires=[
         "torch>=2.4",  # networks, predictors; weights_only loading

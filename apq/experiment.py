@@ -16,7 +16,7 @@ from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
 
 @dataclass(frozen=True)
 class Experiment:
-    """`exps/NAME`: `arch` (a list of two objects, architecture then policy), `lat` (its cost, one number),
+    """`exps/NAME`: `arch` (a list of two objects, architecture then policy), `lat` (a list of its one cost),
     `config.json`, `history.jsonl`, `history.png`, `acc` and `checkpoint/model_best.pth.tar`."""
 
     path: Path
@@ -42,6 +42,10 @@ class Experiment:
         return self.path / "history.jsonl"
 
     @property
+    def plot(self) -> Path:
+        return self.path / "history.png"
+
+    @property
     def best_checkpoint(self) -> Path:
         return self.path / "checkpoint" / "model_best.pth.tar"
 
@@ -56,8 +60,13 @@ class Experiment:
 
     def clear(self) -> None:
         """Remove what an earlier run of the same name left."""
-        for item in (self.arch, self.lat, self.acc, self.config, self.history, self.path / "history.png"):
+        self.clear_finetune()
+        for item in (self.arch, self.lat, self.config, self.history, self.plot):
             item.unlink(missing_ok=True)
+
+    def clear_finetune(self) -> None:
+        """Remove what a finetune left; the search's result stays."""
+        self.acc.unlink(missing_ok=True)
         shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 
     def save_found(
@@ -67,7 +76,7 @@ class Experiment:
         write_json(self.config, config)
         with atomic_open(self.history) as file:
             file.writelines(json.dumps(record) + "\n" for record in history)
-        write_json(self.lat, cost)
+        write_json(self.lat, [cost])
         write_json(self.arch, [architecture_of(space, subnet), policy_of(space, subnet)])
 
     def load_config(self) -> dict[str, Any]:

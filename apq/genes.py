@@ -158,3 +158,11 @@ def subnets_of(space: SearchSpace, genes: np.ndarray) -> list[Subnet]:
 def largest_subnet(space: SearchSpace) -> Subnet:
     """Deepest and widest, with the largest kernels and resolution and the highest bits."""
     return subnets_of(space, cardinalities(space)[None] - 1)[0]
+
+
+def smallest_subnet(space: SearchSpace) -> Subnet:
+    """Shallowest and narrowest, with the smallest kernels and resolution and the lowest bits that the rules allow."""
+    genes = np.zeros_like(cardinalities(space))[None]
+    if forbidden_slots(space, genes).any():
+        raise UserError(f"the rules of space {space.name} forbid its smallest kernel at its lowest bits")
+    return subnets_of(space, genes)[0]

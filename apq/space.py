@@ -128,6 +128,9 @@ class SearchSpace:
         if unknown := {rule.operand for rule in self.forbidden} - {kind.name for kind in self.operands}:
             raise UserError(f"space {self.name}: rules name unknown operand kinds {sorted(unknown)}")
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # spaces key many caches: hashing every field would show in a search's time
+
     def kind_of(self, layer: str, operand: str) -> int:
         """Index of the operand kind that sets the "w" or "a" bits of one of a block's layers."""
         return next(i for i, k in enumerate(self.operands) if layer in k.layers and k.operand == operand)

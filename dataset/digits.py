@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from torch import Tensor
 
 from apq.space import SearchSpace
 from dataset.splits import Splits, TensorImages
@@ -15,11 +16,23 @@ from dataset.transforms import random_affine
 
 SPLIT_SEED = 0  # the split is part of the data set, not of an experiment
 N_VAL, N_TEST = 400, 400
+VAL_VIEWS = 4  # distorted views of each validation image, beside the image itself
 MEAN, STD = 0.3053, 0.3760  # of all pixels, scaled to 0..1
+NOISE = 0.5  # standard deviation, in units of STD
+
+
+def distort(images: Tensor) -> Tensor:
+    """A random view of each image (torch's global generator): turned, moved, scaled, sheared, noisy. (N, C, H, W)."""
+    views = random_affine(images, degrees=25, shift=0.12, scale=0.2, shear=0.25)
+    return views + NOISE * torch.randn_like(views)
 
 
 def digits_splits(space: SearchSpace) -> Splits:
-    """997 training, 400 validation and 400 test images, stratified by class, at the space's resolution and channels."""
+    """997 training, 400 validation and 400 test digits, stratified by class, at the space's resolution and channels.
+
+    Training images are distorted anew each time. Validation has 2,000 images, each digit plain and in 4 fixed distorted
+    views: plain digits alone are too easy and too few to tell subnets apart. Test images are plain.
+    """
     data = load_digits()
     images = torch.from_numpy(data.images).float().unsqueeze(1) / 16  # (1797, 1, 8, 8)
     side = space.resolutions[-1]
@@ -29,10 +42,13 @@ def digits_splits(space: SearchSpace) -> Splits:
     split = partial(train_test_split, random_state=SPLIT_SEED)
     rest, test = split(range(len(labels)), test_size=N_TEST, stratify=labels)
     train, val = split(rest, test_size=N_VAL, stratify=labels[rest])
-    augment = partial(random_affine, degrees=12, shift=0.08, scale=0.12, shear=0.15)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SPLIT_SEED)
+        calibration = distort(images[train])
+        val_images = torch.cat([images[val], *(distort(images[val]) for _ in range(VAL_VIEWS))])
     return Splits(
-        train=TensorImages(images[train], labels[train], augment),
-        calibration=TensorImages(images[train], labels[train]),
-        val=TensorImages(images[val], labels[val]),
+        train=TensorImages(images[train], labels[train], distort),
+        calibration=TensorImages(calibration, labels[train]),
+        val=TensorImages(val_images, labels[val].repeat(1 + VAL_VIEWS)),
         test=TensorImages(images[test], labels[test]),
     )

@@ -32,7 +32,9 @@ def image_folder_splits(space: SearchSpace, folder: Path) -> Splits:
     """Train and validation images from DIR/train, test images from DIR/val; UserError where there are none."""
     side = space.resolutions[-1]
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    augment = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4), *to_tensor])
+    augment = v2.Compose(
+        [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4), *to_tensor]
+    )
     plain = v2.Compose([v2.Resize(round(side / 0.875)), v2.CenterCrop(side), *to_tensor])
     augmented, clean, test = _open(folder, "train", augment), _open(folder, "train", plain), _open(folder, "val", plain)
     if len(augmented.classes) != space.n_classes or augmented.classes != test.classes:
@@ -53,5 +55,3 @@ def _open(folder: Path, part: str, transform: v2.Transform | None) -> ImageFolde
         return ImageFolder(str(folder / part), transform)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"no images in {folder / part}: it must hold one folder of images a class") from error
-
-

@@ -31,7 +31,7 @@ class TensorImages(Dataset):
 
 @dataclass(frozen=True)
 class Splits:
-    """Train (augmented), `calibration` (the same images without augmentation), validation and test images."""
+    """Train (augmented), `calibration` (the same images, the same at every look), validation and test images."""
 
     train: Dataset
     calibration: Dataset
@@ -40,7 +40,7 @@ class Splits:
 
 
 def make_loader(dataset: Dataset, batch_size: int, *, shuffle: bool = False) -> DataLoader:
-    """Batches of (images, labels). Order and augmentation follow torch's global generator: seed it before each epoch."""
+    """Batches of (images, labels). Order and augmentation follow torch's global generator: seed it before an epoch."""
     if isinstance(dataset, TensorImages):
         order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
         # one batch of a single image cannot train BatchNorm
@@ -48,5 +48,10 @@ def make_loader(dataset: Dataset, batch_size: int, *, shuffle: bool = False) -> 
         return DataLoader(dataset, sampler=sampler, batch_size=None)
     workers = min(8, os.cpu_count() or 1)
     return DataLoader(
-        dataset, batch_size, shuffle=shuffle, drop_last=shuffle, num_workers=workers, pin_memory=torch.cuda.is_available()
+        dataset,
+        batch_size,
+        shuffle=shuffle,
+        drop_last=shuffle,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,31 +28,36 @@ class GeneTables:
     """
 
     def __init__(self, space: SearchSpace, axes: Sequence[Sequence[str | int]]) -> None:
-        self.space = space
-        self.axes = [tuple(group) for group in axes]
-        counts, n_slots = cardinalities(space), len(space.slots)
-        self._slots = np.tile(np.arange(n_slots), len(self.axes))  # (tables,)
-        strides = np.zeros((len(counts), len(self._slots)))  # (genes, tables)
-        bases, self.shapes = [0], []
-        for table, (group, slot) in enumerate((group, slot) for group in self.axes for slot in range(n_slots)):
-            columns = [gene_column(space, what, slot) for what in group]
-            shape = tuple(int(counts[column]) for column in columns)
-            for axis, column in enumerate(columns):
-                strides[column, table] = np.prod(shape[axis + 1 :], dtype=np.int64)
-            self.shapes.append(shape)
-            bases.append(bases[-1] + int(np.prod(shape, dtype=np.int64)))
-        self.size = bases.pop()
-        self._bases, self._strides = np.array(bases), strides
+        self.space, self.axes = space, [tuple(group) for group in axes]
+        counts, slots = cardinalities(space), range(len(space.slots))
+        self.shapes = [
+            tuple(int(counts[gene_column(space, what, slot)]) for what in group)
+            for group in self.axes
+            for slot in slots
+        ]
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        self.size = int(ends[-1])
+        self._starts = np.concatenate([[0], ends[:-1]]).reshape(len(self.axes), len(slots))
+        self._strides = [  # group -> axis -> (slots,)
+            [np.array([math.prod(shape[axis + 1 :]) for shape in shapes]) for axis in range(len(group))]
+            for group, shapes in zip(self.axes, zip(*[iter(self.shapes)] * len(slots), strict=True), strict=True)
+        ]
 
     def __iter__(self) -> Iterator[tuple[int, int, tuple[int, ...], slice]]:
         """(group, slot, table shape, place in the flat array) of every table, group by group."""
-        for table, (start, shape) in enumerate(zip(self._bases, self.shapes, strict=True)):
+        for table, (start, shape) in enumerate(zip(self._starts.flat, self.shapes, strict=True)):
             group, slot = divmod(table, len(self.space.slots))
-            yield group, slot, shape, slice(int(start), int(start) + int(np.prod(shape)))
+            yield group, slot, shape, slice(int(start), int(start) + math.prod(shape))
 
     def index(self, genes: np.ndarray) -> np.ndarray:
-        """(n, tables) int64 cells of a gene matrix."""
-        # A float64 product is exact here and, unlike an integer one, runs in BLAS.
-        cells = (genes.astype(np.float64) @ self._strides).astype(np.int64) + self._bases  # (n, tables)
-        runs = active(self.space, genes)[:, self._slots]
-        return np.where(runs, cells, self.size)
+        """(groups, n, slots) int64 cells of a gene matrix."""
+        # Integer arithmetic, although a float product is shorter: numpy's BLAS threads would fight with torch's.
+        idle = ~active(self.space, genes)
+        cells = np.empty((len(self.axes), *idle.shape), dtype=np.int64)
+        for group, strides, starts, out in zip(self.axes, self._strides, self._starts, cells, strict=True):
+            out[:] = starts
+            for what, stride in zip(group, strides, strict=True):
+                first = gene_column(self.space, what)
+                out += genes[:, first : first + (1 if what == "resolution" else len(stride))] * stride
+            np.copyto(out, self.size, where=idle)
+        return cells

@@ -22,17 +22,19 @@ UNITS = {"latency": "ms", "energy": "mJ", "bitops": "BitOps", "size": "bytes"}
 
 
 def layer_costs(
-    layers: Sequence[ConvLayer], type: str, accelerator: Accelerator | None = None, table: PublishedTable | None = None
+    layers: Sequence[ConvLayer],
+    quantity: str,
+    accelerator: Accelerator | None = None,
+    table: PublishedTable | None = None,
 ) -> np.ndarray:
-    """(layers,) float64 cost of each layer in `UNITS[type]`; latency and energy from `table`, if given, or the model."""
-    if type == "bitops":
+    """(layers,) float64 cost of each layer in `UNITS[quantity]`; latency and energy from `table`, if given, or the model."""
+    if quantity == "bitops":
         return np.array([layer.bitops for layer in layers], dtype=np.float64)
-    if type == "size":
+    if quantity == "size":
         return np.array([layer.size_bytes for layer in layers], dtype=np.float64)
-    if type not in UNITS:
-        raise UserError(f"unknown cost type {type!r}; known: {', '.join(UNITS)}")
+    _check_quantity(quantity)
     costs = table.lookup(layers) if table is not None else price(layers, accelerator)
-    return costs.latency_ms if type == "latency" else costs.energy_mj
+    return costs.latency_ms if quantity == "latency" else costs.energy_mj
 
 
 class LatencyPredictor:
@@ -46,14 +48,13 @@ class LatencyPredictor:
 
     def __init__(
         self,
-        type: str = "latency",
+        type: str = "latency",  # noqa: A002 - the published name
         scope: str = "published",
         space: SearchSpace = APQ_IMAGENET,
         accelerator: Accelerator | None = None,
         table: PublishedTable | None = None,
     ) -> None:
-        if type not in UNITS:
-            raise UserError(f"unknown cost type {type!r}; known: {', '.join(UNITS)}")
+        _check_quantity(type)
         self.type, self.unit, self.scope, self.space = type, UNITS[type], scope, space
         groups = [("expand", "project"), ("depthwise",)]
         self._axes = [_axes_of(space, roles) for roles in groups]
@@ -81,14 +82,12 @@ class LatencyPredictor:
     def predict(self, genes: np.ndarray) -> np.ndarray:
         """(n,) float64 costs of a gene matrix, in `unit`."""
         fixed = self._fixed[view(self.space, genes).resolution]
-        return self._cells.take(self._tables.index(genes)).sum(axis=1) + fixed
+        return self._cells.take(self._tables.index(genes)).sum(axis=(0, 2)) + fixed
 
     def predict_lat(self, spec: Mapping[str, Any] | Subnet) -> float:
         """Cost of one published spec, in `unit`: the published name, although `type` decides what it is."""
         subnet = spec if isinstance(spec, Subnet) else subnet_from_spec(self.space, spec)
         return float(self.predict(genes_of(self.space, [subnet]))[0])
-
-
 
     def cheapest(self) -> tuple[float, Subnet]:
         """Lowest cost of any legal subnet, and a subnet that has it: exact, not searched."""
@@ -163,3 +162,8 @@ def _layer_ids(space: SearchSpace, slot: Slot, role: str, resolution: int, ids: 
 def _spread(values: np.ndarray, axes: Sequence[str | int], onto: Sequence[str | int]) -> np.ndarray:
     """`values` over `axes` (which stand in the order of `onto`) with length-1 axes for the missing ones of `onto`."""
     return values.reshape([values.shape[axes.index(axis)] if axis in axes else 1 for axis in onto])
+
+
+def _check_quantity(quantity: str) -> None:
+    if quantity not in UNITS:
+        raise UserError(f"unknown cost type {quantity!r}; known: {', '.join(UNITS)}")

@@ -1,4 +1,4 @@
-"""The elastic inverted-residual block (MobileNetV2, Sandler et al., CVPR 2018) and its convolution-norm-activation unit."""
+"""The elastic inverted-residual block (MobileNetV2, Sandler et al., CVPR 2018) and the units it is made of."""
 
 from __future__ import annotations
 

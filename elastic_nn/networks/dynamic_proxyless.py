@@ -48,7 +48,7 @@ class DynamicProxylessNASNets(MBConvNet):
         wid: None = None,
         resolution: int | None = None,
     ) -> None:
-        """Choose the architecture by the lists of a published spec; the quantization policy stays. UserError if illegal."""
+        """Choose the architecture by the lists of a published spec; the policy stays. UserError if illegal."""
         spec = {"wid": wid, "ks": ks, "e": e, "d": d, **policy_of(self.space, self.active)}
         self.activate(subnet_from_spec(self.space, spec if resolution is None else {**spec, "resolution": resolution}))
 

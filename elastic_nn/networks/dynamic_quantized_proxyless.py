@@ -36,4 +36,6 @@ class DynamicQuantizedProxylessNASNets(DynamicProxylessNASNets):
         missing, unexpected = self.load_state_dict(state, strict=False)
         missing = [key for key in missing if not key.endswith(("act_quant.range", "weight_quant.range"))]
         if missing or unexpected:
-            raise UserError(f"not a float supernet of space {self.space.name}: first odd key {[*missing, *unexpected][0]}")
+            raise UserError(
+                f"not a float supernet of space {self.space.name}: first odd key {[*missing, *unexpected][0]}"
+            )

@@ -89,9 +89,7 @@ class MBConvNet(nn.Module):
         )
         self.first_conv = ConvNormAct(first, act=True)
         self.blocks = nn.ModuleList(ElasticMBConv(block, scheme) for block in shape.blocks)
-        mix = ElasticConv2d(
-            shape.blocks[-1].out_channels, shape.head_width, (1,), 1, scheme, signed_input=True
-        )
+        mix = ElasticConv2d(shape.blocks[-1].out_channels, shape.head_width, (1,), 1, scheme, signed_input=True)
         self.feature_mix_layer = ConvNormAct(mix, act=True)
         self.classifier = QuantLinear(shape.head_width, shape.n_classes, scheme)
         self.scheme = scheme

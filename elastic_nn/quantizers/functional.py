@@ -87,7 +87,8 @@ def kl_threshold(data: np.ndarray, bits: int) -> float:
     """Clipping threshold of |data| whose quantized cumulative histogram diverges least from the clipped one.
 
     Candidates are the right ends of histogram bins (as many bins as numpy's "sqrt" rule makes on [0, max]), from
-    2^(bits-1) + 1 bins on; the score is a Kullback-Leibler-like sum over the cumulative distributions. All-zero data: 0.
+    2^(bits-1) + 1 bins on; the score is a Kullback-Leibler-like sum over the cumulative distributions.
+    All-zero data: 0.
     """
     magnitude = np.abs(np.asarray(data).ravel())
     largest = float(magnitude.max(initial=0.0))

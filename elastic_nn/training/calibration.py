@@ -14,7 +14,9 @@ from elastic_nn.networks.mbconv_net import MBConvNet
 @contextlib.contextmanager
 def quantizers_off(net: MBConvNet) -> Iterator[None]:
     """Run in full precision for a while; the bits come back afterwards."""
-    quantizers = [q for layer in net.quantized_layers() for q in (layer.weight_quant, layer.act_quant) if hasattr(q, "bits")]
+    quantizers = [
+        q for layer in net.quantized_layers() for q in (layer.weight_quant, layer.act_quant) if hasattr(q, "bits")
+    ]
     bits = [quantizer.bits for quantizer in quantizers]
     for quantizer in quantizers:
         quantizer.bits = None

@@ -115,7 +115,9 @@ def train_one_epoch(
         nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
         optimizer.step()
     if not math.isfinite(total):
-        raise UserError(f"training diverged: the loss of epoch {epoch + 1} is {total}; lower the learning rate ({config.lr})")
+        raise UserError(
+            f"training diverged: the loss of epoch {epoch + 1} is {total}; lower the learning rate ({config.lr})"
+        )
     return total / max(seen, 1)
 
 

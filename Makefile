@@ -1,0 +1,47 @@
+# Everything runs in .venv, made from setup.py on first use. `make demo` and `make test` are the two commands.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+SPACE ?= digits
+CONSTRAINT ?= 0.05
+
+.PHONY: demo test lint format models benchmarks clean
+.DELETE_ON_ERROR:
+
+$(VENV)/installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+# search -> finetune -> test with the shipped checkpoints
+demo: $(VENV)/installed
+	$(PY) search.py --mode evolution --type latency --constraint $(CONSTRAINT) --exp_name demo --overwrite
+	$(PY) quant_aware.py --exp_name demo
+	$(PY) test.py --exp_dir exps/demo
+
+test: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(PY) -m pytest
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# everything in models/SPACE from nothing: supernet, pairs, predictors
+models: $(VENV)/installed
+	rm -rf dataset/NetInfo/$(SPACE)
+	$(PY) train.py --space $(SPACE) --overwrite
+	$(PY) search.py --prepare acc --acc_predictor_dir models/$(SPACE)
+	$(PY) search.py --prepare acc_quant --acc_predictor_dir models/$(SPACE)
+
+benchmarks: $(VENV)/installed
+	$(PY) benchmarks/lut.py
+	$(PY) benchmarks/search.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

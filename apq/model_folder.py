@@ -1,0 +1,33 @@
+"""The folder of one space's trained parts: `models/SPACE`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """`supernet.pt` (float weights), `acc.pt` and `acc_quant.pt` (the two predictors), `training.json` (records)."""
+
+    path: Path
+
+    @property
+    def supernet(self) -> Path:
+        return self.path / "supernet.pt"
+
+    @property
+    def supernet_state(self) -> Path:
+        return self.path / "supernet.state.pt"
+
+    @property
+    def acc(self) -> Path:
+        return self.path / "acc.pt"
+
+    @property
+    def acc_quant(self) -> Path:
+        return self.path / "acc_quant.pt"
+
+    @property
+    def training(self) -> Path:
+        return self.path / "training.json"

@@ -1,0 +1,43 @@
+"""Time the full apq-imagenet cost table, cold and on one core. Compare ratios on one machine, not seconds on two."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import argparse  # noqa: E402 - the thread limits must be set before numpy is imported
+import json  # noqa: E402
+
+from apq.layers import searchable_layers  # noqa: E402
+from apq.presets import APQ_IMAGENET  # noqa: E402
+from benchmarks.machine import describe  # noqa: E402
+from lut.bitfusion import BitFusion  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the fastest counts")
+    args = parser.parse_args()
+    seconds = []
+    for _ in range(args.repeats):
+        started = time.perf_counter()
+        layers = searchable_layers(APQ_IMAGENET)
+        BitFusion().cost(layers)
+        seconds.append(time.perf_counter() - started)
+    result = {"table_seconds": min(seconds), "layers": len(layers), "threads": 1, "machine": describe()}
+    if args.json:
+        print(json.dumps(result))
+        return
+    for key, value in {**result.pop("machine"), **result}.items():
+        print(f"{key:16} {value if not isinstance(value, float) else f'{value:.3f}'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Quantization-aware finetune of one subnet, from a float supernet's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from apq.checkpoint import load_checkpoint, save_checkpoint
+from apq.errors import UserError
+from apq.subnet import Subnet
+from dataset.splits import Splits, make_loader
+from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
+from elastic_nn.networks.mbconv_net import MBConvNet
+from elastic_nn.training.batchnorm import recalibrate
+from elastic_nn.training.calibration import calibrate_ranges
+from elastic_nn.training.engine import TrainConfig, evaluate, make_optimizer, seed_epoch, train_one_epoch
+
+CALIBRATION_IMAGES = 256
+
+
+def quantized_subnet(
+    supernet: DynamicQuantizedProxylessNASNets, subnet: Subnet, splits: Splits, n_batches: int, device: torch.device
+) -> MBConvNet:
+    """Cut a subnet out, choose its quantizer ranges and recalibrate its BatchNorm at its bits: ready to finetune."""
+    supernet.activate(subnet)
+    net = supernet.get_active_subnet().to(device)
+    images, _ = next(iter(make_loader(splits.calibration, CALIBRATION_IMAGES)))
+    calibrate_ranges(net, images.to(device))
+    recalibrate(net, make_loader(splits.calibration, 64), device, n_batches)
+    return net
+
+
+def finetune(
+    net: MBConvNet,
+    splits: Splits,
+    config: TrainConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    describe: str | None = None,
+    state_file: Path | None = None,
+    asked: dict[str, Any] | None = None,
+    log: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Train a network, measuring it on the validation split after each epoch (and before the first).
+
+    Returns the best validation top-1 and the weights that reached it; the network is left as the last epoch made it.
+    With a `state_file` the state is saved after every epoch and the same call continues; `asked` guards against mixing
+    runs. With `describe` a progress bar of that name is shown.
+    """
+    optimizer = make_optimizer(net, config)
+    val = make_loader(splits.val, 256)
+    if state_file is not None and state_file.exists():
+        state = load_checkpoint(state_file, ("asked", "epoch", "net", "optimizer", "best", "best_top1"))
+        if state["asked"] != asked:
+            raise UserError(f"{state_file} belongs to another finetune; remove it or give --overwrite")
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, best, best_top1 = state["epoch"], state["best"], state["best_top1"]
+    else:
+        start, best, best_top1 = 0, _copy(net), evaluate(net, val, device).top1
+        log({"epoch": 0, "val_top1": best_top1})
+    bar = tqdm(range(start, config.epochs), desc=describe, disable=None if describe else True)
+    for epoch in bar:
+        seed_epoch(seed, epoch)
+        train = make_loader(splits.train, config.batch_size, shuffle=True)
+        loss = train_one_epoch(net, train, optimizer, config, epoch, device=device)
+        top1 = evaluate(net, val, device).top1
+        bar.set_postfix(loss=f"{loss:.3f}", val_top1=f"{top1:.4f}")
+        log({"epoch": epoch + 1, "loss": loss, "val_top1": top1})
+        if top1 >= best_top1:  # of equals the later one: it has seen more
+            best, best_top1 = _copy(net), top1
+        if state_file is not None:
+            state = {"asked": asked, "epoch": epoch + 1, "net": net.state_dict(), "optimizer": optimizer.state_dict()}
+            save_checkpoint(state_file, {**state, "best": best, "best_top1": best_top1})
+    return best_top1, best
+
+
+def _copy(net: MBConvNet) -> dict[str, torch.Tensor]:
+    return {key: tensor.detach().cpu().clone() for key, tensor in net.state_dict().items()}

@@ -1,0 +1,83 @@
+"""Gather <subnet, accuracy> pairs from a trained supernet. Pair i depends on the seed and i alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from apq.genes import genes_of, largest_subnet, sample, subnets_of, view
+from apq.space import SearchSpace
+from apq.subnet import Subnet
+from dataset.pairs import PairStore
+from dataset.splits import Splits, make_loader
+from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
+from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
+from elastic_nn.training.batchnorm import recalibrate
+from elastic_nn.training.engine import evaluate, make_optimizer, seed_epoch, train_one_epoch
+from elastic_nn.training.finetune import quantized_subnet
+from elastic_nn.training.recipes import Recipe
+
+
+def pair_subnet(space: SearchSpace, seed: int, index: int, *, quantized: bool) -> Subnet:
+    """The subnet of pair `index`; a float pair has no policy, its bits are the highest."""
+    genes = sample(space, 1, np.random.default_rng([seed, index, int(quantized)]))
+    if not quantized:
+        view(space, genes).bits[:] = view(space, genes_of(space, [largest_subnet(space)])).bits
+    return subnets_of(space, genes)[0]
+
+
+def gather_float(
+    supernet: DynamicProxylessNASNets,
+    splits: Splits,
+    recipe: Recipe,
+    store: PairStore,
+    first: int,
+    n: int,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Append pairs `first` to `n` - 1: subnets as they are in the float supernet, recalibrated and evaluated."""
+    space, val = supernet.space, make_loader(splits.val, 256)
+    for index in tqdm(range(first, n), desc="float pairs", initial=first, total=n, disable=None):
+        subnet = pair_subnet(space, seed, index, quantized=False)
+        supernet.activate(subnet)
+        net = supernet.get_active_subnet()
+        recalibrate(net, make_loader(splits.calibration, 64), device, recipe.recalibration_batches)
+        store.append(space, subnet, evaluate(net, val, device).top1)
+
+
+def gather_quantized(
+    supernet: DynamicQuantizedProxylessNASNets,
+    splits: Splits,
+    recipe: Recipe,
+    store: PairStore,
+    first: int,
+    n: int,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Append pairs `first` to `n` - 1: random architectures with random policies, each after a short finetune."""
+    space = supernet.space
+    for index in tqdm(range(first, n), desc="quantized pairs", initial=first, total=n, disable=None):
+        subnet = pair_subnet(space, seed, index, quantized=True)
+        store.append(space, subnet, short_finetune_top1(supernet, subnet, splits, recipe, seed + index, device))
+
+
+def short_finetune_top1(
+    supernet: DynamicQuantizedProxylessNASNets,
+    subnet: Subnet,
+    splits: Splits,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+) -> float:
+    """Validation top-1 after the recipe's short finetune: its end, not its best epoch, which would flatter noise."""
+    seed_epoch(seed, 0)
+    net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_batches, device)
+    optimizer, config = make_optimizer(net, recipe.pair_finetune), recipe.pair_finetune
+    for epoch in range(config.epochs):
+        seed_epoch(seed, epoch)
+        train = make_loader(splits.train, config.batch_size, shuffle=True)
+        train_one_epoch(net, train, optimizer, config, epoch, device=device)
+    return evaluate(net, make_loader(splits.val, 256), device).top1

@@ -1,0 +1,144 @@
+"""Supernet training by progressive shrinking (once-for-all, Cai et al., ICLR 2020, arXiv 1908.09791).
+
+First the largest network alone; then kernel, depth and width become elastic one after the other, each subnet taught by
+the largest one as well as by the labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from apq.checkpoint import load_checkpoint, save_checkpoint
+from apq.errors import UserError
+from apq.genes import genes_of, largest_subnet, legalise, sample, smallest_subnet, subnets_of, view
+from apq.space import SearchSpace, space_to_dict
+from apq.subnet import Subnet
+from dataset.splits import Splits, make_loader
+from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
+from elastic_nn.training.batchnorm import recalibrate
+from elastic_nn.training.engine import evaluate, make_optimizer, seed_epoch, train_one_epoch
+from elastic_nn.training.recipes import Phase, Recipe
+
+
+def sample_phase(space: SearchSpace, elastic: tuple[str, ...], n: int, rng: np.random.Generator) -> list[Subnet]:
+    """Random subnets that differ from the largest one only in the elastic gene parts ("ks", "d", "e", "bits")."""
+    largest = genes_of(space, [largest_subnet(space)])
+    genes = np.repeat(largest, n, axis=0)
+    drawn = sample(space, n, rng)
+    for part in elastic:
+        getattr(view(space, genes), part)[:] = getattr(view(space, drawn), part)
+    return subnets_of(space, legalise(space, genes, rng))
+
+
+def train_supernet(
+    space: SearchSpace,
+    splits: Splits,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: torch.device,
+    state_file: Path,
+    log: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> tuple[DynamicProxylessNASNets, list[dict[str, Any]]]:
+    """Train a float supernet through all phases; returns it and one record a phase.
+
+    The state is saved to `state_file` after every epoch; the same call continues from there.
+    """
+    torch.manual_seed(seed)
+    net = DynamicProxylessNASNets(space).to(device)
+    teacher: nn.Module | None = None
+    records: list[dict[str, Any]] = []
+    asked = {"space": space_to_dict(space), "phases": [asdict(phase) for phase in recipe.phases], "seed": seed}
+    state = _load_state(state_file, asked) if state_file.exists() else None
+    if state is not None:
+        net.load_state_dict(state["net"])
+        records = state["records"]
+        if state["teacher"] is not None:
+            teacher = _frozen_copy(net, space, device)
+            teacher.load_state_dict(state["teacher"])
+    epochs_before = 0
+    for index, phase in enumerate(recipe.phases):
+        optimizer, first_epoch = make_optimizer(net, phase.train), 0
+        if state is not None and index < state["phase"]:
+            first_epoch = phase.train.epochs
+        elif state is not None and index == state["phase"]:
+            optimizer.load_state_dict(state["optimizer"])
+            first_epoch = state["epoch"]
+        if first_epoch == 0 and "e" in phase.elastic:  # the channels that survive slicing should be the best ones
+            for block in net.blocks[1:]:
+                block.sort_channels()
+        bar = tqdm(range(first_epoch, phase.train.epochs), desc=f"supernet: {phase.name}", disable=None)
+        for epoch in bar:
+            seed_epoch(seed, epochs_before + epoch)
+            rng = np.random.default_rng([seed, epochs_before + epoch])
+            pick = partial(_activate_random, net, phase, rng)
+            loss = train_one_epoch(
+                net,
+                make_loader(splits.train, phase.train.batch_size, shuffle=True),
+                optimizer,
+                phase.train,
+                epoch,
+                device=device,
+                teacher=teacher,
+                choose=[pick] * phase.subnets_per_step,
+            )
+            bar.set_postfix(loss=f"{loss:.3f}")
+            if epoch + 1 == phase.train.epochs:
+                records.append({"phase": phase.name, "loss": loss, **_phase_scores(net, space, splits, recipe, device)})
+                log(records[-1])
+                if teacher is None:
+                    teacher = _frozen_copy(net, space, device)
+            save_checkpoint(
+                state_file,
+                {
+                    "asked": asked,
+                    "phase": index,
+                    "epoch": epoch + 1,
+                    "net": net.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "teacher": None if teacher is None else teacher.state_dict(),
+                    "records": records,
+                },
+            )
+        epochs_before += phase.train.epochs
+    net.activate(largest_subnet(space))
+    return net, records
+
+
+def _activate_random(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Generator) -> None:
+    net.activate(sample_phase(net.space, phase.elastic, 1, rng)[0])
+
+
+def _frozen_copy(net: DynamicProxylessNASNets, space: SearchSpace, device: torch.device) -> nn.Module:
+    net.activate(largest_subnet(space))
+    return net.get_active_subnet().to(device).eval().requires_grad_(False)
+
+
+def _phase_scores(
+    net: DynamicProxylessNASNets, space: SearchSpace, splits: Splits, recipe: Recipe, device: torch.device
+) -> dict[str, float]:
+    """Validation top-1 of the largest and the smallest subnet, each recalibrated."""
+    val = make_loader(splits.val, 256)
+    scores = {}
+    for name, subnet in (("largest", largest_subnet(space)), ("smallest", smallest_subnet(space))):
+        net.activate(subnet)
+        alone = net.get_active_subnet()
+        recalibrate(alone, make_loader(splits.calibration, 64), device, recipe.recalibration_batches)
+        scores[f"{name}_top1"] = evaluate(alone, val, device).top1
+    return scores
+
+
+def _load_state(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    state = load_checkpoint(file, ("asked", "phase", "epoch", "net", "optimizer", "teacher", "records"))
+    if state["asked"] != asked:
+        raise UserError(f"{file} belongs to a training with another space, recipe or seed; remove it to start anew")
+    return state

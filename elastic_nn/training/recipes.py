@@ -1,0 +1,77 @@
+"""Training recipes as data: progressive shrinking, finetune and pair gathering for each space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from apq.errors import UserError
+from apq.space import SearchSpace
+from elastic_nn.training.engine import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One phase of progressive shrinking: which gene parts vary ("ks", "d", "e") and how many subnets share a step."""
+
+    name: str
+    elastic: tuple[str, ...]
+    train: TrainConfig
+    subnets_per_step: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that a space needs to go from nothing to predictors."""
+
+    phases: tuple[Phase, ...]
+    pair_finetune: TrainConfig  # short: one for each quantized pair
+    finetune: TrainConfig  # what quant_aware.py gives a found subnet
+    recalibration_batches: int
+    pairs_float: int
+    pairs_quant: int
+
+
+def _phases(train: dict[str, TrainConfig]) -> tuple[Phase, ...]:
+    elastic = {"largest": (), "kernel": ("ks",), "depth": ("ks", "d"), "width": ("ks", "d", "e")}
+    return tuple(
+        Phase(name=name, elastic=elastic[name], train=config, subnets_per_step=2 if name in ("depth", "width") else 1)
+        for name, config in train.items()
+    )
+
+
+DIGITS_RECIPE = Recipe(
+    phases=_phases(
+        {
+            "largest": TrainConfig(epochs=60, lr=0.1, warmup_epochs=2),
+            "kernel": TrainConfig(epochs=20, lr=0.05),
+            "depth": TrainConfig(epochs=20, lr=0.05),
+            "width": TrainConfig(epochs=40, lr=0.05),
+        }
+    ),
+    pair_finetune=TrainConfig(epochs=2, lr=0.01, label_smoothing=0.0),
+    finetune=TrainConfig(epochs=15, lr=0.02, label_smoothing=0.0),
+    recalibration_batches=16,
+    pairs_float=1000,
+    pairs_quant=250,
+)
+
+# For tests and for trying out a set-up: it runs the whole way in seconds and reaches nothing.
+TINY_RECIPE = Recipe(
+    phases=_phases({name: TrainConfig(epochs=1, lr=0.05) for name in ("largest", "kernel", "depth", "width")}),
+    pair_finetune=TrainConfig(epochs=1, lr=0.01),
+    finetune=TrainConfig(epochs=2, lr=0.01),
+    recalibration_batches=2,
+    pairs_float=24,
+    pairs_quant=12,
+)
+
+RECIPES = {"digits": DIGITS_RECIPE, "tiny": TINY_RECIPE}
+
+
+def get_recipe(name: str | None, space: SearchSpace) -> Recipe:
+    """A recipe by name; None: the one named like the space, else that of digits. UserError names the known ones."""
+    if name is None:
+        return RECIPES.get(space.name, DIGITS_RECIPE)
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -1,0 +1,59 @@
+"""The accelerator as numbers: array, buffers, memory, clock and energy of a bit-flexible systolic array.
+
+The defaults are BitFusion (Sharma et al., ISCA 2018) as APQ and HAQ used it. The energy factors were fitted to the
+published APQ cost table; the published DRAM figure is 15 pJ a bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from apq.errors import UserError
+from apq.files import read_json
+
+WHOLE = ("rows", "columns", "max_bits", "min_bits", "accumulator_bits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    """One configuration. Buffers are double buffered: a tile may use half of one."""
+
+    rows: int = 16  # reduction side of the array, in fusion units
+    columns: int = 32  # output channels of the array
+    max_bits: int = 8
+    min_bits: int = 2
+    clock_mhz: float = 500.0
+    dram_bits_per_cycle: float = 192.0
+    weight_buffer_bytes: float = 65_536.0
+    activation_buffer_bytes: float = 32_768.0
+    output_buffer_bytes: float = 16_384.0
+    accumulator_bits: int = 32  # of a partial sum, on chip and in DRAM
+    busy_nj_per_cycle: float = 0.492  # array and buffers while they compute
+    leakage_nj_per_cycle: float = 0.4229  # buffers' leakage, every cycle
+    weight_read_nj_per_bit: float = 1.38e-5
+    activation_read_nj_per_bit: float = 5.7e-6
+    dram_nj_per_bit: float = 0.01512
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            free = name.endswith(("_per_cycle", "_per_bit")) and not name.startswith("dram_bits")
+            if not number or value < 0 or (value == 0 and not free):
+                raise UserError(f"accelerator: {name} must be a positive number, not {value!r}")
+            if name in WHOLE and value != int(value):
+                raise UserError(f"accelerator: {name} must be a whole number, not {value!r}")
+        if self.min_bits > self.max_bits or math.log2(self.max_bits) % 1:
+            raise UserError(f"accelerator: max_bits {self.max_bits} must be a power of two and at least min_bits")
+
+
+def accelerator_from_json(path: Path) -> Accelerator:
+    """An accelerator from a JSON object of some of its fields; the others keep BitFusion's values."""
+    data = read_json(path)
+    known = [field.name for field in fields(Accelerator)]
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must hold a JSON object with fields of an accelerator: {', '.join(known)}")
+    if unknown := sorted(set(data) - set(known)):
+        raise UserError(f"{path} has unknown fields {', '.join(unknown)}; known: {', '.join(known)}")
+    return Accelerator(**data)

@@ -1,0 +1,120 @@
+"""Cost tables: priced layers cached on disk, the published JSON form, and tables measured on one's own device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.files import atomic_open, read_json
+from apq.layers import ConvLayer, first_layers, last_layers, searchable_layers
+from apq.space import SearchSpace
+from lut.accelerator import Accelerator
+from lut.bitfusion import BitFusion, Costs
+
+MODEL_VERSION = 1  # raise it when the cost model changes: it parts the caches
+
+
+def price(layers: Sequence[ConvLayer], accelerator: Accelerator | None = None) -> Costs:
+    """`BitFusion(accelerator).cost(layers)` with a cache on disk: only layers that it lacks are computed."""
+    accelerator = accelerator or Accelerator()
+    file = cache_file(accelerator)
+    known = _read_cache(file)
+    missing = [layer for layer in dict.fromkeys(layers) if _row(layer) not in known]
+    if missing:
+        costs = BitFusion(accelerator).cost(missing)
+        known |= {_row(layer): pair for layer, pair in zip(missing, zip(*costs, strict=True), strict=True)}
+        with atomic_open(file, "wb") as out:
+            np.savez(out, layers=np.array(list(known)), costs=np.array(list(known.values())))
+    found = np.array([known[_row(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
+    return Costs(latency_ms=found[:, 0], energy_mj=found[:, 1])
+
+
+def cache_file(accelerator: Accelerator) -> Path:
+    """Where an accelerator's prices are kept: `$APQ_CACHE` or `~/.cache/apq`, one file a configuration."""
+    key = json.dumps({"version": MODEL_VERSION, **asdict(accelerator)}, sort_keys=True)
+    folder = Path(os.environ.get("APQ_CACHE") or Path.home() / ".cache" / "apq")
+    return folder / f"bitfusion-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+
+
+def _row(layer: ConvLayer) -> tuple[int, ...]:
+    shape = (layer.in_channels, layer.out_channels, layer.input_size, layer.kernel_size, layer.stride, layer.groups)
+    return (*shape, layer.w_bits, layer.a_bits, int(layer.image_input))
+
+
+def _read_cache(file: Path) -> dict[tuple[int, ...], tuple[float, float]]:
+    try:
+        with np.load(file) as data:
+            rows, costs = data["layers"], data["costs"]
+        if rows.shape != (len(costs), 9) or costs.shape != (len(rows), 2):
+            return {}
+        return {tuple(row): tuple(pair) for row, pair in zip(rows.tolist(), costs.tolist(), strict=True)}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return {}  # absent or damaged: it is made anew
+
+
+def build(space: SearchSpace, accelerator: Accelerator | None = None) -> dict[str, dict[str, float]]:
+    """The whole table of a space in the published form: every searchable layer, `head` and `tail` (W8A8).
+
+    Values are {"latency": ms, "energy": mJ}. A space of several resolutions has head and tail of the largest.
+    """
+    layers = searchable_layers(space)
+    ends = [part(space, space.resolutions[-1], "published")[0] for part in (first_layers, last_layers)]
+    costs = price([*layers, *ends], accelerator)
+    keys = [*(layer_key(layer) for layer in layers), "head", "tail"]
+    return {
+        key: {"latency": float(ms), "energy": float(mj)}
+        for key, ms, mj in zip(keys, costs.latency_ms, costs.energy_mj, strict=True)
+    }
+
+
+def layer_key(layer: ConvLayer) -> str:
+    """The published key: (in, out, input side, kernel, stride, padding, groups)-WwAa.
+
+    >>> layer_key(ConvLayer(96, 456, 14, 1, 1, 1, 4, 4))
+    '(96, 456, 14, 1, 1, 0, 1)-W4A4'
+    """
+    shape = (layer.in_channels, layer.out_channels, layer.input_size, layer.kernel_size, layer.stride)
+    return f"{(*shape, layer.kernel_size // 2, layer.groups)}-W{layer.w_bits}A{layer.a_bits}"
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """A table in the published form, say one measured on another device."""
+
+    path: Path
+    rows: dict[str, Any]
+
+    def lookup(self, layers: Sequence[ConvLayer]) -> Costs:
+        """Costs of layers; image inputs are priced as `head` where their own row is missing. UserError for a gap."""
+        found = np.array([self._cost(layer) for layer in layers], dtype=np.float64).reshape(len(layers), 2)
+        return Costs(latency_ms=found[:, 0], energy_mj=found[:, 1])
+
+    def _cost(self, layer: ConvLayer) -> tuple[float, float]:
+        key = layer_key(layer)
+        if key not in self.rows:
+            key = {"first_conv": "head", "feature_mix_layer": "tail"}.get(layer.name, key)
+        try:
+            return float(self.rows[key]["latency"]), float(self.rows[key]["energy"])
+        except KeyError as error:
+            raise UserError(
+                f"no price for {key} in {self.path} ({len(self.rows)} rows); build it for this space"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.path}: {key} must hold numbers, latency in ms and energy in mJ") from error
+
+
+def load(path: Path) -> PublishedTable:
+    """Read a table in the published form; UserError where it is not one."""
+    rows = read_json(path)
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise UserError(f'{path} is not a cost table: it must map layer keys to {{"latency": ms, "energy": mJ}}')
+    return PublishedTable(path, rows)

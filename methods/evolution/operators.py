@@ -1,0 +1,46 @@
+"""Search operators on gene matrices: pure functions of arrays and one random generator, legal rows in and out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from apq.genes import active, cardinalities, legalise, view
+from apq.space import SearchSpace
+
+
+def mutate(space: SearchSpace, genes: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
+    """A copy `(n, genes)` in which every gene is drawn anew with this probability.
+
+    With a stage's depth all its idle slots are drawn anew, so that a deeper stage gets random blocks, not defaults.
+    """
+    genes = genes.copy()
+    redrawn = rng.random(genes.shape, dtype=np.float32) < probability
+    depths = view(space, redrawn).d[:, space.stage_of_slot]  # (n, slots)
+    redrawn |= _of_slots(space, depths & ~active(space, genes))
+    rows, columns = np.nonzero(redrawn)
+    genes[rows, columns] = rng.integers(cardinalities(space)[columns])
+    return legalise(space, genes, rng)
+
+
+def crossover(space: SearchSpace, mothers: np.ndarray, fathers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Children `(n, genes)` with every gene from either parent, evenly; slots that run in one parent come from it."""
+    swap = rng.random(mothers.shape, dtype=np.float32) < 0.5
+    swap |= _of_slots(space, ~active(space, mothers))
+    swap &= ~_of_slots(space, ~active(space, fathers))
+    return legalise(space, np.where(swap, fathers, mothers), rng)
+
+
+def blend(
+    space: SearchSpace, genes: np.ndarray, target: np.ndarray, strength: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """A copy `(n, genes)` in which each gene of row i becomes the target's with probability `strength[i]`."""
+    move = rng.random(genes.shape, dtype=np.float32) < strength[:, None]
+    return legalise(space, np.where(move, target, genes), rng)
+
+
+def _of_slots(space: SearchSpace, slots: np.ndarray) -> np.ndarray:
+    """(n, genes) bool: the genes of the marked slots `(n, slots)`; depths and resolution are never marked."""
+    marked = np.zeros((len(slots), len(cardinalities(space))), dtype=bool)
+    n_parts = 2 + len(space.operands)
+    marked[:, : n_parts * len(space.slots)].reshape(len(slots), n_parts, -1)[:] = slots[:, None]
+    return marked

@@ -1,0 +1,81 @@
+"""Quantization-aware finetune of the subnet that a search found, from the supernet's weights.
+
+Calibrates the quantizers, recalibrates BatchNorm, trains, keeps the epoch with the best validation accuracy in
+checkpoint/model_best.pth.tar. A run that was killed continues with the same command. Next: test.py.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from apq.cli import Parser, add_common_flags, run
+from apq.device import resolve_device
+from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.files import write_json
+from apq.model_folder import ModelFolder
+from dataset import load_splits
+from elastic_nn.networks.subnet_file import save_subnet
+from elastic_nn.networks.supernet_file import load_quantized_supernet
+from elastic_nn.training.finetune import finetune, quantized_subnet
+from elastic_nn.training.recipes import get_recipe
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--exp_name", default="test", help="name of the experiment: its folder is exps/NAME")
+    parser.add_argument("--exp_dir", type=Path, help="folder of the experiment (default: exps/EXP_NAME)")
+    parser.add_argument("--supernet", type=Path, help="file of the supernet (default: the one beside the predictor)")
+    parser.add_argument("--data", type=Path, help="image folder with train/CLASS and val/CLASS; not needed for digits")
+    parser.add_argument("--recipe", help="training recipe: digits or tiny (default: the space's own)")
+    parser.add_argument("--epochs", type=int, help="epochs of training (default: the recipe's)")
+    parser.add_argument("--lr", type=float, help="learning rate at the start of the cosine (default: the recipe's)")
+    parser.add_argument("--batch_size", type=int, help="images a step (default: the recipe's)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finetune that is finished")
+    add_common_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    experiment = Experiment(args.exp_dir or Path("exps") / args.exp_name)
+    device = resolve_device(args.device)
+    supernet_file = args.supernet or ModelFolder(Path(experiment.load_config()["acc_predictor_dir"])).supernet
+    supernet = load_quantized_supernet(supernet_file).to(device)
+    space = supernet.space
+    subnet = experiment.load_subnet(space)
+    if experiment.acc.exists() and not args.overwrite:
+        raise UserError(f"{experiment.path} is finetuned already; give --overwrite to do it again")
+    if args.overwrite:
+        experiment.clear_finetune()
+    recipe = get_recipe(args.recipe, space)
+    given = {name: value for name in ("epochs", "lr", "batch_size") if (value := getattr(args, name)) is not None}
+    config = replace(recipe.finetune, **given)
+    splits = load_splits(space, args.data)
+    torch.manual_seed(args.seed)
+    net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_batches, device)
+    top1, weights = finetune(
+        net,
+        splits,
+        config,
+        seed=args.seed,
+        device=device,
+        describe="finetune",
+        state_file=experiment.last_checkpoint,
+        asked={"arch": experiment.arch.read_text(), "train": asdict(config), "seed": args.seed},
+    )
+    save_subnet(experiment.best_checkpoint, space, subnet, weights, train=asdict(config), seed=args.seed, val_top1=top1)
+    write_json(experiment.acc, [top1])
+    experiment.last_checkpoint.unlink(missing_ok=True)
+    if args.json:
+        print(json.dumps({"exp_dir": str(experiment.path), "val_top1": top1, "epochs": config.epochs}))
+    else:
+        print(f"best validation top-1 {top1:.2%} in {config.epochs} epochs; weights in {experiment.best_checkpoint}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,59 @@
+"""Accuracy and cost of a finetuned experiment, recomputed from its checkpoint and arch file.
+
+Accuracy is measured on the test images. Latency and energy are of the BitFusion model at batch 1, in both cost scopes:
+"full" prices every layer; "published" leaves out the first inverted-residual block and the classifier.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from lut.accelerator import accelerator_from_json
+
+from apq.cli import Parser, add_common_flags, run, table
+from apq.device import resolve_device
+from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.subnet import architecture_of, policy_of
+from dataset import load_splits
+from dataset.splits import make_loader
+from elastic_nn.networks.subnet_file import load_subnet
+from elastic_nn.training.engine import evaluate
+from utils.costs import cost_rows, network_costs
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--exp_dir", type=Path, default=Path("exps/test"), help="folder of the experiment")
+    parser.add_argument("--data", type=Path, help="image folder with train/CLASS and val/CLASS; not needed for digits")
+    parser.add_argument("--config", type=Path, help="accelerator as a JSON file (default: the published BitFusion)")
+    parser.add_argument("--batch_size", type=int, default=256, help="images evaluated at a time")
+    add_common_flags(parser, seed=False)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    experiment = Experiment(args.exp_dir)
+    net, space, subnet = load_subnet(experiment.best_checkpoint)
+    if experiment.load_subnet(space) != subnet:
+        raise UserError(f"{experiment.arch} is not the network of {experiment.best_checkpoint}; finetune it again")
+    accelerator = accelerator_from_json(args.config) if args.config else None
+    device = resolve_device(args.device)
+    splits = load_splits(space, args.data)
+    accuracy = evaluate(net.to(device), make_loader(splits.test, args.batch_size), device)
+    costs = network_costs(space, subnet, accelerator)
+    if args.json:
+        found = {"arch": architecture_of(space, subnet), "policy": policy_of(space, subnet)}
+        costs_json = {scope: asdict(cost) for scope, cost in costs.items()}
+        print(json.dumps({"space": space.name, **asdict(accuracy), "costs": costs_json, "subnet": found}))
+        return
+    print(f"{experiment.path}: space {space.name}, {accuracy.n_images} test images")
+    print(table([("accuracy", "top-1", "top-5"), ("test", f"{accuracy.top1:.2%}", f"{accuracy.top5:.2%}")]))
+    print(table(cost_rows(costs)))
+
+
+if __name__ == "__main__":
+    run(main)

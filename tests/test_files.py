@@ -1,0 +1,116 @@
+"""Files are whole or absent, and damaged ones are refused in one line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from apq.checkpoint import load_checkpoint, save_checkpoint
+from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.files import append_jsonl, atomic_open, read_json, read_jsonl, write_json
+from apq.genes import largest_subnet
+from apq.presets import DIGITS, get_space
+from apq.space import space_to_dict
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "f.json"
+    write_json(path, [1])
+    with pytest.raises(RuntimeError), atomic_open(path) as file:
+        file.write("half")
+        raise RuntimeError
+    assert read_json(path) == [1]
+    assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
+
+
+def test_torn_last_line_is_dropped(tmp_path):
+    path = tmp_path / "f.jsonl"
+    append_jsonl(path, {"a": 1})
+    with path.open("a") as file:
+        file.write('{"a": 2')
+    assert read_jsonl(path) == [{"a": 1}]
+    append_jsonl(path, {"a": 3})
+    assert read_jsonl(path) == [{"a": 1}, {"a": 3}]
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00\xff"])
+def test_broken_json_is_a_user_error(tmp_path, content):
+    (tmp_path / "f").write_text(content)
+    with pytest.raises(UserError):
+        read_json(tmp_path / "f")
+    with pytest.raises(UserError):
+        read_json(tmp_path / "absent")
+
+
+class _Evil:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_checkpoints_that_are_not_data_are_refused(tmp_path, capsys):
+    good = tmp_path / "good.pt"
+    save_checkpoint(good, {"w": torch.ones(1000), "name": "x"})
+    assert load_checkpoint(good, ("w",))["name"] == "x"
+
+    evil, plain, short, text = (tmp_path / n for n in ("evil.pt", "plain.pt", "short.pt", "text.pt"))
+    torch.save({"w": _Evil()}, evil)
+    plain.write_bytes(pickle.dumps(_Evil()))
+    short.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    text.write_text("not a checkpoint")
+    for path in (evil, plain, short, text, tmp_path / "absent.pt", tmp_path):
+        with pytest.raises(UserError, match=path.name):
+            load_checkpoint(path)
+    with pytest.raises(UserError, match="lacks optimizer"):
+        load_checkpoint(good, ("optimizer",))
+    torch.save([1], text)
+    with pytest.raises(UserError, match="list"):
+        load_checkpoint(text)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_experiment_round_trip_and_protection(tmp_path):
+    experiment, subnet = Experiment(tmp_path / "e"), largest_subnet(DIGITS)
+    experiment.check_free(overwrite=False)
+    experiment.save_found(DIGITS, subnet, 1.5, {"seed": 0}, [{"generation": 0}])
+    assert experiment.load_subnet(DIGITS) == subnet
+    assert json.loads(experiment.lat.read_text()) == [1.5]
+    assert experiment.load_history() == [{"generation": 0}]
+    assert experiment.load_config() == {"seed": 0}
+    with pytest.raises(UserError, match="--overwrite"):
+        experiment.check_free(overwrite=False)
+    experiment.check_free(overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda a, p: [a], "two objects"),
+        (lambda a, p: {"ks": 1}, "two objects"),
+        (lambda a, p: [a, {**p, "ks": a["ks"]}], "both"),
+        (lambda a, p: [{k: v for k, v in a.items() if k != "ks"}, p], "lacks ks"),
+        (lambda a, p: [{**a, "color": 1}, p], "color"),
+        (lambda a, p: [{**a, "ks": a["ks"][1:]}, p], "list of"),
+        (lambda a, p: [{**a, "ks": [9, *a["ks"][1:]]}, p], "9"),
+        (lambda a, p: [a, {**p, "dw_a_bits_setting": [5] * len(a["ks"])}], "5"),
+    ],
+)
+def test_bad_arch_files_are_user_errors(tmp_path, change, match):
+    experiment = Experiment(tmp_path)
+    experiment.save_found(DIGITS, largest_subnet(DIGITS), 1.0, {}, [])
+    write_json(experiment.arch, change(*read_json(experiment.arch)))
+    with pytest.raises(UserError, match=match):
+        experiment.load_subnet(DIGITS)
+
+
+def test_spaces_come_from_names_and_files(tmp_path):
+    write_json(tmp_path / "s.json", space_to_dict(DIGITS))
+    assert get_space(str(tmp_path / "s.json")) == DIGITS
+    with pytest.raises(UserError, match="digits"):
+        get_space("digit")
+    write_json(tmp_path / "bad.json", {**space_to_dict(DIGITS), "kernel_sizes": [3, 4]})
+    with pytest.raises(UserError, match="odd"):
+        get_space(str(tmp_path / "bad.json"))

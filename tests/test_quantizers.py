@@ -1,0 +1,108 @@
+"""Linear quantizers against published values and their stated rules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elastic_nn.quantizers import LinearActivationQuantizer, LinearWeightQuantizer
+from elastic_nn.quantizers.functional import (
+    kl_threshold,
+    levels,
+    quantize_activation,
+    quantize_weight,
+    squash_weight,
+)
+
+
+def test_published_activations_and_gradients(golden):
+    data, arrays = golden("linear_quantizer.json"), golden("linear_quantizer.npz")
+    cases = [case for case in data["cases"] if case["kind"] == "activation"]
+    assert cases
+    for case in cases:
+        x = torch.tensor(arrays["x"], requires_grad=True)
+        clip = torch.tensor([case["activation_range"]], requires_grad=True)
+        learned = case["trainable_range"]
+        y = quantize_activation(x, clip, case["a_bit"], signed=not case["half_wave"], learn_clip=learned)
+        y.backward(torch.tensor(arrays["grad_out_x"]))
+        np.testing.assert_allclose(y.detach(), arrays[f"{case['key']}_y"], atol=1e-6)
+        expected = arrays[f"{case['key']}_mask"] / 2 * arrays["grad_out_x"]
+        np.testing.assert_allclose(x.grad, expected, atol=1e-6)
+        if learned:
+            assert clip.grad.item() == pytest.approx(case["grad_activation_range"], abs=1e-4)
+        else:
+            assert clip.grad is None
+
+
+def test_published_weights_and_gradients(golden):
+    data, arrays = golden("linear_quantizer.json"), golden("linear_quantizer.npz")
+    for case in (case for case in data["cases"] if case["kind"] == "weight"):
+        w = torch.tensor(arrays["w"], requires_grad=True)
+        source = squash_weight(w) if case["mode"] == "tanh" else w
+        before = case["weight_range_before"]
+        clip = torch.tensor([before]) if before > 0 else w.detach().abs().max()
+        y = quantize_weight(source, clip, case["w_bit"])
+        y.backward(torch.tensor(arrays["grad_out_w"]))
+        np.testing.assert_allclose(y.detach(), arrays[f"{case['key']}_y"], atol=1e-6)
+        np.testing.assert_allclose(w.grad, arrays.get(f"{case['key']}_grad", arrays["grad_out_w"]), atol=1e-5)
+
+
+def test_published_thresholds_and_calibration(golden):
+    data, arrays = golden("linear_quantizer.json"), golden("linear_quantizer.npz")
+    for case in data["compute_threshold"]:
+        assert kl_threshold(arrays[case["array"]], case["bits"]) == pytest.approx(case["threshold"], rel=1e-5)
+    for case in data["calibrate"]:
+        sample = torch.tensor(arrays[case["array"]])
+        act = LinearActivationQuantizer(signed=not case["half_wave"])
+        act.bits = case["bits"]
+        act.calibrate(sample)
+        assert act.range.item() == pytest.approx(case["activation_range_after"], rel=1e-5)
+        weight = LinearWeightQuantizer()
+        weight.bits = case["bits"]
+        weight.calibrate(sample)
+        stored = weight.range.item() if weight.calibrated else sample.abs().max().item()
+        assert stored == pytest.approx(case["weight_range_after"], rel=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 8), st.booleans(), st.floats(0.1, 8), st.integers(0, 1000))
+def test_activation_codes_are_few_and_close(bits, signed, clip, seed):
+    x = 4 * torch.randn(200, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    y = quantize_activation(x, torch.tensor([clip], dtype=torch.float64), bits, signed=signed)
+    step = clip / levels(bits, signed=signed)
+    clipped = x.clamp(-clip if signed else 0.0, clip)
+    assert (y - clipped).abs().max() <= step / 2 + 1e-9
+    assert len((y / step).round().unique()) <= 2**bits
+
+
+def test_gradients_match_the_formula_that_the_papers_write():
+    """0.5 (|x| - |x - r| + r) with a straight-through round, differentiated by autograd."""
+    x = torch.linspace(-3, 9, 41, dtype=torch.float64)
+    for signed in (False, True):
+        ours, theirs = (x.clone().requires_grad_(True) for _ in range(2))
+        r1, r2 = (torch.tensor([6.0], dtype=torch.float64, requires_grad=True) for _ in range(2))
+        weights = torch.arange(41, dtype=torch.float64)
+        (quantize_activation(ours, r1, 4, signed=signed) * weights).sum().backward()
+        low = (-theirs - r2).abs() if signed else theirs.abs()
+        clipped = 0.5 * (low - (theirs - r2).abs()) + (0 if signed else 0.5 * r2)
+        (clipped * weights).sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad)
+        torch.testing.assert_close(r1.grad, r2.grad)
+
+
+def test_bits_none_passes_through_and_zero_filters_stay_zero():
+    x = torch.randn(8)
+    for quantizer in (LinearActivationQuantizer(signed=True), LinearWeightQuantizer()):
+        quantizer.bits = None
+        assert quantizer(x) is x
+    assert torch.equal(LinearWeightQuantizer()(torch.zeros(3, 3)), torch.zeros(3, 3))
+
+
+def test_weight_quantizer_remembers_nothing():
+    quantizer = LinearWeightQuantizer()
+    small = quantizer(torch.tensor([0.1, -0.05]))
+    quantizer(torch.tensor([10.0, -3.0]))
+    assert torch.equal(quantizer(torch.tensor([0.1, -0.05])), small)

@@ -1,0 +1,66 @@
+"""Train a supernet from nothing by progressive shrinking.
+
+Writes models/SPACE/supernet.pt; a run that was killed continues with the same command. Next: search.py --prepare acc.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from apq.cli import Parser, add_common_flags, run, table
+from apq.device import resolve_device
+from apq.errors import UserError
+from apq.files import write_json
+from apq.model_folder import ModelFolder
+from apq.presets import get_space
+from apq.space import SearchSpace
+from dataset import load_splits
+from dataset.imagenet import image_folder_space
+from elastic_nn.networks.supernet_file import save_supernet
+from elastic_nn.training.progressive_shrinking import train_supernet
+from elastic_nn.training.recipes import get_recipe
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--space", default="digits", help="a preset, or the path of a space in a .json file")
+    parser.add_argument("--data", type=Path, help="image folder with train/CLASS and val/CLASS; not needed for digits")
+    parser.add_argument("--recipe", help="training recipe: digits or tiny (default: the space's own)")
+    parser.add_argument("--out", type=Path, help="folder of the result (default: models/SPACE)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a supernet that exists")
+    add_common_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    space: SearchSpace = get_space(args.space)
+    if args.data:
+        space = image_folder_space(space, args.data)
+    folder = ModelFolder(args.out or Path("models") / space.name)
+    if folder.supernet.exists() and not args.overwrite:
+        raise UserError(f"{folder.supernet} exists; choose another --out or give --overwrite")
+    net, records = train_supernet(
+        space,
+        load_splits(space, args.data),
+        get_recipe(args.recipe, space),
+        seed=args.seed,
+        device=resolve_device(args.device),
+        state_file=folder.supernet_state,
+        log=lambda record: print(f"phase {record['phase']}: loss {record['loss']:.3f}", file=sys.stderr),
+    )
+    save_supernet(folder.supernet, net.cpu(), seed=args.seed, records=records)
+    write_json(folder.training, {"space": space.name, "seed": args.seed, "phases": records})
+    folder.supernet_state.unlink(missing_ok=True)
+    if args.json:
+        print(json.dumps({"supernet": str(folder.supernet), "phases": records}))
+        return
+    rows = [(r["phase"], f"{r['loss']:.3f}", f"{r['largest_top1']:.2%}", f"{r['smallest_top1']:.2%}") for r in records]
+    print(table([("phase", "loss", "largest", "smallest"), *rows]))
+    print(f"validation top-1 after each phase; supernet in {folder.supernet}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,164 @@
+"""The accuracy predictor: an MLP from one-hot subnets to top-1 accuracy, and the fast form of it that searches use.
+
+APQ (Wang et al., CVPR 2020, arXiv 2006.08509), section 3.2: a predictor trained on many full-precision subnets is
+transferred to quantized ones, which are dear to measure, by adding an input for the bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apq.presets import APQ_IMAGENET
+from apq.space import SearchSpace
+from apq.subnet import Subnet
+from utils.converter import Converter
+from utils.gene_tables import GeneTables, gene_column
+
+CHUNK = 1024  # candidates at a time: their activations (1.6 MB a layer) stay in cache
+MOST_ROWS_A_TABLE = 256
+
+
+class AccuracyPredictor(nn.Module):
+    """relu(W x_arch + b) + Q x_policy + q, then `n_layers - 1` relu layers and a linear regressor.
+
+    `quantize=False` builds the full-precision predictor, which has no Q and reads only the architecture half. State
+    dict keys are the published ones: `layers.<i>.0.*`, `quantize_fc.*`, `regressor.*`.
+    """
+
+    def __init__(
+        self, space: SearchSpace = APQ_IMAGENET, hidden: int = 400, n_layers: int = 3, quantize: bool = True
+    ) -> None:
+        super().__init__()
+        self.space, self.hidden, self.n_layers, self.quantize = space, hidden, n_layers, quantize
+        self.converter = Converter(space)
+        widths = [self.converter.half_dim, *[hidden] * n_layers]
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(n_in, n_out), nn.ReLU()) for n_in, n_out in zip(widths, widths[1:], strict=False)
+        )
+        if quantize:
+            self.quantize_fc = nn.Linear(self.converter.full_dim - self.converter.half_dim, hidden)
+        self.regressor = nn.Linear(hidden, 1)
+
+    def forward(self, features: Tensor) -> Tensor:  # (n, full_dim) -> (n,); full precision: (n, >= half_dim)
+        half = self.converter.half_dim
+        x = self.layers[0](features[:, :half])  # (n, hidden)
+        if self.quantize:
+            x = x + self.quantize_fc(features[:, half:])
+        for layer in self.layers[1:]:
+            x = layer(x)
+        return self.regressor(x).squeeze(1)
+
+    def predict_accuracy(self, specs: Sequence[Mapping[str, Any] | Subnet]) -> np.ndarray:
+        """(specs,) float32 accuracies of published specs or subnets; the policy is always encoded as it is."""
+        return self.predict(self.converter.genes_of_specs(list(specs)))
+
+    def predict(self, genes: np.ndarray) -> np.ndarray:
+        """(n,) float32 accuracies of a gene matrix. For many calls take `fast()` once: each call folds the weights."""
+        return self.fast()(genes)
+
+    def fast(self) -> FastPredictor:
+        """The function of the present weights, folded for speed; later changes of the weights do not reach it."""
+        return FastPredictor(self)
+
+
+class FastPredictor:
+    """An `AccuracyPredictor` with its first layer turned into row gathers: genes `(n, genes)` -> float32 `(n,)`.
+
+    A one-hot vector times a matrix is a sum of its rows. The rows of genes of one slot that always come together are
+    summed beforehand, (kernel, width) and all bits, so that a candidate sums two rows a slot rather than six.
+    """
+
+    def __init__(self, predictor: AccuracyPredictor) -> None:
+        space, converter = predictor.space, predictor.converter
+        weights = {name: value.detach().float().cpu() for name, value in predictor.state_dict().items()}
+        first, first_bias = weights["layers.0.0.weight"].T, weights["layers.0.0.bias"]  # (half_dim, hidden), (hidden,)
+        if predictor.quantize:
+            first = torch.cat([first, weights["quantize_fc.weight"].T])  # (full_dim, hidden)
+        biases = [first_bias, weights.get("quantize_fc.bias")]
+        sections = {int(column): i for i, column in enumerate(converter.columns)}
+
+        def rows_of(what: str | int, slot: int) -> Tensor:  # (choices, hidden) weights of one one-hot
+            section = sections[gene_column(space, what, slot)]
+            start = converter.offsets[section]
+            return first[start : start + converter.choices[section]]
+
+        groups = [("ks", "e"), *(_kind_groups(space) if predictor.quantize else [])]
+        self._tables = GeneTables(space, groups)
+        self._rows = torch.zeros(self._tables.size + 1, predictor.hidden)  # the last row is for idle slots
+        for group, slot, shape, place in self._tables:
+            rows = self._rows[place].view(*shape, -1)
+            for axis, what in enumerate(groups[group]):
+                rows += rows_of(what, slot).view([-1 if a == axis else 1 for a in range(len(shape))] + [first.shape[1]])
+            if slot == 0 and group < 2:  # the first slot always runs, so it can carry the bias
+                rows += biases[group]
+        self._resolution_rows = rows_of("resolution", 0) if len(space.resolutions) > 1 else None
+        self._hidden = [
+            (weights[f"layers.{i}.0.weight"].T.contiguous(), weights[f"layers.{i}.0.bias"])
+            for i in range(1, predictor.n_layers)
+        ]
+        self._regressor = weights["regressor.weight"][0], weights["regressor.bias"]
+
+    def __call__(self, genes: np.ndarray) -> np.ndarray:
+        """(n,) float32 accuracies of a gene matrix."""
+        out = torch.empty(len(genes))
+        with torch.inference_mode():
+            # All products go to two buffers: fresh memory for each would cost as much as a layer.
+            buffers = torch.empty(2, min(CHUNK, len(genes)), self._rows.shape[1])
+            for start in range(0, len(genes), CHUNK):
+                chunk = genes[start : start + CHUNK]
+                self._predict(chunk, buffers[:, : len(chunk)], out[start : start + CHUNK])
+        return out.numpy()
+
+    def _predict(self, genes: np.ndarray, buffers: Tensor, out: Tensor) -> None:
+        architecture, *policy = torch.from_numpy(self._tables.index(genes))  # each (n, slots)
+        x = F.embedding_bag(architecture, self._rows, mode="sum")  # (n, hidden)
+        if self._resolution_rows is not None:
+            x += self._resolution_rows[torch.from_numpy(genes[:, -1].copy())]
+        x.relu_()
+        for group in policy:
+            x += F.embedding_bag(group, self._rows, mode="sum")
+        for (weight, bias), buffer in zip(self._hidden, itertools.cycle(buffers), strict=False):
+            x = torch.addmm(bias, x, weight, out=buffer).relu_()
+        weight, bias = self._regressor
+        torch.mv(x, weight, out=out).add_(bias)
+
+
+def transfer(predictor: AccuracyPredictor) -> AccuracyPredictor:
+    """A quantized predictor that starts as the full-precision one: shared weights copied, the bits' layer zero.
+
+    It then gives every policy the full-precision accuracy. Zero claims nothing about bits before there is data, and
+    unlike a zero hidden layer it still learns: its gradient passes through the trained layers behind it.
+    """
+    weights = predictor.state_dict()
+    quantized = AccuracyPredictor(predictor.space, predictor.hidden, predictor.n_layers, quantize=True)
+    nn.init.zeros_(quantized.quantize_fc.weight)
+    nn.init.zeros_(quantized.quantize_fc.bias)
+    quantized.load_state_dict({**quantized.state_dict(), **{k: v.cpu() for k, v in weights.items()}})
+    return quantized
+
+
+@torch.no_grad()
+def scale_output(predictor: AccuracyPredictor, factor: float, shift: float) -> None:
+    """Change a predictor, in place, to output `factor * accuracy + shift`, by its regressor alone."""
+    predictor.regressor.weight.mul_(factor)
+    predictor.regressor.bias.mul_(factor).add_(shift)
+
+
+def _kind_groups(space: SearchSpace) -> list[tuple[int, ...]]:
+    """Operand kinds in groups whose combinations of bits are few enough for a table a slot."""
+    groups: list[tuple[int, ...]] = [()]
+    n_rows = 1
+    for k, kind in enumerate(space.operands):
+        if n_rows * len(kind.choices) > MOST_ROWS_A_TABLE and groups[-1]:
+            groups.append(())
+            n_rows = 1
+        groups[-1] += (k,)
+        n_rows *= len(kind.choices)
+    return groups

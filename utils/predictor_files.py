@@ -1,0 +1,72 @@
+"""Predictor files: weights, the space they speak of, and where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apq.checkpoint import load_checkpoint, save_checkpoint
+from apq.errors import UserError
+from apq.presets import APQ_IMAGENET
+from apq.space import SearchSpace, space_from_dict, space_to_dict
+from utils.accuracy_predictor import AccuracyPredictor
+
+FIRST, POLICY, LAST = "layers.0.0.weight", "quantize_fc.weight", "regressor.weight"
+
+
+def save_predictor(path: Path, predictor: AccuracyPredictor, record: Mapping[str, Any] | None = None) -> None:
+    """Write a predictor of accuracies in fractions 0..1, whole or not at all.
+
+    `record` is plain data about its origin; by custom `data` (file, number of pairs, seed) and `scores` (held out).
+    """
+    data = {
+        "state_dict": {key: value.detach().cpu() for key, value in predictor.state_dict().items()},
+        "space": space_to_dict(predictor.space),
+        "encoding": {"half_dim": predictor.converter.half_dim, "full_dim": predictor.converter.full_dim},
+    }
+    if taken := set(data) & set(record or {}):
+        raise UserError(f"a predictor's record may not use the names {', '.join(sorted(taken))}")
+    save_checkpoint(path, {**data, **(record or {})})
+
+
+def load_predictor(path: Path, space: SearchSpace | None = None) -> AccuracyPredictor:
+    """The predictor of a file. UserError where it is of another space than `space`, naming both.
+
+    A published file, which is a state dict and nothing else, is a predictor of `apq-imagenet`.
+    """
+    data = load_checkpoint(path)
+    published = FIRST in data
+    if not published and (missing := [key for key in ("state_dict", "space") if key not in data]):
+        raise UserError(f"{path} is not a predictor: it lacks {', '.join(missing)}")
+    own_space = APQ_IMAGENET if published else space_from_dict(data["space"])
+    if space is not None and own_space != space:
+        raise UserError(different_spaces(f"predictor {path}", own_space, space))
+    return _from_weights(path, own_space, data if published else data["state_dict"])
+
+
+def load_record(path: Path) -> dict[str, Any]:
+    """What a predictor's file says of its origin; empty for a published one."""
+    data = load_checkpoint(path)
+    return {} if FIRST in data else {key: value for key, value in data.items() if key not in ("state_dict", "space")}
+
+
+def different_spaces(what: str, its: SearchSpace, asked: SearchSpace) -> str:
+    """Message for something that belongs to another space."""
+    if its.name == asked.name:
+        return f"{what} belongs to another version of space {its.name}: their choices differ"
+    return f"{what} belongs to space {its.name}, not to {asked.name}"
+
+
+def _from_weights(path: Path, space: SearchSpace, weights: Mapping[str, Any]) -> AccuracyPredictor:
+    try:
+        n_layers = sum(key.startswith("layers.") and key.endswith(".weight") for key in weights)
+        predictor = AccuracyPredictor(space, len(weights[FIRST]), n_layers, quantize=POLICY in weights)
+        predictor.load_state_dict(weights)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} does not hold a predictor of space {space.name}: {error}") from error
+    if not all(torch.isfinite(value).all() for value in predictor.state_dict().values()):
+        raise UserError(f"{path} holds weights that are not finite")
+    return predictor.eval()

@@ -1,0 +1,141 @@
+"""Training accuracy predictors on <subnet, accuracy> pairs, few or many, from scratch or transferred."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor
+from tqdm import tqdm
+
+from apq.errors import UserError
+from apq.space import SearchSpace
+from utils.accuracy_predictor import AccuracyPredictor, scale_output, transfer
+from utils.converter import Converter
+from utils.predictor_files import different_spaces
+
+FEWEST_PAIRS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """Settings of a predictor's training; the defaults suit a few hundred to a few thousand pairs."""
+
+    epochs: int = 100
+    lr: float = 1e-3
+    weight_decay: float = 0.3
+    batch_size: int = 64
+    holdout: float = 0.2
+    hidden: int = 400
+    n_layers: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch_size, self.hidden, self.n_layers) < 1 or self.lr <= 0 or self.weight_decay < 0:
+            raise UserError("epochs, batch_size, hidden, n_layers and lr must be positive, weight_decay not negative")
+        if not 0 < self.holdout < 1:
+            raise UserError(f"holdout is the share of pairs kept for scoring, between 0 and 1, not {self.holdout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorScores:
+    """Agreement of predicted and measured accuracy on held-out pairs; `rmse` in the unit of the accuracies."""
+
+    n_train: int
+    n_holdout: int
+    rmse: float
+    kendall_tau: float
+    spearman: float
+
+
+def holdout_split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices 0..n-1 shuffled and cut: for training, and held out (about `fraction`, at least 2)."""
+    order = np.random.default_rng(seed).permutation(n)
+    n_holdout = min(max(2, round(n * fraction)), n - 2)
+    return np.sort(order[n_holdout:]), np.sort(order[:n_holdout])
+
+
+def train_predictor(
+    genes: np.ndarray,
+    accuracies: np.ndarray,
+    space: SearchSpace,
+    *,
+    quantize: bool,
+    initial: AccuracyPredictor | None = None,
+    config: PredictorConfig | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[AccuracyPredictor, PredictorScores]:
+    """Fit a predictor to pairs: genes `(n, genes)` and accuracies `(n,)`, fractions 0..1.
+
+    `quantize=False` takes float accuracies and ignores the bits. `initial` is trained further instead of random
+    weights; a full-precision one is transferred first where `quantize` is asked for (APQ, section 3.2). The held-out
+    pairs only score. The same seed gives the same weights on one machine. Returns the predictor, on the CPU and in the
+    scale of the accuracies. UserError for too few pairs, for accuracies that are not finite, or another space.
+    """
+    config, accuracies = config or PredictorConfig(), np.asarray(accuracies, dtype=np.float64)
+    if len(genes) != len(accuracies):
+        raise UserError(f"{len(genes)} subnets but {len(accuracies)} accuracies")
+    if len(genes) < FEWEST_PAIRS:
+        raise UserError(f"{len(genes)} pairs are too few to train a predictor; gather at least {FEWEST_PAIRS}")
+    if len(bad := np.flatnonzero(~np.isfinite(accuracies))):
+        raise UserError(f"accuracy of pair {bad[0]} is {accuracies[bad[0]]}; {len(bad)} of the pairs have no number")
+
+    train, held_out = holdout_split(len(genes), config.holdout, config.seed)
+    predictor = _start(space, quantize, initial, config)
+    # Targets are trained in units of their own spread, which makes lr and weight decay mean the same in every space.
+    mean, std = float(accuracies[train].mean()), float(accuracies[train].std()) or 1.0
+    scale_output(predictor, 1 / std, -mean / std)
+    features = torch.from_numpy(Converter(space).encode(genes[train]))
+    targets = torch.from_numpy(((accuracies[train] - mean) / std).astype(np.float32))
+    _fit(predictor.to(device), features.to(device), targets.to(device), config)
+    scale_output(predictor.cpu(), std, mean)
+    return predictor, score(predictor, genes[held_out], accuracies[held_out], n_train=len(train))
+
+
+def score(predictor: AccuracyPredictor, genes: np.ndarray, accuracies: np.ndarray, n_train: int = 0) -> PredictorScores:
+    """Scores on pairs; a rank correlation is 0 where one side is constant."""
+    predicted = predictor.predict(genes).astype(np.float64)
+    constant = len(genes) < 2 or not np.ptp(predicted) or not np.ptp(accuracies)
+    return PredictorScores(
+        n_train=n_train,
+        n_holdout=len(genes),
+        rmse=float(np.sqrt(np.mean((predicted - accuracies) ** 2))),
+        kendall_tau=0.0 if constant else float(stats.kendalltau(predicted, accuracies).statistic),
+        spearman=0.0 if constant else float(stats.spearmanr(predicted, accuracies).statistic),
+    )
+
+
+def _start(
+    space: SearchSpace, quantize: bool, initial: AccuracyPredictor | None, config: PredictorConfig
+) -> AccuracyPredictor:
+    """A new predictor to train: random, a copy of `initial`, or transferred from it."""
+    if initial is not None and initial.space != space:
+        raise UserError(different_spaces("the initial predictor", initial.space, space))
+    if initial is not None and initial.quantize and not quantize:
+        raise UserError("a quantized predictor cannot start a full-precision one; give a full-precision predictor")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if initial is None:
+            return AccuracyPredictor(space, config.hidden, config.n_layers, quantize)
+        if quantize and not initial.quantize:
+            return transfer(initial)
+        predictor = AccuracyPredictor(space, initial.hidden, initial.n_layers, quantize)
+    predictor.load_state_dict(initial.state_dict())
+    return predictor
+
+
+def _fit(predictor: AccuracyPredictor, features: Tensor, targets: Tensor, config: PredictorConfig) -> None:
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
+    shuffle = torch.Generator().manual_seed(config.seed)
+    predictor.train()
+    for _ in tqdm(range(config.epochs), desc="predictor", unit="epoch", disable=None, leave=False):
+        for batch in torch.randperm(len(targets), generator=shuffle).to(targets.device).split(config.batch_size):
+            optimizer.zero_grad()
+            F.mse_loss(predictor(features[batch]), targets[batch]).backward()
+            optimizer.step()
+        schedule.step()
+    predictor.eval()
