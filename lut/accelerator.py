@@ -18,7 +18,7 @@ WHOLE = ("rows", "columns", "max_bits", "min_bits", "accumulator_bits")
 
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """One configuration. Buffers are double buffered: a tile may use half of one."""
+    """One configuration. Buffers are double buffered: a tile may use half of one. UserError where a value is bad."""
 
     rows: int = 16  # reduction side of the array, in fusion units
     columns: int = 32  # output channels of the array
@@ -42,18 +42,24 @@ class Accelerator:
             free = name.endswith(("_per_cycle", "_per_bit")) and not name.startswith("dram_bits")
             if not number or value < 0 or (value == 0 and not free):
                 raise UserError(f"accelerator: {name} must be a positive number, not {value!r}")
-            if name in WHOLE and value != int(value):
+            if name in WHOLE and not isinstance(value, int):
                 raise UserError(f"accelerator: {name} must be a whole number, not {value!r}")
         if self.min_bits > self.max_bits or math.log2(self.max_bits) % 1:
             raise UserError(f"accelerator: max_bits {self.max_bits} must be a power of two and at least min_bits")
 
 
 def accelerator_from_json(path: Path) -> Accelerator:
-    """An accelerator from a JSON object of some of its fields; the others keep BitFusion's values."""
+    """An accelerator from a JSON object of some of its fields; the others keep BitFusion's values.
+
+    UserError where the file is missing or broken, a field is unknown or a value bad.
+    """
     data = read_json(path)
     known = [field.name for field in fields(Accelerator)]
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold a JSON object with fields of an accelerator: {', '.join(known)}")
     if unknown := sorted(set(data) - set(known)):
         raise UserError(f"{path} has unknown fields {', '.join(unknown)}; known: {', '.join(known)}")
-    return Accelerator(**data)
+    try:
+        return Accelerator(**data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

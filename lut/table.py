@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from lut.accelerator import Accelerator
 from lut.bitfusion import BitFusion, Costs
 
 MODEL_VERSION = 1  # raise it when the cost model changes: it parts the caches
+PUBLISHED_KEY = re.compile(r"head|tail|\(\d+(, \d+){6}\)-W\d+A\d+")
 
 
 def price(layers: Sequence[ConvLayer], accelerator: Accelerator | None = None) -> Costs:
@@ -32,7 +35,7 @@ def price(layers: Sequence[ConvLayer], accelerator: Accelerator | None = None) -
     if missing:
         costs = BitFusion(accelerator).cost(missing)
         known |= {_row(layer): pair for layer, pair in zip(missing, zip(*costs, strict=True), strict=True)}
-        with atomic_open(file, "wb") as out:
+        with contextlib.suppress(OSError), atomic_open(file, "wb") as out:  # a cache that cannot be kept is no loss
             np.savez(out, layers=np.array(list(known)), costs=np.array(list(known.values())))
     found = np.array([known[_row(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
     return Costs(latency_ms=found[:, 0], energy_mj=found[:, 1])
@@ -52,12 +55,12 @@ def _row(layer: ConvLayer) -> tuple[int, ...]:
 
 def _read_cache(file: Path) -> dict[tuple[int, ...], tuple[float, float]]:
     try:
-        with np.load(file) as data:
+        with file.open("rb") as handle, np.load(handle) as data:
             rows, costs = data["layers"], data["costs"]
-        if rows.shape != (len(costs), 9) or costs.shape != (len(rows), 2):
+        if rows.ndim != 2 or rows.dtype.kind != "i" or costs.shape != (len(rows), 2) or not np.isfinite(costs).all():
             return {}
         return {tuple(row): tuple(pair) for row, pair in zip(rows.tolist(), costs.tolist(), strict=True)}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
         return {}  # absent or damaged: it is made anew
 
 
@@ -88,33 +91,48 @@ def layer_key(layer: ConvLayer) -> str:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """A table in the published form, say one measured on another device."""
+    """A table in the published form, say one measured on another device: `rows` map a key to (ms, mJ)."""
 
     path: Path
-    rows: dict[str, Any]
+    rows: dict[str, tuple[float, float]]
 
     def lookup(self, layers: Sequence[ConvLayer]) -> Costs:
-        """Costs of layers; image inputs are priced as `head` where their own row is missing. UserError for a gap."""
+        """Costs of layers; UserError names the first without a row.
+
+        The first convolution and the last 1x1 of a network cost `head` and `tail` where they have no row of their own.
+        """
         found = np.array([self._cost(layer) for layer in layers], dtype=np.float64).reshape(len(layers), 2)
         return Costs(latency_ms=found[:, 0], energy_mj=found[:, 1])
 
     def _cost(self, layer: ConvLayer) -> tuple[float, float]:
-        key = layer_key(layer)
-        if key not in self.rows:
-            key = {"first_conv": "head", "feature_mix_layer": "tail"}.get(layer.name, key)
-        try:
-            return float(self.rows[key]["latency"]), float(self.rows[key]["energy"])
-        except KeyError as error:
+        key, part = layer_key(layer), {"first_conv": "head", "feature_mix_layer": "tail"}.get(layer.name, "")
+        row = self.rows.get(key) or self.rows.get(part)
+        if row is None:
             raise UserError(
-                f"no price for {key} in {self.path} ({len(self.rows)} rows); build it for this space"
-            ) from error
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{self.path}: {key} must hold numbers, latency in ms and energy in mJ") from error
+                f"{self.path} ({len(self.rows)} rows) has no row {key} for layer {layer.name or 'without a name'}; "
+                "add it, or write a table for your space with python -m lut"
+            )
+        return row
 
 
 def load(path: Path) -> PublishedTable:
     """Read a table in the published form; UserError where it is not one."""
-    rows = read_json(path)
-    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
-        raise UserError(f'{path} is not a cost table: it must map layer keys to {{"latency": ms, "energy": mJ}}')
+    data, path = read_json(Path(path)), Path(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds a {type(data).__name__}, not an object of cost rows")
+    rows = {}
+    for key, row in data.items():
+        if not PUBLISHED_KEY.fullmatch(key):
+            raise UserError(
+                f"{path}: key {key!r} is not head, tail or like '(96, 456, 14, 1, 1, 0, 1)-W4A4': "
+                "(in, out, input side, kernel, stride, padding, groups)-WwAa"
+            )
+        cost = (row.get("latency"), row.get("energy")) if isinstance(row, dict) else ()
+        if not cost or not all(_is_cost(value) for value in cost):
+            raise UserError(f"{path}: row {key} must hold latency in ms and energy in mJ, numbers not below 0")
+        rows[key] = cost
     return PublishedTable(path, rows)
+
+
+def _is_cost(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0

@@ -20,9 +20,14 @@ from apq.space import space_to_dict
 def test_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "f.json"
     write_json(path, [1])
-    with pytest.raises(RuntimeError), atomic_open(path) as file:
-        file.write("half")
-        raise RuntimeError
+
+    def killed():
+        with atomic_open(path) as file:
+            file.write("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        killed()
     assert read_json(path) == [1]
     assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
 

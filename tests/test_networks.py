@@ -99,7 +99,11 @@ def test_network_runs_the_layers_that_are_priced(name):
     """The weights of the extracted network are those of `layers_of`, layer by layer."""
     space = SPACES[name]
     net = DynamicProxylessNASNets(space)
-    for subnet in (largest_subnet(space), smallest_subnet(space), *subnets_of(space, sample(space, 2, np.random.default_rng(2)))):
+    for subnet in (
+        largest_subnet(space),
+        smallest_subnet(space),
+        *subnets_of(space, sample(space, 2, np.random.default_rng(2))),
+    ):
         net.activate(subnet)
         alone = net.get_active_subnet()
         listed = layers_of(space, subnet)

@@ -87,7 +87,7 @@ class Converter:
         return self.encode(genes)[0]
 
     def feature2spec(self, vector: np.ndarray) -> dict[str, Any]:
-        """The published spec of a `(full_dim,)` vector. Slots that do not run get the smallest kernel and width, 8 bits."""
+        """The published spec of a `(full_dim,)` vector. Idle slots get the smallest kernel and width and 8 bits."""
         return self._spec(self.decode(np.asarray(vector)[None]))
 
     def random_spec(self, rng: np.random.Generator | None = None) -> dict[str, Any]:

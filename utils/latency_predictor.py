@@ -27,7 +27,7 @@ def layer_costs(
     accelerator: Accelerator | None = None,
     table: PublishedTable | None = None,
 ) -> np.ndarray:
-    """(layers,) float64 cost of each layer in `UNITS[quantity]`; latency and energy from `table`, if given, or the model."""
+    """(layers,) float64 cost of each layer in `UNITS[quantity]`; latency and energy from `table` if given."""
     if quantity == "bitops":
         return np.array([layer.bitops for layer in layers], dtype=np.float64)
     if quantity == "size":

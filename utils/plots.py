@@ -21,9 +21,9 @@ def plot_history(
     quantity: str = "cost",
     title: str | None = None,
 ) -> None:
-    """Write a PNG of a search's history: predicted accuracy, best and mean, and the best subnet's cost by generation.
+    """Write a PNG of a search: predicted accuracy, best and mean, and the best subnet's cost by generation.
 
-    `records` are those of `EvolutionFinder`; `constraint` is drawn as the budget; `quantity` says what costs, in `unit`.
+    `records` are those of `EvolutionFinder`; `constraint` is drawn as the budget; `quantity` is what costs, in `unit`.
     """
     figure = Figure(figsize=(7, 6), layout="constrained")  # no pyplot: nothing global, no display needed
     FigureCanvasAgg(figure)

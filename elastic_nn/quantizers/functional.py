@@ -58,18 +58,18 @@ class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, clip = ctx.saved_tensors
-        low = -clip if ctx.signed else torch.zeros_like(clip)
-        grad_x = grad * ((x > low) & (x < clip))
+        below = torch.sign(x - (-clip if ctx.signed else torch.zeros_like(clip)))  # -1 below the range, 0 on its edge
+        above = torch.sign(x - clip)  # 1 above the range
         if not ctx.learn_clip:
-            return grad_x, None, None, None, None
-        grad_x += 0.5 * grad * ((x == low) | (x == clip))
+            return grad * (below - above == 2), None, None, None, None
         grad_clip = None
         if ctx.needs_input_grad[1]:
-            total = (grad * (x > clip)).sum() + 0.5 * (grad * (x == clip)).sum()
+            total = grad.sum()
+            grad_clip = 0.5 * (total + (grad * above).sum())
             if ctx.signed:
-                total = total - (grad * (x < low)).sum() - 0.5 * (grad * (x == low)).sum()
-            grad_clip = total.reshape(clip.shape)
-        return grad_x, grad_clip, None, None, None
+                grad_clip = grad_clip - 0.5 * (total - (grad * below).sum())
+            grad_clip = grad_clip.reshape(clip.shape)
+        return below.sub_(above).mul_(0.5).mul_(grad), grad_clip, None, None, None
 
 
 class _QuantizeWeight(torch.autograd.Function):

@@ -54,12 +54,20 @@ def seed_epoch(seed: int, epoch: int) -> None:
 
 
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD; norms, biases and quantizer ranges (everything below two dimensions) are not decayed."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in net.parameters():
-        groups[parameter.ndim >= 2].append(parameter)
+    """SGD in three groups: decayed weights; norms and biases; quantizer ranges.
+
+    Ranges have a group of their own because their gradients, sums over all activations that they clip, are clipped
+    apart: together with the weights' they would eat up the norm that clipping leaves.
+    """
+    weights, norms, ranges = [], [], []
+    for name, parameter in net.named_parameters():
+        (ranges if name.endswith(".range") else weights if parameter.ndim >= 2 else norms).append(parameter)
     return torch.optim.SGD(
-        [{"params": groups[True], "weight_decay": config.weight_decay}, {"params": groups[False], "weight_decay": 0.0}],
+        [
+            {"params": weights, "weight_decay": config.weight_decay},
+            {"params": norms, "weight_decay": 0.0},
+            {"params": ranges, "weight_decay": 0.0},
+        ],
         lr=config.lr,
         momentum=config.momentum,
         nesterov=True,
@@ -112,7 +120,9 @@ def train_one_epoch(
             loss.backward()
             total += loss.item() * len(labels)
             seen += len(labels)
-        nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
+        *parts, ranges = (group["params"] for group in optimizer.param_groups)
+        nn.utils.clip_grad_norm_([p for part in parts for p in part], config.clip_norm)
+        nn.utils.clip_grad_norm_(ranges, config.clip_norm)
         optimizer.step()
     if not math.isfinite(total):
         raise UserError(

@@ -16,7 +16,7 @@ from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.training.batchnorm import recalibrate
-from elastic_nn.training.calibration import calibrate_ranges
+from elastic_nn.training.calibration import calibrate_ranges, quantizers_off
 from elastic_nn.training.engine import TrainConfig, evaluate, make_optimizer, seed_epoch, train_one_epoch
 
 CALIBRATION_IMAGES = 256
@@ -25,13 +25,28 @@ CALIBRATION_IMAGES = 256
 def quantized_subnet(
     supernet: DynamicQuantizedProxylessNASNets, subnet: Subnet, splits: Splits, n_batches: int, device: torch.device
 ) -> MBConvNet:
-    """Cut a subnet out, choose its quantizer ranges and recalibrate its BatchNorm at its bits: ready to finetune."""
+    """Cut a subnet out, choose its quantizer ranges and recalibrate its BatchNorm at its bits: ready to finetune.
+
+    BatchNorm is recalibrated in full precision first: under the supernet's statistics, which are those of no subnet,
+    activations have other sizes and every range would be wrong.
+    """
     supernet.activate(subnet)
     net = supernet.get_active_subnet().to(device)
+    with quantizers_off(net):
+        recalibrate(net, make_loader(splits.calibration, 64), device, n_batches)
     images, _ = next(iter(make_loader(splits.calibration, CALIBRATION_IMAGES)))
     calibrate_ranges(net, images.to(device))
     recalibrate(net, make_loader(splits.calibration, 64), device, n_batches)
     return net
+
+
+def train_epochs(net: MBConvNet, splits: Splits, config: TrainConfig, *, seed: int, device: torch.device) -> None:
+    """Train a network for all epochs and leave it as the last one made it, without looking at the validation images."""
+    optimizer = make_optimizer(net, config)
+    for epoch in range(config.epochs):
+        seed_epoch(seed, epoch)
+        train = make_loader(splits.train, config.batch_size, shuffle=True)
+        train_one_epoch(net, train, optimizer, config, epoch, device=device)
 
 
 def finetune(

@@ -14,8 +14,8 @@ from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.training.batchnorm import recalibrate
-from elastic_nn.training.engine import evaluate, make_optimizer, seed_epoch, train_one_epoch
-from elastic_nn.training.finetune import quantized_subnet
+from elastic_nn.training.engine import evaluate, seed_epoch
+from elastic_nn.training.finetune import quantized_subnet, train_epochs
 from elastic_nn.training.recipes import Recipe
 
 
@@ -75,9 +75,5 @@ def short_finetune_top1(
     """Validation top-1 after the recipe's short finetune: its end, not its best epoch, which would flatter noise."""
     seed_epoch(seed, 0)
     net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_batches, device)
-    optimizer, config = make_optimizer(net, recipe.pair_finetune), recipe.pair_finetune
-    for epoch in range(config.epochs):
-        seed_epoch(seed, epoch)
-        train = make_loader(splits.train, config.batch_size, shuffle=True)
-        train_one_epoch(net, train, optimizer, config, epoch, device=device)
+    train_epochs(net, splits, recipe.pair_finetune, seed=seed, device=device)
     return evaluate(net, make_loader(splits.val, 256), device).top1

@@ -48,11 +48,11 @@ DIGITS_RECIPE = Recipe(
             "width": TrainConfig(epochs=40, lr=0.05),
         }
     ),
-    pair_finetune=TrainConfig(epochs=2, lr=0.01, label_smoothing=0.0),
+    pair_finetune=TrainConfig(epochs=2, lr=0.02, label_smoothing=0.0),
     finetune=TrainConfig(epochs=15, lr=0.02, label_smoothing=0.0),
     recalibration_batches=16,
     pairs_float=1000,
-    pairs_quant=250,
+    pairs_quant=300,
 )
 
 # For tests and for trying out a set-up: it runs the whole way in seconds and reaches nothing.

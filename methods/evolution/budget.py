@@ -13,7 +13,7 @@ from apq.genes import canonical, cardinalities, sample
 from apq.space import SearchSpace
 from methods.evolution.operators import blend
 
-MOST_PROPOSALS = 8  # in one round, for every candidate wanted
+MOST_PROPOSALS = 4  # in one round, for every candidate wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,39 +93,32 @@ def fill(
     return np.concatenate(genes), np.concatenate(costs), seen
 
 
-def first_population(
-    space: SearchSpace,
-    n: int,
-    budget: Budget,
-    seen: Seen,
-    rng: np.random.Generator,
-    cheapest: np.ndarray | None = None,
-    max_rounds: int = 50,
-) -> tuple[np.ndarray, np.ndarray, Seen]:
-    """Random candidates inside the budget, as `fill` returns them.
+def newcomers(
+    space: SearchSpace, rng: np.random.Generator, cheapest: np.ndarray | None = None
+) -> Callable[[int, int], np.ndarray]:
+    """A `propose` for `fill` that draws random rows, in the first round uniformly.
 
-    Under a tight budget a random subnet never fits. So the first round draws freely and, where too few fit, the next
-    ones move each row towards the `cheapest` genes `(genes,)`: every gene with the row's own strength u^(1/round),
-    u uniform in 0..1. This spreads rows over all strengths first and presses ever closer to the cheapest after that.
-    Without `cheapest` it rejects alone. UserError where nothing fits.
+    Under a tight budget a random subnet never fits. So the next rounds move each row towards the `cheapest` genes
+    `(genes,)`: every gene with the row's own strength u^(1/round), u uniform in 0..1. This spreads rows over all
+    strengths first and presses ever closer to the cheapest after that. Without `cheapest` all rounds are uniform.
     """
-    if cheapest is not None:
-        (lowest,) = budget.cost(canonical(space, cheapest[None]))
-        if lowest > budget.limit:
-            raise UserError(
-                f"the budget of {budget} is below the cheapest subnet of space {space.name}, "
-                f"which needs {lowest:.6g} {budget.unit}".rstrip()
-            )
 
     def propose(size: int, number: int) -> np.ndarray:
-        genes = sample(space, size, rng)
+        genes = sample(space, size, rng).astype(np.int16)  # a search moves genes about: small ones are faster
         if cheapest is None or number == 0:
             return genes
         strength = rng.random(size) ** (1 / number)
-        strength[0] = 1.0  # the cheapest itself, so that any budget that can be met is met
+        strength[:1] = 1.0  # the cheapest itself, so that any budget that can be met is met
         return blend(space, genes, cheapest, strength, rng)
 
-    genes, costs, seen = fill(n, propose, budget, seen, max_rounds)
-    if not len(genes):
-        raise UserError(f"no subnet of space {space.name} within {budget} found in {max_rounds} rounds; raise it")
-    return genes, costs, seen
+    return propose
+
+
+def check_reachable(space: SearchSpace, budget: Budget, cheapest: np.ndarray) -> None:
+    """UserError that names the cheapest cost where even the `cheapest` genes `(genes,)` are over the budget."""
+    (lowest,) = budget.cost(canonical(space, cheapest[None]))
+    if lowest > budget.limit:
+        raise UserError(
+            f"the budget of {budget} is below the cheapest subnet of space {space.name}, "
+            f"which needs {lowest:.6g} {budget.unit}".rstrip()
+        )

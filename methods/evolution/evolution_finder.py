@@ -12,7 +12,7 @@ from apq.errors import UserError
 from apq.genes import subnets_of
 from apq.space import SearchSpace
 from apq.subnet import Subnet
-from methods.evolution.budget import Budget, Seen, fill, first_population
+from methods.evolution.budget import Budget, Seen, check_reachable, fill, newcomers
 from methods.evolution.operators import crossover, mutate
 
 
@@ -21,8 +21,9 @@ class EvolutionConfig:
     """Settings of a search.
 
     Each generation keeps the best `parent_ratio * population` as parents and makes `population` new children, of which
-    `mutation_ratio` are mutants (each gene redrawn with `mutation_prob`), the rest crossovers. `patience` generations
-    without a better subnet end the search; None: never. `max_rounds` caps the tries for one generation's children.
+    `mutation_ratio` are mutants (each gene redrawn with `mutation_prob`), the rest crossovers; newcomers stand in for
+    what those two cannot provide. `patience` generations
+    without a better subnet end the search; None: never. `max_rounds` caps the tries to fill the first population.
     """
 
     population: int = 100
@@ -94,6 +95,8 @@ class EvolutionFinder:
         self.space, self.accuracy, self.cheapest = space, accuracy, cheapest
         self.budget = Budget(cost=cost, limit=constraint, unit=unit)
         self.config = config or EvolutionConfig()
+        if cheapest is not None:
+            check_reachable(space, self.budget, cheapest)
 
     def run(self, on_generation: Callable[[dict[str, Any]], None] | None = None) -> Found:
         """Run the search; the same seed gives the same result. `on_generation` gets each record as it is made.
@@ -103,9 +106,18 @@ class EvolutionFinder:
         """
         config, history = self.config, []
         rng = np.random.default_rng(config.seed)
-        genes, costs, seen = first_population(
-            self.space, config.population, self.budget, Seen.nothing(self.space), rng, self.cheapest, config.max_rounds
+        genes, costs, seen = fill(
+            config.population,
+            newcomers(self.space, rng, self.cheapest),
+            self.budget,
+            Seen.nothing(self.space),
+            config.max_rounds,
         )
+        if not len(genes):
+            raise UserError(
+                f"no subnet of space {self.space.name} within {self.budget} found in {config.max_rounds} rounds of "
+                "drawing; raise the constraint"
+            )
         pool = self._scored(genes, costs).ranked()
         self._record(history, 0, pool, on_generation)
         since_better = 0
@@ -132,16 +144,26 @@ class EvolutionFinder:
             return crossover(self.space, mothers, fathers, rng)
 
         def mutants(size: int, number: int) -> np.ndarray:
-            # Near a tight budget most redrawn blocks are too dear: what did not fit is tried again in smaller steps.
-            probability = config.mutation_prob / (1 + number)
-            return mutate(self.space, parents[rng.integers(len(parents), size=size)], probability, rng)
+            # Near a tight budget most large steps are too dear: what is still wanted after the first round is tried
+            # with steps of all sizes, down to one gene.
+            smallest = min(1.0, 1 / parents.shape[1] / config.mutation_prob)
+            scale = smallest ** rng.random(size) if number else np.ones(size)
+            chosen = parents[rng.integers(len(parents), size=size)]
+            return mutate(self.space, chosen, config.mutation_prob * scale, rng)
 
-        # Crossovers of parents that have become alike are soon all known; mutants make up for them.
+        # Crossovers of parents that have become alike are soon all known; mutants make up for them, and for those
+        # newcomers, so that a search that has converged looks elsewhere.
         n_crossovers = round((1 - config.mutation_ratio) * config.population)
-        genes, costs, seen = fill(n_crossovers, crossovers, self.budget, seen, max_rounds=2)
-        n_mutants = config.population - len(genes)
-        more, more_costs, seen = fill(n_mutants, mutants, self.budget, seen, config.max_rounds)
-        return np.concatenate([genes, more]), np.concatenate([costs, more_costs]), seen
+        genes, costs = np.zeros((0, parents.shape[1]), dtype=parents.dtype), np.zeros(0)
+        for propose, n, max_rounds in (
+            (crossovers, n_crossovers, 2),
+            (mutants, config.population, 4),
+            (newcomers(self.space, rng, self.cheapest), config.population, 2),
+        ):
+            if len(genes) < n:
+                more, more_costs, seen = fill(n - len(genes), propose, self.budget, seen, max_rounds)
+                genes, costs = np.concatenate([genes, more]), np.concatenate([costs, more_costs])
+        return genes, costs, seen
 
     def _scored(self, genes: np.ndarray, costs: np.ndarray) -> _Pool:
         accuracies = np.asarray(self.accuracy(genes))

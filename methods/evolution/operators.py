@@ -8,13 +8,13 @@ from apq.genes import active, cardinalities, legalise, view
 from apq.space import SearchSpace
 
 
-def mutate(space: SearchSpace, genes: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
-    """A copy `(n, genes)` in which every gene is drawn anew with this probability.
+def mutate(space: SearchSpace, genes: np.ndarray, probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A copy `(n, genes)` in which every gene of row i is drawn anew with `probability[i]`.
 
     With a stage's depth all its idle slots are drawn anew, so that a deeper stage gets random blocks, not defaults.
     """
     genes = genes.copy()
-    redrawn = rng.random(genes.shape, dtype=np.float32) < probability
+    redrawn = rng.random(genes.shape, dtype=np.float32) < probability[:, None]
     depths = view(space, redrawn).d[:, space.stage_of_slot]  # (n, slots)
     redrawn |= _of_slots(space, depths & ~active(space, genes))
     rows, columns = np.nonzero(redrawn)

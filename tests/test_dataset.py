@@ -1,0 +1,113 @@
+"""Loaders, splits and pair files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apq.errors import UserError
+from apq.genes import sample, subnets_of
+from apq.presets import APQ_IMAGENET, DIGITS
+from dataset import load_splits
+from dataset.imagenet import image_folder_space
+from dataset.pairs import PairStore
+from dataset.splits import make_loader
+from dataset.transforms import random_affine
+
+
+def test_digits_splits_are_fixed_and_apart():
+    splits, again = load_splits(DIGITS), load_splits(DIGITS)
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [997, 2000, 400]
+    assert torch.equal(splits.val.images, again.val.images)
+    plain = [splits.train.images, splits.val.images[:400], splits.test.images]
+    keys = [{image.numpy().tobytes() for image in part} for part in plain]
+    for one, other in ((0, 1), (0, 2), (1, 2)):  # the data set itself repeats a few scans
+        assert len(keys[one] & keys[other]) <= 2
+    assert all(np.bincount(part.labels).min() >= 35 for part in (splits.val, splits.test))
+
+
+def test_digits_follow_the_space():
+    splits = load_splits(replace(DIGITS, in_channels=3, resolutions=(24, 40)))
+    images, labels = next(iter(make_loader(splits.train, 8)))
+    assert images.shape == (8, 3, 40, 40)
+    assert labels.shape == (8,)
+
+
+def test_seeded_epochs_repeat():
+    splits = load_splits(DIGITS)
+
+    def epoch(seed):
+        torch.manual_seed(seed)
+        return torch.cat([images for images, _ in make_loader(splits.train, 64, shuffle=True)])
+
+    assert torch.equal(epoch(0), epoch(0))
+    assert not torch.equal(epoch(0), epoch(1))
+
+
+def test_affine_without_amount_is_identity():
+    images = torch.rand(3, 2, 9, 9)
+    torch.testing.assert_close(random_affine(images, degrees=0, shift=0, scale=0, shear=0), images, atol=1e-5, rtol=0)
+
+
+def make_folder(root, classes=3, train=6, val=2):
+    rng = np.random.default_rng(0)
+    for part, n in (("train", train), ("val", val)):
+        for c in range(classes):
+            folder = root / part / f"class{c}"
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    return root
+
+
+def test_image_folder(tmp_path):
+    folder = make_folder(tmp_path / "cats")
+    space = image_folder_space(replace(DIGITS, resolutions=(32,)), folder)
+    assert (space.n_classes, space.in_channels, space.name) == (3, 3, "digits-cats")
+    splits = load_splits(space, folder)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (16, 2, 6)
+    assert not set(splits.train.indices) & set(splits.val.indices)
+    images, labels = next(iter(make_loader(splits.train, 4, shuffle=True)))
+    assert images.shape == (4, 3, 32, 32)
+    assert labels.max() < 3
+
+
+def test_bad_image_folders(tmp_path):
+    with pytest.raises(UserError, match="no images"):
+        image_folder_space(DIGITS, tmp_path)
+    (tmp_path / "train" / "empty").mkdir(parents=True)
+    with pytest.raises(UserError, match="no images"):
+        image_folder_space(DIGITS, tmp_path)
+    with pytest.raises(UserError, match="--data"):
+        load_splits(APQ_IMAGENET)
+    with pytest.raises(UserError, match="classes"):
+        load_splits(APQ_IMAGENET, make_folder(tmp_path / "three"))
+
+
+def test_pairs_append_resume_and_refuse(tmp_path):
+    store, made_by = PairStore(tmp_path / "acc"), {"seed": 0}
+    subnets = subnets_of(DIGITS, sample(DIGITS, 3, np.random.default_rng(0)))
+    assert store.open(DIGITS, made_by) == 0
+    for i, subnet in enumerate(subnets):
+        store.append(DIGITS, subnet, i / 10)
+    with (store.path / "pairs.jsonl").open("a") as file:
+        file.write('{"arch": {"ks"')  # killed while writing
+    assert store.open(DIGITS, made_by) == 3
+    genes, accuracies = store.load(DIGITS)
+    assert subnets_of(DIGITS, genes) == subnets
+    assert accuracies.tolist() == [0.0, 0.1, 0.2]
+    with pytest.raises(UserError, match="seed"):
+        store.open(DIGITS, {"seed": 1})
+    with pytest.raises(UserError, match="another space"):
+        store.load(APQ_IMAGENET)
+    with pytest.raises(UserError, match="--prepare nothing"):
+        PairStore(tmp_path / "nothing").load(DIGITS)
+    with (store.path / "pairs.jsonl").open("a") as file:
+        file.write('{"arch": {}, "policy": {}, "accuracy": 1}\n')
+    with pytest.raises(UserError, match="line 4"):
+        store.load(DIGITS)

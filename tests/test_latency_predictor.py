@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from example_spaces import ALL, TINY, every_row
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apq.errors import UserError
+from apq.files import write_json
+from apq.genes import canonical, cardinalities, forbidden_slots, sample, subnets_of
+from apq.layers import layers_of
+from apq.presets import APQ_IMAGENET, DIGITS
+from apq.space import SCOPES
+from apq.subnet import architecture_of, policy_of
+from lut.accelerator import Accelerator
+from lut.table import build, load, price
+from utils.converter import Converter
+from utils.latency_predictor import UNITS, LatencyPredictor, layer_costs
+
+spaces = pytest.mark.parametrize("space", ALL.values(), ids=ALL)
+types = pytest.mark.parametrize("quantity", UNITS)
+BUILT = {}
+
+
+def predictor_of(space, quantity, scope="published"):
+    key = space.name, quantity, scope
+    if key not in BUILT:
+        BUILT[key] = LatencyPredictor(quantity, scope, space)
+    return BUILT[key]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "key", "tolerance"), [("latency", "latency_ms", 1e-3), ("energy", "energy_mJ", 1e-2)]
+)
+def test_published_costs(golden, quantity, key, tolerance):
+    predictor = predictor_of(APQ_IMAGENET, quantity)
+    for row in golden("apq_cost.json")["rows"]:
+        assert predictor.predict_lat(row["spec"]) == pytest.approx(row[key], rel=tolerance)
+
+
+@spaces
+@types
+@given(seed=st.integers(0, 2**32 - 1), scope=st.sampled_from(SCOPES))
+@settings(max_examples=5, deadline=None)
+def test_equals_the_sum_over_the_layers_that_run(space, quantity, seed, scope):
+    genes = sample(space, 4, np.random.default_rng(seed))
+    predicted = predictor_of(space, quantity, scope).predict(genes)
+    assert predicted.dtype == np.float64
+    direct = [layer_costs(layers_of(space, net, scope), quantity).sum() for net in subnets_of(space, genes)]
+    assert predicted == pytest.approx(direct, rel=1e-12)
+
+
+@spaces
+@types
+def test_one_spec_costs_what_its_row_costs(space, quantity):
+    predictor = predictor_of(space, quantity)
+    genes = sample(space, 3, np.random.default_rng(0))
+    for row, net in zip(genes, subnets_of(space, genes), strict=True):
+        spec = {**architecture_of(space, net), **policy_of(space, net)}
+        cost = predictor.predict_lat(spec)
+        assert isinstance(cost, float)
+        assert cost == predictor.predict_lat(net) == predictor.predict(row[None])[0]
+    assert predictor.predict(genes[:0]).shape == (0,)
+    assert predictor.unit == UNITS[quantity]
+
+
+@spaces
+def test_idle_slots_cost_nothing(space):
+    rng = np.random.default_rng(0)
+    genes = rng.integers(cardinalities(space), size=(200, len(cardinalities(space))))
+    for quantity in UNITS:
+        predict = predictor_of(space, quantity).predict
+        assert np.array_equal(predict(genes), predict(canonical(space, genes)))
+
+
+@pytest.mark.parametrize("space", [s for s in ALL.values() if s.name != "wide"], ids=lambda s: s.name)
+def test_forbidden_blocks_cost_infinity(space):
+    rng = np.random.default_rng(0)
+    genes = canonical(space, rng.integers(cardinalities(space), size=(200, len(cardinalities(space)))))
+    costs = predictor_of(space, "latency").predict(genes)
+    joined = {space.operands[space.kind_of("depthwise", operand)].name for operand in "wa"}
+    assert {rule.operand for rule in space.forbidden} <= joined
+    assert np.array_equal(np.isinf(costs), forbidden_slots(space, genes).any(axis=1))
+    assert not np.isnan(costs).any()
+
+
+@types
+@pytest.mark.parametrize("scope", SCOPES)
+def test_cheapest_is_the_minimum_by_brute_force(quantity, scope):
+    predictor = predictor_of(TINY, quantity, scope)
+    cost, subnet = predictor.cheapest()
+    assert cost == pytest.approx(predictor.predict(every_row(TINY)).min(), rel=1e-12)
+    assert predictor.predict_lat(subnet) == cost
+
+
+@spaces
+@types
+def test_cheapest_is_legal_and_below_all_samples(space, quantity):
+    predictor = predictor_of(space, quantity)
+    cost, subnet = predictor.cheapest()
+    row = predictor.cheapest_genes()[None]
+    assert subnets_of(space, row) == [subnet]
+    assert not forbidden_slots(space, row).any()
+    assert 0 < cost <= predictor.predict(sample(space, 2000, np.random.default_rng(0))).min()
+
+
+def test_more_bits_cost_more():
+    spec = Converter(APQ_IMAGENET, seed=0).random_spec()
+    lists = {kind.setting: [4] * 21 for kind in APQ_IMAGENET.operands}
+    low = {**spec, **lists, "ks": [3] * 21}
+    high = {**spec, **{key: [8] * 21 for key in lists}, "ks": [3] * 21}
+    for quantity in UNITS:
+        predictor = predictor_of(APQ_IMAGENET, quantity)
+        assert predictor.predict_lat(low) < predictor.predict_lat(high)
+
+
+def test_bitops_and_bytes_by_hand():
+    net = subnets_of(TINY, np.zeros((1, 15), dtype=np.int64))[0]  # 16 px, 8 channels everywhere, 3x3, 4 bits
+    assert net.bits == ((4, 8, 4), (4, 8, 4))
+    stem, slots, mix = 8 * 9 * 64 * 64, (8 * 8 * 64 + 8 * 9 * 16 + 8 * 8 * 16) * 16, 16 * 16 * 16 * 64
+    last = (8 * 8 * 16 + 8 * 9 * 16 + 8 * 16 * 16) * 16
+    assert predictor_of(TINY, "bitops").predict_lat(net) == stem + slots + last + mix
+    weights = 8 * 9 + (8 * 8 + 8 * 9 + 8 * 8) / 2 + (8 * 8 + 8 * 9 + 8 * 16) / 2 + 16 * 16
+    assert predictor_of(TINY, "size").predict_lat(net) == weights + 4 * (8 + 24 + 32 + 16)
+
+
+def test_another_accelerator_costs_otherwise():
+    slow = LatencyPredictor("latency", space=DIGITS, accelerator=Accelerator(clock_mhz=250.0))
+    genes = sample(DIGITS, 5, np.random.default_rng(0))
+    assert slow.predict(genes) == pytest.approx(2 * predictor_of(DIGITS, "latency").predict(genes))
+
+
+def test_a_table_of_ones_own_device_replaces_the_model(tmp_path):
+    rows = {key: {"latency": 2.0, "energy": 3.0} for key in build(DIGITS)}
+    write_json(tmp_path / "own.json", rows)
+    table = load(tmp_path / "own.json")
+    net = subnets_of(DIGITS, sample(DIGITS, 1, np.random.default_rng(0)))[0]
+    n_layers = len(layers_of(DIGITS, net, "published"))
+    for quantity, each in (("latency", 2.0), ("energy", 3.0)):
+        assert LatencyPredictor(quantity, "published", DIGITS, table=table).predict_lat(net) == each * n_layers
+    with pytest.raises(UserError, match="no price"):
+        LatencyPredictor("latency", "published", APQ_IMAGENET, table=table)
+
+
+def test_layer_costs_are_the_tables_own():
+    layers = layers_of(DIGITS, subnets_of(DIGITS, sample(DIGITS, 1, np.random.default_rng(0)))[0])
+    assert np.array_equal(layer_costs(layers, "energy"), price(layers).energy_mj)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [({"type": "speed"}, "latency, energy"), ({"scope": "all"}, "full")])
+def test_unknown_names_are_refused_with_the_known_ones(arguments, message):
+    with pytest.raises(UserError, match=message):
+        LatencyPredictor(space=TINY, **arguments)

@@ -1,0 +1,202 @@
+"""The scripts end to end on a tiny training, and what they say to mistakes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from apq.errors import UserError
+from apq.files import read_json, read_jsonl, write_json
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+search, quant_aware, report, train = (script(name) for name in ("search", "quant_aware", "test", "train"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which everything was made from nothing by the tiny recipe."""
+    root = tmp_path_factory.mktemp("pipeline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("APQ_CACHE", str(root / "cache"))
+        train(["--space", "digits", "--recipe", "tiny"])
+        search(["--prepare", "acc", "--recipe", "tiny"])
+        search(["--prepare", "acc_quant", "--acc_train_sample", "12", "--recipe", "tiny"])
+        search([*SEARCH, "--exp_name", "demo"])
+        quant_aware(["--exp_name", "demo", "--recipe", "tiny"])
+    return root
+
+
+SEARCH = ["--constraint", "0.2", "--generations", "5", "--population", "20"]
+
+
+@pytest.fixture
+def here(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    return trained
+
+
+def test_everything_is_there(here):
+    assert {p.name for p in (here / "models/digits").iterdir()} == {
+        "supernet.pt",
+        "acc.pt",
+        "acc_quant.pt",
+        "training.json",
+    }
+    assert len(read_jsonl(here / "dataset/NetInfo/digits/acc/pairs.jsonl")) == 24
+    assert len(read_jsonl(here / "dataset/NetInfo/digits/acc_quant/pairs.jsonl")) == 12
+    names = {p.name for p in (here / "exps/demo").iterdir()}
+    assert names == {"arch", "lat", "acc", "config.json", "history.jsonl", "history.png", "checkpoint"}
+    assert [p.name for p in (here / "exps/demo/checkpoint").iterdir()] == ["model_best.pth.tar"]
+
+
+def test_search_keeps_the_budget_and_repeats(here, capsys):
+    for name in ("a", "b"):
+        search([*SEARCH, "--exp_name", name, "--json", "--seed", "4"])
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first == second
+    assert 0 < first["cost"] <= 0.2
+    assert first["cost"] == pytest.approx(first["costs"]["full"]["latency_ms"])
+    assert read_json(here / "exps/a/lat") == [first["cost"]]
+    assert read_json(here / "exps/a/arch") == [first["subnet"]["arch"], first["subnet"]["policy"]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget", "field"),
+    [("energy", 0.3, "energy_mj"), ("bitops", 4e7, "bitops"), ("size", 9000, "size_bytes")],
+)
+def test_every_budget_type(here, capsys, kind, budget, field):
+    search(["--type", kind, *SEARCH, "--constraint", str(budget), "--exp_name", kind, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["costs"]["full"][field] == pytest.approx(found["cost"])
+    assert found["cost"] <= budget
+
+
+def test_report_is_measured(here, capsys):
+    report(["--exp_dir", "exps/demo", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["n_images"] == 400
+    assert 0 <= shown["top1"] <= shown["top5"] <= 1
+    assert shown["costs"]["full"]["latency_ms"] > shown["costs"]["published"]["latency_ms"] > 0
+    write_json(here / "exps/demo/acc", [0.123])  # never read back
+    report(["--exp_dir", "exps/demo"])
+    assert f"{shown['top1']:.2%}" in capsys.readouterr().out
+
+
+def test_prepare_resumes(here, capsys):
+    path = here / "dataset/NetInfo/digits/acc_quant/pairs.jsonl"
+    before = path.read_text()
+    path.write_text("".join(before.splitlines(keepends=True)[:-1]))
+    search(["--prepare", "acc_quant", "--acc_train_sample", "12", "--recipe", "tiny", "--json"])
+    assert path.read_text() == before
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert scores["rmse"] > 0
+    record = torch.load(here / "models/digits/acc_quant.pt", weights_only=True)
+    assert record["scores"] == scores
+    assert record["data"]["n_pairs"] == 12
+
+
+def test_killed_finetune_ends_the_same(here, monkeypatch):
+    import elastic_nn.training.finetune as module
+
+    for name in ("whole", "killed"):
+        search([*SEARCH, "--exp_name", name])
+    quant_aware(["--exp_name", "whole", "--recipe", "tiny"])
+    save = module.save_checkpoint
+
+    def save_then_die(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_checkpoint", save_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        quant_aware(["--exp_name", "killed", "--recipe", "tiny"])
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    quant_aware(["--exp_name", "killed", "--recipe", "tiny"])
+    one, other = (torch.load(here / f"exps/{n}/checkpoint/model_best.pth.tar") for n in ("whole", "killed"))
+    assert one["val_top1"] == other["val_top1"]
+    assert all(torch.equal(one["state_dict"][k], other["state_dict"][k]) for k in one["state_dict"])
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "match"),
+    [
+        (search, [], "--constraint"),
+        (search, ["--constraint", "-1"], "-1"),
+        (search, ["--constraint", "nan"], "nan"),
+        (search, ["--constraint", "1e-6"], "cheapest"),
+        (search, ["--constraint", "0.2", "--exp_name", "demo"], "--overwrite"),
+        (search, ["--constraint", "0.2", "--acc_predictor_dir", "nowhere"], "nowhere"),
+        (search, ["--constraint", "0.2", "--type", "weight"], "weight"),
+        (search, ["--constraint", "0.2", "--population", "0"], "population"),
+        (search, ["--constraint", "0.2", "--config", "absent.json"], "absent"),
+        (search, ["--prepare", "acc", "--seed", "9"], "seed"),
+        (quant_aware, ["--exp_name", "absent"], "absent"),
+        (quant_aware, ["--exp_name", "demo"], "--overwrite"),
+        (quant_aware, ["--exp_name", "demo", "--overwrite", "--epochs", "0"], "epochs"),
+        (report, ["--exp_dir", "exps/absent"], "absent"),
+        (report, ["--exp_dir", "exps/demo", "--data", "nowhere"], "nowhere"),
+        (train, ["--space", "digitz"], "digitz"),
+        (train, ["--space", "digits"], "--overwrite"),
+        (train, ["--space", "apq-imagenet"], "--data"),
+        (train, ["--space", "digits", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_get_one_clear_line(here, main, flags, match):
+    before = {p: p.stat().st_mtime_ns for p in here.rglob("*") if p.is_file() and "cache" not in p.parts}
+    with pytest.raises(UserError, match=match):
+        main(flags)
+    assert before == {p: p.stat().st_mtime_ns for p in here.rglob("*") if p.is_file() and "cache" not in p.parts}
+
+
+def test_damaged_checkpoints_are_refused(here, tmp_path):
+    for name in ("models/digits/acc_quant.pt", "models/digits/supernet.pt"):
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((here / name).read_bytes()[:1000])
+    with pytest.raises(UserError, match="acc_quant"):
+        search(["--constraint", "0.2", "--acc_predictor_dir", str(tmp_path / "models/digits"), "--exp_name", "x"])
+    with pytest.raises(UserError, match="supernet"):
+        search(["--prepare", "acc", "--acc_predictor_dir", str(tmp_path / "models/digits")])
+    assert not (here / "exps/x").exists()
+
+
+def test_changed_arch_is_noticed(here):
+    search([*SEARCH, "--exp_name", "other", "--seed", "1"])
+    quant_aware(["--exp_name", "other", "--recipe", "tiny"])
+    arch = read_json(here / "exps/other/arch")
+    arch[1]["pw_w_bits_setting"] = [4 if b == 8 else 8 for b in arch[1]["pw_w_bits_setting"]]
+    write_json(here / "exps/other/arch", arch)
+    with pytest.raises(UserError, match="finetune it again"):
+        report(["--exp_dir", "exps/other"])
+
+
+@pytest.mark.parametrize("name", ["search", "quant_aware", "test", "train"])
+def test_command_lines(name, tmp_path):
+    def call(*flags):
+        command = [sys.executable, str(ROOT / f"{name}.py"), *flags]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    shown = call("--help")
+    assert shown.returncode == 0
+    assert "--device" in shown.stdout
+    assert "--json" in shown.stdout
+    wrong = call("--nonsense")
+    assert wrong.returncode == 2
+    assert wrong.stdout == ""
+    assert len(wrong.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,187 @@
+"""The engine, progressive shrinking, recalibration, finetune: small runs, exact properties."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from apq.errors import UserError
+from apq.genes import largest_subnet, smallest_subnet
+from apq.presets import DIGITS
+from dataset import load_splits
+from dataset.splits import Splits, TensorImages, make_loader
+from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
+from elastic_nn.training import progressive_shrinking
+from elastic_nn.training.batchnorm import recalibrate
+from elastic_nn.training.calibration import quantizers_off
+from elastic_nn.training.engine import TrainConfig, evaluate, learning_rate, make_optimizer, train_one_epoch
+from elastic_nn.training.finetune import finetune, quantized_subnet
+from elastic_nn.training.pairs import pair_subnet, short_finetune_top1
+from elastic_nn.training.progressive_shrinking import sample_phase, train_supernet
+from elastic_nn.training.recipes import RECIPES, get_recipe
+
+CPU = torch.device("cpu")
+TINY = RECIPES["tiny"]
+
+
+@pytest.fixture(scope="module")
+def few():
+    """A few real digits: enough to run, too few to wait for."""
+    full = load_splits(DIGITS)
+
+    def cut(part, n):
+        return TensorImages(part.images[:n], part.labels[:n], part.augment)
+
+    return Splits(cut(full.train, 128), cut(full.calibration, 128), cut(full.val, 100), cut(full.test, 50))
+
+
+def test_learning_rate_warms_up_then_follows_a_cosine():
+    config = TrainConfig(epochs=12, lr=1.0, warmup_epochs=2)
+    rates = [learning_rate(config, e) for e in np.linspace(0, 12, 49)]
+    assert rates[0] < 0.01
+    assert rates[8] == pytest.approx(1.0)
+    assert rates[28] == pytest.approx(0.5)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
+    assert np.all(np.diff(rates[8:]) <= 0)
+
+
+def test_norms_biases_and_ranges_are_not_decayed():
+    net = DynamicQuantizedProxylessNASNets(DIGITS)
+    decayed, free, ranges = make_optimizer(net, TrainConfig(epochs=1, lr=0.1)).param_groups
+    assert decayed["weight_decay"] > 0 == free["weight_decay"] == ranges["weight_decay"]
+    assert {id(p) for p in ranges["params"]} == {id(p) for n, p in net.named_parameters() if n.endswith("range")}
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert sum(len(group) for group in (decayed["params"], free["params"], ranges["params"])) == len(list(net.parameters()))
+
+
+def test_evaluate_counts(few):
+    class Oracle(nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.one_hot(self.answers, 10).float().roll(self.shift, 1)
+
+    oracle = Oracle()
+    oracle.answers, oracle.shift = few.val.labels, 0
+    loader = make_loader(few.val, 100)
+    assert evaluate(oracle, loader, CPU).top1 == 1.0
+    oracle.shift = 1
+    assert evaluate(oracle, loader, CPU).top1 == 0.0
+    empty = make_loader(TensorImages(few.val.images[:0], few.val.labels[:0]), 4)
+    with pytest.raises(UserError, match="no images"):
+        evaluate(oracle, empty, CPU)
+
+
+def test_recalibration_gives_the_statistics_of_the_data(few):
+    net = DynamicProxylessNASNets(DIGITS)
+    net.activate(smallest_subnet(DIGITS))
+    alone = net.get_active_subnet()
+    loader = make_loader(few.calibration, 128)
+    recalibrate(alone, loader, CPU)
+    with torch.no_grad():
+        first = alone.first_conv.conv(few.calibration.images)
+    norm = alone.first_conv.norm
+    torch.testing.assert_close(norm.running_mean, first.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(norm.running_var, first.var((0, 2, 3)), atol=1e-5, rtol=1e-3)
+    assert norm.momentum == 0.1
+
+
+def test_diverged_training_is_an_error(few):
+    net = DynamicProxylessNASNets(DIGITS)
+    config = TrainConfig(epochs=1, lr=0.1)
+    net.classifier.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="diverged"):
+        train_one_epoch(net, make_loader(few.train, 64), make_optimizer(net, config), config, 0, device=CPU)
+
+
+@pytest.mark.parametrize("elastic", [(), ("ks",), ("ks", "d"), ("ks", "d", "e")])
+def test_phases_vary_only_what_is_elastic(elastic):
+    largest = largest_subnet(DIGITS)
+    subnets = sample_phase(DIGITS, elastic, 200, np.random.default_rng(0))
+    assert all(net.bits == largest.bits for net in subnets)
+    active = [[i for i, s in enumerate(DIGITS.slots) if s.position < net.d[s.stage]] for net in subnets]
+    vary = {
+        "d": any(net.d != largest.d for net in subnets),
+        "ks": any(net.ks[i] != largest.ks[i] for net, on in zip(subnets, active, strict=True) for i in on),
+        "e": any(net.e[i] != largest.e[i] for net, on in zip(subnets, active, strict=True) for i in on),
+    }
+    assert vary == {part: part in elastic for part in vary}
+
+
+def test_killed_supernet_training_ends_the_same(few, tmp_path, monkeypatch):
+    """A run stopped after its third epoch and started again gives the weights of a run that was not."""
+
+    def train(name):
+        return train_supernet(DIGITS, few, TINY, seed=3, device=CPU, state_file=tmp_path / name)
+
+    whole, records = train("whole")
+    assert [record["phase"] for record in records] == ["largest", "kernel", "depth", "width"]
+    save, count = progressive_shrinking.save_checkpoint, []
+
+    def save_then_die(*args):
+        save(*args)
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(progressive_shrinking, "save_checkpoint", save_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        train("killed")
+    resumed, resumed_records = train("killed")
+    assert resumed_records == records
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[key]), key
+    with pytest.raises(UserError, match="another"):
+        train_supernet(DIGITS, few, TINY, seed=4, device=CPU, state_file=tmp_path / "killed")
+
+
+def test_finetune_learns_and_keeps_the_best(few):
+    torch.manual_seed(0)
+    supernet = DynamicQuantizedProxylessNASNets(DIGITS)
+    subnet = pair_subnet(DIGITS, 0, 0, quantized=True)
+    net = quantized_subnet(supernet, subnet, few, 2, CPU)
+    seen = []
+    config = TrainConfig(epochs=20, lr=0.1, batch_size=16)
+    best, weights = finetune(net, few, config, seed=0, device=CPU, log=seen.append)
+    assert [record["epoch"] for record in seen] == list(range(21))
+    assert best == max(record["val_top1"] for record in seen)
+    assert seen[-1]["loss"] < 0.95 * seen[1]["loss"]
+    net.load_state_dict(weights)
+    assert evaluate(net, make_loader(few.val, 256), CPU).top1 == best
+
+
+def test_fresh_subnet_is_calibrated_under_its_own_statistics(few):
+    """Statistics of the supernet are not those of a subnet: ranges chosen under them would clip nearly everything."""
+    torch.manual_seed(0)
+    supernet = DynamicQuantizedProxylessNASNets(DIGITS)
+    for module in supernet.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.fill_(1e4)
+    net = quantized_subnet(supernet, largest_subnet(DIGITS), few, 2, CPU).eval()
+    with torch.no_grad(), quantizers_off(net):
+        exact = net(few.calibration.images)
+    with torch.no_grad():
+        error = (net(few.calibration.images) - exact).abs().mean()
+    assert error < 0.1 * exact.std()
+
+
+def test_pairs_depend_on_seed_and_index_alone(few):
+    torch.manual_seed(0)
+    supernet = DynamicQuantizedProxylessNASNets(DIGITS)
+    subnet = pair_subnet(DIGITS, 5, 7, quantized=True)
+    assert subnet == pair_subnet(DIGITS, 5, 7, quantized=True) != pair_subnet(DIGITS, 5, 8, quantized=True)
+    first = short_finetune_top1(supernet, subnet, few, TINY, 12, CPU)
+    torch.rand(3)
+    supernet.activate(largest_subnet(DIGITS))
+    assert short_finetune_top1(supernet, subnet, few, TINY, 12, CPU) == first
+
+
+def test_recipes():
+    assert get_recipe(None, DIGITS) is RECIPES["digits"]
+    assert get_recipe("tiny", DIGITS) is TINY
+    with pytest.raises(UserError, match="digits, tiny"):
+        get_recipe("huge", DIGITS)
+    with pytest.raises(UserError, match="learning rate"):
+        replace(TINY.finetune, lr=-1.0)
