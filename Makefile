@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 SPACE ?= digits
-CONSTRAINT ?= 0.05
+CONSTRAINT ?= 0.03
 
 .PHONY: demo test lint format models benchmarks clean
 .DELETE_ON_ERROR:

@@ -50,12 +50,12 @@ def main(argv: list[str] | None = None) -> None:
     subnet = experiment.load_subnet(space)
     if experiment.acc.exists() and not args.overwrite:
         raise UserError(f"{experiment.path} is finetuned already; give --overwrite to do it again")
-    if args.overwrite:
-        experiment.clear_finetune()
     recipe = get_recipe(args.recipe, space)
     given = {name: value for name in ("epochs", "lr", "batch_size") if (value := getattr(args, name)) is not None}
     config = replace(recipe.finetune, **given)
     splits = load_splits(space, args.data)
+    if args.overwrite:
+        experiment.clear_finetune()
     torch.manual_seed(args.seed)
     net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_batches, device)
     top1, weights = finetune(

@@ -91,7 +91,7 @@ def search(args: argparse.Namespace) -> None:
         mutation_ratio=args.mutation_ratio,
         seed=args.seed,
     )
-    predictor, _ = load_predictor(ModelFolder(args.acc_predictor_dir).acc_quant)
+    predictor = load_predictor(ModelFolder(args.acc_predictor_dir).acc_quant)
     space = predictor.space
     scope = args.scope or space.budget_scope
     accelerator = accelerator_from_json(args.config) if args.config else None
@@ -137,14 +137,11 @@ def report(
         subnet = {"arch": architecture, "policy": policy}
         print(json.dumps({**shown, "cost": found.cost, "costs": costs_json, "subnet": subnet}))
         return
-    print(
-        f"{experiment.path}: best subnet of space {space.name} for {args.type} <= {args.constraint:g} {settings['unit']}"
-    )
+    unit = settings["unit"]
+    print(f"{experiment.path}: best subnet of space {space.name} for {args.type} <= {args.constraint:g} {unit}")
     for key, value in {**architecture, **policy}.items():
         print(f"  {key:18} {value}")
-    print(
-        f"predicted top-1 {found.accuracy:.2%}; {args.type} {found.cost:g} {settings['unit']} ({settings['scope']} scope)"
-    )
+    print(f"predicted top-1 {found.accuracy:.2%}; {args.type} {found.cost:g} {unit} ({settings['scope']} scope)")
     print(table(cost_rows(costs)))
 
 
@@ -170,7 +167,7 @@ def prepare(args: argparse.Namespace) -> None:
         accuracies,
         space,
         quantize=quantized,
-        initial=load_predictor(folder.acc, space)[0] if quantized else None,
+        initial=load_predictor(folder.acc, space) if quantized else None,
         config=config,
         device=device,
     )
@@ -185,9 +182,7 @@ def prepare(args: argparse.Namespace) -> None:
         print(json.dumps({"predictor": str(target), **facts}))
         return
     print(f"{target}: trained on {scores.n_train} pairs of {store.path}, held out {scores.n_holdout}")
-    print(
-        f"RMSE {scores.rmse:.4f}, Kendall tau {scores.kendall_tau:.3f}, Spearman {scores.spearman:.3f} on held-out pairs"
-    )
+    print(f"held out: RMSE {scores.rmse:.4f}, Kendall tau {scores.kendall_tau:.3f}, Spearman {scores.spearman:.3f}")
 
 
 if __name__ == "__main__":

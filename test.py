@@ -10,8 +10,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from lut.accelerator import accelerator_from_json
-
 from apq.cli import Parser, add_common_flags, run, table
 from apq.device import resolve_device
 from apq.errors import UserError
@@ -21,6 +19,7 @@ from dataset import load_splits
 from dataset.splits import make_loader
 from elastic_nn.networks.subnet_file import load_subnet
 from elastic_nn.training.engine import evaluate
+from lut.accelerator import accelerator_from_json
 from utils.costs import cost_rows, network_costs
 
 

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     folder, device = ModelFolder(args.acc_predictor_dir), resolve_device(args.device)
     supernet = load_quantized_supernet(folder.supernet).to(device)
     space, splits = supernet.space, load_splits(supernet.space)
-    float_predictor, _ = load_predictor(folder.acc, space)
+    float_predictor = load_predictor(folder.acc, space)
     genes, accuracies = PairStore(NETINFO / space.name / "acc_quant").load(space)
     cost = LatencyPredictor(type="latency", scope=space.budget_scope, space=space)
     latencies = cost.predict(sample(space, 20_000, np.random.default_rng(0)))

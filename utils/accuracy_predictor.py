@@ -79,7 +79,7 @@ class FastPredictor:
 
     def __init__(self, predictor: AccuracyPredictor) -> None:
         space, converter = predictor.space, predictor.converter
-        weights = {name: value.detach().float().cpu() for name, value in predictor.state_dict().items()}
+        weights = {name: value.detach().float().cpu().clone() for name, value in predictor.state_dict().items()}
         first, first_bias = weights["layers.0.0.weight"].T, weights["layers.0.0.bias"]  # (half_dim, hidden), (hidden,)
         if predictor.quantize:
             first = torch.cat([first, weights["quantize_fc.weight"].T])  # (full_dim, hidden)

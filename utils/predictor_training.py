@@ -87,7 +87,8 @@ def train_predictor(
     predictor = _start(space, quantize, initial, config)
     # Targets are trained in units of their own spread, which makes lr and weight decay mean the same in every space.
     mean, std = float(accuracies[train].mean()), float(accuracies[train].std()) or 1.0
-    scale_output(predictor, 1 / std, -mean / std)
+    if initial is not None:
+        scale_output(predictor, 1 / std, -mean / std)
     features = torch.from_numpy(Converter(space).encode(genes[train]))
     targets = torch.from_numpy(((accuracies[train] - mean) / std).astype(np.float32))
     _fit(predictor.to(device), features.to(device), targets.to(device), config)

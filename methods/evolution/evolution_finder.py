@@ -119,15 +119,15 @@ class EvolutionFinder:
                 "drawing; raise the constraint"
             )
         pool = self._scored(genes, costs).ranked()
-        self._record(history, 0, pool, on_generation)
+        self._record(history, pool, len(genes), on_generation)
         since_better = 0
-        for generation in range(1, config.generations + 1):
+        for _ in range(config.generations):
             parents = pool.best(max(2, round(config.parent_ratio * config.population)))
             genes, costs, seen = self._children(parents.genes, seen, rng)
             if not len(genes):
                 break
             pool = parents.joined(self._scored(genes, costs))
-            self._record(history, generation, pool, on_generation)
+            self._record(history, pool, len(genes), on_generation)
             since_better = 0 if pool.accuracies[0] > parents.accuracies[0] else since_better + 1
             if since_better == config.patience:
                 break
@@ -174,17 +174,17 @@ class EvolutionFinder:
     def _record(
         self,
         history: list[dict[str, Any]],
-        generation: int,
         pool: _Pool,
+        n_scored: int,
         on_generation: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         history.append(
             {
-                "generation": generation,
+                "generation": len(history),
                 "best_accuracy": float(pool.accuracies[0]),
                 "best_cost": float(pool.costs[0]),
                 "mean_accuracy": float(pool.accuracies.mean()),
-                "evaluated": (history[-1]["evaluated"] if history else 0) + len(pool.genes),
+                "evaluated": (history[-1]["evaluated"] if history else 0) + n_scored,
             }
         )
         if on_generation:
