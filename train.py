@@ -42,17 +42,19 @@ def main(argv: list[str] | None = None) -> None:
     folder = ModelFolder(args.out or Path("models") / space.name)
     if folder.supernet.exists() and not args.overwrite:
         raise UserError(f"{folder.supernet} exists; choose another --out or give --overwrite")
+    splits, recipe = load_splits(space, args.data), get_recipe(args.recipe, space)
+    print(f"space {space.name}, recipe {recipe.name}", file=sys.stderr)
     net, records = train_supernet(
         space,
-        load_splits(space, args.data),
-        get_recipe(args.recipe, space),
+        splits,
+        recipe,
         seed=args.seed,
         device=resolve_device(args.device),
         state_file=folder.supernet_state,
         log=lambda record: print(f"phase {record['phase']}: loss {record['loss']:.3f}", file=sys.stderr),
     )
-    save_supernet(folder.supernet, net.cpu(), seed=args.seed, records=records)
-    write_json(folder.training, {"space": space.name, "seed": args.seed, "phases": records})
+    save_supernet(folder.supernet, net.cpu(), seed=args.seed, recipe=recipe.name, records=records)
+    write_json(folder.training, {"space": space.name, "recipe": recipe.name, "seed": args.seed, "phases": records})
     folder.supernet_state.unlink(missing_ok=True)
     if args.json:
         print(json.dumps({"supernet": str(folder.supernet), "phases": records}))

@@ -111,7 +111,7 @@ class FastPredictor:
         """(n,) float32 accuracies of a gene matrix."""
         out = torch.empty(len(genes))
         starts = range(0, len(genes), CHUNK)
-        with _one_thread_an_operation() as n_threads:
+        with one_thread_an_operation() as n_threads:
             n_workers = min(n_threads, len(starts))
             if n_workers < 2:
                 self._predict_chunks(genes, starts, out)
@@ -147,7 +147,7 @@ class FastPredictor:
 
 
 @contextlib.contextmanager
-def _one_thread_an_operation() -> Iterator[int]:
+def one_thread_an_operation() -> Iterator[int]:
     """Let torch run each operation on one thread, and tell how many it had.
 
     Layers this small are over before threads have met. Whole chunks a thread need no meeting; the difference is a

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from apq.errors import UserError
 from apq.space import SearchSpace
-from utils.accuracy_predictor import AccuracyPredictor, scale_output, transfer
+from utils.accuracy_predictor import AccuracyPredictor, one_thread_an_operation, scale_output, transfer
 from utils.converter import Converter
 from utils.predictor_files import different_spaces
 
@@ -91,7 +91,8 @@ def train_predictor(
         scale_output(predictor, 1 / std, -mean / std)
     features = torch.from_numpy(Converter(space).encode(genes[train]))
     targets = torch.from_numpy(((accuracies[train] - mean) / std).astype(np.float32))
-    _fit(predictor.to(device), features.to(device), targets.to(device), config)
+    with one_thread_an_operation():
+        _fit(predictor.to(device), features.to(device), targets.to(device), config)
     scale_output(predictor.cpu(), std, mean)
     return predictor, score(predictor, genes[held_out], accuracies[held_out], n_train=len(train))
 

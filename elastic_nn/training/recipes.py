@@ -23,6 +23,7 @@ class Phase:
 class Recipe:
     """All that a space needs to go from nothing to predictors."""
 
+    name: str
     phases: tuple[Phase, ...]
     pair_finetune: TrainConfig  # short: one for each quantized pair
     finetune: TrainConfig  # what quant_aware.py gives a found subnet
@@ -40,6 +41,7 @@ def _phases(train: dict[str, TrainConfig]) -> tuple[Phase, ...]:
 
 
 DIGITS_RECIPE = Recipe(
+    name="digits",
     phases=_phases(
         {
             "largest": TrainConfig(epochs=60, lr=0.1, warmup_epochs=2),
@@ -57,6 +59,7 @@ DIGITS_RECIPE = Recipe(
 
 # For tests and for trying out a set-up: it runs the whole way in seconds and reaches nothing.
 TINY_RECIPE = Recipe(
+    name="tiny",
     phases=_phases({name: TrainConfig(epochs=1, lr=0.05) for name in ("largest", "kernel", "depth", "width")}),
     pair_finetune=TrainConfig(epochs=1, lr=0.01),
     finetune=TrainConfig(epochs=2, lr=0.01),
@@ -65,7 +68,7 @@ TINY_RECIPE = Recipe(
     pairs_quant=12,
 )
 
-RECIPES = {"digits": DIGITS_RECIPE, "tiny": TINY_RECIPE}
+RECIPES = {recipe.name: recipe for recipe in (DIGITS_RECIPE, TINY_RECIPE)}
 
 
 def get_recipe(name: str | None, space: SearchSpace) -> Recipe:
