@@ -25,8 +25,8 @@ class PredictorConfig:
     """Settings of a predictor's training; the defaults suit a few hundred to a few thousand pairs."""
 
     epochs: int = 200
-    lr: float = 1e-3
-    weight_decay: float = 3.0  # AdamW: strong, or a few hundred pairs are learned by heart
+    lr: float = 3e-4
+    weight_decay: float = 1.0  # AdamW: strong, or a few hundred pairs are learned by heart
     batch_size: int = 64
     holdout: float = 0.2
     hidden: int = 400
