@@ -15,7 +15,7 @@ from utils.accuracy_predictor import AccuracyPredictor
 from utils.converter import Converter
 from utils.predictor_training import PredictorConfig, PredictorScores, holdout_split, score, train_predictor
 
-QUICK = PredictorConfig(epochs=40, hidden=64)
+QUICK = PredictorConfig(epochs=40, hidden=64, lr=1e-3, weight_decay=3.0)
 
 
 def accuracy_of(genes, *, policy=True, seed=0):
