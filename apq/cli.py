@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn
 
 from apq.errors import UserError
@@ -35,12 +36,12 @@ def add_common_flags(parser: argparse.ArgumentParser, *, seed: bool = True, devi
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
-def run(main: Callable[[list[str] | None], None]) -> NoReturn:
-    """Run a script's main; a UserError becomes one line on stderr and exit code 2."""
+def run(main: Callable[[list[str] | None], None], name: str | None = None) -> NoReturn:
+    """Run a script's main; a UserError becomes one line on stderr, after the script's name, and exit code 2."""
     try:
         main(None)
     except UserError as error:
-        print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name or Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it can", file=sys.stderr)
