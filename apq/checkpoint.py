@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def load_checkpoint(path: Path, required: tuple[str, ...] = ()) -> dict[str, Any
     UserError where the file is missing, truncated, not a checkpoint, would run code, or lacks a required key.
     """
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about pickles that it then refuses
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint at {path}") from error
     except pickle.UnpicklingError as error:
