@@ -41,17 +41,16 @@ class Splits:
 
 def make_loader(dataset: Dataset, batch_size: int, *, shuffle: bool = False) -> DataLoader:
     """Batches of (images, labels). Order and augmentation follow torch's global generator: seed it before an epoch."""
+    drop_last = shuffle and len(dataset) % batch_size == 1  # BatchNorm cannot train on a single image
     if isinstance(dataset, TensorImages):
         order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
-        # one batch of a single image cannot train BatchNorm
-        sampler = BatchSampler(order, batch_size, drop_last=shuffle and len(dataset) % batch_size == 1)
-        return DataLoader(dataset, sampler=sampler, batch_size=None)
+        return DataLoader(dataset, sampler=BatchSampler(order, batch_size, drop_last), batch_size=None)
     workers = min(8, os.cpu_count() or 1)
     return DataLoader(
         dataset,
         batch_size,
         shuffle=shuffle,
-        drop_last=shuffle,
+        drop_last=drop_last,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )

@@ -67,9 +67,13 @@ def _read_cache(file: Path) -> dict[tuple[int, ...], tuple[float, float]]:
 def build(space: SearchSpace, accelerator: Accelerator | None = None) -> dict[str, dict[str, float]]:
     """The whole table of a space in the published form: every searchable layer, `head` and `tail` (W8A8).
 
-    Values are {"latency": ms, "energy": mJ}. A space of several resolutions has head and tail of the largest.
+    Values are {"latency": ms, "energy": mJ}. A space of several resolutions has head and tail of the largest. Where the
+    space's budgets count every layer (scope `full`), the fixed first block and the classifier have rows too.
     """
     layers = searchable_layers(space)
+    if space.budget_scope == "full":
+        for resolution in space.resolutions:
+            layers += [*first_layers(space, resolution)[1:], *last_layers(space, resolution)[1:]]
     ends = [part(space, space.resolutions[-1], "published")[0] for part in (first_layers, last_layers)]
     costs = price([*layers, *ends], accelerator)
     keys = [*(layer_key(layer) for layer in layers), "head", "tail"]

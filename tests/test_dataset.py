@@ -72,6 +72,7 @@ def test_image_folder(tmp_path):
     splits = load_splits(space, folder)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (16, 2, 6)
     assert not set(splits.train.indices) & set(splits.val.indices)
+    assert sum(len(labels) for _, labels in make_loader(splits.train, 64, shuffle=True)) == 16  # fewer than a batch
     images, labels = next(iter(make_loader(splits.train, 4, shuffle=True)))
     assert images.shape == (4, 3, 32, 32)
     assert labels.max() < 3

@@ -85,6 +85,20 @@ def test_every_budget_type(here, capsys, kind, budget, field):
     assert found["cost"] <= budget
 
 
+def test_search_on_a_table_of_ones_own(here, capsys):
+    from lut.__main__ import main as write_table
+
+    write_json(here / "slow.json", {"clock_mhz": 250})
+    write_table(["--space", "digits", "--config", "slow.json", "--out", "slow-table.json"])
+    capsys.readouterr()
+    flags = [*SEARCH, "--constraint", "0.08", "--json"]
+    search([*flags, "--table", "slow-table.json", "--exp_name", "table"])
+    search([*flags, "--config", "slow.json", "--exp_name", "slow"])
+    by_table, by_model = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert by_table["subnet"] == by_model["subnet"]
+    assert by_table["cost"] == pytest.approx(by_model["cost"])
+
+
 def test_report_is_measured(here, capsys):
     report(["--exp_dir", "exps/demo", "--json"])
     shown = json.loads(capsys.readouterr().out)

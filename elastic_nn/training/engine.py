@@ -124,11 +124,13 @@ def train_one_epoch(
         nn.utils.clip_grad_norm_([p for part in parts for p in part], config.clip_norm)
         nn.utils.clip_grad_norm_(ranges, config.clip_norm)
         optimizer.step()
+    if seen == 0:
+        raise UserError("nothing to train on: the split has fewer than two images")
     if not math.isfinite(total):
         raise UserError(
             f"training diverged: the loss of epoch {epoch + 1} is {total}; lower the learning rate ({config.lr})"
         )
-    return total / max(seen, 1)
+    return total / seen
 
 
 @torch.inference_mode()
