@@ -96,7 +96,8 @@ def main(argv: list[str] | None = None) -> None:
         top1, hard_top1 = (evaluate(net, loader, device).top1 for loader in (test, hard))
         done[key] = {"key": key, **facts, "latency_ms": cost.predict_lat(subnet), "test": top1, "hard": hard_top1}
         append_jsonl(args.out, done[key])
-    report([done[f"{facts} epochs {args.epochs}"] for facts, _, _ in plan], args.seeds, budgets)
+    if plan:
+        report([done[f"{facts} epochs {args.epochs}"] for facts, _, _ in plan], args.seeds, budgets)
 
 
 def plan_budget(
