@@ -8,6 +8,9 @@ CONSTRAINT ?= 0.03
 .PHONY: demo test lint format models benchmarks clean
 .DELETE_ON_ERROR:
 
+# Layers this small are over before threads have met; on a busy machine the waiting costs tenfold.
+demo test models: export OMP_NUM_THREADS ?= 1
+
 $(VENV)/installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
