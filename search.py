@@ -36,7 +36,7 @@ from utils.costs import cost_rows, network_costs
 from utils.latency_predictor import UNITS, LatencyPredictor
 from utils.plots import plot_history
 from utils.predictor_files import load_predictor, save_predictor
-from utils.predictor_training import PredictorConfig, train_predictor
+from utils.predictor_training import FEWEST_PAIRS, PredictorConfig, train_predictor
 
 
 def build_parser() -> Parser:
@@ -152,7 +152,11 @@ def prepare(args: argparse.Namespace) -> None:
     supernet = (load_quantized_supernet if quantized else load_supernet)(folder.supernet).to(device)
     space = supernet.space
     recipe, splits = get_recipe(args.recipe, space), load_splits(space, args.data)
-    n_pairs = args.acc_train_sample or (recipe.pairs_quant if quantized else recipe.pairs_float)
+    n_pairs = recipe.pairs_quant if quantized else recipe.pairs_float
+    if args.acc_train_sample is not None:
+        n_pairs = args.acc_train_sample
+    if n_pairs < FEWEST_PAIRS:
+        raise UserError(f"--acc_train_sample {n_pairs}: a predictor needs at least {FEWEST_PAIRS} pairs")
     store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare)
     made_by: dict[str, Any] = {"seed": args.seed, "recalibration_batches": recipe.recalibration_batches}
     if quantized:

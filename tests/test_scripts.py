@@ -159,6 +159,7 @@ def test_killed_finetune_ends_the_same(here, monkeypatch):
         (search, ["--constraint", "0.05", "--population", "0"], "population"),
         (search, ["--constraint", "0.05", "--config", "absent.json"], "absent"),
         (search, ["--prepare", "acc", "--seed", "9"], "seed"),
+        (search, ["--prepare", "acc", "--recipe", "tiny", "--acc_train_sample", "0"], "at least 10"),
         (quant_aware, ["--exp_name", "absent"], "absent"),
         (quant_aware, ["--exp_name", "demo"], "--overwrite"),
         (quant_aware, ["--exp_name", "demo", "--overwrite", "--epochs", "0"], "epochs"),
