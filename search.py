@@ -92,6 +92,8 @@ def search(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     predictor = load_predictor(ModelFolder(args.acc_predictor_dir).acc_quant)
+    if not predictor.quantize:
+        raise UserError(f"{args.acc_predictor_dir}/acc_quant.pt is a float predictor: it does not see the bits")
     space = predictor.space
     scope = args.scope or space.budget_scope
     accelerator = accelerator_from_json(args.config) if args.config else None

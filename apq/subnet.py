@@ -87,7 +87,9 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
 
 def snap_ratio(space: SearchSpace, slot: Slot, ratio: float) -> float:
     """The slot's choice that a ratio means: exact, or by channel rounding; UserError outside the slot's range."""
-    channels = int(make_divisible(ratio * slot.in_channels))
+    channels = (
+        round(ratio * slot.in_channels) if ratio in slot.ratios else int(make_divisible(ratio * slot.in_channels))
+    )
     low, high = slot.mid_channels[0], slot.mid_channels[-1]
     if channels not in slot.mid_channels or not low <= ratio * slot.in_channels <= high:
         raise UserError(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from example_spaces import ALL
 
 from apq.errors import UserError
 from apq.genes import sample, subnets_of
-from apq.presets import APQ_IMAGENET
+from apq.presets import APQ_IMAGENET, DIGITS
 from apq.subnet import architecture_of, policy_of, subnet_from_spec
 from utils.converter import Converter
 
@@ -89,3 +91,10 @@ def test_forbidden_blocks_are_refused_with_the_reason(spec):
     spec["ks"][0], spec["dw_a_bits_setting"][0] = 7, 4
     with pytest.raises(UserError, match=r"slot 0.*cost table"):
         subnet_from_spec(APQ_IMAGENET, spec)
+
+
+def test_widths_that_are_no_multiples_of_8_read_back():
+    stages = tuple(dataclasses.replace(stage, width=12) for stage in DIGITS.stages)
+    space = dataclasses.replace(DIGITS, name="twelve", stages=stages)
+    for subnet in subnets_of(space, sample(space, 20, np.random.default_rng(0))):
+        assert subnet_from_spec(space, {**architecture_of(space, subnet), **policy_of(space, subnet)}) == subnet
