@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 SPACE ?= digits
 CONSTRAINT ?= 0.03
 
-.PHONY: demo test lint format models benchmarks clean
+.PHONY: demo test lint format models clean-models benchmarks clean
 .DELETE_ON_ERROR:
 
 # Layers this small are over before threads have met; on a busy machine the waiting costs tenfold.
@@ -22,9 +22,7 @@ demo: $(VENV)/installed
 	$(PY) quant_aware.py --exp_name demo
 	$(PY) test.py --exp_dir exps/demo
 
-test: $(VENV)/installed
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+test: lint
 	$(PY) -m pytest
 
 lint: $(VENV)/installed
@@ -35,12 +33,16 @@ format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# everything in models/SPACE from nothing: supernet, pairs, predictors
+# What models/SPACE lacks: supernet, pairs, predictors. A run that was killed continues. From nothing: clean-models first.
+NAME = $(if $(findstring /,$(SPACE)),,$(filter-out . ..,$(SPACE)))
+MODELS = models/$(or $(NAME),$(error SPACE must name a space, not "$(SPACE)"))
 models: $(VENV)/installed
-	rm -rf dataset/NetInfo/$(SPACE)
-	$(PY) train.py --space $(SPACE) --overwrite
-	$(PY) search.py --prepare acc --acc_predictor_dir models/$(SPACE)
-	$(PY) search.py --prepare acc_quant --acc_predictor_dir models/$(SPACE)
+	test -e $(MODELS)/supernet.pt || $(PY) train.py --space $(SPACE)
+	test -e $(MODELS)/acc.pt || $(PY) search.py --prepare acc --acc_predictor_dir $(MODELS)
+	test -e $(MODELS)/acc_quant.pt || $(PY) search.py --prepare acc_quant --acc_predictor_dir $(MODELS)
+
+clean-models:
+	rm -rf $(MODELS) dataset/NetInfo/$(NAME)
 
 benchmarks: $(VENV)/installed
 	$(PY) benchmarks/lut.py

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import torch
 
+from apq.checkpoint import digest
 from apq.cli import Parser, add_common_flags, run
 from apq.device import resolve_device
 from apq.errors import UserError
-from apq.experiment import Experiment
-from apq.files import write_json
+from apq.experiment import get_experiment
+from apq.files import check_writable, write_json
 from apq.model_folder import ModelFolder
+from apq.space import space_from_dict
+from apq.subnet import spec_of
 from dataset import load_splits
 from elastic_nn.networks.subnet_file import save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet
@@ -31,7 +34,7 @@ def build_parser() -> Parser:
     parser.add_argument("--exp_dir", type=Path, help="folder of the experiment (default: exps/EXP_NAME)")
     parser.add_argument("--supernet", type=Path, help="file of the supernet (default: the one beside the predictor)")
     parser.add_argument("--data", type=Path, help="image folder with train/CLASS and val/CLASS; not needed for digits")
-    parser.add_argument("--recipe", help="training recipe: digits or tiny (default: the space's own)")
+    parser.add_argument("--recipe", help="training recipe: digits or tiny (default: the supernet's)")
     parser.add_argument("--epochs", type=int, help="epochs of training (default: the recipe's)")
     parser.add_argument("--lr", type=float, help="learning rate at the start of the cosine (default: the recipe's)")
     parser.add_argument("--batch_size", type=int, help="images a step (default: the recipe's)")
@@ -42,22 +45,29 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    experiment = Experiment(args.exp_dir or Path("exps") / args.exp_name)
-    device = resolve_device(args.device)
-    supernet_file = args.supernet or ModelFolder(Path(experiment.load_config()["acc_predictor_dir"])).supernet
-    supernet = load_quantized_supernet(supernet_file).to(device)
-    space = supernet.space
+    experiment = get_experiment(args.exp_name, args.exp_dir)
+    device, searched = resolve_device(args.device), experiment.load_config()
+    space = space_from_dict(searched["space"])
     subnet = experiment.load_subnet(space)
     if experiment.acc.exists() and not args.overwrite:
         raise UserError(f"{experiment.path} is finetuned already; give --overwrite to do it again")
-    recipe = get_recipe(args.recipe, space)
+    check_writable(experiment.path)
+    supernet_file = args.supernet or ModelFolder(Path(searched["acc_predictor_dir"])).supernet
+    supernet, trained_by = load_quantized_supernet(supernet_file, space)
+    recipe = get_recipe(args.recipe or trained_by, space)
     given = {name: value for name in ("epochs", "lr", "batch_size") if (value := getattr(args, name)) is not None}
     config = replace(recipe.finetune, **given)
     splits = load_splits(space, args.data)
-    if args.overwrite:
-        experiment.clear_finetune()
+    asked = {
+        "subnet": spec_of(space, subnet),
+        "train": asdict(config),
+        "recalibration_images": recipe.recalibration_images,
+        "seed": args.seed,
+        "supernet": digest(supernet.state_dict()),
+        "images": splits.source,
+    }
     torch.manual_seed(args.seed)
-    net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_batches, device)
+    net = quantized_subnet(supernet.to(device), subnet, splits, recipe.recalibration_images, device)
     top1, weights = finetune(
         net,
         splits,
@@ -66,7 +76,8 @@ def main(argv: list[str] | None = None) -> None:
         device=device,
         describe="finetune",
         state_file=experiment.last_checkpoint,
-        asked={"arch": experiment.arch.read_text(), "train": asdict(config), "seed": args.seed},
+        asked=asked,
+        restart=args.overwrite,
     )
     save_subnet(experiment.best_checkpoint, space, subnet, weights, train=asdict(config), seed=args.seed, val_top1=top1)
     write_json(experiment.acc, [top1])

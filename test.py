@@ -10,25 +10,24 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from apq.cli import Parser, add_common_flags, run, table
+from apq.cli import Parser, add_common_flags, at_least, run, table
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.subnet import architecture_of, policy_of
+from apq.subnet import spec_of
 from dataset import load_splits
 from dataset.splits import make_loader
 from elastic_nn.networks.subnet_file import load_subnet
 from elastic_nn.training.engine import evaluate
-from lut.accelerator import accelerator_from_json
-from utils.costs import cost_rows, network_costs
+from utils.costs import add_cost_flags, cost_rows, cost_source, network_costs, recorded_cost_source
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--exp_dir", type=Path, default=Path("exps/test"), help="folder of the experiment")
     parser.add_argument("--data", type=Path, help="image folder with train/CLASS and val/CLASS; not needed for digits")
-    parser.add_argument("--config", type=Path, help="accelerator as a JSON file (default: the published BitFusion)")
-    parser.add_argument("--batch_size", type=int, default=256, help="images evaluated at a time")
+    add_cost_flags(parser, "what the search used")
+    parser.add_argument("--batch_size", type=at_least(1), default=256, help="images evaluated at a time")
     add_common_flags(parser, seed=False)
     return parser
 
@@ -39,19 +38,20 @@ def main(argv: list[str] | None = None) -> None:
     net, space, subnet = load_subnet(experiment.best_checkpoint)
     if experiment.load_subnet(space) != subnet:
         raise UserError(f"{experiment.arch} is not the network of {experiment.best_checkpoint}; finetune it again")
-    accelerator = accelerator_from_json(args.config) if args.config else None
+    given = args.config or args.table
+    source = cost_source(args.config, args.table) if given else recorded_cost_source(experiment)
     device = resolve_device(args.device)
     splits = load_splits(space, args.data)
     accuracy = evaluate(net.to(device), make_loader(splits.test, args.batch_size), device)
-    costs = network_costs(space, subnet, accelerator)
+    costs = network_costs(space, subnet, source)
     if args.json:
-        found = {"arch": architecture_of(space, subnet), "policy": policy_of(space, subnet)}
-        costs_json = {scope: asdict(cost) for scope, cost in costs.items()}
-        print(json.dumps({"space": space.name, **asdict(accuracy), "costs": costs_json, "subnet": found}))
+        network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec_of(space, subnet)}
+        print(json.dumps({"space": space.name, **asdict(accuracy), "priced_by": str(source), **network}))
         return
     print(f"{experiment.path}: space {space.name}, {accuracy.n_images} test images")
     print(table([("accuracy", "top-1", "top-5"), ("test", f"{accuracy.top1:.2%}", f"{accuracy.top5:.2%}")]))
     print(table(cost_rows(costs)))
+    print(f"latency and energy: {source}")
 
 
 if __name__ == "__main__":

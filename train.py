@@ -12,7 +12,7 @@ from pathlib import Path
 from apq.cli import Parser, add_common_flags, run, table
 from apq.device import resolve_device
 from apq.errors import UserError
-from apq.files import write_json
+from apq.files import check_writable, write_json
 from apq.model_folder import ModelFolder
 from apq.presets import get_space
 from apq.space import SearchSpace
@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = ModelFolder(args.out or Path("models") / space.name)
     if folder.supernet.exists() and not args.overwrite:
         raise UserError(f"{folder.supernet} exists; choose another --out or give --overwrite")
+    check_writable(folder.path)
     splits, recipe = load_splits(space, args.data), get_recipe(args.recipe, space)
     print(f"space {space.name}, recipe {recipe.name}", file=sys.stderr)
     net, records = train_supernet(
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         state_file=folder.supernet_state,
         log=lambda record: print(f"phase {record['phase']}: loss {record['loss']:.3f}", file=sys.stderr),
     )
-    save_supernet(folder.supernet, net.cpu(), seed=args.seed, recipe=recipe.name, records=records)
+    save_supernet(folder.supernet, net.cpu(), recipe.name, seed=args.seed, records=records)
     write_json(folder.training, {"space": space.name, "recipe": recipe.name, "seed": args.seed, "phases": records})
     folder.supernet_state.unlink(missing_ok=True)
     if args.json:

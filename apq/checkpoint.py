@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,16 @@ def save_checkpoint(path: Path, data: dict[str, Any]) -> None:
     """Write a dict of tensors and plain values, whole or not at all."""
     with atomic_open(path, "wb") as file:
         torch.save(data, file)
+
+
+def digest(state: Mapping[str, torch.Tensor]) -> str:
+    """Identity of a network's weights: a hash of their names, shapes and bytes."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        array = state[name].detach().cpu().numpy()
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def load_checkpoint(path: Path, required: tuple[str, ...] = ()) -> dict[str, Any]:

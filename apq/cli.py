@@ -25,10 +25,21 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
+def at_least(lowest: int) -> Callable[[str], int]:
+    """Type of a flag that takes whole numbers from `lowest` up."""
+
+    def number(text: str) -> int:
+        if not text.lstrip("+-").isdigit() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
+        return int(text)
+
+    return number
+
+
 def add_common_flags(parser: argparse.ArgumentParser, *, seed: bool = True, device: bool = True) -> None:
     """Add --seed, --device and --json."""
     if seed:
-        parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+        parser.add_argument("--seed", type=at_least(0), default=0, help="seed of everything random")
     if device:
         parser.add_argument(
             "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present"
@@ -41,7 +52,8 @@ def run(main: Callable[[list[str] | None], None], name: str | None = None) -> No
     try:
         main(None)
     except UserError as error:
-        print(f"{name or Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
+        message = str(error).rsplit("UserError: ", 1)[-1]  # a loader's worker process puts its traceback before it
+        print(f"{name or Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it can", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Where and how reproducibly torch runs."""
+"""Where torch runs."""
 
 from __future__ import annotations
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from apq.errors import UserError
-from apq.files import atomic_open, read_json, read_jsonl, write_json
+from apq.files import atomic_open, check_writable, read_json, write_json
 from apq.space import SearchSpace
 from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
+
+CONFIG_KEYS = {"space", "acc_predictor_dir", "accelerator", "table"}  # what later scripts need of config.json
 
 
 @dataclass(frozen=True)
@@ -54,20 +56,17 @@ class Experiment:
         return self.path / "checkpoint" / "checkpoint.pth.tar"
 
     def check_free(self, overwrite: bool) -> None:
-        """UserError if the experiment exists and may not be replaced. Call it before the work, `clear` after."""
+        """UserError if it exists and may not be replaced, or cannot be written. For before the work; `clear` after."""
+        check_writable(self.path)
         if self.arch.exists() and not overwrite:
             raise UserError(f"experiment {self.path} exists; choose another --exp_name or give --overwrite")
 
     def clear(self) -> None:
         """Remove what an earlier run of the same name left."""
-        self.clear_finetune()
-        for item in (self.arch, self.lat, self.config, self.history, self.plot):
-            item.unlink(missing_ok=True)
-
-    def clear_finetune(self) -> None:
-        """Remove what a finetune left; the search's result stays."""
         self.acc.unlink(missing_ok=True)
         shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+        for item in (self.arch, self.lat, self.config, self.history, self.plot):
+            item.unlink(missing_ok=True)
 
     def save_found(
         self, space: SearchSpace, subnet: Subnet, cost: float, config: dict[str, Any], history: list[dict[str, Any]]
@@ -83,7 +82,11 @@ class Experiment:
         """The settings that the search ran with; UserError where there was none."""
         if not self.path.is_dir():
             raise UserError(f"no experiment at {self.path}; run search.py --exp_name {self.path.name} first")
-        return read_json(self.config)
+        config = read_json(self.config)
+        if not isinstance(config, dict) or (missing := CONFIG_KEYS - set(config)):
+            lacks = "is not an object" if not isinstance(config, dict) else f"lacks {', '.join(sorted(missing))}"
+            raise UserError(f"{self.config} is not the record of a search: it {lacks}")
+        return config
 
     def load_subnet(self, space: SearchSpace) -> Subnet:
         """The subnet of the `arch` file, checked against the space."""
@@ -99,6 +102,9 @@ class Experiment:
         except UserError as error:
             raise UserError(f"{self.arch}: {error}") from error
 
-    def load_history(self) -> list[dict[str, Any]]:
-        """One record a generation."""
-        return read_jsonl(self.history)
+
+def get_experiment(name: str, folder: Path | None = None) -> Experiment:
+    """The experiment in a folder, or else exps/NAME; UserError where the name is a path."""
+    if folder is None and (name != Path(name).name or name in ("", "..")):
+        raise UserError(f"--exp_name {name!r} must be a plain name; give a path with --exp_dir")
+    return Experiment(folder or Path("exps") / name)

@@ -15,19 +15,32 @@ from apq.errors import UserError
 
 @contextlib.contextmanager
 def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary neighbour for writing; it replaces `path` (fsync, rename) only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Open a temporary neighbour for writing; it replaces `path` (fsync, rename) only if the block succeeds.
+
+    UserError where the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {_one_line(error)}") from error
     try:
         with os.fdopen(handle, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes it private to the user
+        Path(temporary).chmod(0o666 & ~_umask())  # mkstemp makes it private to the user
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def check_writable(folder: Path) -> None:
+    """UserError if files cannot be made in a folder, which need not exist yet. For before long work."""
+    exists = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (exists.is_dir() and os.access(exists, os.W_OK | os.X_OK)):
+        raise UserError(f"cannot write to {folder}: {exists} is not a folder that may be written")
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -41,33 +54,44 @@ def read_json(path: Path) -> Any:
     """The JSON in a file; UserError where it is missing or broken."""
     try:
         return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # not text and not JSON are both ValueErrors
         raise UserError(f"cannot read {path}: {_one_line(error)}") from error
 
 
 def append_jsonl(path: Path, record: Any) -> None:
-    """Append one record as a line and flush it to disk."""
+    """Append one record as a line and flush it to disk; the torn last line of a killed run makes room for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    with path.open("a+b") as file:
+        _cut_torn_line(file)
+        file.write(json.dumps(record).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """Every whole record of a file of lines; the torn last line of a killed run is dropped from the file."""
+    """Every whole record of a file of lines, without the torn last one of a killed run; UserError for other damage."""
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
-    whole, torn = lines[:-1], lines[-1]
-    if torn:
-        with atomic_open(path, "wb") as file:
-            file.writelines(line + b"\n" for line in whole)
     try:
-        return [json.loads(line) for line in whole]
-    except json.JSONDecodeError as error:
+        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a file of JSON lines: {_one_line(error)}") from error
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    if not file.seek(0, os.SEEK_END):
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _one_line(error: Exception) -> str:
     return str(error).splitlines()[0]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

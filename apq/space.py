@@ -34,6 +34,7 @@ class Stage:
     def __post_init__(self) -> None:
         if self.depths != tuple(sorted(set(self.depths))) or min(self.depths, default=0) < 1:
             raise UserError(f"stage depths {self.depths} must be ascending, distinct and at least 1")
+        _check_whole("stage", width=self.width, stride=self.stride)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,9 @@ class OperandBits:
     def __post_init__(self) -> None:
         if not self.layers or set(self.layers) - set(BLOCK_LAYERS) or self.operand not in ("w", "a"):
             raise UserError(f"operand kind {self.name}: layers are {BLOCK_LAYERS}, operands 'w' and 'a'")
+        if not self.choices or list(self.choices) != sorted(set(self.choices)):
+            raise UserError(f"operand kind {self.name}: choices {self.choices} must be ascending and distinct")
+        _check_whole(f"operand kind {self.name}", lowest=2, choices=self.choices)
 
     @property
     def setting(self) -> str:
@@ -89,6 +93,7 @@ class SearchSpace:
 
     `ratios` are the expansion choices; with a `channel_step` they are the two ends of a range walked in that many
     channels (APQ's channel pruning). `budget_scope` is the cost scope that budgets are given in unless told otherwise.
+    `mix_activation_bits` are those that networks give the last 1x1 convolution's input, sign included; it costs 8 bits.
     """
 
     name: str
@@ -107,16 +112,32 @@ class SearchSpace:
     operands: tuple[OperandBits, ...]
     forbidden: tuple[Forbidden, ...] = ()
     budget_scope: str = "full"
+    mix_activation_bits: int = 8
 
     def __post_init__(self) -> None:
         for what in ("resolutions", "kernel_sizes", "ratios"):
             values = getattr(self, what)
             if not values or list(values) != sorted(set(values)):
                 raise UserError(f"space {self.name}: {what} {values} must be ascending and distinct")
+        if not isinstance(self.name, str) or "/" in self.name or not self.name:
+            raise UserError(f"a space's name must be a word that can name a folder, not {self.name!r}")
+        _check_whole(
+            f"space {self.name}",
+            in_channels=self.in_channels,
+            n_classes=self.n_classes,
+            resolutions=self.resolutions,
+            stem_width=self.stem_width,
+            stem_stride=self.stem_stride,
+            first_block_width=self.first_block_width,
+            head_width=self.head_width,
+            kernel_sizes=self.kernel_sizes,
+            mix_activation_bits=self.mix_activation_bits,
+            channel_step=1 if self.channel_step is None else self.channel_step,
+        )
         if any(k % 2 == 0 for k in self.kernel_sizes):
             raise UserError(f"space {self.name}: kernel sizes {self.kernel_sizes} must be odd")
-        if min(self.in_channels, self.n_classes, *self.resolutions) < 1:
-            raise UserError(f"space {self.name}: channels, classes and resolutions must be positive")
+        if self.ratios[0] <= 0:
+            raise UserError(f"space {self.name}: ratios {self.ratios} must be positive")
         if self.budget_scope not in SCOPES:
             raise UserError(f"space {self.name}: budget_scope {self.budget_scope!r}; known: {SCOPES}")
         if not self.stages:
@@ -208,8 +229,18 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
         for what in ("resolutions", "kernel_sizes", "ratios"):
             fields[what] = tuple(fields[what])
         return SearchSpace(**fields)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"not a search space: {error}") from error
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        missing = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"not a search space: {missing}") from error
+
+
+def _check_whole(owner: str, lowest: int = 1, **values: int | tuple[int, ...]) -> None:
+    for what, value in values.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, int) or isinstance(number, bool) or number < lowest:
+                raise UserError(f"{owner}: {what} must be whole and at least {lowest}, not {number!r}")
 
 
 def _listed(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,11 @@ def architecture_of(space: SearchSpace, subnet: Subnet) -> dict[str, Any]:
 def policy_of(space: SearchSpace, subnet: Subnet) -> dict[str, list[int]]:
     """The second object of a published `arch` file: one list of bits an operand kind."""
     return {kind.setting: list(row) for kind, row in zip(space.operands, subnet.bits, strict=True)}
+
+
+def spec_of(space: SearchSpace, subnet: Subnet) -> dict[str, dict[str, Any]]:
+    """Both objects of a published `arch` file by name, as our own files keep them: "arch" and "policy"."""
+    return {"arch": architecture_of(space, subnet), "policy": policy_of(space, subnet)}
 
 
 def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
@@ -114,7 +120,7 @@ def _numbers(key: str, values: Any, length: int) -> list[Any]:
     if not isinstance(values, (list, tuple)) or len(values) != length:
         what = f"{len(values)} entries" if isinstance(values, (list, tuple)) else repr(values)
         raise UserError(f"{key} must be a list of {length} numbers, not {what}")
-    if bad := [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or v != v]:
+    if bad := [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v)]:
         raise UserError(f"{key} holds {bad[0]!r}, which is not a number")
     return list(values)
 

@@ -12,7 +12,7 @@ if each has its own --out.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,21 +21,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from apq.checkpoint import digest
 from apq.cli import Parser, run
 from apq.device import resolve_device
+from apq.errors import UserError
 from apq.files import append_jsonl, read_jsonl
 from apq.genes import sample, subnets_of
 from apq.model_folder import ModelFolder
 from apq.space import SearchSpace
-from apq.subnet import Subnet
+from apq.subnet import Subnet, spec_of
 from dataset import load_splits
 from dataset.digits import VAL_VIEWS, distort
 from dataset.pairs import NETINFO, PairStore
 from dataset.splits import Splits, TensorImages, make_loader
 from elastic_nn.networks.supernet_file import load_quantized_supernet
-from elastic_nn.training.engine import TrainConfig, evaluate, seed_epoch
+from elastic_nn.training.engine import evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
-from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.recipes import Recipe, get_recipe
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
 from utils.accuracy_predictor import AccuracyPredictor
 from utils.latency_predictor import LatencyPredictor
@@ -61,14 +63,16 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     folder, device = ModelFolder(args.acc_predictor_dir), resolve_device(args.device)
-    supernet = load_quantized_supernet(folder.supernet).to(device)
-    space, splits = supernet.space, load_splits(supernet.space)
+    supernet, trained_by = load_quantized_supernet(folder.supernet)
+    space, splits, recipe = supernet.space, load_splits(supernet.space), get_recipe(trained_by, supernet.space)
+    weights = digest(supernet.state_dict())
+    supernet.to(device)
     float_predictor = load_predictor(folder.acc, space)
     genes, accuracies = PairStore(NETINFO / space.name / "acc_quant").load(space)
     cost = LatencyPredictor(type="latency", scope=space.budget_scope, space=space)
     latencies = cost.predict(sample(space, 20_000, np.random.default_rng(0)))
     budgets = [float(f"{b:.3g}") for b in np.quantile(latencies, QUANTILES)]
-    config = replace(get_recipe(None, space).finetune, epochs=args.epochs)
+    recipe = replace(recipe, finetune=replace(recipe.finetune, epochs=args.epochs))
 
     print("| seed | held-out pairs | RMSE transferred | RMSE from scratch | Kendall transferred | from scratch |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -88,16 +92,17 @@ def main(argv: list[str] | None = None) -> None:
 
     done = {record["key"]: record for record in read_jsonl(args.out)}
     test, hard = make_loader(splits.test, 400), make_loader(hard_test(splits), 400)
+    records = []
     for facts, subnet, seed in tqdm(plan, desc="finetunes", disable=None):
-        key = f"{facts} epochs {args.epochs}"
-        if key in done:
-            continue
-        net = finetuned(supernet, subnet, splits, config, seed, device)
-        top1, hard_top1 = (evaluate(net, loader, device).top1 for loader in (test, hard))
-        done[key] = {"key": key, **facts, "latency_ms": cost.predict_lat(subnet), "test": top1, "hard": hard_top1}
-        append_jsonl(args.out, done[key])
-    if plan:
-        report([done[f"{facts} epochs {args.epochs}"] for facts, _, _ in plan], args.seeds, budgets)
+        key = repr((facts, spec_of(space, subnet), asdict(recipe.finetune), weights))
+        if key not in done:
+            net = finetuned(supernet, subnet, splits, recipe, seed, device)
+            top1, hard_top1 = (evaluate(net, loader, device).top1 for loader in (test, hard))
+            done[key] = {"key": key, **facts, "latency_ms": cost.predict_lat(subnet), "test": top1, "hard": hard_top1}
+            append_jsonl(args.out, done[key])
+        records.append(done[key])
+    if records:
+        report(records, args.seeds, budgets)
 
 
 def plan_budget(
@@ -116,6 +121,8 @@ def plan_budget(
     pool = sample(space, 100_000, np.random.default_rng([seed, round(budget * 1e6)]))
     latencies = cost.predict(pool)
     same_budget = pool[(latencies <= budget) & (latencies >= BAND * budget)][:n_random]
+    if len(same_budget) < n_random:
+        raise UserError(f"only {len(same_budget)} random subnets cost {BAND:.0%} to 100 % of {budget} {cost.unit}")
     where = {"seed": seed, "budget": budget}
     return [
         *(({**where, "kind": "searched", "run": run}, found, 1000 * seed + run) for run in range(repeats)),
@@ -127,12 +134,12 @@ def plan_budget(
 
 
 def finetuned(
-    supernet: torch.nn.Module, subnet: Subnet, splits: Splits, config: TrainConfig, seed: int, device: torch.device
+    supernet: torch.nn.Module, subnet: Subnet, splits: Splits, recipe: Recipe, seed: int, device: torch.device
 ) -> torch.nn.Module:
     """A subnet after a finetune of all epochs: nothing is chosen by accuracy."""
     seed_epoch(seed, 0)
-    net = quantized_subnet(supernet, subnet, splits, get_recipe(None, supernet.space).recalibration_batches, device)
-    train_epochs(net, splits, config, seed=seed, device=device)
+    net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_images, device)
+    train_epochs(net, splits, recipe.finetune, seed=seed, device=device)
     return net
 
 

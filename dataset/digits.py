@@ -10,10 +10,12 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from apq.errors import UserError
 from apq.space import SearchSpace
 from dataset.splits import Splits, TensorImages
 from dataset.transforms import random_affine
 
+N_CLASSES = 10
 SPLIT_SEED = 0  # the split is part of the data set, not of an experiment
 N_VAL, N_TEST = 400, 400
 VAL_VIEWS = 4  # distorted views of each validation image, beside the image itself
@@ -33,6 +35,8 @@ def digits_splits(space: SearchSpace) -> Splits:
     Training images are distorted anew each time. Validation has 2,000 images, each digit plain and in 4 fixed distorted
     views: plain digits alone are too easy and too few to tell subnets apart. Test images are plain.
     """
+    if space.n_classes != N_CLASSES:
+        raise UserError(f"digits have {N_CLASSES} classes; space {space.name} has {space.n_classes}")
     data = load_digits()
     images = torch.from_numpy(data.images).float().unsqueeze(1) / 16  # (1797, 1, 8, 8)
     side = space.resolutions[-1]
@@ -51,4 +55,5 @@ def digits_splits(space: SearchSpace) -> Splits:
         calibration=TensorImages(calibration, labels[train]),
         val=TensorImages(val_images, labels[val].repeat(1 + VAL_VIEWS)),
         test=TensorImages(images[test], labels[test]),
+        source={"dataset": "digits"},
     )

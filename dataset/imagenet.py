@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from apq.errors import UserError
@@ -36,6 +39,8 @@ def image_folder_splits(space: SearchSpace, folder: Path) -> Splits:
         [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4), *to_tensor]
     )
     plain = v2.Compose([v2.Resize(round(side / 0.875)), v2.CenterCrop(side), *to_tensor])
+    if space.in_channels != 3:
+        raise UserError(f"images of {folder} have 3 channels; space {space.name} has {space.in_channels}")
     augmented, clean, test = _open(folder, "train", augment), _open(folder, "train", plain), _open(folder, "val", plain)
     if len(augmented.classes) != space.n_classes or augmented.classes != test.classes:
         raise UserError(
@@ -47,11 +52,30 @@ def image_folder_splits(space: SearchSpace, folder: Path) -> Splits:
     val, train = order[:n_val], order[n_val:]
     if not train:
         raise UserError(f"{folder}/train has {len(order)} image(s): too few to hold some out for validation")
-    return Splits(train=Subset(augmented, train), calibration=Subset(clean, train), val=Subset(clean, val), test=test)
+    return Splits(
+        train=Subset(augmented, train),
+        calibration=Subset(clean, train),
+        val=Subset(clean, val),
+        test=test,
+        source={"dataset": "image folder", "n_train": len(order), "digest": _digest(folder, clean)},
+    )
+
+
+def _digest(folder: Path, images: ImageFolder) -> str:
+    """Identity of a folder by the names of its training images: it may move, its images may not change."""
+    names = (f"{Path(path).relative_to(folder)}\n".encode() for path, _ in images.samples)
+    return hashlib.sha256(b"".join(names)).hexdigest()
+
+
+def _load_image(path: str) -> Image.Image:
+    try:
+        return default_loader(path)
+    except OSError as error:
+        raise UserError(f"cannot read the image {path}: {error}") from error
 
 
 def _open(folder: Path, part: str, transform: v2.Transform | None) -> ImageFolder:
     try:
-        return ImageFolder(str(folder / part), transform)
+        return ImageFolder(str(folder / part), transform, loader=_load_image)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"no images in {folder / part}: it must hold one folder of images a class") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,12 +32,16 @@ class TensorImages(Dataset):
 
 @dataclass(frozen=True)
 class Splits:
-    """Train (augmented), `calibration` (the same images, the same at every look), validation and test images."""
+    """Train (augmented), `calibration` (the same images, the same at every look), validation and test images.
+
+    `source` identifies the images, as plain data: what was measured on them records it.
+    """
 
     train: Dataset
     calibration: Dataset
     val: Dataset
     test: Dataset
+    source: dict[str, Any]
 
 
 def make_loader(dataset: Dataset, batch_size: int, *, shuffle: bool = False) -> DataLoader:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from apq.errors import UserError
 from apq.files import read_json
@@ -53,7 +54,11 @@ def accelerator_from_json(path: Path) -> Accelerator:
 
     UserError where the file is missing or broken, a field is unknown or a value bad.
     """
-    data = read_json(path)
+    return accelerator_from_dict(read_json(path), path)
+
+
+def accelerator_from_dict(data: Any, path: Path) -> Accelerator:
+    """An accelerator from plain data that `path` held; errors name it."""
     known = [field.name for field in fields(Accelerator)]
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold a JSON object with fields of an accelerator: {', '.join(known)}")
@@ -63,3 +68,10 @@ def accelerator_from_json(path: Path) -> Accelerator:
         return Accelerator(**data)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def describe(accelerator: Accelerator) -> str:
+    """In words, for a report: what differs from the published configuration."""
+    published = asdict(Accelerator())
+    changed = [f"{name} {value}" for name, value in asdict(accelerator).items() if value != published[name]]
+    return "BitFusion with " + ", ".join(changed) if changed else "BitFusion as published"

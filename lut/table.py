@@ -35,7 +35,8 @@ def price(layers: Sequence[ConvLayer], accelerator: Accelerator | None = None) -
     if missing:
         costs = BitFusion(accelerator).cost(missing)
         known |= {_row(layer): pair for layer, pair in zip(missing, zip(*costs, strict=True), strict=True)}
-        with contextlib.suppress(OSError), atomic_open(file, "wb") as out:  # a cache that cannot be kept is no loss
+        # A cache that cannot be kept is no loss.
+        with contextlib.suppress(OSError, UserError), atomic_open(file, "wb") as out:
             np.savez(out, layers=np.array(list(known)), costs=np.array(list(known.values())))
     found = np.array([known[_row(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
     return Costs(latency_ms=found[:, 0], energy_mj=found[:, 1])
@@ -108,13 +109,20 @@ class PublishedTable:
         found = np.array([self._cost(layer) for layer in layers], dtype=np.float64).reshape(len(layers), 2)
         return Costs(latency_ms=found[:, 0], energy_mj=found[:, 1])
 
+    def covers(self, layers: Sequence[ConvLayer]) -> bool:
+        """Whether every layer has a row."""
+        return all(self._row(layer) is not None for layer in layers)
+
+    def _row(self, layer: ConvLayer) -> tuple[float, float] | None:
+        part = {"first_conv": "head", "feature_mix_layer": "tail"}.get(layer.name, "")
+        return self.rows.get(layer_key(layer)) or self.rows.get(part)
+
     def _cost(self, layer: ConvLayer) -> tuple[float, float]:
-        key, part = layer_key(layer), {"first_conv": "head", "feature_mix_layer": "tail"}.get(layer.name, "")
-        row = self.rows.get(key) or self.rows.get(part)
+        row = self._row(layer)
         if row is None:
             raise UserError(
-                f"{self.path} ({len(self.rows)} rows) has no row {key} for layer {layer.name or 'without a name'}; "
-                "add it, or write a table for your space with python -m lut"
+                f"{self.path} ({len(self.rows)} rows) has no row {layer_key(layer)} for layer "
+                f"{layer.name or 'without a name'}; add it, or write a table for your space with python -m lut"
             )
         return row
 

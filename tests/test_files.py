@@ -37,7 +37,9 @@ def test_torn_last_line_is_dropped(tmp_path):
     append_jsonl(path, {"a": 1})
     with path.open("a") as file:
         file.write('{"a": 2')
+    torn = path.read_bytes()
     assert read_jsonl(path) == [{"a": 1}]
+    assert path.read_bytes() == torn  # reading changes nothing
     append_jsonl(path, {"a": 3})
     assert read_jsonl(path) == [{"a": 1}, {"a": 3}]
 
@@ -83,8 +85,12 @@ def test_experiment_round_trip_and_protection(tmp_path):
     experiment.save_found(DIGITS, subnet, 1.5, {"seed": 0}, [{"generation": 0}])
     assert experiment.load_subnet(DIGITS) == subnet
     assert json.loads(experiment.lat.read_text()) == [1.5]
-    assert experiment.load_history() == [{"generation": 0}]
-    assert experiment.load_config() == {"seed": 0}
+    assert read_jsonl(experiment.history) == [{"generation": 0}]
+    with pytest.raises(UserError, match="lacks acc_predictor_dir"):
+        experiment.load_config()
+    config = {"space": {}, "acc_predictor_dir": "m", "accelerator": {}, "table": None}
+    experiment.save_found(DIGITS, subnet, 1.5, config, [])
+    assert experiment.load_config() == config
     with pytest.raises(UserError, match="--overwrite"):
         experiment.check_free(overwrite=False)
     experiment.check_free(overwrite=True)

@@ -30,7 +30,7 @@ def lively(net, seed=0):
     with torch.no_grad():
         for name, tensor in net.state_dict().items():
             noise = torch.rand(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
+            if name.endswith(("running_var", "norm.weight")):
                 tensor.copy_(0.5 + noise)
             elif name.endswith(("running_mean", "norm.bias")):
                 tensor.copy_(0.2 * noise - 0.1)
@@ -38,6 +38,8 @@ def lively(net, seed=0):
                 tensor.add_(0.05 * noise)
             elif name.endswith("act_quant.range"):
                 tensor.copy_(2 + 4 * noise)
+            elif name.endswith("weight_quant.range"):
+                tensor.copy_(0.3 + noise)
     return net.eval()
 
 
@@ -167,10 +169,12 @@ def test_calibration_follows_the_inputs():
 
 def test_files_of_networks(tmp_path):
     net = lively(DynamicProxylessNASNets(DIGITS))
-    save_supernet(tmp_path / "s.pt", net, seed=0)
+    save_supernet(tmp_path / "s.pt", net, "tiny", seed=0)
     with torch.no_grad():
-        assert torch.equal(load_supernet(tmp_path / "s.pt").eval()(images(DIGITS)), net(images(DIGITS)))
-    quantized = load_quantized_supernet(tmp_path / "s.pt", DIGITS).eval()
+        loaded, recipe = load_supernet(tmp_path / "s.pt")
+        assert recipe == "tiny"
+        assert torch.equal(loaded.eval()(images(DIGITS)), net(images(DIGITS)))
+    quantized = load_quantized_supernet(tmp_path / "s.pt", DIGITS)[0].eval()
     quantized.activate(smallest_subnet(DIGITS))
     alone = quantized.get_active_subnet()
     save_subnet(tmp_path / "n.pt", DIGITS, quantized.active, alone.state_dict(), epoch=3)

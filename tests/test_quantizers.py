@@ -58,11 +58,11 @@ def test_published_thresholds_and_calibration(golden):
         sample = torch.tensor(arrays[case["array"]])
         act = LinearActivationQuantizer(signed=not case["half_wave"])
         act.bits = case["bits"]
-        act.calibrate(sample)
+        act.calibrate(sample, act.bits)
         assert act.range.item() == pytest.approx(case["activation_range_after"], rel=1e-5)
         weight = LinearWeightQuantizer()
         weight.bits = case["bits"]
-        weight.calibrate(sample)
+        weight.calibrate(sample, weight.bits)
         stored = weight.range.item() if weight.calibrated else sample.abs().max().item()
         assert stored == pytest.approx(case["weight_range_after"], rel=1e-5)
 

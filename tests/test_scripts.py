@@ -114,7 +114,7 @@ def test_prepare_resumes(here, capsys):
     path = here / "dataset/NetInfo/digits/acc_quant/pairs.jsonl"
     before = path.read_text()
     path.write_text("".join(before.splitlines(keepends=True)[:-1]))
-    search(["--prepare", "acc_quant", "--acc_train_sample", "12", "--recipe", "tiny", "--json"])
+    search(["--prepare", "acc_quant", "--acc_train_sample", "12", "--recipe", "tiny", "--json", "--overwrite"])
     assert path.read_text() == before
     scores = json.loads(capsys.readouterr().out)["scores"]
     assert scores["rmse"] > 0
@@ -158,8 +158,9 @@ def test_killed_finetune_ends_the_same(here, monkeypatch):
         (search, ["--constraint", "0.05", "--type", "weight"], "weight"),
         (search, ["--constraint", "0.05", "--population", "0"], "population"),
         (search, ["--constraint", "0.05", "--config", "absent.json"], "absent"),
-        (search, ["--prepare", "acc", "--seed", "9"], "seed"),
-        (search, ["--prepare", "acc", "--recipe", "tiny", "--acc_train_sample", "0"], "at least 10"),
+        (search, ["--prepare", "acc"], "--overwrite"),
+        (search, ["--prepare", "acc", "--overwrite", "--seed", "9"], "seed"),
+        (search, ["--prepare", "acc", "--overwrite", "--recipe", "tiny", "--acc_train_sample", "0"], "at least 10"),
         (quant_aware, ["--exp_name", "absent"], "absent"),
         (quant_aware, ["--exp_name", "demo"], "--overwrite"),
         (quant_aware, ["--exp_name", "demo", "--overwrite", "--epochs", "0"], "epochs"),

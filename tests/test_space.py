@@ -82,7 +82,7 @@ def test_layers_chain(space):
         ({"stages": ()}, "no stages"),
         ({"operands": TINY.operands[:1]}, "not by one kind"),
         ({"budget_scope": "half"}, "half"),
-        ({"n_classes": 0}, "positive"),
+        ({"n_classes": 0}, "at least 1"),
     ],
 )
 def test_impossible_spaces_are_refused(change, message):

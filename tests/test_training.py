@@ -11,14 +11,21 @@ from torch import nn
 
 from apq.errors import UserError
 from apq.genes import largest_subnet, smallest_subnet
-from apq.presets import DIGITS
+from apq.presets import APQ_IMAGENET, DIGITS
 from dataset import load_splits
 from dataset.splits import Splits, TensorImages, make_loader
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.training import progressive_shrinking
 from elastic_nn.training.batchnorm import recalibrate
 from elastic_nn.training.calibration import quantizers_off
-from elastic_nn.training.engine import TrainConfig, evaluate, learning_rate, make_optimizer, train_one_epoch
+from elastic_nn.training.engine import (
+    TrainConfig,
+    derived_seed,
+    evaluate,
+    learning_rate,
+    make_optimizer,
+    train_one_epoch,
+)
 from elastic_nn.training.finetune import finetune, quantized_subnet
 from elastic_nn.training.pairs import pair_subnet, short_finetune_top1
 from elastic_nn.training.progressive_shrinking import sample_phase, train_supernet
@@ -36,7 +43,8 @@ def few():
     def cut(part, n):
         return TensorImages(part.images[:n], part.labels[:n], part.augment)
 
-    return Splits(cut(full.train, 128), cut(full.calibration, 128), cut(full.val, 100), cut(full.test, 50))
+    parts = cut(full.train, 128), cut(full.calibration, 128), cut(full.val, 100), cut(full.test, 50)
+    return Splits(*parts, source={"dataset": "few digits"})
 
 
 def test_learning_rate_warms_up_then_follows_a_cosine():
@@ -54,6 +62,9 @@ def test_norms_biases_and_ranges_are_not_decayed():
     decayed, free, ranges = make_optimizer(net, TrainConfig(epochs=1, lr=0.1)).param_groups
     assert decayed["weight_decay"] > 0 == free["weight_decay"] == ranges["weight_decay"]
     assert {id(p) for p in ranges["params"]} == {id(p) for n, p in net.named_parameters() if n.endswith("range")}
+    transforms = {id(p) for n, p in net.named_parameters() if "kernel_transforms" in n}
+    assert transforms
+    assert transforms < {id(p) for p in free["params"]}  # decay would pull them from the identity to nothing
     assert all(p.ndim >= 2 for p in decayed["params"])
     assert sum(len(group["params"]) for group in (decayed, free, ranges)) == len(list(net.parameters()))
 
@@ -72,6 +83,10 @@ def test_evaluate_counts(few):
     empty = make_loader(TensorImages(few.val.images[:0], few.val.labels[:0]), 4)
     with pytest.raises(UserError, match="no images"):
         evaluate(oracle, empty, CPU)
+    oracle.answers = few.val.labels
+    oracle.register_forward_hook(lambda module, args, logits: logits * float("nan"))
+    with pytest.raises(UserError, match="not finite"):
+        evaluate(oracle, loader, CPU)
 
 
 def test_recalibration_gives_the_statistics_of_the_data(few):
@@ -86,6 +101,8 @@ def test_recalibration_gives_the_statistics_of_the_data(few):
     torch.testing.assert_close(norm.running_mean, first.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(norm.running_var, first.var((0, 2, 3)), atol=1e-5, rtol=1e-3)
     assert norm.momentum == 0.1
+    recalibrate(alone, make_loader(few.calibration, 120), CPU)  # 120 images and 8: the short batch weighs 8 / 128
+    torch.testing.assert_close(norm.running_mean, first.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
 
 
 def test_diverged_training_is_an_error(few):
@@ -133,7 +150,7 @@ def test_killed_supernet_training_ends_the_same(few, tmp_path, monkeypatch):
     assert resumed_records == records
     for key, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[key]), key
-    with pytest.raises(UserError, match="another"):
+    with pytest.raises(UserError, match="other seed"):
         train_supernet(DIGITS, few, TINY, seed=4, device=CPU, state_file=tmp_path / "killed")
 
 
@@ -172,6 +189,7 @@ def test_pairs_depend_on_seed_and_index_alone(few):
     supernet = DynamicQuantizedProxylessNASNets(DIGITS)
     subnet = pair_subnet(DIGITS, 5, 7, quantized=True)
     assert subnet == pair_subnet(DIGITS, 5, 7, quantized=True) != pair_subnet(DIGITS, 5, 8, quantized=True)
+    assert len({derived_seed(seed, index) for seed in range(30) for index in range(30)}) == 900
     first = short_finetune_top1(supernet, subnet, few, TINY, 12, CPU)
     torch.rand(3)
     supernet.activate(largest_subnet(DIGITS))
@@ -183,5 +201,7 @@ def test_recipes():
     assert get_recipe("tiny", DIGITS) is TINY
     with pytest.raises(UserError, match="digits, tiny"):
         get_recipe("huge", DIGITS)
+    with pytest.raises(UserError, match="--recipe"):
+        get_recipe(None, APQ_IMAGENET)
     with pytest.raises(UserError, match="learning rate"):
         replace(TINY.finetune, lr=-1.0)

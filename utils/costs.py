@@ -2,36 +2,87 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+from apq.errors import UserError
+from apq.experiment import Experiment
 from apq.layers import layers_of
 from apq.space import SCOPES, SearchSpace
 from apq.subnet import Subnet
-from lut.accelerator import Accelerator
-from lut.table import price
+from lut.accelerator import Accelerator, accelerator_from_dict, accelerator_from_json, describe
+from lut.table import PublishedTable, load, price
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkCost:
-    """Batch-1 cost of a network on an accelerator. `macs` are multiply-accumulates; sizes have BatchNorm folded."""
+    """Batch-1 cost of a network. `macs` are multiply-accumulates; sizes have BatchNorm folded.
 
-    latency_ms: float
-    energy_mj: float
+    Latency and energy are None where they come from a table that lacks some of the layers.
+    """
+
+    latency_ms: float | None
+    energy_mj: float | None
     bitops: int
     macs: int
     params: int
     size_bytes: float
 
 
-def network_costs(space: SearchSpace, subnet: Subnet, accelerator: Accelerator | None = None) -> dict[str, NetworkCost]:
+@dataclass(frozen=True, kw_only=True)
+class CostSource:
+    """Where latency and energy come from: the BitFusion model of an accelerator, or a table that replaces it."""
+
+    accelerator: Accelerator
+    table: PublishedTable | None = None
+
+    def __str__(self) -> str:
+        return describe(self.accelerator) if self.table is None else f"table {self.table.path}"
+
+    def record(self) -> dict[str, Any]:
+        """Plain data, for the config.json of an experiment."""
+        return {"accelerator": asdict(self.accelerator), "table": self.table and str(self.table.path.absolute())}
+
+
+def add_cost_flags(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add --config and --table, of which one may be given; `default` tells what holds without them."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", type=Path, help=f"accelerator as a JSON file (default: {default})")
+    source.add_argument("--table", type=Path, help="cost table of your own device, in the published JSON form")
+
+
+def cost_source(config: Path | None, table: Path | None) -> CostSource:
+    """What the flags of `add_cost_flags` ask for; without any the published BitFusion."""
+    accelerator = accelerator_from_json(config) if config else Accelerator()
+    return CostSource(accelerator=accelerator, table=load(table) if table else None)
+
+
+def recorded_cost_source(experiment: Experiment) -> CostSource:
+    """What the search of an experiment priced its candidates with."""
+    config = experiment.load_config()
+    accelerator = accelerator_from_dict(config["accelerator"], experiment.config)
+    if config["table"] is None:
+        return CostSource(accelerator=accelerator)
+    try:
+        return CostSource(accelerator=accelerator, table=load(Path(config["table"])))
+    except UserError as error:
+        raise UserError(f"{error}; the search of {experiment.path} used this table: give it with --table") from error
+
+
+def network_costs(space: SearchSpace, subnet: Subnet, source: CostSource) -> dict[str, NetworkCost]:
     """Cost in each scope: `published` leaves out the first inverted-residual block and the classifier."""
     costs = {}
     for scope in SCOPES:
         layers = layers_of(space, subnet, scope)
-        latency_ms, energy_mj = price(layers, accelerator)
+        if source.table is None:
+            priced = price(layers, source.accelerator)
+        else:
+            priced = source.table.lookup(layers) if source.table.covers(layers) else None
         costs[scope] = NetworkCost(
-            latency_ms=float(latency_ms.sum()),
-            energy_mj=float(energy_mj.sum()),
+            latency_ms=None if priced is None else float(priced.latency_ms.sum()),
+            energy_mj=None if priced is None else float(priced.energy_mj.sum()),
             bitops=sum(layer.bitops for layer in layers),
             macs=sum(layer.macs for layer in layers),
             params=sum(layer.params for layer in layers),
@@ -52,5 +103,6 @@ def cost_rows(costs: dict[str, NetworkCost]) -> list[tuple[str, ...]]:
     }
     rows = [("cost", *(f"{scope} scope" for scope in costs))]
     for key, (title, template, unit) in formats.items():
-        rows.append((title, *(template.format(asdict(cost)[key] / unit) for cost in costs.values())))
+        values = [asdict(cost)[key] for cost in costs.values()]
+        rows.append((title, *("not in table" if value is None else template.format(value / unit) for value in values)))
     return rows

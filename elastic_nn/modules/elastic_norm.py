@@ -14,11 +14,8 @@ class ElasticBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.size(1)
-        momentum = self.momentum
         if self.training:
             self.num_batches_tracked.add_(1)
-            if momentum is None:  # cumulative average, as in recalibration
-                momentum = 1.0 / float(self.num_batches_tracked)
         return F.batch_norm(
             x,
             self.running_mean[:channels],
@@ -26,7 +23,7 @@ class ElasticBatchNorm2d(nn.BatchNorm2d):
             self.weight[:channels],
             self.bias[:channels],
             self.training,
-            momentum or 0.0,
+            self.momentum,
             self.eps,
         )
 

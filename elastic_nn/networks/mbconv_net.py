@@ -23,6 +23,7 @@ class NetShape:
     blocks: tuple[BlockShape, ...]
     head_width: int
     n_classes: int
+    mix_activation_bits: int
 
 
 def supernet_shape(space: SearchSpace) -> NetShape:
@@ -72,13 +73,15 @@ def _shape(space: SearchSpace, slots: tuple[BlockShape, ...]) -> NetShape:
         blocks=(first, *slots),
         head_width=space.head_width,
         n_classes=space.n_classes,
+        mix_activation_bits=space.mix_activation_bits,
     )
 
 
 class MBConvNet(nn.Module):
     """First convolution, inverted-residual blocks, last 1x1, pooling, classifier.
 
-    The quantizers come with the scheme. What is not searched runs at 8 bits; the image enters unquantized.
+    The quantizers come with the scheme. What is not searched runs at 8 bits (the last 1x1's input at the space's
+    `mix_activation_bits`); the image enters unquantized.
     `active_blocks` are the indices of the blocks that run.
     """
 
@@ -90,6 +93,8 @@ class MBConvNet(nn.Module):
         self.first_conv = ConvNormAct(first, act=True)
         self.blocks = nn.ModuleList(ElasticMBConv(block, scheme) for block in shape.blocks)
         mix = ElasticConv2d(shape.blocks[-1].out_channels, shape.head_width, (1,), 1, scheme, signed_input=True)
+        if scheme is not FLOAT:
+            mix.act_quant.bits = shape.mix_activation_bits
         self.feature_mix_layer = ConvNormAct(mix, act=True)
         self.classifier = QuantLinear(shape.head_width, shape.n_classes, scheme)
         self.scheme = scheme

@@ -12,27 +12,31 @@ from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 
 
-def save_supernet(path: Path, net: DynamicProxylessNASNets, **facts: Any) -> None:
-    """Write a float supernet with its space and what is known of its training."""
-    save_checkpoint(path, {"space": space_to_dict(net.space), "state_dict": net.state_dict(), **facts})
+def save_supernet(path: Path, net: DynamicProxylessNASNets, recipe: str, **facts: Any) -> None:
+    """Write a float supernet with its space, the name of its training recipe and what else is known of it."""
+    save_checkpoint(
+        path, {"space": space_to_dict(net.space), "state_dict": net.state_dict(), "recipe": recipe, **facts}
+    )
 
 
-def load_supernet(path: Path) -> DynamicProxylessNASNets:
-    """The float supernet of a file; UserError where the file is damaged or its weights do not fit its space."""
-    data = load_checkpoint(path, ("space", "state_dict"))
+def load_supernet(path: Path) -> tuple[DynamicProxylessNASNets, str]:
+    """The float supernet of a file and the name of its recipe; UserError where the file is damaged or does not fit."""
+    data = load_checkpoint(path, ("space", "state_dict", "recipe"))
     net = DynamicProxylessNASNets(space_from_dict(data["space"]))
     try:
         net.load_state_dict(data["state_dict"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: the weights do not fit space {net.space.name}") from error
-    return net
+    return net, str(data["recipe"])
 
 
-def load_quantized_supernet(path: Path, space: SearchSpace | None = None) -> DynamicQuantizedProxylessNASNets:
-    """The quantized supernet with a file's float weights; UserError if it is of another space than asked for."""
-    source = load_supernet(path)
+def load_quantized_supernet(
+    path: Path, space: SearchSpace | None = None
+) -> tuple[DynamicQuantizedProxylessNASNets, str]:
+    """As `load_supernet`, with quantizers; UserError if it is of another space than asked for."""
+    source, recipe = load_supernet(path)
     if space is not None and source.space != space:
         raise UserError(f"{path} is a supernet of space {source.space.name}, not of {space.name} as asked")
     net = DynamicQuantizedProxylessNASNets(source.space)
     net.load_float_weights(source.state_dict())
-    return net
+    return net, recipe

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from elastic_nn.quantizers.functional import (
     quantize_weight,
 )
 
+SAMPLE = 1_000_000  # activations that a threshold is chosen on
 SMALLEST_RANGE = 1e-4  # a learned range that training drove to zero would divide by zero
 
 
@@ -38,14 +40,15 @@ class LinearActivationQuantizer(nn.Module):
         return quantize_activation(x, self.range.clamp_min(SMALLEST_RANGE), self.bits, signed=self.signed)
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor) -> None:
-        """Set the range from a sample of inputs: their largest magnitude, at few bits the KL threshold, at most 6."""
-        if self.bits is None:
+    def calibrate(self, x: Tensor, bits: int | None) -> None:
+        """Set the range for so many bits from a sample of inputs: their largest magnitude, at few bits the KL
+        threshold, at most 6. None: stay as it is."""
+        if bits is None:
             return
-        magnitude_bits = self.bits - 1 if self.signed else self.bits
+        magnitude_bits = bits - 1 if self.signed else bits
         largest = x.abs().max().item()
         if magnitude_bits < FEW_BITS:
-            largest = min(largest, kl_threshold(x.float().cpu().numpy(), magnitude_bits))
+            largest = min(largest, kl_threshold(_sample(x), magnitude_bits))
         self.range.fill_(max(min(largest, CALIBRATION_CEILING), SMALLEST_RANGE))
 
     def extra_repr(self) -> str:
@@ -68,7 +71,7 @@ class LinearWeightQuantizer(nn.Module):
     def forward(self, w: Tensor) -> Tensor:
         if self.bits is None:
             return w
-        clip = self.range if self.calibrated else w.detach().abs().max()
+        clip = torch.where(self.range > 0, self.range, w.detach().abs().max())  # no branch: a GPU need not wait
         return quantize_weight(w, clip, self.bits)
 
     @property
@@ -76,12 +79,21 @@ class LinearWeightQuantizer(nn.Module):
         return bool(self.range > 0)
 
     @torch.no_grad()
-    def calibrate(self, w: Tensor) -> None:
-        """Set the range from the filter: its KL threshold at few bits, otherwise follow its largest magnitude."""
-        if self.bits is not None and self.bits < FEW_BITS:
-            self.range.fill_(kl_threshold(w.float().cpu().numpy(), self.bits))
+    def calibrate(self, w: Tensor, bits: int | None) -> None:
+        """Set the range for so many bits: the filter's KL threshold at few, otherwise follow its largest magnitude."""
+        if bits is not None and bits < FEW_BITS:
+            self.range.fill_(kl_threshold(w.float().cpu().numpy(), bits))
         else:
             self.range.fill_(-1.0)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
+
+
+def _sample(x: Tensor) -> np.ndarray:
+    """At most `SAMPLE` values of a tensor, always the same places: a histogram needs no more."""
+    flat = x.flatten()
+    if flat.numel() > SAMPLE:
+        generator = torch.Generator().manual_seed(0)
+        flat = flat[torch.randint(flat.numel(), (SAMPLE,), generator=generator).to(flat.device)]
+    return flat.float().cpu().numpy()

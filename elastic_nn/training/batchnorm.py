@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -12,16 +10,24 @@ from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 
 
 @torch.no_grad()
-def recalibrate(net: nn.Module, loader: DataLoader, device: torch.device, n_batches: int | None = None) -> None:
-    """Replace every running mean and variance by the average over `n_batches` (None: all) of a loader."""
+def recalibrate(net: nn.Module, loader: DataLoader, device: torch.device, n_images: int | None = None) -> None:
+    """Replace every running mean and variance by the average over a loader's first `n_images` or all of them.
+
+    Whole batches are taken, and each counts by its images: a short last one does not weigh as much as a full one.
+    """
     norms = [module for module in net.modules() if isinstance(module, ElasticBatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     was_training = net.training
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
     net.train()
-    for images, _ in islice(loader, n_batches):
+    seen = 0
+    for images, _ in loader:
+        if n_images is not None and seen >= n_images:
+            break
+        seen += len(images)
+        for norm in norms:
+            norm.momentum = len(images) / seen  # new share of a cumulative average
         net(images.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from apq.errors import UserError
-
-SEED_STRIDE = 1_000_003  # keeps the epochs of neighbouring seeds apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +49,30 @@ class Accuracy:
 
 def seed_epoch(seed: int, epoch: int) -> None:
     """Make an epoch's shuffling and augmentation depend on the seed and its number alone: a resumed run repeats it."""
-    torch.manual_seed(seed * SEED_STRIDE + epoch)
+    torch.manual_seed(derived_seed(seed, epoch))
+
+
+def derived_seed(*key: int) -> int:
+    """One seed from several numbers, hashed so that neighbouring keys have nothing in common."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD in three groups: decayed weights; norms and biases; quantizer ranges.
+    """SGD in three named groups: decayed weights; what has no reason to shrink; quantizer ranges.
 
-    Ranges have a group of their own because their gradients, sums over all activations that they clip, are clipped
-    apart: together with the weights' they would eat up the norm that clipping leaves.
+    Norms, biases and kernel transforms, which start as the identity, are not decayed. Ranges have a group of their own
+    because their gradients, sums over all activations that they clip, are clipped apart: together with the weights'
+    they would eat up the norm that clipping leaves.
     """
-    weights, norms, ranges = [], [], []
+    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "free": [], "ranges": []}
     for name, parameter in net.named_parameters():
-        (ranges if name.endswith(".range") else weights if parameter.ndim >= 2 else norms).append(parameter)
+        if name.endswith(".range"):
+            groups["ranges"].append(parameter)
+        else:
+            groups["free" if parameter.ndim < 2 or "kernel_transforms" in name else "decayed"].append(parameter)
+    decay = {"decayed": config.weight_decay, "free": 0.0, "ranges": 0.0}
     return torch.optim.SGD(
-        [
-            {"params": weights, "weight_decay": config.weight_decay},
-            {"params": norms, "weight_decay": 0.0},
-            {"params": ranges, "weight_decay": 0.0},
-        ],
+        [{"name": name, "params": params, "weight_decay": decay[name]} for name, params in groups.items()],
         lr=config.lr,
         momentum=config.momentum,
         nesterov=True,
@@ -101,7 +106,7 @@ def train_one_epoch(
     """Train one epoch and return its mean loss. A step runs every call of `choose` (each picks a subnet) and adds up
     the gradients. UserError if the loss stops being a number."""
     net.train()
-    total, seen = 0.0, 0
+    total, seen = torch.zeros((), dtype=torch.float64, device=device), 0  # on the device: no step waits for it
     for step, (images, labels) in enumerate(loader):
         rate = learning_rate(config, epoch + step / len(loader))
         for group in optimizer.param_groups:
@@ -118,24 +123,28 @@ def train_one_epoch(
             if teacher is not None:
                 loss = loss + config.kd_ratio * distillation_loss(logits, teacher_logits)
             loss.backward()
-            total += loss.item() * len(labels)
+            total += loss.detach() * len(labels)
             seen += len(labels)
-        *parts, ranges = (group["params"] for group in optimizer.param_groups)
-        nn.utils.clip_grad_norm_([p for part in parts for p in part], config.clip_norm)
-        nn.utils.clip_grad_norm_(ranges, config.clip_norm)
+        groups = {group["name"]: group["params"] for group in optimizer.param_groups}
+        nn.utils.clip_grad_norm_([*groups["decayed"], *groups["free"]], config.clip_norm)
+        nn.utils.clip_grad_norm_(groups["ranges"], config.clip_norm)
         optimizer.step()
     if seen == 0:
         raise UserError("nothing to train on: the split has fewer than two images")
-    if not math.isfinite(total):
+    mean = total.item() / seen
+    if not math.isfinite(mean):
         raise UserError(
-            f"training diverged: the loss of epoch {epoch + 1} is {total}; lower the learning rate ({config.lr})"
+            f"training diverged: the loss of epoch {epoch + 1} is {mean}; lower the learning rate ({config.lr})"
         )
-    return total / seen
+    return mean
 
 
 @torch.inference_mode()
 def evaluate(net: nn.Module, loader: DataLoader, device: torch.device) -> Accuracy:
-    """Accuracy of a network in evaluation mode; its training mode is restored afterwards."""
+    """Accuracy of a network in evaluation mode; its training mode is restored afterwards.
+
+    UserError where there are no images or the outputs are not numbers, of which an accuracy would mean nothing.
+    """
     was_training = net.training
     net.eval()
     top1 = top5 = n = 0
@@ -152,4 +161,6 @@ def evaluate(net: nn.Module, loader: DataLoader, device: torch.device) -> Accura
     net.train(was_training)
     if n == 0:
         raise UserError("nothing to evaluate: the split has no images")
+    if not math.isfinite(loss):
+        raise UserError(f"the network's outputs are not finite (its loss is {loss}): its weights or ranges are damaged")
     return Accuracy(top1=top1 / n, top5=top5 / n, loss=loss / n, n_images=n)

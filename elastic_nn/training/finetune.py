@@ -23,7 +23,7 @@ CALIBRATION_IMAGES = 256
 
 
 def quantized_subnet(
-    supernet: DynamicQuantizedProxylessNASNets, subnet: Subnet, splits: Splits, n_batches: int, device: torch.device
+    supernet: DynamicQuantizedProxylessNASNets, subnet: Subnet, splits: Splits, n_images: int, device: torch.device
 ) -> MBConvNet:
     """Cut a subnet out, choose its quantizer ranges and recalibrate its BatchNorm at its bits: ready to finetune.
 
@@ -33,10 +33,10 @@ def quantized_subnet(
     supernet.activate(subnet)
     net = supernet.get_active_subnet().to(device)
     with quantizers_off(net):
-        recalibrate(net, make_loader(splits.calibration, 64), device, n_batches)
+        recalibrate(net, make_loader(splits.calibration, 64), device, n_images)
     images, _ = next(iter(make_loader(splits.calibration, CALIBRATION_IMAGES)))
     calibrate_ranges(net, images.to(device))
-    recalibrate(net, make_loader(splits.calibration, 64), device, n_batches)
+    recalibrate(net, make_loader(splits.calibration, 64), device, n_images)
     return net
 
 
@@ -59,20 +59,26 @@ def finetune(
     describe: str | None = None,
     state_file: Path | None = None,
     asked: dict[str, Any] | None = None,
+    restart: bool = False,
     log: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Train a network, measuring it on the validation split after each epoch (and before the first).
 
     Returns the best validation top-1 and the weights that reached it; the network is left as the last epoch made it.
     With a `state_file` the state is saved after every epoch and the same call continues; `asked` guards against mixing
-    runs. With `describe` a progress bar of that name is shown.
+    runs: the state of another one is an error, or with `restart` it is dropped. With `describe` a progress bar of that
+    name is shown.
     """
     optimizer = make_optimizer(net, config)
     val = make_loader(splits.val, 256)
+    state = None
     if state_file is not None and state_file.exists():
         state = load_checkpoint(state_file, ("asked", "epoch", "net", "optimizer", "best", "best_top1"))
         if state["asked"] != asked:
-            raise UserError(f"{state_file} belongs to another finetune; remove it or give --overwrite")
+            if not restart:
+                raise UserError(f"{state_file} belongs to another finetune; remove it or give --overwrite")
+            state = None
+    if state is not None:
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         start, best, best_top1 = state["epoch"], state["best"], state["best_top1"]

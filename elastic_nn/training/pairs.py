@@ -14,7 +14,7 @@ from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.training.batchnorm import recalibrate
-from elastic_nn.training.engine import evaluate, seed_epoch
+from elastic_nn.training.engine import derived_seed, evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
 from elastic_nn.training.recipes import Recipe
 
@@ -43,7 +43,7 @@ def gather_float(
         subnet = pair_subnet(space, seed, index, quantized=False)
         supernet.activate(subnet)
         net = supernet.get_active_subnet()
-        recalibrate(net, make_loader(splits.calibration, 64), device, recipe.recalibration_batches)
+        recalibrate(net, make_loader(splits.calibration, 64), device, recipe.recalibration_images)
         store.append(space, subnet, evaluate(net, val, device).top1)
 
 
@@ -61,7 +61,8 @@ def gather_quantized(
     space = supernet.space
     for index in tqdm(range(first, n), desc="quantized pairs", initial=first, total=n, disable=None):
         subnet = pair_subnet(space, seed, index, quantized=True)
-        store.append(space, subnet, short_finetune_top1(supernet, subnet, splits, recipe, seed + index, device))
+        top1 = short_finetune_top1(supernet, subnet, splits, recipe, derived_seed(seed, index), device)
+        store.append(space, subnet, top1)
 
 
 def short_finetune_top1(
@@ -74,6 +75,6 @@ def short_finetune_top1(
 ) -> float:
     """Validation top-1 after the recipe's short finetune: its end, not its best epoch, which would flatter noise."""
     seed_epoch(seed, 0)
-    net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_batches, device)
+    net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_images, device)
     train_epochs(net, splits, recipe.pair_finetune, seed=seed, device=device)
     return evaluate(net, make_loader(splits.val, 256), device).top1

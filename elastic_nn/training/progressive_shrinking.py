@@ -57,7 +57,13 @@ def train_supernet(
     net = DynamicProxylessNASNets(space).to(device)
     teacher: nn.Module | None = None
     records: list[dict[str, Any]] = []
-    asked = {"space": space_to_dict(space), "phases": [asdict(phase) for phase in recipe.phases], "seed": seed}
+    asked = {
+        "space": space_to_dict(space),
+        "phases": [asdict(phase) for phase in recipe.phases],
+        "recalibration_images": recipe.recalibration_images,
+        "seed": seed,
+        "images": splits.source,
+    }
     state = _load_state(state_file, asked) if state_file.exists() else None
     if state is not None:
         net.load_state_dict(state["net"])
@@ -132,7 +138,7 @@ def _phase_scores(
     for name, subnet in (("largest", largest_subnet(space)), ("smallest", smallest_subnet(space))):
         net.activate(subnet)
         alone = net.get_active_subnet()
-        recalibrate(alone, make_loader(splits.calibration, 64), device, recipe.recalibration_batches)
+        recalibrate(alone, make_loader(splits.calibration, 64), device, recipe.recalibration_images)
         scores[f"{name}_top1"] = evaluate(alone, val, device).top1
     return scores
 
@@ -140,5 +146,6 @@ def _phase_scores(
 def _load_state(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
     state = load_checkpoint(file, ("asked", "phase", "epoch", "net", "optimizer", "teacher", "records"))
     if state["asked"] != asked:
-        raise UserError(f"{file} belongs to a training with another space, recipe or seed; remove it to start anew")
+        odd = ", ".join(key for key in asked if state["asked"].get(key) != asked[key])
+        raise UserError(f"{file} belongs to a training with other {odd}; remove it to start anew")
     return state

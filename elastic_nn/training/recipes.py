@@ -27,7 +27,7 @@ class Recipe:
     phases: tuple[Phase, ...]
     pair_finetune: TrainConfig  # short: one for each quantized pair
     finetune: TrainConfig  # what quant_aware.py gives a found subnet
-    recalibration_batches: int
+    recalibration_images: int
     pairs_float: int
     pairs_quant: int
 
@@ -52,7 +52,7 @@ DIGITS_RECIPE = Recipe(
     ),
     pair_finetune=TrainConfig(epochs=2, lr=0.02, label_smoothing=0.0),
     finetune=TrainConfig(epochs=15, lr=0.02, label_smoothing=0.0),
-    recalibration_batches=16,
+    recalibration_images=1024,
     pairs_float=1000,
     pairs_quant=300,
 )
@@ -63,7 +63,7 @@ TINY_RECIPE = Recipe(
     phases=_phases({name: TrainConfig(epochs=1, lr=0.05) for name in ("largest", "kernel", "depth", "width")}),
     pair_finetune=TrainConfig(epochs=1, lr=0.01),
     finetune=TrainConfig(epochs=2, lr=0.01),
-    recalibration_batches=2,
+    recalibration_images=128,
     pairs_float=24,
     pairs_quant=12,
 )
@@ -72,9 +72,12 @@ RECIPES = {recipe.name: recipe for recipe in (DIGITS_RECIPE, TINY_RECIPE)}
 
 
 def get_recipe(name: str | None, space: SearchSpace) -> Recipe:
-    """A recipe by name; None: the one named like the space, else that of digits. UserError names the known ones."""
+    """A recipe by name; None: the one named like the space or its images. UserError names the known ones."""
+    known = ", ".join(RECIPES)
     if name is None:
-        return RECIPES.get(space.name, DIGITS_RECIPE)
+        name = space.name if space.name in RECIPES else space.dataset
+        if name not in RECIPES:
+            raise UserError(f"space {space.name} has no training recipe of its own: give --recipe, one of {known}")
     if name not in RECIPES:
-        raise UserError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
+        raise UserError(f"unknown recipe {name!r}; known: {known}")
     return RECIPES[name]
