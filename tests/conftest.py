@@ -22,7 +22,10 @@ def golden():
         if not path.exists():
             pytest.skip(f"golden values not found: {path} (set APQ_GOLDEN)")
         if path.suffix == ".json":
-            return json.loads(path.read_text())
+            data = json.loads(path.read_text())
+            lists = list(data.values()) if isinstance(data, dict) else [data]
+            assert all(cases for cases in lists if isinstance(cases, list)), f"{path} has an empty list"
+            return data
         if path.suffix == ".npz":
             with np.load(path) as arrays:
                 return dict(arrays)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from conftest import ROOT
 
 from apq.errors import UserError
 from apq.files import read_json, read_jsonl, write_json
+from apq.presets import DIGITS
 
 
 def script(name):
@@ -99,6 +101,35 @@ def test_search_on_a_table_of_ones_own(here, capsys):
     assert by_table["cost"] == pytest.approx(by_model["cost"])
 
 
+def test_costs_are_reported_as_the_search_priced_them(here, capsys):
+    write_json(here / "wide.json", {"columns": 64})
+    write_json(here / "ones.json", {key: {"latency": 1.0, "energy": 2.0} for key in table_of_digits(here)})
+    small = [*SEARCH, "--constraint", "30", "--scope", "published"]
+    for flags, name in ((["--config", "wide.json"], "priced-wide"), (["--table", "ones.json"], "priced-ones")):
+        search([*small, *flags, "--exp_name", name, "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert found["costs"]["published"]["latency_ms"] == pytest.approx(found["cost"])
+        quant_aware(["--exp_name", name])
+        capsys.readouterr()
+        report(["--exp_dir", f"exps/{name}", "--json"])
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["costs"] == found["costs"]
+        assert shown["priced_by"] == found["priced_by"]
+    assert shown["costs"]["published"]["energy_mj"] == 2 * shown["costs"]["published"]["latency_ms"]
+    assert shown["costs"]["full"]["latency_ms"] is None  # the table lacks the first block
+    report(["--exp_dir", "exps/priced-ones"])
+    assert "not in table" in capsys.readouterr().out
+    report(["--exp_dir", "exps/priced-ones", "--config", "wide.json", "--json"])
+    assert "columns 64" in json.loads(capsys.readouterr().out)["priced_by"]
+
+
+def table_of_digits(folder):
+    """Keys of the published scope only."""
+    from lut.table import build
+
+    return build(replace(DIGITS, budget_scope="published"))
+
+
 def test_report_is_measured(here, capsys):
     report(["--exp_dir", "exps/demo", "--json"])
     shown = json.loads(capsys.readouterr().out)
@@ -123,27 +154,34 @@ def test_prepare_resumes(here, capsys):
     assert record["data"]["n_pairs"] == 12
 
 
-def test_killed_finetune_ends_the_same(here, monkeypatch):
+def test_a_finetune_is_replaced_only_by_a_finished_one(here, monkeypatch):
     import elastic_nn.training.finetune as module
 
-    for name in ("whole", "killed"):
-        search([*SEARCH, "--exp_name", name])
-    quant_aware(["--exp_name", "whole", "--recipe", "tiny"])
+    search([*SEARCH, "--exp_name", "twice"])
+    quant_aware(["--exp_name", "twice", "--recipe", "tiny"])
+    folder = here / "exps/twice"
+    before = [(folder / name).read_bytes() for name in ("acc", "checkpoint/model_best.pth.tar")]
+    again = ["--exp_name", "twice", "--overwrite", "--lr", "0.05", "--epochs", "3"]
     save = module.save_checkpoint
 
     def save_then_die(*args):
         save(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "save_checkpoint", save_then_die)
-    with pytest.raises(KeyboardInterrupt):
-        quant_aware(["--exp_name", "killed", "--recipe", "tiny"])
-    monkeypatch.undo()
-    monkeypatch.chdir(here)
-    quant_aware(["--exp_name", "killed", "--recipe", "tiny"])
-    one, other = (torch.load(here / f"exps/{n}/checkpoint/model_best.pth.tar") for n in ("whole", "killed"))
-    assert one["val_top1"] == other["val_top1"]
-    assert all(torch.equal(one["state_dict"][k], other["state_dict"][k]) for k in one["state_dict"])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_checkpoint", save_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            quant_aware(again)
+    assert before == [(folder / name).read_bytes() for name in ("acc", "checkpoint/model_best.pth.tar")]
+    (folder / "acc").unlink()
+    with pytest.raises(UserError, match="another finetune"):
+        quant_aware(["--exp_name", "twice"])
+    epochs = []
+    train = module.train_one_epoch
+    monkeypatch.setattr(module, "train_one_epoch", lambda *a, **k: epochs.append(a[4]) or train(*a, **k))
+    quant_aware(again)
+    assert epochs == [1, 2]  # it continued
+    assert (folder / "checkpoint/model_best.pth.tar").read_bytes() != before[1]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +199,14 @@ def test_killed_finetune_ends_the_same(here, monkeypatch):
         (search, ["--prepare", "acc"], "--overwrite"),
         (search, ["--prepare", "acc", "--overwrite", "--seed", "9"], "seed"),
         (search, ["--prepare", "acc", "--overwrite", "--recipe", "tiny", "--acc_train_sample", "0"], "at least 10"),
+        (search, ["--prepare", "acc", "--constraint", "1"], "leave --constraint out"),
+        (search, ["--constraint", "0.05", "--data", "x"], "belongs to --prepare"),
+        (search, ["--constraint", "0.05", "--seed", "-1"], "at least 0"),
+        (search, ["--constraint", "0.05", "--exp_name", "../up"], "plain name"),
+        (search, ["--constraint", "0.05", "--exp_dir", "models/digits/acc.pt/x"], "not a folder"),
+        (search, ["--constraint", "0.05", "--config", "a.json", "--table", "b.json"], "not allowed with"),
+        (train, ["--out", "models/digits/acc.pt/x"], "not a folder"),
+        (report, ["--exp_dir", "exps/demo", "--batch_size", "0"], "at least 1"),
         (quant_aware, ["--exp_name", "absent"], "absent"),
         (quant_aware, ["--exp_name", "demo"], "--overwrite"),
         (quant_aware, ["--exp_name", "demo", "--overwrite", "--epochs", "0"], "epochs"),
@@ -191,6 +237,34 @@ def test_damaged_checkpoints_are_refused(here, tmp_path):
     assert not (here / "exps/x").exists()
 
 
+@pytest.mark.parametrize("config", [{}, [], {"space": 1, "acc_predictor_dir": "m", "accelerator": {}, "table": None}])
+def test_damaged_records_are_refused(here, config):
+    search([*SEARCH, "--exp_name", "record", "--overwrite"])
+    write_json(here / "exps/record/config.json", config)
+    with pytest.raises(UserError, match=r"config.json|not a search space"):
+        quant_aware(["--exp_name", "record"])
+
+
+def test_weights_of_another_kind_are_refused(here):
+    for change in ({"state_dict": [1]}, {"state_dict": {"a": 1}}, {"space": 3}, {"space": {"name": []}}):
+        data = torch.load(here / "models/digits/supernet.pt", weights_only=True)
+        torch.save({**data, **change}, here / "odd.pt")
+        with pytest.raises(UserError):
+            quant_aware(["--exp_name", "demo", "--overwrite", "--supernet", "odd.pt"])
+        network = torch.load(here / "exps/demo/checkpoint/model_best.pth.tar", weights_only=True)
+        (here / "exps/odd/checkpoint").mkdir(parents=True, exist_ok=True)
+        torch.save({**network, **change}, here / "exps/odd/checkpoint/model_best.pth.tar")
+        with pytest.raises(UserError):
+            report(["--exp_dir", "exps/odd"])
+
+
+def test_pairs_of_another_supernet_are_not_mixed_in(here):
+    train(["--recipe", "tiny", "--seed", "1", "--out", "models/other"])
+    with pytest.raises(UserError, match="supernet"):
+        search(["--prepare", "acc", "--acc_predictor_dir", "models/other"])
+    assert not (here / "models/other/acc.pt").exists()
+
+
 def test_changed_arch_is_noticed(here):
     search([*SEARCH, "--exp_name", "other", "--seed", "1"])
     quant_aware(["--exp_name", "other", "--recipe", "tiny"])
@@ -216,3 +290,7 @@ def test_command_lines(name, tmp_path):
     assert wrong.stdout == ""
     assert len(wrong.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+    absent = call({"search": "--constraint=1", "train": "--space=nowhere.json"}.get(name, "--exp_dir=nowhere"))
+    assert absent.returncode == 2
+    assert "nowhere" in absent.stderr or "models/digits" in absent.stderr
+    assert len(absent.stderr.strip().splitlines()) == 1

@@ -15,6 +15,7 @@ from apq.presets import APQ_IMAGENET, DIGITS
 from dataset import load_splits
 from dataset.splits import Splits, TensorImages, make_loader
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
+from elastic_nn.training import finetune as finetune_module
 from elastic_nn.training import progressive_shrinking
 from elastic_nn.training.batchnorm import recalibrate
 from elastic_nn.training.calibration import quantizers_off
@@ -167,6 +168,38 @@ def test_finetune_learns_and_keeps_the_best(few):
     assert seen[-1]["loss"] < 0.95 * seen[1]["loss"]
     net.load_state_dict(weights)
     assert evaluate(net, make_loader(few.val, 256), CPU).top1 == best
+
+
+def test_killed_finetune_ends_the_same(few, tmp_path, monkeypatch):
+    """Killed after its second epoch and continued: same weights at the end, same best, which comes after the kill."""
+
+    def run(name):
+        torch.manual_seed(1)
+        net = DynamicProxylessNASNets(DIGITS).get_active_subnet()
+        seen = []
+        config = TrainConfig(epochs=5, lr=0.1, batch_size=16)
+        state = tmp_path / name
+        best = finetune(net, few, config, seed=0, device=CPU, state_file=state, asked={"a": 1}, log=seen.append)
+        return net.state_dict(), *best, seen
+
+    weights, top1, best, seen = run("whole")
+    assert top1 > max(record["val_top1"] for record in seen[:3])
+    save, count = finetune_module.save_checkpoint, []
+
+    def save_then_die(*args):
+        save(*args)
+        count.append(1)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune_module, "save_checkpoint", save_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            run("killed")
+    resumed, resumed_top1, resumed_best, _ = run("killed")
+    assert resumed_top1 == top1
+    for one, other in ((weights, resumed), (best, resumed_best)):
+        assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_fresh_subnet_is_calibrated_under_its_own_statistics(few):

@@ -43,7 +43,7 @@ class CostSource:
 
     def record(self) -> dict[str, Any]:
         """Plain data, for the config.json of an experiment."""
-        return {"accelerator": asdict(self.accelerator), "table": self.table and str(self.table.path.absolute())}
+        return {"accelerator": asdict(self.accelerator), "table": self.table and str(self.table.path)}
 
 
 def add_cost_flags(parser: argparse.ArgumentParser, default: str) -> None:

@@ -23,4 +23,3 @@ class QuantScheme:
 
 FLOAT = QuantScheme("float", weight=nn.Identity, activation=lambda signed: nn.Identity())
 LINEAR = QuantScheme("linear", weight=LinearWeightQuantizer, activation=LinearActivationQuantizer)
-SCHEMES = {scheme.name: scheme for scheme in (FLOAT, LINEAR)}

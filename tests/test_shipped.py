@@ -1,0 +1,49 @@
+"""The artefacts in the repository belong together and are as good as their records say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import ROOT
+
+from apq.checkpoint import digest
+from apq.files import read_json
+from apq.genes import largest_subnet
+from apq.presets import DIGITS
+from dataset import load_splits
+from dataset.pairs import PairStore
+from dataset.splits import make_loader
+from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
+from elastic_nn.training.batchnorm import recalibrate
+from elastic_nn.training.engine import evaluate
+from utils.predictor_files import load_predictor, load_record
+from utils.predictor_training import holdout_split, score
+
+CPU, MODELS = torch.device("cpu"), ROOT / "models/digits"
+
+
+def test_supernet_reaches_its_recorded_accuracy():
+    net, recipe = load_supernet(MODELS / "supernet.pt")
+    records = read_json(MODELS / "training.json")
+    assert recipe == records["recipe"] == "digits"
+    net.activate(largest_subnet(DIGITS))
+    alone, splits = net.get_active_subnet(), load_splits(DIGITS)
+    recalibrate(alone, make_loader(splits.calibration, 64), CPU)
+    top1 = evaluate(alone, make_loader(splits.val, 256), CPU).top1
+    assert top1 == pytest.approx(records["phases"][-1]["largest_top1"], abs=0.01)
+    assert top1 > 0.9
+
+
+@pytest.mark.parametrize("part", ["acc", "acc_quant"])
+def test_predictors_belong_to_pairs_and_supernet(part):
+    store = PairStore(ROOT / "dataset/NetInfo/digits" / part)
+    genes, accuracies = store.load(DIGITS)
+    record = load_record(MODELS / f"{part}.pt")
+    assert record["data"]["n_pairs"] == len(genes) >= 300
+    load = load_quantized_supernet if part == "acc_quant" else load_supernet
+    weights = digest(load(MODELS / "supernet.pt")[0].state_dict())
+    assert record["data"]["supernet"] == weights == read_json(store.path / "meta.json")["supernet"]
+    _, held_out = holdout_split(len(genes), record["predictor_training"]["holdout"], record["data"]["seed"])
+    found = score(load_predictor(MODELS / f"{part}.pt", DIGITS), genes[held_out], accuracies[held_out])
+    assert found.rmse == pytest.approx(record["scores"]["rmse"], abs=1e-4)
+    assert found.kendall_tau > 0.5
