@@ -12,12 +12,11 @@ from pathlib import Path
 
 from apq.cli import Parser, add_common_flags, at_least, run, table
 from apq.device import resolve_device
-from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.subnet import spec_of
 from dataset import load_splits
 from dataset.splits import make_loader
-from elastic_nn.networks.subnet_file import load_subnet
+from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.training.engine import evaluate
 from utils.costs import add_cost_flags, cost_rows, cost_source, network_costs, recorded_cost_source
 
@@ -35,9 +34,7 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     experiment = Experiment(args.exp_dir)
-    net, space, subnet = load_subnet(experiment.best_checkpoint)
-    if experiment.load_subnet(space) != subnet:
-        raise UserError(f"{experiment.arch} is not the network of {experiment.best_checkpoint}; finetune it again")
+    net, space, subnet = load_finetuned(experiment)
     given = args.config or args.table
     source = cost_source(args.config, args.table) if given else recorded_cost_source(experiment)
     device = resolve_device(args.device)

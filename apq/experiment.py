@@ -10,10 +10,17 @@ from typing import Any
 
 from apq.errors import UserError
 from apq.files import atomic_open, check_writable, read_json, write_json
-from apq.space import SearchSpace
+from apq.presets import APQ_IMAGENET
+from apq.space import SearchSpace, space_to_dict
 from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
 
-CONFIG_KEYS = {"space", "acc_predictor_dir", "accelerator", "table"}  # what later scripts need of config.json
+PUBLISHED_CONFIG = {
+    "space": space_to_dict(APQ_IMAGENET),
+    "acc_predictor_dir": "models",
+    "accelerator": {},  # all fields as published
+    "table": None,
+}
+CONFIG_KEYS = set(PUBLISHED_CONFIG)  # what later scripts need of config.json
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,12 @@ class Experiment:
         write_json(self.arch, [architecture_of(space, subnet), policy_of(space, subnet)])
 
     def load_config(self) -> dict[str, Any]:
-        """The settings that the search ran with; UserError where there was none."""
+        """The settings that the search ran with; those of a published experiment, which has only an `arch` file, are
+        the published ones. UserError where there was no search."""
         if not self.path.is_dir():
             raise UserError(f"no experiment at {self.path}; run search.py --exp_name {self.path.name} first")
+        if self.arch.exists() and not self.config.exists():
+            return dict(PUBLISHED_CONFIG)
         config = read_json(self.config)
         if not isinstance(config, dict) or (missing := CONFIG_KEYS - set(config)):
             lacks = "is not an object" if not isinstance(config, dict) else f"lacks {', '.join(sorted(missing))}"

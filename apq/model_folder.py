@@ -8,13 +8,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """`supernet.pt` (float weights), `acc.pt` and `acc_quant.pt` (the two predictors), `training.json` (records)."""
+    """`supernet.pt` (float weights), `acc.pt` and `acc_quant.pt` (the two predictors), `training.json` (records).
+
+    Where the published files lie, the supernet is `imagenet-OFA`.
+    """
 
     path: Path
 
     @property
     def supernet(self) -> Path:
-        return self.path / "supernet.pt"
+        own, published = self.path / "supernet.pt", self.path / "imagenet-OFA"
+        return published if published.exists() and not own.exists() else own
 
     @property
     def supernet_state(self) -> Path:

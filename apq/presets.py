@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from apq.errors import UserError
 from apq.files import read_json
+from apq.rounding import make_divisible
 from apq.space import Forbidden, OperandBits, SearchSpace, Stage, space_from_dict
 
 
@@ -47,33 +49,70 @@ DIGITS = SearchSpace(
     forbidden=(_NO_7X7_AT_4_BITS,),
 )
 
-# APQ (CVPR 2020): ProxylessNAS widths, MobileNetV2-like strides. The last stage has a single block.
-APQ_IMAGENET = SearchSpace(
-    name="apq-imagenet",
-    dataset="imagenet",
-    in_channels=3,
-    n_classes=1000,
-    resolutions=(224,),
-    stem_width=32,
-    stem_stride=2,
-    first_block_width=16,
-    stages=(
-        Stage(width=24, stride=2, depths=(2, 3, 4)),
-        Stage(width=40, stride=2, depths=(2, 3, 4)),
-        Stage(width=80, stride=2, depths=(2, 3, 4)),
-        Stage(width=96, stride=1, depths=(2, 3, 4)),
-        Stage(width=192, stride=2, depths=(2, 3, 4)),
-        Stage(width=320, stride=1, depths=(1,)),
-    ),
-    head_width=1280,
-    kernel_sizes=(3, 5, 7),
-    ratios=(4.0, 6.0),
-    channel_step=8,
-    operands=_apq_operands((4, 6, 8)),
-    forbidden=(_NO_7X7_AT_4_BITS,),
-    mix_activation_bits=7,  # the published weights were trained so: 63 positive levels
-    budget_scope="published",  # so that the published budgets (12.80 ms) keep their meaning
-)
+# First convolution, first block, six stages, last 1x1: the two width tables that published networks name.
+PUBLISHED_WIDTHS = {
+    "proxyless": (32, 16, 24, 40, 80, 96, 192, 320, 1280),
+    "google": (32, 16, 24, 32, 64, 96, 160, 320, 1280),  # MobileNetV2 (CVPR 2018), table 2
+}
+PUBLISHED_STRIDES = (2, 2, 2, 1, 2, 1)
+
+
+def published_space(
+    n_classes: int = 1000,
+    base_stage_width: str = "proxyless",
+    width_mult: float = 1.0,
+    kernel_sizes: Sequence[int] = (3, 5, 7),
+    ratios: Sequence[float] = (4, 6),
+    depths: Sequence[int] = (2, 3, 4),
+) -> SearchSpace:
+    """The space that the published network constructors describe; their defaults give `apq-imagenet`.
+
+    `ratios` are the ends of a range walked in steps of 8 channels. The last stage has a single block.
+    """
+    if base_stage_width not in PUBLISHED_WIDTHS:
+        raise UserError(f"base_stage_width {base_stage_width!r}; known: {', '.join(PUBLISHED_WIDTHS)}")
+    stem, first, *stages, head = (
+        int(make_divisible(width * width_mult)) for width in PUBLISHED_WIDTHS[base_stage_width]
+    )
+    choices = tuple(sorted(depths))
+    changed = {
+        "n_classes": n_classes if n_classes != 1000 else None,
+        "width": base_stage_width if base_stage_width != "proxyless" else None,
+        "width_mult": width_mult if width_mult != 1.0 else None,
+        "ks": kernel_sizes if sorted(kernel_sizes) != [3, 5, 7] else None,
+        "e": ratios if [min(ratios), max(ratios)] != [4, 6] else None,
+        "d": depths if choices != (2, 3, 4) else None,
+    }
+    suffix = "".join(f"-{key}-{_words(value)}" for key, value in changed.items() if value is not None)
+    return SearchSpace(
+        name=f"apq-imagenet{suffix}",
+        dataset="imagenet",
+        in_channels=3,
+        n_classes=n_classes,
+        resolutions=(224,),
+        stem_width=stem,
+        stem_stride=2,
+        first_block_width=first,
+        stages=tuple(
+            Stage(width=width, stride=stride, depths=choices if i < len(stages) - 1 else (1,))
+            for i, (width, stride) in enumerate(zip(stages, PUBLISHED_STRIDES, strict=True))
+        ),
+        head_width=head if width_mult > 1 else PUBLISHED_WIDTHS[base_stage_width][-1],
+        kernel_sizes=tuple(sorted(kernel_sizes)),
+        ratios=tuple(float(ratio) for ratio in sorted({min(ratios), max(ratios)})),
+        channel_step=8,
+        operands=_apq_operands((4, 6, 8)),
+        forbidden=(_NO_7X7_AT_4_BITS,),
+        mix_activation_bits=7,  # the published weights were trained so: 63 positive levels
+        budget_scope="published",  # so that the published budgets (12.80 ms) keep their meaning
+    )
+
+
+def _words(value: object) -> str:
+    return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+APQ_IMAGENET = published_space()  # APQ (CVPR 2020): ProxylessNAS widths, MobileNetV2-like strides
 
 SPACES = {space.name: space for space in (DIGITS, APQ_IMAGENET)}
 

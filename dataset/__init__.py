@@ -10,6 +10,8 @@ from dataset.digits import digits_splits
 from dataset.imagenet import image_folder_splits
 from dataset.splits import Splits
 
+IMAGENET = Path("dataset/imagenet")  # where images of ImageNet spaces are looked for
+
 __all__ = ["Splits", "load_splits"]
 
 
@@ -24,4 +26,8 @@ def load_splits(space: SearchSpace, data_dir: Path | None = None) -> Splits:
         return image_folder_splits(space, data_dir)
     if space.dataset == "digits":
         return digits_splits(space)
-    raise UserError(f"space {space.name} needs images: give --data DIR with DIR/train/CLASS and DIR/val/CLASS")
+    if space.dataset == "imagenet" and IMAGENET.is_dir():
+        return image_folder_splits(space, IMAGENET)
+    raise UserError(
+        f"space {space.name} needs images: put train/CLASS and val/CLASS in {IMAGENET}, or name another folder: --data"
+    )

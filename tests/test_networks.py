@@ -52,7 +52,7 @@ def images(space, n=2):
 @torch.no_grad()
 def test_extracted_subnet_equals_supernet(space, kind):
     torch.manual_seed(0)
-    net, rng = lively(kind(space)), np.random.default_rng(0)
+    net, rng = lively(kind(space=space)), np.random.default_rng(0)
     x = images(space)
     for _ in range(5):
         net.sample_active_subnet(rng)
@@ -61,7 +61,7 @@ def test_extracted_subnet_equals_supernet(space, kind):
 
 @torch.no_grad()
 def test_outputs_do_not_depend_on_earlier_subnets():
-    net, rng = lively(DynamicQuantizedProxylessNASNets(DIGITS)), np.random.default_rng(1)
+    net, rng = lively(DynamicQuantizedProxylessNASNets(space=DIGITS)), np.random.default_rng(1)
     subnets, x = subnets_of(DIGITS, sample(DIGITS, 4, rng)), images(DIGITS)
 
     def outputs(order):
@@ -77,7 +77,7 @@ def test_outputs_do_not_depend_on_earlier_subnets():
 
 @torch.no_grad()
 def test_bits_matter_and_float_weights_load():
-    net = lively(DynamicQuantizedProxylessNASNets(DIGITS))
+    net = lively(DynamicQuantizedProxylessNASNets(space=DIGITS))
     x, outputs = images(DIGITS), {}
     for bits in (4, 6, 8):
         policy = {kind.setting: [bits] * len(DIGITS.slots) for kind in DIGITS.operands}
@@ -87,7 +87,7 @@ def test_bits_matter_and_float_weights_load():
     errors = {bits: (outputs[bits] - outputs[8]).abs().mean().item() for bits in (4, 6)}
     assert errors[4] > errors[6] > 0
 
-    source = lively(DynamicProxylessNASNets(DIGITS), seed=3)
+    source = lively(DynamicProxylessNASNets(space=DIGITS), seed=3)
     net.load_float_weights(source.state_dict())
     source.activate(net.active)
     with quantizers_off(net):
@@ -100,7 +100,7 @@ def test_bits_matter_and_float_weights_load():
 def test_network_runs_the_layers_that_are_priced(name):
     """The weights of the extracted network are those of `layers_of`, layer by layer."""
     space = SPACES[name]
-    net = DynamicProxylessNASNets(space)
+    net = DynamicProxylessNASNets(space=space)
     for subnet in (
         largest_subnet(space),
         smallest_subnet(space),
@@ -131,7 +131,7 @@ def test_kernel_transform_is_centre_times_matrix():
 
 @torch.no_grad()
 def test_sorting_channels_keeps_the_largest_network():
-    net, x = lively(DynamicProxylessNASNets(DIGITS)), images(DIGITS)
+    net, x = lively(DynamicProxylessNASNets(space=DIGITS)), images(DIGITS)
     before = net(x)
     for block in net.blocks[1:]:
         block.sort_channels()
@@ -141,7 +141,7 @@ def test_sorting_channels_keeps_the_largest_network():
 
 
 def test_published_calls_check_their_arguments():
-    net = DynamicQuantizedProxylessNASNets(DIGITS)
+    net = DynamicQuantizedProxylessNASNets(space=DIGITS)
     net.set_active_subnet(**architecture_of(DIGITS, smallest_subnet(DIGITS)))
     net.set_quantization_policy(**policy_of(DIGITS, smallest_subnet(DIGITS)))
     assert net.active == smallest_subnet(DIGITS)
@@ -154,7 +154,7 @@ def test_published_calls_check_their_arguments():
 
 @torch.no_grad()
 def test_calibration_follows_the_inputs():
-    net = lively(DynamicQuantizedProxylessNASNets(DIGITS))
+    net = lively(DynamicQuantizedProxylessNASNets(space=DIGITS))
     net.activate(smallest_subnet(DIGITS))
     alone, x = net.get_active_subnet(), images(DIGITS, 8)
     calibrate_ranges(alone, x)
@@ -168,7 +168,7 @@ def test_calibration_follows_the_inputs():
 
 
 def test_files_of_networks(tmp_path):
-    net = lively(DynamicProxylessNASNets(DIGITS))
+    net = lively(DynamicProxylessNASNets(space=DIGITS))
     save_supernet(tmp_path / "s.pt", net, "tiny", seed=0)
     with torch.no_grad():
         loaded, recipe = load_supernet(tmp_path / "s.pt")

@@ -58,11 +58,11 @@ def test_published_thresholds_and_calibration(golden):
         sample = torch.tensor(arrays[case["array"]])
         act = LinearActivationQuantizer(signed=not case["half_wave"])
         act.bits = case["bits"]
-        act.calibrate(sample, act.bits)
+        act.calibrate(sample)
         assert act.range.item() == pytest.approx(case["activation_range_after"], rel=1e-5)
         weight = LinearWeightQuantizer()
         weight.bits = case["bits"]
-        weight.calibrate(sample, weight.bits)
+        weight.calibrate(sample)
         stored = weight.range.item() if weight.calibrated else sample.abs().max().item()
         assert stored == pytest.approx(case["weight_range_after"], rel=1e-5)
 
@@ -93,10 +93,10 @@ def test_gradients_match_the_formula_that_the_papers_write():
         torch.testing.assert_close(r1.grad, r2.grad)
 
 
-def test_bits_none_passes_through_and_zero_filters_stay_zero():
+def test_disabled_passes_through_and_zero_filters_stay_zero():
     x = torch.randn(8)
     for quantizer in (LinearActivationQuantizer(signed=True), LinearWeightQuantizer()):
-        quantizer.bits = None
+        quantizer.enabled = False
         assert quantizer(x) is x
     assert torch.equal(LinearWeightQuantizer()(torch.zeros(3, 3)), torch.zeros(3, 3))
 

@@ -59,7 +59,7 @@ def test_learning_rate_warms_up_then_follows_a_cosine():
 
 
 def test_norms_biases_and_ranges_are_not_decayed():
-    net = DynamicQuantizedProxylessNASNets(DIGITS)
+    net = DynamicQuantizedProxylessNASNets(space=DIGITS)
     decayed, free, ranges = make_optimizer(net, TrainConfig(epochs=1, lr=0.1)).param_groups
     assert decayed["weight_decay"] > 0 == free["weight_decay"] == ranges["weight_decay"]
     assert {id(p) for p in ranges["params"]} == {id(p) for n, p in net.named_parameters() if n.endswith("range")}
@@ -91,7 +91,7 @@ def test_evaluate_counts(few):
 
 
 def test_recalibration_gives_the_statistics_of_the_data(few):
-    net = DynamicProxylessNASNets(DIGITS)
+    net = DynamicProxylessNASNets(space=DIGITS)
     net.activate(smallest_subnet(DIGITS))
     alone = net.get_active_subnet()
     loader = make_loader(few.calibration, 128)
@@ -107,7 +107,7 @@ def test_recalibration_gives_the_statistics_of_the_data(few):
 
 
 def test_diverged_training_is_an_error(few):
-    net = DynamicProxylessNASNets(DIGITS)
+    net = DynamicProxylessNASNets(space=DIGITS)
     config = TrainConfig(epochs=1, lr=0.1)
     net.classifier.weight.data.fill_(float("nan"))
     with pytest.raises(UserError, match="diverged"):
@@ -157,7 +157,7 @@ def test_killed_supernet_training_ends_the_same(few, tmp_path, monkeypatch):
 
 def test_finetune_learns_and_keeps_the_best(few):
     torch.manual_seed(0)
-    supernet = DynamicQuantizedProxylessNASNets(DIGITS)
+    supernet = DynamicQuantizedProxylessNASNets(space=DIGITS)
     subnet = pair_subnet(DIGITS, 0, 0, quantized=True)
     net = quantized_subnet(supernet, subnet, few, 2, CPU)
     seen = []
@@ -175,7 +175,7 @@ def test_killed_finetune_ends_the_same(few, tmp_path, monkeypatch):
 
     def run(name):
         torch.manual_seed(1)
-        net = DynamicProxylessNASNets(DIGITS).get_active_subnet()
+        net = DynamicProxylessNASNets(space=DIGITS).get_active_subnet()
         seen = []
         config = TrainConfig(epochs=5, lr=0.1, batch_size=16)
         state = tmp_path / name
@@ -205,7 +205,7 @@ def test_killed_finetune_ends_the_same(few, tmp_path, monkeypatch):
 def test_fresh_subnet_is_calibrated_under_its_own_statistics(few):
     """Statistics of the supernet are not those of a subnet: ranges chosen under them would clip nearly everything."""
     torch.manual_seed(0)
-    supernet = DynamicQuantizedProxylessNASNets(DIGITS)
+    supernet = DynamicQuantizedProxylessNASNets(space=DIGITS)
     for module in supernet.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_var.fill_(1e4)
@@ -219,7 +219,7 @@ def test_fresh_subnet_is_calibrated_under_its_own_statistics(few):
 
 def test_pairs_depend_on_seed_and_index_alone(few):
     torch.manual_seed(0)
-    supernet = DynamicQuantizedProxylessNASNets(DIGITS)
+    supernet = DynamicQuantizedProxylessNASNets(space=DIGITS)
     subnet = pair_subnet(DIGITS, 5, 7, quantized=True)
     assert subnet == pair_subnet(DIGITS, 5, 7, quantized=True) != pair_subnet(DIGITS, 5, 8, quantized=True)
     assert len({derived_seed(seed, index) for seed in range(30) for index in range(30)}) == 900

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from apq.errors import UserError
 from apq.genes import genes_of, largest_subnet, sample, subnets_of, view
-from apq.presets import APQ_IMAGENET
+from apq.presets import published_space
 from apq.space import SearchSpace
 from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
+from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
+from elastic_nn.networks.checkpoint_layout import from_published, to_published
 from elastic_nn.networks.mbconv_net import MBConvNet, supernet_shape
 from elastic_nn.networks.subnet import extract_subnet
 from elastic_nn.quantizers import FLOAT, QuantScheme
@@ -19,14 +23,35 @@ from elastic_nn.quantizers import FLOAT, QuantScheme
 class DynamicProxylessNASNets(MBConvNet):
     """A network of which every subnet of the space is a part. It starts as its largest subnet.
 
-    Choose a part with `activate` (a Subnet) or with the published calls, which take the lists of an `arch` file.
+    Choose a part with `activate` (a Subnet) or with the published calls, which take the lists of an `arch` file. The
+    positional arguments are the published ones and describe a space; give any other as `space`.
     """
 
-    def __init__(self, space: SearchSpace = APQ_IMAGENET, scheme: QuantScheme = FLOAT) -> None:
+    def __init__(
+        self,
+        n_classes: int = 1000,
+        bn_param: tuple[float, float] = (0.1, 1e-3),
+        dropout_rate: float = 0.0,
+        base_stage_width: str = "proxyless",
+        width_mult_list: float | Sequence[float] = 1.0,
+        ks_list: int | Sequence[int] = (3, 5, 7),
+        expand_ratio_list: float | Sequence[float] = (4, 6),
+        depth_list: int | Sequence[int] = (2, 3, 4),
+        *,
+        space: SearchSpace | None = None,
+        scheme: QuantScheme = FLOAT,
+    ) -> None:
+        if space is None:
+            if len(_as_tuple(width_mult_list)) != 1:
+                raise UserError(f"width_mult_list {width_mult_list}: width multipliers are not searched, give one")
+            (width_mult,) = _as_tuple(width_mult_list)
+            choices = (_as_tuple(values) for values in (ks_list, expand_ratio_list, depth_list))
+            space = published_space(n_classes, base_stage_width, width_mult, *choices)
         super().__init__(supernet_shape(space), scheme)
+        self.set_bn_param(*bn_param)
+        self.dropout.p = dropout_rate
         self.space = space
-        self.active = largest_subnet(space)
-        self.activate(self.active)
+        self.activate(largest_subnet(space))
 
     def activate(self, subnet: Subnet) -> None:
         """Run as this subnet (of the network's space, canonical) from now on."""
@@ -39,18 +64,54 @@ class DynamicProxylessNASNets(MBConvNet):
                 blocks.append(i + 1)
         self.active_blocks = tuple(blocks)
         self.active = subnet
+        self._said = {**architecture_of(self.space, subnet), **policy_of(self.space, subnet)}
 
     def set_active_subnet(
         self,
-        ks: Sequence[int],
-        e: Sequence[float],
-        d: Sequence[int],
         wid: None = None,
+        ks: int | Sequence[int] | None = None,
+        e: float | Sequence[float] | None = None,
+        d: int | Sequence[int] | None = None,
         resolution: int | None = None,
     ) -> None:
-        """Choose the architecture by the lists of a published spec; the policy stays. UserError if illegal."""
-        spec = {"wid": wid, "ks": ks, "e": e, "d": d, **policy_of(self.space, self.active)}
-        self.activate(subnet_from_spec(self.space, spec if resolution is None else {**spec, "resolution": resolution}))
+        """Choose the architecture by the lists of a published spec, or one number for all; None: as it is.
+
+        The policy stays. Where a rule forbids it with the new kernel, the block has its highest bits until a policy is
+        given. UserError if the architecture is illegal.
+        """
+        lengths = {"ks": len(self.space.slots), "e": len(self.space.slots), "d": len(self.space.stages)}
+        given = {"wid": wid, "ks": ks, "e": e, "d": d, "resolution": resolution}
+        said = {
+            **self._said,
+            **{
+                key: [value] * lengths[key] if isinstance(value, (int, float)) and key in lengths else value
+                for key, value in given.items()
+                if value is not None
+            },
+        }
+        self._activate_as_said(said, {**said, **_mended_policy(self.space, said)})
+
+    def _activate_as_said(self, said: Mapping[str, Any], legal: Mapping[str, Any]) -> None:
+        """Run as a legal spec and remember what was said of slots that do not run, for the next partial call."""
+        self.activate(subnet_from_spec(self.space, legal))
+        self._said = dict(said)
+
+    def set_bn_param(self, momentum: float, eps: float) -> None:
+        """Set momentum and epsilon of every BatchNorm."""
+        for module in self.modules():
+            if isinstance(module, ElasticBatchNorm2d):
+                module.momentum, module.eps = momentum, eps
+
+    def load_weights_from_proxylessnas(self, state: Mapping[str, Any]) -> None:
+        """Take over weights in the published layout, quantized or float, whole or not at all.
+
+        A float file leaves the quantizers' ranges as they are. UserError names missing, extra and misshapen keys.
+        """
+        self.load_state_dict(from_published(state, self), strict=False)
+
+    def published_state_dict(self) -> dict[str, Tensor]:
+        """The weights in the published layout: inverse of `load_weights_from_proxylessnas`."""
+        return to_published(self)
 
     def sample_active_subnet(self, rng: np.random.Generator) -> dict[str, Any]:
         """Choose an architecture at random and return its published spec; a float network has no policy to draw."""
@@ -62,3 +123,20 @@ class DynamicProxylessNASNets(MBConvNet):
     def get_active_subnet(self) -> MBConvNet:
         """The active subnet as a network of its own, with copies of the weights, statistics and ranges."""
         return extract_subnet(self, self.space, self.active)
+
+
+def _as_tuple(values: Any) -> tuple[Any, ...]:
+    return tuple(values) if isinstance(values, (list, tuple)) else (values,)
+
+
+def _mended_policy(space: SearchSpace, spec: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The spec's policy with the highest bits where a rule forbids its own with the spec's kernels."""
+    policy = {kind.setting: list(spec[kind.setting]) for kind in space.operands}
+    for rule in space.forbidden:
+        kind = next(kind for kind in space.operands if kind.name == rule.operand)
+        bits = policy[kind.setting]
+        policy[kind.setting] = [
+            kind.choices[-1] if kernel == rule.kernel_size and b == rule.bits else b
+            for kernel, b in zip(spec["ks"], bits, strict=False)
+        ] + bits[len(spec["ks"]) :]
+    return policy

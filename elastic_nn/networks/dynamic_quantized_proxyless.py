@@ -9,9 +9,8 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.genes import sample, subnets_of
-from apq.presets import APQ_IMAGENET
 from apq.space import SearchSpace
-from apq.subnet import architecture_of, policy_of, subnet_from_spec
+from apq.subnet import architecture_of, policy_of
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.quantizers import LINEAR, QuantScheme
 
@@ -19,12 +18,15 @@ from elastic_nn.quantizers import LINEAR, QuantScheme
 class DynamicQuantizedProxylessNASNets(DynamicProxylessNASNets):
     """A supernet whose subnets also choose the bits of every block."""
 
-    def __init__(self, space: SearchSpace = APQ_IMAGENET, scheme: QuantScheme = LINEAR) -> None:
-        super().__init__(space, scheme)
+    def __init__(
+        self, *published: Any, space: SearchSpace | None = None, scheme: QuantScheme = LINEAR, **named: Any
+    ) -> None:
+        super().__init__(*published, space=space, scheme=scheme, **named)
 
     def set_quantization_policy(self, **settings: Sequence[int]) -> None:
         """Choose the bits by the lists of a published policy; the architecture stays. UserError if illegal."""
-        self.activate(subnet_from_spec(self.space, {**architecture_of(self.space, self.active), **settings}))
+        said = {**self._said, **settings}
+        self._activate_as_said(said, said)
 
     def sample_active_subnet(self, rng: np.random.Generator) -> dict[str, Any]:
         """Choose architecture and policy at random and return both in one published spec."""

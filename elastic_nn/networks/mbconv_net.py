@@ -96,6 +96,7 @@ class MBConvNet(nn.Module):
         if scheme is not FLOAT:
             mix.act_quant.bits = shape.mix_activation_bits
         self.feature_mix_layer = ConvNormAct(mix, act=True)
+        self.dropout = nn.Dropout(0.0)
         self.classifier = QuantLinear(shape.head_width, shape.n_classes, scheme)
         self.scheme = scheme
         self.active_blocks: tuple[int, ...] = tuple(range(len(shape.blocks)))
@@ -105,11 +106,21 @@ class MBConvNet(nn.Module):
         for i in self.active_blocks:
             x = self.blocks[i](x)
         x = self.feature_mix_layer(x).mean((2, 3))
-        return self.classifier(x)
+        return self.classifier(self.dropout(x))
 
     def quantized_layers(self) -> list[ElasticConv2d | QuantLinear]:
         """Every layer that can carry quantizers, in order."""
         return [module for module in self.modules() if isinstance(module, (ElasticConv2d, QuantLinear))]
+
+    def quantizers(self) -> list[nn.Module]:
+        """Every quantizer of weights and activations; none in a float network."""
+        both = (quantizer for layer in self.quantized_layers() for quantizer in (layer.weight_quant, layer.act_quant))
+        return [quantizer for quantizer in both if not isinstance(quantizer, nn.Identity)]
+
+    def set_quantize(self, on: bool) -> None:
+        """Switch quantization on or off everywhere; bits and ranges stay."""
+        for quantizer in self.quantizers():
+            quantizer.enabled = on
 
     def set_block_bits(self, index: int, space: SearchSpace, bits: tuple[int, ...]) -> None:
         """Give a block its bits, one an operand kind of the space. A float network has none to give."""

@@ -37,6 +37,7 @@ def extract_subnet(supernet: MBConvNet, space: SearchSpace, subnet: Subnet) -> M
         pairs += [(named[role], unit) for role, unit in target.layers().items()]
     for source, target in pairs:
         _copy_unit(source, target)
+    net.dropout.p = supernet.dropout.p
     net.classifier.load_state_dict(supernet.classifier.state_dict())
     return net.train(supernet.training)
 
@@ -44,6 +45,7 @@ def extract_subnet(supernet: MBConvNet, space: SearchSpace, subnet: Subnet) -> M
 def _copy_unit(source: ConvNormAct, target: ConvNormAct) -> None:
     _copy_conv(source.conv, target.conv)
     channels = target.norm.num_features
+    target.norm.momentum, target.norm.eps = source.norm.momentum, source.norm.eps
     for key, tensor in target.norm.state_dict().items():
         saved = source.norm.state_dict()[key]
         tensor.copy_(saved[:channels] if saved.ndim else saved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 
 from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.presets import published_space
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
+from elastic_nn.networks.checkpoint_layout import CLASSIFIER, from_published, published_state
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import LINEAR
@@ -23,7 +27,39 @@ def save_subnet(path: Path, space: SearchSpace, subnet: Subnet, state: dict[str,
 
 def load_subnet(path: Path) -> tuple[MBConvNet, SearchSpace, Subnet]:
     """The network of a file, its space and its spec; UserError where the weights do not fit."""
-    data = load_checkpoint(path, ("space", "arch", "policy", "state_dict"))
+    return _rebuild(path, load_checkpoint(path))
+
+
+def load_finetuned(experiment: Experiment) -> tuple[MBConvNet, SearchSpace, Subnet]:
+    """The finetuned network of an experiment, which must be that of its `arch` file.
+
+    A checkpoint in the published layout does not say its architecture: it has that of the `arch` file, in
+    `apq-imagenet` with as many classes as its classifier.
+    """
+    path = experiment.best_checkpoint
+    data = load_checkpoint(path)
+    if "arch" not in data:
+        return _from_published(experiment, published_state(path, data))
+    net, space, subnet = _rebuild(path, data)
+    if experiment.load_subnet(space) != subnet:
+        raise UserError(f"{experiment.arch} is not the network of {path}; finetune it again")
+    return net, space, subnet
+
+
+def _from_published(experiment: Experiment, state: Mapping[str, torch.Tensor]) -> tuple[MBConvNet, SearchSpace, Subnet]:
+    space = published_space(len(state[CLASSIFIER]))
+    subnet = experiment.load_subnet(space)
+    net = build_subnet(space, subnet, LINEAR)
+    try:
+        net.load_state_dict(from_published(state, net, elastic=False), strict=False)
+    except UserError as error:
+        raise UserError(f"{experiment.best_checkpoint} is not the network of {experiment.arch}: {error}") from error
+    return net, space, subnet
+
+
+def _rebuild(path: Path, data: Mapping[str, Any]) -> tuple[MBConvNet, SearchSpace, Subnet]:
+    if missing := [key for key in ("space", "arch", "policy", "state_dict") if key not in data]:
+        raise UserError(f"{path} is not a finetuned network: it lacks {', '.join(missing)}")
     space = space_from_dict(data["space"])
     if not (isinstance(data["arch"], dict) and isinstance(data["policy"], dict)):
         raise UserError(f"{path}: its architecture and its policy must be objects")

@@ -1,6 +1,7 @@
 """Linear quantizers as modules: they own the range and the bits, `functional` does the arithmetic.
 
-`bits` is run-time state (None: pass through unquantized). Ranges are parameters or buffers, so they are saved.
+`bits` and `enabled` (False: pass through unquantized) are run-time state. Ranges are parameters or buffers, so they are
+saved.
 """
 
 from __future__ import annotations
@@ -31,29 +32,25 @@ class LinearActivationQuantizer(nn.Module):
     def __init__(self, signed: bool) -> None:
         super().__init__()
         self.signed = signed
-        self.bits: int | None = 8
+        self.bits, self.enabled = 8, True
         self.range = nn.Parameter(torch.full((1,), CALIBRATION_CEILING))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.bits is None:
+        if not self.enabled:
             return x
         return quantize_activation(x, self.range.clamp_min(SMALLEST_RANGE), self.bits, signed=self.signed)
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, bits: int | None) -> None:
-        """Set the range for so many bits from a sample of inputs: their largest magnitude, at few bits the KL
-        threshold, at most 6. None: stay as it is."""
-        if bits is None:
-            return
-        magnitude_bits = bits - 1 if self.signed else bits
+    def calibrate(self, x: Tensor) -> None:
+        """Set the range from a sample of inputs: their largest magnitude, at few bits the KL threshold, at most 6."""
+        magnitude_bits = self.bits - 1 if self.signed else self.bits
         largest = x.abs().max().item()
         if magnitude_bits < FEW_BITS:
             largest = min(largest, kl_threshold(_sample(x), magnitude_bits))
         self.range.fill_(max(min(largest, CALIBRATION_CEILING), SMALLEST_RANGE))
 
     def extra_repr(self) -> str:
-        top = None if self.bits is None else levels(self.bits, signed=self.signed)
-        return f"bits={self.bits}, signed={self.signed}, top_code={top}"
+        return f"bits={self.bits}, signed={self.signed}, top_code={levels(self.bits, signed=self.signed)}"
 
 
 class LinearWeightQuantizer(nn.Module):
@@ -65,11 +62,11 @@ class LinearWeightQuantizer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bits: int | None = 8
+        self.bits, self.enabled = 8, True
         self.register_buffer("range", torch.full((1,), -1.0))
 
     def forward(self, w: Tensor) -> Tensor:
-        if self.bits is None:
+        if not self.enabled:
             return w
         clip = torch.where(self.range > 0, self.range, w.detach().abs().max())  # no branch: a GPU need not wait
         return quantize_weight(w, clip, self.bits)
@@ -79,10 +76,10 @@ class LinearWeightQuantizer(nn.Module):
         return bool(self.range > 0)
 
     @torch.no_grad()
-    def calibrate(self, w: Tensor, bits: int | None) -> None:
-        """Set the range for so many bits: the filter's KL threshold at few, otherwise follow its largest magnitude."""
-        if bits is not None and bits < FEW_BITS:
-            self.range.fill_(kl_threshold(w.float().cpu().numpy(), bits))
+    def calibrate(self, w: Tensor) -> None:
+        """Set the range from the filter: its KL threshold at few bits, otherwise follow its largest magnitude."""
+        if self.bits < FEW_BITS:
+            self.range.fill_(kl_threshold(w.float().cpu().numpy(), self.bits))
         else:
             self.range.fill_(-1.0)
 

@@ -13,21 +13,13 @@ from elastic_nn.networks.mbconv_net import MBConvNet
 
 
 @contextlib.contextmanager
-def quantizers_off(net: MBConvNet) -> Iterator[dict[nn.Module, int | None]]:
-    """Run in full precision for a while; gives each quantizer's bits, which come back afterwards."""
-    bits = {
-        quantizer: quantizer.bits
-        for layer in net.quantized_layers()
-        for quantizer in (layer.weight_quant, layer.act_quant)
-        if hasattr(quantizer, "bits")
-    }
-    for quantizer in bits:
-        quantizer.bits = None
+def quantizers_off(net: MBConvNet) -> Iterator[None]:
+    """Run in full precision for a while."""
+    net.set_quantize(False)
     try:
-        yield bits
+        yield
     finally:
-        for quantizer, b in bits.items():
-            quantizer.bits = b
+        net.set_quantize(True)
 
 
 @torch.no_grad()
@@ -36,16 +28,16 @@ def calibrate_ranges(net: MBConvNet, images: Tensor) -> None:
 
     Each layer is calibrated when its inputs arrive, so that no more than one layer's are kept.
     """
-    with contextlib.ExitStack() as afterwards, quantizers_off(net) as bits:
+    with contextlib.ExitStack() as afterwards, quantizers_off(net):
         afterwards.callback(net.train, net.training)
-
-        def calibrate(layer: ElasticConv2d | QuantLinear, args: tuple[Tensor, ...]) -> None:
-            (x,) = args
-            layer.weight_quant.calibrate(layer.active_weight(x.size(1)), bits[layer.weight_quant])
-            if layer.act_quant in bits:
-                layer.act_quant.calibrate(x, bits[layer.act_quant])
-
         for layer in net.quantized_layers():
-            if layer.weight_quant in bits:
-                afterwards.callback(layer.register_forward_pre_hook(calibrate).remove)
+            afterwards.callback(layer.register_forward_pre_hook(_calibrate).remove)
         net.eval()(images)
+
+
+def _calibrate(layer: ElasticConv2d | QuantLinear, args: tuple[Tensor, ...]) -> None:
+    (x,) = args
+    if not isinstance(layer.weight_quant, nn.Identity):
+        layer.weight_quant.calibrate(layer.active_weight(x.size(1)))
+    if not isinstance(layer.act_quant, nn.Identity):
+        layer.act_quant.calibrate(x)

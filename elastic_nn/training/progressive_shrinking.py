@@ -54,7 +54,7 @@ def train_supernet(
     The state is saved to `state_file` after every epoch; the same call continues from there.
     """
     torch.manual_seed(seed)
-    net = DynamicProxylessNASNets(space).to(device)
+    net = DynamicProxylessNASNets(space=space).to(device)
     teacher: nn.Module | None = None
     records: list[dict[str, Any]] = []
     asked = {

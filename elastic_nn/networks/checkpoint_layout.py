@@ -1,0 +1,115 @@
+"""The one map between our keys and those of the published checkpoints.
+
+Published supernets wrap their elastic layers once more (`conv.conv`, `bn.bn`) than their fixed layers and than
+published stand-alone subnets, which have no elastic layers at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apq.errors import UserError
+from elastic_nn.quantizers.functional import CALIBRATION_CEILING
+
+ROLES = {"expand": "inverted_bottleneck", "depthwise": "depth_conv", "project": "point_linear"}
+RANGES = ("activation_range", "weight_range")
+# Published first convolutions hold the range of an input that they never quantize; ours has none.
+RAW_INPUT_RANGE = "first_conv.conv.activation_range"
+
+
+CLASSIFIER = "classifier.linear.weight"
+
+
+def published_state(path: Path, data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights of a published file: its `state_dict`, or the whole of it; UserError if they are no network's."""
+    state = data.get("state_dict", data)
+    state = {key.removeprefix("module."): value for key, value in state.items()} if isinstance(state, dict) else {}
+    if not isinstance(state.get(CLASSIFIER), Tensor) or state[CLASSIFIER].ndim != 2:
+        raise UserError(f"{path} is neither one of this project's networks nor a published one: no {CLASSIFIER}")
+    return state
+
+
+def published_key(key: str, *, elastic: bool) -> str:
+    """The published name of one of our keys, in a supernet (`elastic`) or in a stand-alone subnet.
+
+    >>> published_key("blocks.3.depthwise.norm.weight", elastic=True)
+    'blocks.3.mobile_inverted_conv.depth_conv.bn.bn.weight'
+    >>> published_key("blocks.3.depthwise.conv.kernel_transforms.7to5", elastic=True)
+    'blocks.3.mobile_inverted_conv.depth_conv.conv.7to5_matrix'
+    """
+    parts, twice = key.split("."), False
+    if parts[0] == "blocks":
+        twice = elastic and parts[1] != "0"  # the first block is fixed
+        parts = [*parts[:2], "mobile_inverted_conv", ROLES[parts[2]], *parts[3:]]
+    elif parts[0] == "classifier":
+        parts = ["classifier", "linear", *parts[1:]]
+    tail = ".".join(parts[-2:])
+    if parts[-2] == "kernel_transforms":
+        return ".".join([*parts[:-2], f"{parts[-1]}_matrix"])
+    if tail in ("act_quant.range", "weight_quant.range"):
+        return ".".join([*parts[:-2], "activation_range" if parts[-2] == "act_quant" else "weight_range"])
+    if parts[-2] == "norm":
+        return ".".join([*parts[:-2], *(["bn", "bn"] if twice else ["bn"]), parts[-1]])
+    return ".".join([*parts[:-1], *(["conv"] if twice else []), parts[-1]])
+
+
+def to_published(net: nn.Module, *, elastic: bool = True) -> dict[str, Tensor]:
+    """A network's weights under their published names, in the published order."""
+    named = {published_key(key, elastic=elastic): tensor for key, tensor in net.state_dict().items()}
+    if "first_conv.conv.weight_range" in named:
+        named[RAW_INPUT_RANGE] = torch.full((1,), CALIBRATION_CEILING)
+    order = {"activation_range": 0, "weight_range": 1}
+    modules: dict[str, list[str]] = {}
+    for key in named:
+        modules.setdefault(_module_of(key), []).append(key)
+    inside = {module: sorted(keys, key=lambda key: _rank(key, order)) for module, keys in modules.items()}
+    return {key: named[key] for keys in inside.values() for key in keys}
+
+
+def from_published(state: Mapping[str, Any], net: nn.Module, *, elastic: bool = True) -> dict[str, Tensor]:
+    """Published weights under the names of `net`, all of which they must hold: exactly its keys, in its shapes.
+
+    A file of a float network may lack every range. UserError names the first keys that are missing, extra or
+    misshapen.
+    """
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise UserError("not a checkpoint of a network: it must hold names and tensors only")
+    found = {key.removeprefix("module."): value for key, value in state.items()}  # as data parallel training names them
+    ours = {published_key(key, elastic=elastic): key for key in net.state_dict()}
+    if not any(key.endswith(RANGES) for key in found):
+        ours = {key: own for key, own in ours.items() if not key.endswith(RANGES)}
+    shapes = {key: tensor.shape for key, tensor in net.state_dict().items()}
+    missing = [key for key in ours if key not in found]
+    extra = [key for key in found if key not in ours and key != RAW_INPUT_RANGE]
+    odd = [
+        f"{key} {tuple(found[key].shape)} for {tuple(shapes[own])}"
+        for key, own in ours.items()
+        if key in found and found[key].shape != shapes[own]
+    ]
+    problems = [
+        f"{len(keys)} {what} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
+        for what, keys in (("missing", missing), ("extra", extra), ("of another shape", odd))
+        if keys
+    ]
+    if problems:
+        raise UserError("weights do not fit the network, keys: " + "; ".join(problems))
+    return {own: found[key] for key, own in ours.items()}
+
+
+def _module_of(key: str) -> str:
+    """The convolution, norm or classifier that a published key belongs to."""
+    parts = key.split(".")
+    for stem in ("bn", "conv", "linear"):
+        if stem in parts[:-1]:
+            return ".".join(parts[: parts.index(stem) + 1])
+    return ".".join(parts[:-1])
+
+
+def _rank(key: str, order: Mapping[str, int]) -> int:
+    name = key.rsplit(".", 1)[-1]
+    return order.get(name, 2 if name.endswith("_matrix") else 3)

@@ -1,0 +1,38 @@
+"""Published files for tests: the golden rule that fills their keys."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+
+
+def filled(layout, seed):
+    """{key: tensor} for a list of [key, shape], each drawn on its own from the key and the seed."""
+    return {key: torch.from_numpy(np.asarray(_fill(key, tuple(shape), seed))) for key, shape in layout}
+
+
+def _fill(key, shape, seed):
+    rng = np.random.default_rng(zlib.crc32(key.encode()) + seed)
+    if key.endswith("num_batches_tracked"):
+        return np.zeros(shape, np.int64)
+    if key.endswith("running_mean"):
+        values = 0.1 * rng.standard_normal(shape)
+    elif key.endswith("running_var"):
+        values = rng.uniform(0.5, 1.5, shape)
+    elif key.endswith("_matrix"):
+        values = np.eye(shape[0]) + 0.05 * rng.standard_normal(shape)
+    elif key.endswith("activation_range"):
+        values = rng.uniform(2, 6, shape)
+    elif key.endswith("weight_range"):
+        values = np.full(shape, -1.0)
+    elif key.endswith(".weight") and len(shape) >= 2:
+        values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+    elif key.endswith("bn.weight"):
+        values = rng.uniform(0.5, 1.5, shape)
+    elif key.endswith("bn.bias"):
+        values = 0.1 * rng.standard_normal(shape)
+    else:
+        values = 0.01 * rng.standard_normal(shape)
+    return values.astype(np.float32)
