@@ -6,6 +6,7 @@ checkpoint/model_best.pth.tar. A run that was killed continues with the same com
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from apq.checkpoint import digest
-from apq.cli import Parser, add_common_flags, run
+from apq.cli import Parser, add_common_flags, add_execution_flags, run
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import get_experiment
@@ -24,6 +25,8 @@ from apq.subnet import spec_of
 from dataset import load_splits
 from elastic_nn.networks.subnet_file import save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet
+from elastic_nn.training.distributed import check_agreement, processes
+from elastic_nn.training.engine import Execution
 from elastic_nn.training.finetune import finetune, quantized_subnet
 from elastic_nn.training.recipes import get_recipe
 
@@ -39,14 +42,23 @@ def build_parser() -> Parser:
     parser.add_argument("--lr", type=float, help="learning rate at the start of the cosine (default: the recipe's)")
     parser.add_argument("--batch_size", type=int, help="images a step (default: the recipe's)")
     parser.add_argument("--overwrite", action="store_true", help="replace a finetune that is finished")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network: pays on a GPU")
+    add_execution_flags(parser)
     add_common_flags(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    device = resolve_device(args.device)
+    with processes(device) as share:
+        finetune_experiment(args, device, Execution(amp=args.amp, accumulate=args.accumulate, share=share))
+
+
+def finetune_experiment(args: argparse.Namespace, device: torch.device, execution: Execution) -> None:
+    """Check, calibrate, train, save, print."""
     experiment = get_experiment(args.exp_name, args.exp_dir)
-    device, searched = resolve_device(args.device), experiment.load_config()
+    searched = experiment.load_config()
     space = space_from_dict(searched["space"])
     subnet = experiment.load_subnet(space)
     if experiment.acc.exists() and not args.overwrite:
@@ -65,20 +77,30 @@ def main(argv: list[str] | None = None) -> None:
         "seed": args.seed,
         "supernet": digest(supernet.state_dict()),
         "images": splits.source,
+        "execution": execution.asked(),
+        "ema": args.ema,
     }
+    check_agreement(asked, execution.share)
     torch.manual_seed(args.seed)
     net = quantized_subnet(supernet.to(device), subnet, splits, recipe.recalibration_images, device)
+    if args.compile:
+        net.compile()
     top1, weights = finetune(
         net,
         splits,
         config,
         seed=args.seed,
         device=device,
+        side=subnet.resolution,
         describe="finetune",
         state_file=experiment.last_checkpoint,
         asked=asked,
         restart=args.overwrite,
+        execution=execution,
+        ema=args.ema,
     )
+    if not execution.main:
+        return
     save_subnet(experiment.best_checkpoint, space, subnet, weights, train=asdict(config), seed=args.seed, val_top1=top1)
     write_json(experiment.acc, [top1])
     experiment.last_checkpoint.unlink(missing_ok=True)

@@ -4,17 +4,20 @@
   search.py --prepare acc                                        gather float pairs, train the accuracy predictor
   search.py --prepare acc_quant --acc_train_sample N             gather N quantized pairs, transfer the predictor
 
-Preparing appends to dataset/NetInfo/SPACE and continues where it was killed.
+Preparing appends to dataset/NetInfo/SPACE and continues where it was killed; torchrun shares it among processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from apq.checkpoint import digest
@@ -29,6 +32,7 @@ from apq.subnet import spec_of
 from dataset import load_splits
 from dataset.pairs import NETINFO, PairStore
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
+from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.pairs import gather_float, gather_quantized
 from elastic_nn.training.recipes import get_recipe
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
@@ -149,9 +153,19 @@ def report(
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Gather pairs from the supernet and train the predictor that they are for."""
-    folder, device = ModelFolder(args.acc_predictor_dir), resolve_device(args.device)
-    quantized = args.prepare == "acc_quant"
+    """Gather pairs from the supernet, on all processes, and train the predictor that they are for, on one."""
+    device = resolve_device(args.device)
+    with processes(device) as share:
+        gathered = gather(args, device, share)
+        if share[0] == 0:
+            fit(args, device, *gathered)
+
+
+def gather(
+    args: argparse.Namespace, device: torch.device, share: tuple[int, int]
+) -> tuple[PairStore, int, dict[str, Any]]:
+    """Measure the pairs that are missing, each process its part; returns their store, number and origin."""
+    folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
     target = folder.acc_quant if quantized else folder.acc
     if target.exists() and not args.overwrite:
         raise UserError(f"{target} exists; give --overwrite to train it anew (pairs that are there are kept)")
@@ -163,7 +177,7 @@ def prepare(args: argparse.Namespace) -> None:
         n_pairs = args.acc_train_sample
     if n_pairs < FEWEST_PAIRS:
         raise UserError(f"--acc_train_sample {n_pairs}: a predictor needs at least {FEWEST_PAIRS} pairs")
-    store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare)
+    store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, share[0])
     check_writable(folder.path)
     check_writable(store.path)
     made_by: dict[str, Any] = {
@@ -174,10 +188,30 @@ def prepare(args: argparse.Namespace) -> None:
     }
     if quantized:
         made_by["finetune"] = asdict(recipe.pair_finetune)
-    gather = gather_quantized if quantized else gather_float
-    gather(supernet.to(device), splits, recipe, store, store.open(space, made_by), n_pairs, args.seed, device)
-    genes, accuracies = store.load(space)
-    genes, accuracies = genes[:n_pairs], accuracies[:n_pairs]
+    check_agreement({"space": space_to_dict(space), "pairs": n_pairs, **made_by}, share)
+    missing = store.open(space, made_by, n_pairs)
+    wait(share)  # nobody adds pairs before all have seen which are missing
+    started = time.perf_counter()
+    (gather_quantized if quantized else gather_float)(
+        supernet.to(device), splits, recipe, store, missing[share[0] :: share[1]], args.seed, device
+    )
+    wait(share)
+    if missing and share[0] == 0:
+        a_minute = 60 * len(missing) / (time.perf_counter() - started)
+        print(
+            f"{len(missing)} pairs measured, {a_minute:.1f} subnets a minute on {share[1]} process(es)", file=sys.stderr
+        )
+    return store, n_pairs, made_by
+
+
+def fit(
+    args: argparse.Namespace, device: torch.device, store: PairStore, n_pairs: int, made_by: dict[str, Any]
+) -> None:
+    """Train the predictor of gathered pairs, save it, print its scores."""
+    folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
+    target = folder.acc_quant if quantized else folder.acc
+    space = load_supernet(folder.supernet)[0].space
+    genes, accuracies = store.load(space, n_pairs)
     config = PredictorConfig(seed=args.seed)
     predictor, scores = train_predictor(
         genes,

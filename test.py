@@ -15,6 +15,7 @@ from apq.device import resolve_device
 from apq.experiment import Experiment
 from apq.subnet import spec_of
 from dataset import load_splits
+from dataset.imagenet import unreadable
 from dataset.splits import make_loader
 from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.training.engine import evaluate
@@ -39,13 +40,19 @@ def main(argv: list[str] | None = None) -> None:
     source = cost_source(args.config, args.table) if given else recorded_cost_source(experiment)
     device = resolve_device(args.device)
     splits = load_splits(space, args.data)
-    accuracy = evaluate(net.to(device), make_loader(splits.test, args.batch_size), device)
+    test = make_loader(splits.test, args.batch_size, sides=(subnet.resolution,))
+    accuracy, skipped = evaluate(net.to(device), test, device), unreadable(splits.test)
     costs = network_costs(space, subnet, source)
     if args.json:
         network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec_of(space, subnet)}
-        print(json.dumps({"space": space.name, **asdict(accuracy), "priced_by": str(source), **network}))
+        print(
+            json.dumps(
+                {"space": space.name, **asdict(accuracy), "n_skipped": skipped, "priced_by": str(source), **network}
+            )
+        )
         return
-    print(f"{experiment.path}: space {space.name}, {accuracy.n_images} test images")
+    unread = f" ({skipped} more could not be read)" if skipped else ""
+    print(f"{experiment.path}: space {space.name}, {accuracy.n_images} test images{unread}")
     print(table([("accuracy", "top-1", "top-5"), ("test", f"{accuracy.top1:.2%}", f"{accuracy.top5:.2%}")]))
     print(table(cost_rows(costs)))
     print(f"latency and energy: {source}")

@@ -47,6 +47,13 @@ def add_common_flags(parser: argparse.ArgumentParser, *, seed: bool = True, devi
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
+def add_execution_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --amp, --accumulate and --ema, for scripts that train."""
+    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
+    parser.add_argument("--accumulate", type=at_least(1), default=1, help="parts that a batch is cut into, for memory")
+    parser.add_argument("--ema", type=float, help="keep a moving average of the weights with this decay, say 0.9998")
+
+
 def run(main: Callable[[list[str] | None], None], name: str | None = None) -> NoReturn:
     """Run a script's main; a UserError becomes one line on stderr, after the script's name, and exit code 2."""
     try:

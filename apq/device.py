@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from apq.errors import UserError
@@ -12,4 +14,6 @@ def resolve_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
-    return torch.device("cuda" if available and name in ("auto", "cuda") else "cpu")
+    if available and name in ("auto", "cuda"):
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # torchrun numbers a machine's processes
+    return torch.device("cpu")

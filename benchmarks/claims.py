@@ -139,7 +139,7 @@ def finetuned(
     """A subnet after a finetune of all epochs: nothing is chosen by accuracy."""
     seed_epoch(seed, 0)
     net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_images, device)
-    train_epochs(net, splits, recipe.finetune, seed=seed, device=device)
+    train_epochs(net, splits, recipe.finetune, seed=seed, device=device, side=subnet.resolution)
     return net
 
 

@@ -16,12 +16,10 @@ __all__ = ["Splits", "load_splits"]
 
 
 def load_splits(space: SearchSpace, data_dir: Path | None = None) -> Splits:
-    """The images of a space: embedded ones, or those of an image folder; UserError where a folder is needed.
+    """The images of a space, at its largest resolution (loaders resize them): embedded ones, or those of a folder.
 
-    They come at the space's one resolution; a space of several can be priced and searched, but not trained yet.
+    UserError where a folder is needed.
     """
-    if len(space.resolutions) > 1:
-        raise UserError(f"space {space.name} has resolutions {space.resolutions}: images of one only can be loaded")
     if data_dir is not None:
         return image_folder_splits(space, data_dir)
     if space.dataset == "digits":

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch.utils.data import Subset
+from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from apq.errors import UserError
@@ -24,7 +26,7 @@ VAL_SHARE, MAX_VAL = 0.1, 10_000  # held out of the training images; OFA and APQ
 
 def image_folder_space(space: SearchSpace, folder: Path) -> SearchSpace:
     """The space fitted to a folder: its number of classes, three channels, a name of its own."""
-    classes = len(_open(folder, "train", None).classes)
+    classes = len(_open(folder, "train").classes)
     if space.dataset == "imagenet" and classes == space.n_classes:
         return space
     name = f"{space.name}-{folder.resolve().name}"
@@ -32,7 +34,11 @@ def image_folder_space(space: SearchSpace, folder: Path) -> SearchSpace:
 
 
 def image_folder_splits(space: SearchSpace, folder: Path) -> Splits:
-    """Train and validation images from DIR/train, test images from DIR/val; UserError where there are none."""
+    """Train and validation images from DIR/train, test images from DIR/val, at the space's largest resolution.
+
+    UserError where there are none, or not as many classes as the space has. Images that cannot be read are skipped
+    with a warning, see `unreadable`.
+    """
     side = space.resolutions[-1]
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     augment = v2.Compose(
@@ -41,24 +47,69 @@ def image_folder_splits(space: SearchSpace, folder: Path) -> Splits:
     plain = v2.Compose([v2.Resize(round(side / 0.875)), v2.CenterCrop(side), *to_tensor])
     if space.in_channels != 3:
         raise UserError(f"images of {folder} have 3 channels; space {space.name} has {space.in_channels}")
-    augmented, clean, test = _open(folder, "train", augment), _open(folder, "train", plain), _open(folder, "val", plain)
-    if len(augmented.classes) != space.n_classes or augmented.classes != test.classes:
+    images, test = _open(folder, "train"), _open(folder, "val")
+    if len(images.classes) != space.n_classes or images.classes != test.classes:
         raise UserError(
-            f"{folder} has {len(augmented.classes)} training and {len(test.classes)} test classes; "
+            f"{folder} has {len(images.classes)} training and {len(test.classes)} test classes; "
             f"space {space.name} has {space.n_classes}"
         )
-    order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
     n_val = max(1, min(MAX_VAL, round(VAL_SHARE * len(order))))
     val, train = order[:n_val], order[n_val:]
     if not train:
         raise UserError(f"{folder}/train has {len(order)} image(s): too few to hold some out for validation")
     return Splits(
-        train=Subset(augmented, train),
-        calibration=Subset(clean, train),
-        val=Subset(clean, val),
-        test=test,
-        source={"dataset": "image folder", "n_train": len(order), "digest": _digest(folder, clean)},
+        train=FolderImages(images, train, augment, substitute=True),
+        calibration=FolderImages(images, train, plain, substitute=True),
+        val=FolderImages(images, val, plain),
+        test=FolderImages(test, range(len(test)), plain),
+        source={"dataset": "image folder", "n_train": len(order), "digest": _digest(folder, images)},
     )
+
+
+class FolderImages(Dataset):
+    """Some images of a folder, by (index, seed of the augmentation) -> (image, label, seed).
+
+    In the place of an unreadable image comes None, or with `substitute` the next one that can be read: batches then
+    keep their size. `broken` marks, for all worker processes, what could not be read.
+    """
+
+    def __init__(
+        self, folder: ImageFolder, indices: Sequence[int], transform: v2.Transform, *, substitute: bool = False
+    ) -> None:
+        self.folder, self.indices, self.transform, self.substitute = folder, list(indices), transform, substitute
+        self.broken = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int] | None:
+        first, seed = key
+        for i in range(first, first + (len(self) if self.substitute else 1)):
+            read = self._read(i % len(self))
+            if read is not None:
+                image, label = read
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    return self.transform(image), label, seed
+        if self.substitute:
+            raise UserError(f"no image of {self.folder.root} can be read")
+        return None
+
+    def _read(self, i: int) -> tuple[Image.Image, int] | None:
+        path, label = self.folder.samples[self.indices[i]]
+        try:
+            return self.folder.loader(path), label
+        except OSError as error:
+            if not self.broken[i]:
+                print(f"warning: skipping {path}, which is not an image that can be read: {error}", file=sys.stderr)
+                self.broken[i] = True
+            return None
+
+
+def unreadable(dataset: Dataset) -> int:
+    """How many images of a split were skipped so far because they could not be read."""
+    return int(dataset.broken.sum()) if isinstance(dataset, FolderImages) else 0
 
 
 def _digest(folder: Path, images: ImageFolder) -> str:
@@ -67,15 +118,14 @@ def _digest(folder: Path, images: ImageFolder) -> str:
     return hashlib.sha256(b"".join(names)).hexdigest()
 
 
-def _load_image(path: str) -> Image.Image:
+def _open(folder: Path, part: str) -> ImageFolder:
+    """A folder's images; one that lacks images of some classes is taken with a warning."""
     try:
-        return default_loader(path)
-    except OSError as error:
-        raise UserError(f"cannot read the image {path}: {error}") from error
-
-
-def _open(folder: Path, part: str, transform: v2.Transform | None) -> ImageFolder:
-    try:
-        return ImageFolder(str(folder / part), transform, loader=_load_image)
+        images = ImageFolder(str(folder / part), allow_empty=True)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"no images in {folder / part}: it must hold one folder of images a class") from error
+    if not len(images):
+        raise UserError(f"no images in {folder / part}: it must hold one folder of images a class")
+    if empty := len(images.classes) - len(set(images.targets)):
+        print(f"warning: {empty} of {len(images.classes)} classes in {folder / part} have no images", file=sys.stderr)
+    return images

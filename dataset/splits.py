@@ -1,19 +1,24 @@
-"""The three parts of a data set, and their loaders.
+"""The parts of a data set, and their loaders, which any number of processes can share.
 
 `train` trains, `val` is held out of the training images and guides every choice (pairs, search, best epoch), `test` is
-touched by `test.py` alone.
+touched by `test.py` alone. The batches of a loader do not depend on how many processes share it.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+
+MOST_WORKERS = 8
+ALONE = (0, 1)  # rank and number of the processes that share a loader
 
 
 class TensorImages(Dataset):
@@ -44,18 +49,104 @@ class Splits:
     source: dict[str, Any]
 
 
-def make_loader(dataset: Dataset, batch_size: int, *, shuffle: bool = False) -> DataLoader:
-    """Batches of (images, labels). Order and augmentation follow torch's global generator: seed it before an epoch."""
-    drop_last = shuffle and len(dataset) % batch_size == 1  # BatchNorm cannot train on a single image
+def make_loader(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    share: tuple[int, int] = ALONE,
+    sides: tuple[int, ...] = (),
+) -> DataLoader:
+    """Batches of (images, labels); of several processes each gets its `share` of every batch of `batch_size`.
+
+    Order and augmentation follow torch's global generator: seed it alike in all processes before an epoch. Batches are
+    resized as a whole to one of `sides` (pixels), drawn anew for each; none leaves them as they are.
+    """
     if isinstance(dataset, TensorImages):
-        order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
-        return DataLoader(dataset, sampler=BatchSampler(order, batch_size, drop_last), batch_size=None)
-    workers = min(8, os.cpu_count() or 1)
+        batches = _batches(dataset, batch_size, shuffle, share)
+        return DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=_Part(share, sides))
+    return _worker_loader(dataset, batch_size, shuffle, share, sides)
+
+
+def resize(images: Tensor, side: int) -> Tensor:
+    """A batch of images (N, C, H, W) at another side, antialiased."""
+    if images.size(-1) == side:
+        return images
+    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _batches(dataset: Dataset, batch_size: int, shuffle: bool, share: tuple[int, int]) -> BatchSampler:
+    """Index batches over all processes. BatchNorm cannot train on one image: a last batch too small for that goes."""
+    order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
+    rest = len(dataset) % batch_size
+    return BatchSampler(order, batch_size, drop_last=shuffle and 0 < rest < 2 * share[1])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A process's share of a batch in memory, resized."""
+
+    share: tuple[int, int]
+    sides: tuple[int, ...]
+
+    def __call__(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        rank, n_ranks = self.share
+        images, labels = (part[rank::n_ranks] for part in batch)
+        if not self.sides:
+            return images, labels
+        choice = int(torch.randint(len(self.sides), ())) if len(self.sides) > 1 else 0
+        return resize(images, self.sides[choice]), labels
+
+
+@functools.lru_cache(maxsize=16)  # its worker processes live on from epoch to epoch
+def _worker_loader(
+    dataset: Dataset, batch_size: int, shuffle: bool, share: tuple[int, int], sides: tuple[int, ...]
+) -> DataLoader:
+    workers = min(MOST_WORKERS, os.cpu_count() or 1)
     return DataLoader(
         dataset,
-        batch_size,
-        shuffle=shuffle,
-        drop_last=drop_last,
+        batch_sampler=_SeededBatches(_batches(dataset, batch_size, shuffle, share), share),
+        collate_fn=_Collate(sides),
         num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+@dataclass(frozen=True)
+class _SeededBatches:
+    """A process's share of every batch as (index, seed) pairs.
+
+    The seed of an image makes its augmentation the same whichever worker of whichever process draws it.
+    """
+
+    batches: BatchSampler
+    share: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rank, n_ranks = self.share
+        seeds = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+        for batch in self.batches:
+            drawn = torch.randint(2**62, (len(batch),), generator=seeds).tolist()
+            if part := list(zip(batch, drawn, strict=True))[rank::n_ranks]:
+                yield part
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """Stack what could be read of a batch, (image, label, seed) or None each, and resize it once."""
+
+    sides: tuple[int, ...]
+
+    def __call__(self, items: list[tuple[Tensor, int, int] | None]) -> tuple[Tensor, Tensor]:
+        items = [item for item in items if item is not None]
+        if not items:
+            return torch.zeros(0, 3, 1, 1), torch.zeros(0, dtype=torch.int64)
+        images, labels, seeds = zip(*items, strict=True)
+        stacked = torch.stack(images)
+        if self.sides:
+            stacked = resize(stacked, self.sides[seeds[0] % len(self.sides)])
+        return stacked, torch.tensor(labels)

@@ -72,6 +72,7 @@ def test_image_folder(tmp_path):
     splits = load_splits(space, folder)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (16, 2, 6)
     assert not set(splits.train.indices) & set(splits.val.indices)
+    assert splits.source != load_splits(replace(space, n_classes=3), make_folder(tmp_path / "dogs", train=7)).source
     assert sum(len(labels) for _, labels in make_loader(splits.train, 64, shuffle=True)) == 16  # fewer than a batch
     images, labels = next(iter(make_loader(splits.train, 4, shuffle=True)))
     assert images.shape == (4, 3, 32, 32)
@@ -93,21 +94,21 @@ def test_bad_image_folders(tmp_path):
 def test_pairs_append_resume_and_refuse(tmp_path):
     store, made_by = PairStore(tmp_path / "acc"), {"seed": 0}
     subnets = subnets_of(DIGITS, sample(DIGITS, 3, np.random.default_rng(0)))
-    assert store.open(DIGITS, made_by) == 0
+    assert store.open(DIGITS, made_by, 3) == [0, 1, 2]
     for i, subnet in enumerate(subnets):
-        store.append(DIGITS, subnet, i / 10)
+        store.append(DIGITS, i, subnet, i / 10)
     with (store.path / "pairs.jsonl").open("a") as file:
         file.write('{"arch": {"ks"')  # killed while writing
-    assert store.open(DIGITS, made_by) == 3
+    assert store.open(DIGITS, made_by, 5) == [3, 4]
     genes, accuracies = store.load(DIGITS)
     assert subnets_of(DIGITS, genes) == subnets
     assert accuracies.tolist() == [0.0, 0.1, 0.2]
     with pytest.raises(UserError, match="seed"):
-        store.open(DIGITS, {"seed": 1})
+        store.open(DIGITS, {"seed": 1}, 3)
     with pytest.raises(UserError, match="another space"):
         store.load(APQ_IMAGENET)
     with pytest.raises(UserError, match="--prepare nothing"):
         PairStore(tmp_path / "nothing").load(DIGITS)
-    store.append(DIGITS, subnets[0], 1.5)
+    store.append(DIGITS, 3, subnets[0], 1.5)
     with pytest.raises(UserError, match=r"line 4: accuracy 1.5"):
         store.load(DIGITS)

@@ -162,7 +162,7 @@ def test_finetune_learns_and_keeps_the_best(few):
     net = quantized_subnet(supernet, subnet, few, 2, CPU)
     seen = []
     config = TrainConfig(epochs=20, lr=0.1, batch_size=16)
-    best, weights = finetune(net, few, config, seed=0, device=CPU, log=seen.append)
+    best, weights = finetune(net, few, config, seed=0, device=CPU, side=32, log=seen.append)
     assert [record["epoch"] for record in seen] == list(range(21))
     assert best == max(record["val_top1"] for record in seen)
     assert seen[-1]["loss"] < 0.95 * seen[1]["loss"]
@@ -179,7 +179,9 @@ def test_killed_finetune_ends_the_same(few, tmp_path, monkeypatch):
         seen = []
         config = TrainConfig(epochs=5, lr=0.1, batch_size=16)
         state = tmp_path / name
-        best = finetune(net, few, config, seed=0, device=CPU, state_file=state, asked={"a": 1}, log=seen.append)
+        best = finetune(
+            net, few, config, seed=0, device=CPU, side=32, state_file=state, asked={"a": 1}, log=seen.append
+        )
         return net.state_dict(), *best, seen
 
     weights, top1, best, seen = run("whole")
@@ -232,9 +234,18 @@ def test_pairs_depend_on_seed_and_index_alone(few):
 def test_recipes():
     assert get_recipe(None, DIGITS) is RECIPES["digits"]
     assert get_recipe("tiny", DIGITS) is TINY
-    with pytest.raises(UserError, match="digits, tiny"):
+    with pytest.raises(UserError, match="digits, apq-imagenet, tiny"):
         get_recipe("huge", DIGITS)
     with pytest.raises(UserError, match="--recipe"):
-        get_recipe(None, APQ_IMAGENET)
+        get_recipe(None, replace(APQ_IMAGENET, name="mine"))
+    published = get_recipe(None, APQ_IMAGENET)
+    assert [(phase.train.epochs, phase.subnets_per_step) for phase in published.phases] == [
+        (180, 1),
+        (125, 1),
+        (25, 2),
+        (125, 2),
+        (25, 4),
+        (125, 4),
+    ]
     with pytest.raises(UserError, match="learning rate"):
         replace(TINY.finetune, lr=-1.0)

@@ -2,30 +2,61 @@
 
 from __future__ import annotations
 
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 
 class ElasticBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d that normalises an input of C channels with its first C scales, shifts and statistics.
 
-    The statistics of a supernet mix those of all subnets it was trained with: recalibrate after choosing one.
+    The statistics of a supernet mix those of all subnets it was trained with: recalibrate after choosing one. With
+    `synchronised` a training step takes the statistics over the images of all processes.
     """
+
+    synchronised = False
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.size(1)
+        mean, var = self.running_mean[:channels], self.running_var[:channels]
+        weight, bias = self.weight[:channels], self.bias[:channels]
         if self.training:
             self.num_batches_tracked.add_(1)
-        return F.batch_norm(
-            x,
-            self.running_mean[:channels],
-            self.running_var[:channels],
-            self.weight[:channels],
-            self.bias[:channels],
-            self.training,
-            self.momentum,
-            self.eps,
-        )
+            if self.synchronised:
+                return _synchronised_norm(x, mean, var, weight, bias, self.momentum, self.eps)
+        return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
         """Any number of channels up to `num_features` is fine."""
+
+
+def _synchronised_norm(
+    x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor, bias: Tensor, momentum: float, eps: float
+) -> Tensor:
+    """Batch normalisation over all processes: torch's own needs a GPU and a fixed number of channels."""
+    count = _SumOverProcesses.apply(x.new_tensor([x.numel() / x.size(1)]))
+    mean = _SumOverProcesses.apply(x.sum((0, 2, 3))) / count  # (C,)
+    centred = x - mean[:, None, None]
+    var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
+    with torch.no_grad():
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((var * count / (count - 1)).to(running_var.dtype), momentum)
+    return centred * (weight * (var + eps).rsqrt())[:, None, None] + bias[:, None, None]
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Every process has the sum, so the gradient of each part is the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, part: Tensor) -> Tensor:
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad

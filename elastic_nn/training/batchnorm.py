@@ -7,6 +7,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
+from elastic_nn.training.engine import to_device
+
+RECALIBRATION_BATCH = 64
 
 
 @torch.no_grad()
@@ -28,7 +31,7 @@ def recalibrate(net: nn.Module, loader: DataLoader, device: torch.device, n_imag
         seen += len(images)
         for norm in norms:
             norm.momentum = len(images) / seen  # new share of a cumulative average
-        net(images.to(device))
+        net(to_device(images, device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     net.train(was_training)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from apq.errors import UserError
+from dataset.splits import ALONE
+from elastic_nn.training.distributed import shared_statistics, sum_over
+
+EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +100,50 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return F.cross_entropy(logits, teacher_logits.softmax(1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How the steps of a training are carried out; what they compute stays the same, but for rounding.
+
+    `amp` computes in bfloat16 where that is safe; `accumulate` cuts a batch into so many parts, which need less memory
+    (BatchNorm then sees the parts). `share` is (rank, number) of the processes that share every batch.
+    """
+
+    amp: bool = False
+    accumulate: int = 1
+    share: tuple[int, int] = ALONE
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes files and shows progress."""
+        return self.share[0] == 0
+
+    def asked(self) -> dict[str, Any]:
+        """What of it a continued training must repeat; the number of processes may change."""
+        return {"amp": self.amp, "accumulate": self.accumulate}
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context that forward passes run in."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.amp)
+
+
+ONE_PROCESS = Execution()
+
+
+class _Step(nn.Module):
+    """Several subnets in one forward pass, which is how DistributedDataParallel wants to see them."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor, choose: Iterable[Callable[[], None]]) -> list[Tensor]:
+        logits = []
+        for pick in choose:
+            pick()
+            logits.append(self.net(images))
+        return logits
+
+
 def train_one_epoch(
     net: nn.Module,
     loader: DataLoader,
@@ -102,36 +154,66 @@ def train_one_epoch(
     device: torch.device,
     teacher: nn.Module | None = None,
     choose: Iterable[Callable[[], None]] = (lambda: None,),
+    execution: Execution = ONE_PROCESS,
+    after_step: Callable[[], None] = lambda: None,
 ) -> float:
     """Train one epoch and return its mean loss. A step runs every call of `choose` (each picks a subnet) and adds up
-    the gradients. UserError if the loss stops being a number."""
+    the gradients. UserError if the loss stops being a number.
+
+    Of several processes each has its share of every batch in `loader`; the weights stay the same in all of them.
+    """
     net.train()
+    share = execution.share
+    groups = {group["name"]: group["params"] for group in optimizer.param_groups}
     total, seen = torch.zeros((), dtype=torch.float64, device=device), 0  # on the device: no step waits for it
-    for step, (images, labels) in enumerate(loader):
-        rate = learning_rate(config, epoch + step / len(loader))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        if teacher is not None:
-            with torch.no_grad():
-                teacher_logits = teacher(images)
-        optimizer.zero_grad(set_to_none=True)
-        for pick in choose:
-            pick()
-            logits = net(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-            if teacher is not None:
-                loss = loss + config.kd_ratio * distillation_loss(logits, teacher_logits)
-            loss.backward()
-            total += loss.detach() * len(labels)
-            seen += len(labels)
-        groups = {group["name"]: group["params"] for group in optimizer.param_groups}
-        nn.utils.clip_grad_norm_([*groups["decayed"], *groups["free"]], config.clip_norm)
-        nn.utils.clip_grad_norm_(groups["ranges"], config.clip_norm)
-        optimizer.step()
-    if seen == 0:
-        raise UserError("nothing to train on: the split has fewer than two images")
-    mean = total.item() / seen
+
+    def loss_of(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
+        logits = logits.float() if execution.amp else logits
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        if teacher_logits is not None:
+            loss = loss + config.kd_ratio * distillation_loss(logits, teacher_logits.to(logits.dtype))
+        total.add_(loss.detach() * len(labels))
+        return loss
+
+    with shared_statistics(net, share):
+        # Every process runs all subnets of a step in one pass; alone, one after the other needs less memory.
+        parallel = _parallel(net) if share[1] > 1 else None
+        for step, (images, labels) in enumerate(loader):
+            rate = learning_rate(config, epoch + step / len(loader))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            images, labels = to_device(images, device), labels.to(device, non_blocking=True)
+            n_all = len(labels) if parallel is None else int(sum_over(torch.tensor(len(labels)).to(device), share))
+            optimizer.zero_grad(set_to_none=True)
+            parts = list(zip(images.chunk(execution.accumulate), labels.chunk(execution.accumulate), strict=True))
+            for i, (x, y) in enumerate(parts):
+                weight = len(y) * share[1] / n_all  # DistributedDataParallel averages over processes
+                with execution.autocast(device):
+                    taught = None
+                    if teacher is not None:
+                        with torch.no_grad():
+                            taught = teacher(x)
+                if parallel is None:
+                    for pick in choose:
+                        pick()
+                        with execution.autocast(device):
+                            logits = net(x)
+                        (loss_of(logits, y, taught) * weight).backward()
+                        seen += len(y)
+                    continue
+                with contextlib.nullcontext() if i + 1 == len(parts) else parallel.no_sync():
+                    with execution.autocast(device):
+                        outputs = parallel(x, choose)
+                    (sum(loss_of(logits, y, taught) for logits in outputs) * weight).backward()
+                    seen += len(y) * len(outputs)
+            nn.utils.clip_grad_norm_([*groups["decayed"], *groups["free"]], config.clip_norm)
+            nn.utils.clip_grad_norm_(groups["ranges"], config.clip_norm)
+            optimizer.step()
+            after_step()
+    sums = sum_over(torch.stack([total, torch.tensor(float(seen), dtype=torch.float64, device=device)]), share)
+    if sums[1] == 0:
+        raise UserError("nothing to train on: the split has fewer than two images for each process")
+    mean = (sums[0] / sums[1]).item()
     if not math.isfinite(mean):
         raise UserError(
             f"training diverged: the loss of epoch {epoch + 1} is {mean}; lower the learning rate ({config.lr})"
@@ -139,28 +221,50 @@ def train_one_epoch(
     return mean
 
 
+def _parallel(net: nn.Module) -> DistributedDataParallel:
+    return DistributedDataParallel(_Step(net), find_unused_parameters=True)
+
+
+def averaged(net: nn.Module, decay: float | None) -> AveragedModel | None:
+    """An exponential moving average of a network's weights and statistics, to be updated after each step."""
+    if decay is None:
+        return None
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """Images where they are computed on; channels last on a GPU, whose convolutions are faster so."""
+    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    return images.to(device, non_blocking=True, memory_format=layout)
+
+
 @torch.inference_mode()
-def evaluate(net: nn.Module, loader: DataLoader, device: torch.device) -> Accuracy:
+def evaluate(
+    net: nn.Module, loader: DataLoader, device: torch.device, *, execution: Execution = ONE_PROCESS
+) -> Accuracy:
     """Accuracy of a network in evaluation mode; its training mode is restored afterwards.
 
-    UserError where there are no images or the outputs are not numbers, of which an accuracy would mean nothing.
+    Of several processes each has its share of `loader`; all return the accuracy over all images. UserError where there
+    are no images or the outputs are not numbers, of which an accuracy would mean nothing.
     """
     was_training = net.training
     net.eval()
-    top1 = top5 = n = 0
-    loss = 0.0
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # hits in one, hits in five, loss, images
     for images, labels in loader:
-        images, labels = images.to(device), labels.to(device)
-        logits = net(images)
-        ranked = logits.topk(min(5, logits.size(1)), dim=1).indices  # (N, 5)
-        hits = ranked == labels[:, None]
-        top1 += hits[:, 0].sum().item()
-        top5 += hits.any(1).sum().item()
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        n += len(labels)
+        if not len(labels):  # a process's share of a short batch, or nothing that could be read
+            continue
+        images, labels = to_device(images, device), labels.to(device, non_blocking=True)
+        with execution.autocast(device):
+            logits = net(images)
+        logits = logits.float() if execution.amp else logits
+        hits = logits.topk(min(5, logits.size(1)), dim=1).indices == labels[:, None]  # (N, 5)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        found = [hits[:, 0].sum(), hits.any(1).sum(), loss, torch.tensor(len(labels), device=device)]
+        sums += torch.stack([value.double() for value in found])
     net.train(was_training)
+    top1, top5, loss, n = sum_over(sums, execution.share).tolist()
     if n == 0:
-        raise UserError("nothing to evaluate: the split has no images")
+        raise UserError("nothing to evaluate: the split has no images that can be read")
     if not math.isfinite(loss):
         raise UserError(f"the network's outputs are not finite (its loss is {loss}): its weights or ranges are damaged")
-    return Accuracy(top1=top1 / n, top5=top5 / n, loss=loss / n, n_images=n)
+    return Accuracy(top1=top1 / n, top5=top5 / n, loss=loss / n, n_images=int(n))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from apq.checkpoint import load_checkpoint, save_checkpoint
@@ -15,9 +16,20 @@ from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
-from elastic_nn.training.batchnorm import recalibrate
+from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.calibration import calibrate_ranges, quantizers_off
-from elastic_nn.training.engine import TrainConfig, evaluate, make_optimizer, seed_epoch, train_one_epoch
+from elastic_nn.training.engine import (
+    EVALUATION_BATCH,
+    ONE_PROCESS,
+    Execution,
+    TrainConfig,
+    averaged,
+    evaluate,
+    make_optimizer,
+    seed_epoch,
+    to_device,
+    train_one_epoch,
+)
 
 CALIBRATION_IMAGES = 256
 
@@ -32,20 +44,23 @@ def quantized_subnet(
     """
     supernet.activate(subnet)
     net = supernet.get_active_subnet().to(device)
+    batches = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=(subnet.resolution,))
     with quantizers_off(net):
-        recalibrate(net, make_loader(splits.calibration, 64), device, n_images)
-    images, _ = next(iter(make_loader(splits.calibration, CALIBRATION_IMAGES)))
-    calibrate_ranges(net, images.to(device))
-    recalibrate(net, make_loader(splits.calibration, 64), device, n_images)
+        recalibrate(net, batches, device, n_images)
+    images, _ = next(iter(make_loader(splits.calibration, CALIBRATION_IMAGES, sides=(subnet.resolution,))))
+    calibrate_ranges(net, to_device(images, device))
+    recalibrate(net, batches, device, n_images)
     return net
 
 
-def train_epochs(net: MBConvNet, splits: Splits, config: TrainConfig, *, seed: int, device: torch.device) -> None:
+def train_epochs(
+    net: MBConvNet, splits: Splits, config: TrainConfig, *, seed: int, device: torch.device, side: int
+) -> None:
     """Train a network for all epochs and leave it as the last one made it, without looking at the validation images."""
     optimizer = make_optimizer(net, config)
+    train = make_loader(splits.train, config.batch_size, shuffle=True, sides=(side,))
     for epoch in range(config.epochs):
         seed_epoch(seed, epoch)
-        train = make_loader(splits.train, config.batch_size, shuffle=True)
         train_one_epoch(net, train, optimizer, config, epoch, device=device)
 
 
@@ -56,24 +71,31 @@ def finetune(
     *,
     seed: int,
     device: torch.device,
+    side: int,
     describe: str | None = None,
     state_file: Path | None = None,
     asked: dict[str, Any] | None = None,
     restart: bool = False,
+    execution: Execution = ONE_PROCESS,
+    ema: float | None = None,
     log: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Train a network, measuring it on the validation split after each epoch (and before the first).
+    """Train a network on images of `side`, measuring it on the validation split after each epoch and before the first.
 
-    Returns the best validation top-1 and the weights that reached it; the network is left as the last epoch made it.
-    With a `state_file` the state is saved after every epoch and the same call continues; `asked` guards against mixing
-    runs: the state of another one is an error, or with `restart` it is dropped. With `describe` a progress bar of that
-    name is shown.
+    Returns the best validation top-1 and the weights that reached it (with `ema`, a decay, those of the moving
+    average); the network is left as the last epoch made it. With a `state_file` the state is saved after every epoch
+    and the same call continues; `asked` guards against mixing runs: the state of another one is an error, or with
+    `restart` it is dropped. With `describe` a progress bar of that name is shown.
     """
-    optimizer = make_optimizer(net, config)
-    val = make_loader(splits.val, 256)
+    optimizer, average = make_optimizer(net, config), averaged(net, ema)
+    measured = net if average is None else average.module
+    after_step = (lambda: None) if average is None else (lambda: average.update_parameters(net))
+    share = execution.share
+    train = make_loader(splits.train, config.batch_size, shuffle=True, share=share, sides=(side,))
+    val = make_loader(splits.val, EVALUATION_BATCH, share=share, sides=(side,))
     state = None
     if state_file is not None and state_file.exists():
-        state = load_checkpoint(state_file, ("asked", "epoch", "net", "optimizer", "best", "best_top1"))
+        state = load_checkpoint(state_file, ("asked", "epoch", "net", "optimizer", "average", "best", "best_top1"))
         if state["asked"] != asked:
             if not restart:
                 raise UserError(f"{state_file} belongs to another finetune; remove it or give --overwrite")
@@ -81,25 +103,38 @@ def finetune(
     if state is not None:
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
         start, best, best_top1 = state["epoch"], state["best"], state["best_top1"]
     else:
-        start, best, best_top1 = 0, _copy(net), evaluate(net, val, device).top1
+        start, best, best_top1 = 0, _copy(measured), evaluate(measured, val, device, execution=execution).top1
         log({"epoch": 0, "val_top1": best_top1})
-    bar = tqdm(range(start, config.epochs), desc=describe, disable=None if describe else True)
+    bar = tqdm(range(start, config.epochs), desc=describe, disable=None if describe and execution.main else True)
     for epoch in bar:
         seed_epoch(seed, epoch)
-        train = make_loader(splits.train, config.batch_size, shuffle=True)
-        loss = train_one_epoch(net, train, optimizer, config, epoch, device=device)
-        top1 = evaluate(net, val, device).top1
+        loss = train_one_epoch(
+            net, train, optimizer, config, epoch, device=device, execution=execution, after_step=after_step
+        )
+        top1 = evaluate(measured, val, device, execution=execution).top1
         bar.set_postfix(loss=f"{loss:.3f}", val_top1=f"{top1:.4f}")
         log({"epoch": epoch + 1, "loss": loss, "val_top1": top1})
         if top1 >= best_top1:  # of equals the later one: it has seen more
-            best, best_top1 = _copy(net), top1
-        if state_file is not None:
-            state = {"asked": asked, "epoch": epoch + 1, "net": net.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(state_file, {**state, "best": best, "best_top1": best_top1})
+            best, best_top1 = _copy(measured), top1
+        if state_file is not None and execution.main:
+            save_checkpoint(
+                state_file,
+                {
+                    "asked": asked,
+                    "epoch": epoch + 1,
+                    "net": net.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": None if average is None else average.state_dict(),
+                    "best": best,
+                    "best_top1": best_top1,
+                },
+            )
     return best_top1, best
 
 
-def _copy(net: MBConvNet) -> dict[str, torch.Tensor]:
+def _copy(net: nn.Module) -> dict[str, torch.Tensor]:
     return {key: tensor.detach().cpu().clone() for key, tensor in net.state_dict().items()}

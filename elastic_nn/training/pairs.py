@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -13,8 +15,8 @@ from dataset.pairs import PairStore
 from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
-from elastic_nn.training.batchnorm import recalibrate
-from elastic_nn.training.engine import derived_seed, evaluate, seed_epoch
+from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
+from elastic_nn.training.engine import EVALUATION_BATCH, derived_seed, evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
 from elastic_nn.training.recipes import Recipe
 
@@ -32,19 +34,19 @@ def gather_float(
     splits: Splits,
     recipe: Recipe,
     store: PairStore,
-    first: int,
-    n: int,
+    indices: Sequence[int],
     seed: int,
     device: torch.device,
 ) -> None:
-    """Append pairs `first` to `n` - 1: subnets as they are in the float supernet, recalibrated and evaluated."""
-    space, val = supernet.space, make_loader(splits.val, 256)
-    for index in tqdm(range(first, n), desc="float pairs", initial=first, total=n, disable=None):
-        subnet = pair_subnet(space, seed, index, quantized=False)
+    """Append the pairs of these indices: subnets as they are in the float supernet, recalibrated and evaluated."""
+    for index in tqdm(indices, desc="float pairs", unit="subnet", disable=None):
+        subnet = pair_subnet(supernet.space, seed, index, quantized=False)
         supernet.activate(subnet)
-        net = supernet.get_active_subnet()
-        recalibrate(net, make_loader(splits.calibration, 64), device, recipe.recalibration_images)
-        store.append(space, subnet, evaluate(net, val, device).top1)
+        net, sides = supernet.get_active_subnet(), (subnet.resolution,)
+        calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
+        recalibrate(net, calibration, device, recipe.recalibration_images)
+        top1 = evaluate(net, make_loader(splits.val, EVALUATION_BATCH, sides=sides), device).top1
+        store.append(supernet.space, index, subnet, top1)
 
 
 def gather_quantized(
@@ -52,17 +54,15 @@ def gather_quantized(
     splits: Splits,
     recipe: Recipe,
     store: PairStore,
-    first: int,
-    n: int,
+    indices: Sequence[int],
     seed: int,
     device: torch.device,
 ) -> None:
-    """Append pairs `first` to `n` - 1: random architectures with random policies, each after a short finetune."""
-    space = supernet.space
-    for index in tqdm(range(first, n), desc="quantized pairs", initial=first, total=n, disable=None):
-        subnet = pair_subnet(space, seed, index, quantized=True)
+    """Append the pairs of these indices: random architectures with random policies, each after a short finetune."""
+    for index in tqdm(indices, desc="quantized pairs", unit="subnet", disable=None):
+        subnet = pair_subnet(supernet.space, seed, index, quantized=True)
         top1 = short_finetune_top1(supernet, subnet, splits, recipe, derived_seed(seed, index), device)
-        store.append(space, subnet, top1)
+        store.append(supernet.space, index, subnet, top1)
 
 
 def short_finetune_top1(
@@ -76,5 +76,5 @@ def short_finetune_top1(
     """Validation top-1 after the recipe's short finetune: its end, not its best epoch, which would flatter noise."""
     seed_epoch(seed, 0)
     net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_images, device)
-    train_epochs(net, splits, recipe.pair_finetune, seed=seed, device=device)
-    return evaluate(net, make_loader(splits.val, 256), device).top1
+    train_epochs(net, splits, recipe.pair_finetune, seed=seed, device=device, side=subnet.resolution)
+    return evaluate(net, make_loader(splits.val, EVALUATION_BATCH, sides=(subnet.resolution,)), device).top1

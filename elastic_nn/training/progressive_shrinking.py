@@ -15,27 +15,46 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
-from apq.genes import genes_of, largest_subnet, legalise, sample, smallest_subnet, subnets_of, view
+from apq.genes import cardinalities, genes_of, largest_subnet, legalise, sample, smallest_subnet, subnets_of, view
 from apq.space import SearchSpace, space_to_dict
 from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
-from elastic_nn.training.batchnorm import recalibrate
-from elastic_nn.training.engine import evaluate, make_optimizer, seed_epoch, train_one_epoch
+from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
+from elastic_nn.training.engine import (
+    EVALUATION_BATCH,
+    ONE_PROCESS,
+    Execution,
+    averaged,
+    evaluate,
+    make_optimizer,
+    seed_epoch,
+    train_one_epoch,
+)
 from elastic_nn.training.recipes import Phase, Recipe
 
 
-def sample_phase(space: SearchSpace, elastic: tuple[str, ...], n: int, rng: np.random.Generator) -> list[Subnet]:
-    """Random subnets that differ from the largest one only in the elastic gene parts ("ks", "d", "e", "bits")."""
+def sample_phase(
+    space: SearchSpace, elastic: tuple[str, ...], n: int, rng: np.random.Generator, reach: float = 1.0
+) -> list[Subnet]:
+    """Random subnets that differ from the largest one only in the elastic gene parts ("ks", "d", "e", "bits").
+
+    Of the last part only the largest choices are drawn, so many that they are a share of `reach`.
+    """
     largest = genes_of(space, [largest_subnet(space)])
     genes = np.repeat(largest, n, axis=0)
     drawn = sample(space, n, rng)
     for part in elastic:
         getattr(view(space, genes), part)[:] = getattr(view(space, drawn), part)
+    if elastic and reach < 1:
+        newest = getattr(view(space, genes), elastic[-1])
+        choices = getattr(view(space, cardinalities(space)[None]), elastic[-1])  # (1, ...) like newest
+        newest[:] = choices - 1 - np.floor(rng.random(newest.shape) * np.ceil(reach * choices)).astype(newest.dtype)
     return subnets_of(space, legalise(space, genes, rng))
 
 
@@ -47,11 +66,14 @@ def train_supernet(
     seed: int,
     device: torch.device,
     state_file: Path,
+    execution: Execution = ONE_PROCESS,
+    ema: float | None = None,
     log: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> tuple[DynamicProxylessNASNets, list[dict[str, Any]]]:
     """Train a float supernet through all phases; returns it and one record a phase.
 
-    The state is saved to `state_file` after every epoch; the same call continues from there.
+    The state is saved to `state_file` after every epoch; the same call continues from there. With `ema`, a decay, the
+    net that comes back is the moving average over the last phase. All processes of `execution` sample the same subnets.
     """
     torch.manual_seed(seed)
     net = DynamicProxylessNASNets(space=space).to(device)
@@ -63,7 +85,11 @@ def train_supernet(
         "recalibration_images": recipe.recalibration_images,
         "seed": seed,
         "images": splits.source,
+        "execution": execution.asked(),
+        "ema": ema,
     }
+    last, share = len(recipe.phases) - 1, execution.share
+    average: AveragedModel | None = None
     state = _load_state(state_file, asked) if state_file.exists() else None
     if state is not None:
         net.load_state_dict(state["net"])
@@ -79,49 +105,67 @@ def train_supernet(
         elif state is not None and index == state["phase"]:
             optimizer.load_state_dict(state["optimizer"])
             first_epoch = state["epoch"]
-        if first_epoch == 0 and "e" in phase.elastic:  # the channels that survive slicing should be the best ones
+        newly_narrow = "e" in phase.elastic and "e" not in recipe.phases[index - 1].elastic
+        if first_epoch == 0 and newly_narrow:  # the channels that survive slicing should be the best ones
             for block in net.blocks[1:]:
                 block.sort_channels()
-        bar = tqdm(range(first_epoch, phase.train.epochs), desc=f"supernet: {phase.name}", disable=None)
+        if index == last:
+            average = averaged(net, ema)
+            if average is not None and first_epoch:
+                average.load_state_dict(state["average"])
+        after_step = (lambda: None) if average is None else partial(average.update_parameters, net)
+        batches = make_loader(splits.train, phase.train.batch_size, shuffle=True, share=share, sides=space.resolutions)
+        bar = tqdm(
+            range(first_epoch, phase.train.epochs),
+            desc=f"supernet: {phase.name}",
+            disable=None if execution.main else True,
+        )
         for epoch in bar:
             seed_epoch(seed, epochs_before + epoch)
             rng = np.random.default_rng([seed, epochs_before + epoch])
             pick = partial(_activate_random, net, phase, rng)
             loss = train_one_epoch(
                 net,
-                make_loader(splits.train, phase.train.batch_size, shuffle=True),
+                batches,
                 optimizer,
                 phase.train,
                 epoch,
                 device=device,
                 teacher=teacher,
                 choose=[pick] * phase.subnets_per_step,
+                execution=execution,
+                after_step=after_step,
             )
             bar.set_postfix(loss=f"{loss:.3f}")
             if epoch + 1 == phase.train.epochs:
-                records.append({"phase": phase.name, "loss": loss, **_phase_scores(net, space, splits, recipe, device)})
+                scores = _phase_scores(net, splits, recipe, device, execution)
+                records.append({"phase": phase.name, "loss": loss, **scores})
                 log(records[-1])
                 if teacher is None:
                     teacher = _frozen_copy(net, space, device)
-            save_checkpoint(
-                state_file,
-                {
-                    "asked": asked,
-                    "phase": index,
-                    "epoch": epoch + 1,
-                    "net": net.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "teacher": None if teacher is None else teacher.state_dict(),
-                    "records": records,
-                },
-            )
+            if execution.main:
+                save_checkpoint(
+                    state_file,
+                    {
+                        "asked": asked,
+                        "phase": index,
+                        "epoch": epoch + 1,
+                        "net": net.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "teacher": None if teacher is None else teacher.state_dict(),
+                        "average": None if average is None else average.state_dict(),
+                        "records": records,
+                    },
+                )
         epochs_before += phase.train.epochs
+    if average is not None:
+        net.load_state_dict(average.module.state_dict())
     net.activate(largest_subnet(space))
     return net, records
 
 
 def _activate_random(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Generator) -> None:
-    net.activate(sample_phase(net.space, phase.elastic, 1, rng)[0])
+    net.activate(sample_phase(net.space, phase.elastic, 1, rng, phase.reach)[0])
 
 
 def _frozen_copy(net: DynamicProxylessNASNets, space: SearchSpace, device: torch.device) -> nn.Module:
@@ -130,21 +174,22 @@ def _frozen_copy(net: DynamicProxylessNASNets, space: SearchSpace, device: torch
 
 
 def _phase_scores(
-    net: DynamicProxylessNASNets, space: SearchSpace, splits: Splits, recipe: Recipe, device: torch.device
+    net: DynamicProxylessNASNets, splits: Splits, recipe: Recipe, device: torch.device, execution: Execution
 ) -> dict[str, float]:
     """Validation top-1 of the largest and the smallest subnet, each recalibrated."""
-    val = make_loader(splits.val, 256)
     scores = {}
-    for name, subnet in (("largest", largest_subnet(space)), ("smallest", smallest_subnet(space))):
+    for name, subnet in (("largest", largest_subnet(net.space)), ("smallest", smallest_subnet(net.space))):
         net.activate(subnet)
-        alone = net.get_active_subnet()
-        recalibrate(alone, make_loader(splits.calibration, 64), device, recipe.recalibration_images)
-        scores[f"{name}_top1"] = evaluate(alone, val, device).top1
+        alone, sides = net.get_active_subnet(), (subnet.resolution,)
+        calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
+        recalibrate(alone, calibration, device, recipe.recalibration_images)
+        val = make_loader(splits.val, EVALUATION_BATCH, share=execution.share, sides=sides)
+        scores[f"{name}_top1"] = evaluate(alone, val, device, execution=execution).top1
     return scores
 
 
 def _load_state(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    state = load_checkpoint(file, ("asked", "phase", "epoch", "net", "optimizer", "teacher", "records"))
+    state = load_checkpoint(file, ("asked", "phase", "epoch", "net", "optimizer", "teacher", "average", "records"))
     if state["asked"] != asked:
         odd = ", ".join(key for key in asked if state["asked"].get(key) != asked[key])
         raise UserError(f"{file} belongs to a training with other {odd}; remove it to start anew")

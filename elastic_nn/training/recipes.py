@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apq.errors import UserError
 from apq.space import SearchSpace
@@ -11,12 +11,16 @@ from elastic_nn.training.engine import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One phase of progressive shrinking: which gene parts vary ("ks", "d", "e") and how many subnets share a step."""
+    """One phase of progressive shrinking: which gene parts vary ("ks", "d", "e") and how many subnets share a step.
+
+    Of the part that became elastic last only the largest choices are drawn, a share of `reach`.
+    """
 
     name: str
     elastic: tuple[str, ...]
     train: TrainConfig
     subnets_per_step: int = 1
+    reach: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +72,53 @@ TINY_RECIPE = Recipe(
     pairs_quant=12,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (DIGITS_RECIPE, TINY_RECIPE)}
+
+def _published_phases() -> tuple[Phase, ...]:
+    """Once-for-all's schedule (ICLR 2020, section 4.1): 2,048 images a step, warm-up of 5 epochs in the long phases.
+
+    Depth and width become elastic in two steps, first down to the middle choice, then to the smallest.
+    """
+
+    def train(epochs: int, lr: float, warmup_epochs: int = 0) -> TrainConfig:
+        return TrainConfig(epochs=epochs, lr=lr, batch_size=2048, weight_decay=3e-5, warmup_epochs=warmup_epochs)
+
+    depth, width = ("ks", "d"), ("ks", "d", "e")
+    return (
+        Phase(name="largest", elastic=(), train=train(180, 2.6, 5)),
+        Phase(name="kernel", elastic=("ks",), train=train(125, 0.96, 5)),
+        Phase(name="depth-1", elastic=depth, train=train(25, 0.08), subnets_per_step=2, reach=2 / 3),
+        Phase(name="depth-2", elastic=depth, train=train(125, 0.24, 5), subnets_per_step=2),
+        Phase(name="width-1", elastic=width, train=train(25, 0.08), subnets_per_step=4, reach=2 / 3),
+        Phase(name="width-2", elastic=width, train=train(125, 0.24, 5), subnets_per_step=4),
+    )
+
+
+# The published numbers, for ImageNet on a cluster. Finetune: APQ (CVPR 2020), section 4.
+APQ_IMAGENET_RECIPE = Recipe(
+    name="apq-imagenet",
+    phases=_published_phases(),
+    pair_finetune=TrainConfig(epochs=1, lr=1e-3, batch_size=256, weight_decay=4e-5),
+    finetune=TrainConfig(epochs=30, lr=1e-3, batch_size=256, weight_decay=4e-5, label_smoothing=0.1),
+    recalibration_images=2000,
+    pairs_float=80_000,
+    pairs_quant=5_000,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (DIGITS_RECIPE, APQ_IMAGENET_RECIPE, TINY_RECIPE)}
+
+
+def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
+    """The recipe with another number of images a step in every phase; the learning rates stay."""
+    phases = (replace(phase, train=replace(phase.train, batch_size=batch_size)) for phase in recipe.phases)
+    return replace(recipe, phases=tuple(phases))
 
 
 def get_recipe(name: str | None, space: SearchSpace) -> Recipe:
     """A recipe by name; None: the one named like the space or its images. UserError names the known ones."""
     known = ", ".join(RECIPES)
     if name is None:
-        name = space.name if space.name in RECIPES else space.dataset
-        if name not in RECIPES:
+        name = next((known for known in (space.name, space.dataset) if known in RECIPES), "")
+        if not name:
             raise UserError(f"space {space.name} has no training recipe of its own: give --recipe, one of {known}")
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}; known: {known}")
