@@ -20,9 +20,8 @@ from apq.errors import UserError
 from apq.experiment import get_experiment
 from apq.files import check_writable, write_json
 from apq.model_folder import ModelFolder
-from apq.space import space_from_dict
 from apq.subnet import spec_of
-from dataset import load_splits
+from dataset import check_classes, load_splits
 from elastic_nn.networks.subnet_file import save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet
 from elastic_nn.training.distributed import check_agreement, processes
@@ -58,18 +57,18 @@ def main(argv: list[str] | None = None) -> None:
 def finetune_experiment(args: argparse.Namespace, device: torch.device, execution: Execution) -> None:
     """Check, calibrate, train, save, print."""
     experiment = get_experiment(args.exp_name, args.exp_dir)
-    searched = experiment.load_config()
-    space = space_from_dict(searched["space"])
+    space = experiment.load_space()
     subnet = experiment.load_subnet(space)
     if experiment.acc.exists() and not args.overwrite:
         raise UserError(f"{experiment.path} is finetuned already; give --overwrite to do it again")
     check_writable(experiment.path)
-    supernet_file = args.supernet or ModelFolder(Path(searched["acc_predictor_dir"])).supernet
-    supernet, trained_by = load_quantized_supernet(supernet_file, space)
-    recipe = get_recipe(args.recipe or trained_by, space)
+    supernet_file = args.supernet or ModelFolder(Path(experiment.load_config()["acc_predictor_dir"])).supernet
+    supernet, facts = load_quantized_supernet(supernet_file, space)
+    recipe = get_recipe(args.recipe or facts.recipe, space)
     given = {name: value for name in ("epochs", "lr", "batch_size") if (value := getattr(args, name)) is not None}
     config = replace(recipe.finetune, **given)
     splits = load_splits(space, args.data)
+    check_classes(splits, facts.images, supernet_file)
     asked = {
         "subnet": spec_of(space, subnet),
         "train": asdict(config),
@@ -101,7 +100,9 @@ def finetune_experiment(args: argparse.Namespace, device: torch.device, executio
     )
     if not execution.main:
         return
-    save_subnet(experiment.best_checkpoint, space, subnet, weights, train=asdict(config), seed=args.seed, val_top1=top1)
+    experiment.acc.unlink(missing_ok=True)  # it says that the checkpoint beside it is finished
+    facts = {"train": asdict(config), "seed": args.seed, "val_top1": top1}
+    save_subnet(experiment.best_checkpoint, space, subnet, weights, images=splits.source, **facts)
     write_json(experiment.acc, [top1])
     experiment.last_checkpoint.unlink(missing_ok=True)
     if args.json:

@@ -29,7 +29,7 @@ from apq.files import check_writable
 from apq.model_folder import ModelFolder
 from apq.space import SCOPES, SearchSpace, space_to_dict
 from apq.subnet import spec_of
-from dataset import load_splits
+from dataset import check_classes, load_splits
 from dataset.pairs import NETINFO, PairStore
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
 from elastic_nn.training.distributed import check_agreement, processes, wait
@@ -169,9 +169,10 @@ def gather(
     target = folder.acc_quant if quantized else folder.acc
     if target.exists() and not args.overwrite:
         raise UserError(f"{target} exists; give --overwrite to train it anew (pairs that are there are kept)")
-    supernet, trained_by = (load_quantized_supernet if quantized else load_supernet)(folder.supernet)
+    supernet, facts = (load_quantized_supernet if quantized else load_supernet)(folder.supernet)
     space = supernet.space
-    recipe, splits = get_recipe(args.recipe or trained_by, space), load_splits(space, args.data)
+    recipe, splits = get_recipe(args.recipe or facts.recipe, space), load_splits(space, args.data)
+    check_classes(splits, facts.images, folder.supernet)
     n_pairs = recipe.pairs_quant if quantized else recipe.pairs_float
     if args.acc_train_sample is not None:
         n_pairs = args.acc_train_sample

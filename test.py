@@ -1,7 +1,7 @@
 """Accuracy and cost of a finetuned experiment, recomputed from its checkpoint and arch file.
 
-Accuracy is measured on the test images. Latency and energy are of the BitFusion model at batch 1, in both cost scopes:
-"full" prices every layer; "published" leaves out the first inverted-residual block and the classifier.
+Accuracy is measured on the test images. Latency and energy are priced as the search priced them, at batch 1, in both
+cost scopes: "full" prices every layer; "published" leaves out the first inverted-residual block and the classifier.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from apq.cli import Parser, add_common_flags, at_least, run, table
 from apq.device import resolve_device
 from apq.experiment import Experiment
 from apq.subnet import spec_of
-from dataset import load_splits
+from dataset import check_classes, load_splits
 from dataset.imagenet import unreadable
 from dataset.splits import make_loader
 from elastic_nn.networks.subnet_file import load_finetuned
@@ -35,11 +35,12 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     experiment = Experiment(args.exp_dir)
-    net, space, subnet = load_finetuned(experiment)
+    net, space, subnet, images = load_finetuned(experiment)
     given = args.config or args.table
     source = cost_source(args.config, args.table) if given else recorded_cost_source(experiment)
     device = resolve_device(args.device)
     splits = load_splits(space, args.data)
+    check_classes(splits, images, experiment.best_checkpoint)
     test = make_loader(splits.test, args.batch_size, sides=(subnet.resolution,))
     accuracy, skipped = evaluate(net.to(device), test, device), unreadable(splits.test)
     costs = network_costs(space, subnet, source)

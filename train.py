@@ -85,7 +85,7 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
     )
     if not execution.main:
         return
-    save_supernet(folder.supernet, net.cpu(), recipe.name, seed=args.seed, records=records)
+    save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, seed=args.seed, records=records)
     write_json(folder.training, {"space": space.name, "recipe": recipe.name, "seed": args.seed, "phases": records})
     folder.supernet_state.unlink(missing_ok=True)
     if args.json:

@@ -18,7 +18,10 @@ from apq.files import atomic_open
 def save_checkpoint(path: Path, data: dict[str, Any]) -> None:
     """Write a dict of tensors and plain values, whole or not at all."""
     with atomic_open(path, "wb") as file:
-        torch.save(data, file)
+        try:
+            torch.save(data, file)
+        except RuntimeError as error:  # torch's archive writer reports a full disk so
+            raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
 
 
 def digest(state: Mapping[str, torch.Tensor]) -> str:

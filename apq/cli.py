@@ -62,6 +62,9 @@ def run(main: Callable[[list[str] | None], None], name: str | None = None) -> No
         message = str(error).rsplit("UserError: ", 1)[-1]  # a loader's worker process puts its traceback before it
         print(f"{name or Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
+    except MemoryError as error:
+        print(f"{name or Path(sys.argv[0]).name}: out of memory: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it can", file=sys.stderr)
         sys.exit(130)

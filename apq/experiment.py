@@ -11,7 +11,7 @@ from typing import Any
 from apq.errors import UserError
 from apq.files import atomic_open, check_writable, read_json, write_json
 from apq.presets import APQ_IMAGENET
-from apq.space import SearchSpace, space_to_dict
+from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
 
 PUBLISHED_CONFIG = {
@@ -91,12 +91,25 @@ class Experiment:
         if not self.path.is_dir():
             raise UserError(f"no experiment at {self.path}; run search.py --exp_name {self.path.name} first")
         if self.arch.exists() and not self.config.exists():
+            try:
+                self.load_subnet(APQ_IMAGENET)
+            except UserError as error:
+                raise UserError(f"{self.path} has no {self.config.name}, and {error}") from error
             return dict(PUBLISHED_CONFIG)
         config = read_json(self.config)
         if not isinstance(config, dict) or (missing := CONFIG_KEYS - set(config)):
             lacks = "is not an object" if not isinstance(config, dict) else f"lacks {', '.join(sorted(missing))}"
             raise UserError(f"{self.config} is not the record of a search: it {lacks}")
+        if not isinstance(config["acc_predictor_dir"], str) or not isinstance(config["table"], (str, type(None))):
+            raise UserError(f"{self.config}: acc_predictor_dir and table must be paths")
         return config
+
+    def load_space(self) -> SearchSpace:
+        """The space that was searched."""
+        try:
+            return space_from_dict(self.load_config()["space"])
+        except UserError as error:
+            raise UserError(f"{self.config}: {error}") from error
 
     def load_subnet(self, space: SearchSpace) -> Subnet:
         """The subnet of the `arch` file, checked against the space."""

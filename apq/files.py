@@ -17,22 +17,23 @@ from apq.errors import UserError
 def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary neighbour for writing; it replaces `path` (fsync, rename) only if the block succeeds.
 
-    UserError where the folder cannot be written.
+    UserError where the file cannot be written, say to a full disk; what was there before then stays.
     """
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {_one_line(error)}") from error
-    try:
         with os.fdopen(handle, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())  # mkstemp makes it private to the user
         Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {path}: {_one_line(error)}") from error
         raise
 
 
@@ -60,12 +61,15 @@ def read_json(path: Path) -> Any:
 
 def append_jsonl(path: Path, record: Any) -> None:
     """Append one record as a line and flush it to disk; the torn last line of a killed run makes room for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        _cut_torn_line(file)
-        file.write(json.dumps(record).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            _cut_torn_line(file)
+            file.write(json.dumps(record).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {_one_line(error)}") from error
 
 
 def read_jsonl(path: Path) -> list[Any]:

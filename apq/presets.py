@@ -122,5 +122,8 @@ def get_space(name: str) -> SearchSpace:
     if name in SPACES:
         return SPACES[name]
     if name.endswith(".json"):
-        return space_from_dict(read_json(Path(name)))
+        try:
+            return space_from_dict(read_json(Path(name)))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
     raise UserError(f"unknown space {name!r}; known: {', '.join(SPACES)}, or the path of a space in a .json file")

@@ -63,8 +63,8 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     folder, device = ModelFolder(args.acc_predictor_dir), resolve_device(args.device)
-    supernet, trained_by = load_quantized_supernet(folder.supernet)
-    space, splits, recipe = supernet.space, load_splits(supernet.space), get_recipe(trained_by, supernet.space)
+    supernet, origin = load_quantized_supernet(folder.supernet)
+    space, splits, recipe = supernet.space, load_splits(supernet.space), get_recipe(origin.recipe, supernet.space)
     weights = digest(supernet.state_dict())
     supernet.to(device)
     float_predictor = load_predictor(folder.acc, space)

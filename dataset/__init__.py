@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from apq.errors import UserError
 from apq.space import SearchSpace
@@ -12,7 +13,13 @@ from dataset.splits import Splits
 
 IMAGENET = Path("dataset/imagenet")  # where images of ImageNet spaces are looked for
 
-__all__ = ["Splits", "load_splits"]
+__all__ = ["Splits", "check_classes", "load_splits"]
+
+
+def check_classes(splits: Splits, trained_on: dict[str, Any] | None, where: Path) -> None:
+    """UserError if a network trained on other images, of which `where` holds the record, had other class names."""
+    if trained_on is not None and trained_on.get("classes") != splits.source.get("classes"):
+        raise UserError(f"{where} was trained on images of other classes than these: its outputs mean something else")
 
 
 def load_splits(space: SearchSpace, data_dir: Path | None = None) -> Splits:

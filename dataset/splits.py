@@ -110,6 +110,7 @@ def _worker_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # what it draws when it starts workers must not shift the global one
     )
 
 

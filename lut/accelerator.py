@@ -45,8 +45,11 @@ class Accelerator:
                 raise UserError(f"accelerator: {name} must be a positive number, not {value!r}")
             if name in WHOLE and not isinstance(value, int):
                 raise UserError(f"accelerator: {name} must be a whole number, not {value!r}")
-        if self.min_bits > self.max_bits or math.log2(self.max_bits) % 1:
-            raise UserError(f"accelerator: max_bits {self.max_bits} must be a power of two and at least min_bits")
+        if self.min_bits > self.max_bits or math.log2(self.max_bits) % 1 or math.log2(self.min_bits) % 1:
+            raise UserError(
+                f"accelerator: min_bits {self.min_bits} and max_bits {self.max_bits} must be powers of two, the second "
+                "not below the first"
+            )
 
 
 def accelerator_from_json(path: Path) -> Accelerator:

@@ -12,8 +12,8 @@ from PIL import Image
 from apq.errors import UserError
 from apq.genes import sample, subnets_of
 from apq.presets import APQ_IMAGENET, DIGITS
-from dataset import load_splits
-from dataset.imagenet import image_folder_space
+from dataset import check_classes, load_splits
+from dataset.imagenet import image_folder_space, unreadable
 from dataset.pairs import PairStore
 from dataset.splits import make_loader
 from dataset.transforms import random_affine
@@ -77,6 +77,65 @@ def test_image_folder(tmp_path):
     images, labels = next(iter(make_loader(splits.train, 4, shuffle=True)))
     assert images.shape == (4, 3, 32, 32)
     assert labels.max() < 3
+
+
+def test_unreadable_images_are_skipped_and_counted(tmp_path, capfd):
+    folder = make_folder(tmp_path / "torn", train=20)
+    space = image_folder_space(replace(DIGITS, resolutions=(32,)), folder)
+    for path in (folder / "val/class1/0.jpg", folder / "val/class2/1.jpg", *(folder / "train/class0").glob("1*.jpg")):
+        path.write_bytes(path.read_bytes()[:200])
+    splits = load_splits(space, folder)
+    labels = [torch.cat([labels for _, labels in make_loader(splits.test, 2)]) for _ in range(2)]
+    assert all(found.tolist() == [0, 0, 1, 2] for found in labels)
+    assert unreadable(splits.test) == 2
+    n = sum(len(labels) for _, labels in make_loader(splits.train, 16, shuffle=True))
+    assert n == len(splits.train)  # others stand in: training batches keep their size
+    assert unreadable(splits.train) > 0
+    assert "class1/0.jpg" in capfd.readouterr().err
+
+
+def test_folder_batches_do_not_depend_on_the_number_of_processes(tmp_path):
+    folder = make_folder(tmp_path / "shared", train=9)
+    splits = load_splits(image_folder_space(replace(DIGITS, resolutions=(32,)), folder), folder)
+
+    def epoch(share):
+        torch.manual_seed(3)
+        return list(make_loader(splits.train, 8, shuffle=True, share=share))
+
+    alone, first, second = epoch((0, 1)), epoch((0, 2)), epoch((1, 2))
+    for whole, one, other in zip(alone, first, second, strict=True):
+        assert torch.equal(whole[0][0::2], one[0])
+        assert torch.equal(whole[0][1::2], other[0])
+        assert torch.equal(whole[1][1::2], other[1])
+    again = epoch((0, 1))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(alone, again, strict=True))
+    assert not torch.equal(alone[0][0], next(iter(make_loader(splits.train, 8, shuffle=True)))[0])
+
+
+@pytest.mark.parametrize("of_folder", [False, True])
+def test_batches_are_resized_as_a_whole(tmp_path, of_folder):
+    if of_folder:
+        folder = make_folder(tmp_path / "sides", train=9)
+        splits = load_splits(image_folder_space(replace(DIGITS, resolutions=(16, 24, 32)), folder), folder)
+    else:
+        splits = load_splits(replace(DIGITS, resolutions=(16, 24, 32)))
+    batches = list(make_loader(splits.train, 3, shuffle=True, sides=(16, 24, 32)))
+    assert {images.size(-1) for images, _ in batches} == {16, 24, 32}
+    fixed = list(make_loader(splits.val, 3, sides=(24,)))
+    assert {tuple(images.shape[2:]) for images, _ in fixed} == {(24, 24)}
+
+
+def test_other_classes_are_noticed(tmp_path):
+    folder = make_folder(tmp_path / "a")
+    space = image_folder_space(DIGITS, folder)
+    source = load_splits(space, folder).source
+    other = make_folder(tmp_path / "b")
+    for part in ("train", "val"):
+        (other / part / "class0").rename(other / part / "z")
+    with pytest.raises(UserError, match="other classes"):
+        check_classes(load_splits(space, other), source, tmp_path)
+    check_classes(load_splits(space, folder), source, tmp_path)
+    check_classes(load_splits(space, other), None, tmp_path)
 
 
 def test_bad_image_folders(tmp_path):

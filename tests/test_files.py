@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import append_jsonl, atomic_open, read_json, read_jsonl, write_json
+from apq.files import append_jsonl, atomic_open, check_writable, read_json, read_jsonl, write_json
 from apq.genes import largest_subnet
 from apq.presets import DIGITS, get_space
 from apq.space import space_to_dict
@@ -42,6 +44,38 @@ def test_torn_last_line_is_dropped(tmp_path):
     assert path.read_bytes() == torn  # reading changes nothing
     append_jsonl(path, {"a": 3})
     assert read_jsonl(path) == [{"a": 1}, {"a": 3}]
+
+
+def test_what_cannot_be_written_is_a_user_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "below", tmp_path / "folder"):
+        with pytest.raises(UserError, match="cannot write"):
+            write_json(path, [1])
+        with pytest.raises(UserError, match="cannot write"):
+            append_jsonl(path, {})
+    with pytest.raises(UserError, match="not a folder"):
+        check_writable(tmp_path / "file" / "below")
+    check_writable(tmp_path / "not" / "there" / "yet")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, {"w": torch.ones(3)})
+    fdopen = os.fdopen
+
+    def full(handle, mode):
+        os.close(handle)
+        return fdopen(os.open("/dev/full", os.O_RDWR), mode)
+
+    monkeypatch.setattr(os, "fdopen", full)
+    with pytest.raises(UserError, match="cannot write"):
+        save_checkpoint(path, {"w": torch.zeros(1_000_000)})
+    monkeypatch.undo()
+    assert load_checkpoint(path)["w"].sum() == 3
+    assert [item.name for item in tmp_path.iterdir()] == ["c.pt"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "\x00\xff"])

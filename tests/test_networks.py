@@ -169,10 +169,10 @@ def test_calibration_follows_the_inputs():
 
 def test_files_of_networks(tmp_path):
     net = lively(DynamicProxylessNASNets(space=DIGITS))
-    save_supernet(tmp_path / "s.pt", net, "tiny", seed=0)
+    save_supernet(tmp_path / "s.pt", net, "tiny", {"dataset": "digits"}, seed=0)
     with torch.no_grad():
-        loaded, recipe = load_supernet(tmp_path / "s.pt")
-        assert recipe == "tiny"
+        loaded, origin = load_supernet(tmp_path / "s.pt")
+        assert (origin.recipe, origin.images) == ("tiny", {"dataset": "digits"})
         assert torch.equal(loaded.eval()(images(DIGITS)), net(images(DIGITS)))
     quantized = load_quantized_supernet(tmp_path / "s.pt", DIGITS)[0].eval()
     quantized.activate(smallest_subnet(DIGITS))

@@ -237,11 +237,17 @@ def test_damaged_checkpoints_are_refused(here, tmp_path):
     assert not (here / "exps/x").exists()
 
 
-@pytest.mark.parametrize("config", [{}, [], {"space": 1, "acc_predictor_dir": "m", "accelerator": {}, "table": None}])
+RECORD = {"space": {}, "acc_predictor_dir": "m", "accelerator": {}, "table": None}
+
+
+@pytest.mark.parametrize("config", [{}, [], {**RECORD, "space": 1}, {**RECORD, "acc_predictor_dir": 7}])
 def test_damaged_records_are_refused(here, config):
     search([*SEARCH, "--exp_name", "record", "--overwrite"])
     write_json(here / "exps/record/config.json", config)
-    with pytest.raises(UserError, match=r"config.json|not a search space"):
+    with pytest.raises(UserError, match=r"config\.json"):
+        quant_aware(["--exp_name", "record"])
+    (here / "exps/record/config.json").unlink()
+    with pytest.raises(UserError, match=r"has no config\.json"):
         quant_aware(["--exp_name", "record"])
 
 

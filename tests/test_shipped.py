@@ -23,9 +23,9 @@ CPU, MODELS = torch.device("cpu"), ROOT / "models/digits"
 
 
 def test_supernet_reaches_its_recorded_accuracy():
-    net, recipe = load_supernet(MODELS / "supernet.pt")
+    net, origin = load_supernet(MODELS / "supernet.pt")
     records = read_json(MODELS / "training.json")
-    assert recipe == records["recipe"] == "digits"
+    assert origin.recipe == records["recipe"] == "digits"
     net.activate(largest_subnet(DIGITS))
     alone, splits = net.get_active_subnet(), load_splits(DIGITS)
     recalibrate(alone, make_loader(splits.calibration, 64), CPU)

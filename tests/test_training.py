@@ -14,6 +14,7 @@ from apq.genes import largest_subnet, smallest_subnet
 from apq.presets import APQ_IMAGENET, DIGITS
 from dataset import load_splits
 from dataset.splits import Splits, TensorImages, make_loader
+from elastic_nn.modules.mbconv import ElasticMBConv
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.training import finetune as finetune_module
 from elastic_nn.training import progressive_shrinking
@@ -70,6 +71,33 @@ def test_norms_biases_and_ranges_are_not_decayed():
     assert sum(len(group["params"]) for group in (decayed, free, ranges)) == len(list(net.parameters()))
 
 
+def test_ranges_are_clipped_apart(few):
+    """A huge gradient of one range leaves the weights' step as it is, and the other way round."""
+
+    class Net(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.linear, self.quant = nn.Linear(1024, 10), nn.Module()
+            nn.init.zeros_(self.linear.weight)
+            self.quant.range = nn.Parameter(torch.ones(1))
+            self.scale = scale
+
+        def forward(self, x):
+            return self.linear(x.flatten(1)) + self.scale * self.quant.range * torch.eye(10)[0]
+
+    config = TrainConfig(epochs=1, lr=1.0, batch_size=128, clip_norm=0.5, weight_decay=0.0)
+    moved = []
+    for scale in (1.0, 1e4):
+        net = Net(scale)
+        optimizer = make_optimizer(net, config)
+        loader = make_loader(TensorImages(few.train.images, few.train.labels), 128)
+        train_one_epoch(net, loader, optimizer, config, 0, device=CPU)
+        moved.append((net.linear.weight.detach().norm().item(), abs(net.quant.range.item() - 1)))
+    assert moved[0][0] > 0.1
+    assert moved[1][0] > 0.1  # with one norm for both, 1e4 times less would be left
+    assert moved[1][1] == pytest.approx(1.9 * 0.5, rel=1e-3)  # Nesterov's first step is 1.9 gradients
+
+
 def test_evaluate_counts(few):
     class Oracle(nn.Module):
         def forward(self, x):
@@ -112,6 +140,57 @@ def test_diverged_training_is_an_error(few):
     net.classifier.weight.data.fill_(float("nan"))
     with pytest.raises(UserError, match="diverged"):
         train_one_epoch(net, make_loader(few.train, 64), make_optimizer(net, config), config, 0, device=CPU)
+
+
+def test_later_phases_have_a_teacher_and_sorted_channels(few, tmp_path, monkeypatch):
+    """All phases but the first are taught by the largest net as that left it; channels are sorted once, for width."""
+    calls, sorts = [], []
+    train = progressive_shrinking.train_one_epoch
+
+    def watched(net, loader, optimizer, config, epoch, **rest):
+        calls.append((rest["teacher"], len(sorts)))
+        return train(net, loader, optimizer, config, epoch, **rest)
+
+    monkeypatch.setattr(progressive_shrinking, "train_one_epoch", watched)
+    sort = ElasticMBConv.sort_channels
+    monkeypatch.setattr(ElasticMBConv, "sort_channels", lambda block: (sorts.append(1), sort(block)))
+    last = TINY.phases[-1]
+    recipe = replace(TINY, phases=(*TINY.phases, replace(last, name="width again")))
+    train_supernet(DIGITS, few, recipe, seed=0, device=CPU, state_file=tmp_path / "s")
+    teachers = [teacher for teacher, _ in calls]
+    assert teachers[0] is None
+    assert all(teacher is teachers[1] and not teacher.training for teacher in teachers[1:])
+    n = len(DIGITS.slots)
+    assert [done for _, done in calls] == [0, 0, 0, n, n]
+
+
+def test_distillation_pulls_towards_the_teacher(few):
+    """Labels all wrong, teacher right: only with a teacher does the net learn the truth."""
+    lies = TensorImages(few.train.images, (few.train.labels + 1) % 10)
+
+    class Teacher(nn.Module):
+        def forward(self, x):
+            return 20 * torch.nn.functional.one_hot(few.train.labels, 10).float()
+
+    agreement = {}
+    for weight in (0.0, 10.0):
+        torch.manual_seed(0)
+        net = DynamicProxylessNASNets(space=DIGITS)
+        config = TrainConfig(epochs=25, lr=0.05, batch_size=128, kd_ratio=weight)
+        optimizer = make_optimizer(net, config)
+        for epoch in range(config.epochs):
+            train_one_epoch(net, make_loader(lies, 128), optimizer, config, epoch, device=CPU, teacher=Teacher())
+        net.train()
+        agreement[weight] = (net(few.train.images).argmax(1) == few.train.labels).float().mean().item()
+    assert agreement[0.0] < 0.2
+    assert agreement[10.0] > 0.5
+
+
+def test_phases_with_less_reach_draw_the_largest_choices():
+    subnets = sample_phase(DIGITS, ("ks", "d"), 200, np.random.default_rng(0), reach=0.6)
+    assert {net.d[0] for net in subnets} == {2, 3}
+    assert {net.d[2] for net in subnets} == {1, 2}
+    assert {k for net in subnets for k in net.ks} == {3, 5, 7}
 
 
 @pytest.mark.parametrize("elastic", [(), ("ks",), ("ks", "d"), ("ks", "d", "e")])

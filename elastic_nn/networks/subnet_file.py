@@ -30,8 +30,9 @@ def load_subnet(path: Path) -> tuple[MBConvNet, SearchSpace, Subnet]:
     return _rebuild(path, load_checkpoint(path))
 
 
-def load_finetuned(experiment: Experiment) -> tuple[MBConvNet, SearchSpace, Subnet]:
-    """The finetuned network of an experiment, which must be that of its `arch` file.
+def load_finetuned(experiment: Experiment) -> tuple[MBConvNet, SearchSpace, Subnet, dict[str, Any] | None]:
+    """The finetuned network of an experiment, which must be that of its `arch` file, its space and spec, and the
+    identity of the images that it was trained on where that is known.
 
     A checkpoint in the published layout does not say its architecture: it has that of the `arch` file, in
     `apq-imagenet` with as many classes as its classifier.
@@ -39,11 +40,13 @@ def load_finetuned(experiment: Experiment) -> tuple[MBConvNet, SearchSpace, Subn
     path = experiment.best_checkpoint
     data = load_checkpoint(path)
     if "arch" not in data:
-        return _from_published(experiment, published_state(path, data))
+        return *_from_published(experiment, published_state(path, data)), None
     net, space, subnet = _rebuild(path, data)
+    if experiment.config.exists() and experiment.load_space() != space:
+        raise UserError(f"{experiment.config} is of another space than {path}; finetune it again")
     if experiment.load_subnet(space) != subnet:
         raise UserError(f"{experiment.arch} is not the network of {path}; finetune it again")
-    return net, space, subnet
+    return net, space, subnet, data.get("images")
 
 
 def _from_published(experiment: Experiment, state: Mapping[str, torch.Tensor]) -> tuple[MBConvNet, SearchSpace, Subnet]:

@@ -58,18 +58,22 @@ class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, clip = ctx.saved_tensors
-        below = torch.sign(x - (-clip if ctx.signed else torch.zeros_like(clip)))  # -1 below the range, 0 on its edge
-        above = torch.sign(x - clip)  # 1 above the range
+        below = (x + clip).sign_() if ctx.signed else torch.sign(x)  # -1 below the range, 0 on its edge
+        above = (x - clip).sign_()  # 1 above the range
         if not ctx.learn_clip:
             return grad * (below - above == 2), None, None, None, None
         grad_clip = None
         if ctx.needs_input_grad[1]:
-            total = grad.sum()
-            grad_clip = 0.5 * (total + (grad * above).sum())
-            if ctx.signed:
-                grad_clip = grad_clip - 0.5 * (total - (grad * below).sum())
-            grad_clip = grad_clip.reshape(clip.shape)
-        return below.sub_(above).mul_(0.5).mul_(grad), grad_clip, None, None, None
+            other = _dot(grad, below) if ctx.signed else grad.sum()
+            grad_clip = (0.5 * (_dot(grad, above) + other)).reshape(clip.shape)
+        return below.sub_(above).mul_(grad).mul_(0.5), grad_clip, None, None, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products, without writing the products out where the layout allows it."""
+    if a.is_contiguous() and b.is_contiguous() and a.dtype == b.dtype:
+        return torch.dot(a.view(-1), b.view(-1))
+    return (a * b).sum()
 
 
 class _QuantizeWeight(torch.autograd.Function):
