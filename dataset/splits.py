@@ -44,17 +44,21 @@ class Splits:
     source: dict[str, Any]
 
 
-def make_loader(dataset: Dataset, batch_size: int, *, shuffle: bool = False) -> DataLoader:
-    """Batches of (images, labels). Order and augmentation follow torch's global generator: seed it before an epoch."""
-    drop_last = shuffle and len(dataset) % batch_size == 1  # BatchNorm cannot train on a single image
+def make_loader(dataset: Dataset, batch_size: int, *, shuffle: bool = False, n_images: int | None = None) -> DataLoader:
+    """Batches of (images, labels). Order and augmentation follow torch's global generator: seed it before an epoch.
+
+    With `n_images` and `shuffle`, each epoch has so many images at most, drawn anew.
+    """
+    n = min(len(dataset), n_images or len(dataset))
+    drop_last = shuffle and n % batch_size == 1  # BatchNorm cannot train on a single image
+    order = RandomSampler(dataset, num_samples=n) if shuffle else SequentialSampler(dataset)
     if isinstance(dataset, TensorImages):
-        order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
         return DataLoader(dataset, sampler=BatchSampler(order, batch_size, drop_last), batch_size=None)
     workers = min(8, os.cpu_count() or 1)
     return DataLoader(
         dataset,
         batch_size,
-        shuffle=shuffle,
+        sampler=order,
         drop_last=drop_last,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),

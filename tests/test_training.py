@@ -232,7 +232,7 @@ def test_pairs_depend_on_seed_and_index_alone(few):
 def test_recipes():
     assert get_recipe(None, DIGITS) is RECIPES["digits"]
     assert get_recipe("tiny", DIGITS) is TINY
-    with pytest.raises(UserError, match="digits, tiny"):
+    with pytest.raises(UserError, match="digits, glyphs, tiny"):
         get_recipe("huge", DIGITS)
     with pytest.raises(UserError, match="--recipe"):
         get_recipe(None, APQ_IMAGENET)

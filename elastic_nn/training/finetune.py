@@ -40,12 +40,23 @@ def quantized_subnet(
     return net
 
 
-def train_epochs(net: MBConvNet, splits: Splits, config: TrainConfig, *, seed: int, device: torch.device) -> None:
-    """Train a network for all epochs and leave it as the last one made it, without looking at the validation images."""
+def train_epochs(
+    net: MBConvNet,
+    splits: Splits,
+    config: TrainConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    n_images: int | None = None,
+) -> None:
+    """Train a network for all epochs and leave it as the last one made it, without looking at the validation images.
+
+    With `n_images` an epoch is so many training images, drawn anew.
+    """
     optimizer = make_optimizer(net, config)
     for epoch in range(config.epochs):
         seed_epoch(seed, epoch)
-        train = make_loader(splits.train, config.batch_size, shuffle=True)
+        train = make_loader(splits.train, config.batch_size, shuffle=True, n_images=n_images)
         train_one_epoch(net, train, optimizer, config, epoch, device=device)
 
 

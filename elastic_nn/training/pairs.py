@@ -76,5 +76,5 @@ def short_finetune_top1(
     """Validation top-1 after the recipe's short finetune: its end, not its best epoch, which would flatter noise."""
     seed_epoch(seed, 0)
     net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_images, device)
-    train_epochs(net, splits, recipe.pair_finetune, seed=seed, device=device)
+    train_epochs(net, splits, recipe.pair_finetune, seed=seed, device=device, n_images=recipe.pair_epoch_images)
     return evaluate(net, make_loader(splits.val, 256), device).top1

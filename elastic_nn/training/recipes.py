@@ -30,6 +30,7 @@ class Recipe:
     recalibration_images: int
     pairs_float: int
     pairs_quant: int
+    pair_epoch_images: int | None = None  # an epoch of `pair_finetune` draws so many training images; None: all
 
 
 def _phases(train: dict[str, TrainConfig]) -> tuple[Phase, ...]:
@@ -57,6 +58,25 @@ DIGITS_RECIPE = Recipe(
     pairs_quant=300,
 )
 
+# Twenty times the images of digits: fewer epochs of them, fewer pairs, finetunes on a part drawn anew.
+GLYPHS_RECIPE = Recipe(
+    name="glyphs",
+    phases=_phases(
+        {
+            "largest": TrainConfig(epochs=18, lr=0.1, warmup_epochs=1),
+            "kernel": TrainConfig(epochs=4, lr=0.05),
+            "depth": TrainConfig(epochs=5, lr=0.05),
+            "width": TrainConfig(epochs=10, lr=0.05),
+        }
+    ),
+    pair_finetune=TrainConfig(epochs=1, lr=0.02, label_smoothing=0.0),
+    finetune=TrainConfig(epochs=5, lr=0.02, label_smoothing=0.0),
+    recalibration_images=1024,
+    pairs_float=500,
+    pairs_quant=200,
+    pair_epoch_images=2000,
+)
+
 # For tests and for trying out a set-up: it runs the whole way in seconds and reaches nothing.
 TINY_RECIPE = Recipe(
     name="tiny",
@@ -68,7 +88,7 @@ TINY_RECIPE = Recipe(
     pairs_quant=12,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (DIGITS_RECIPE, TINY_RECIPE)}
+RECIPES = {recipe.name: recipe for recipe in (DIGITS_RECIPE, GLYPHS_RECIPE, TINY_RECIPE)}
 
 
 def get_recipe(name: str | None, space: SearchSpace) -> Recipe:
