@@ -14,7 +14,6 @@ from apq.presets import DIGITS, GLYPHS
 from dataset import glyphs, load_splits
 from dataset.splits import make_loader
 from dataset.transforms import blur, random_strokes
-from elastic_nn.training.recipes import get_recipe
 
 FEW = {"train": 620, "val": 186, "test": 124}
 
@@ -133,12 +132,6 @@ def test_an_epoch_may_draw_some_of_the_images(cache):
     assert len(one) == len(other) == 100
     assert not torch.equal(one, other)
     assert sum(len(labels) for _, labels in make_loader(splits.val, 64, shuffle=True, n_images=10**6)) == 186
-
-
-def test_glyphs_have_a_recipe():
-    recipe = get_recipe(None, GLYPHS)
-    assert recipe.name == "glyphs"
-    assert [phase.name for phase in recipe.phases] == ["largest", "kernel", "depth", "width"]
 
 
 def test_blur_keeps_the_mean_and_spreads_by_sigma():
