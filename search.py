@@ -66,8 +66,8 @@ def build_parser() -> Parser:
     parser.add_argument("--prepare", choices=("acc", "acc_quant"), help="gather pairs and train a predictor instead")
     parser.add_argument("--acc_train_sample", type=int, help="pairs to gather (default: the recipe's)")
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
-    parser.add_argument("--data", type=Path, help="image folder with train/CLASS and val/CLASS; not needed for digits")
-    parser.add_argument("--recipe", help="training recipe: digits or tiny (default: the supernet's)")
+    parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
+    parser.add_argument("--recipe", help="training recipe: digits, glyphs or tiny (default: the supernet's)")
     add_common_flags(parser)
     return parser
 
@@ -189,6 +189,8 @@ def gather(
     }
     if quantized:
         made_by["finetune"] = asdict(recipe.pair_finetune)
+        if recipe.pair_epoch_images is not None:
+            made_by["epoch_images"] = recipe.pair_epoch_images
     check_agreement({"space": space_to_dict(space), "pairs": n_pairs, **made_by}, share)
     missing = store.open(space, made_by, n_pairs)
     wait(share)  # nobody adds pairs before all have seen which are missing

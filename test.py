@@ -25,7 +25,7 @@ from utils.costs import add_cost_flags, cost_rows, cost_source, network_costs, r
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--exp_dir", type=Path, default=Path("exps/test"), help="folder of the experiment")
-    parser.add_argument("--data", type=Path, help="image folder with train/CLASS and val/CLASS; not needed for digits")
+    parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
     add_cost_flags(parser, "what the search used")
     parser.add_argument("--batch_size", type=at_least(1), default=256, help="images evaluated at a time")
     add_common_flags(parser, seed=False)

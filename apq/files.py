@@ -13,6 +13,11 @@ from typing import IO, Any
 from apq.errors import UserError
 
 
+def cache_folder() -> Path:
+    """Where what can be made anew is kept: `$APQ_CACHE` or `~/.cache/apq`."""
+    return Path(os.environ.get("APQ_CACHE") or Path.home() / ".cache" / "apq")
+
+
 @contextlib.contextmanager
 def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary neighbour for writing; it replaces `path` (fsync, rename) only if the block succeeds.

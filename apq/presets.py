@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from apq.errors import UserError
@@ -47,6 +48,20 @@ DIGITS = SearchSpace(
     channel_step=8,
     operands=_apq_operands((4, 6, 8)),
     forbidden=(_NO_7X7_AT_4_BITS,),
+)
+
+# For images that are harder than digits: wider in the later stages, where a channel is cheap.
+GLYPHS = replace(
+    DIGITS,
+    name="glyphs",
+    dataset="glyphs",
+    n_classes=62,
+    stages=(
+        Stage(width=8, stride=2, depths=(1, 2, 3)),
+        Stage(width=16, stride=2, depths=(1, 2, 3)),
+        Stage(width=24, stride=2, depths=(1, 2)),
+    ),
+    head_width=64,
 )
 
 # First convolution, first block, six stages, last 1x1: the two width tables that published networks name.
@@ -114,7 +129,7 @@ def _words(value: object) -> str:
 
 APQ_IMAGENET = published_space()  # APQ (CVPR 2020): ProxylessNAS widths, MobileNetV2-like strides
 
-SPACES = {space.name: space for space in (DIGITS, APQ_IMAGENET)}
+SPACES = {space.name: space for space in (DIGITS, GLYPHS, APQ_IMAGENET)}
 
 
 def get_space(name: str) -> SearchSpace:

@@ -8,6 +8,7 @@ from typing import Any
 from apq.errors import UserError
 from apq.space import SearchSpace
 from dataset.digits import digits_splits
+from dataset.glyphs import glyphs_splits
 from dataset.imagenet import image_folder_splits
 from dataset.splits import Splits
 
@@ -31,6 +32,8 @@ def load_splits(space: SearchSpace, data_dir: Path | None = None) -> Splits:
         return image_folder_splits(space, data_dir)
     if space.dataset == "digits":
         return digits_splits(space)
+    if space.dataset == "glyphs":
+        return glyphs_splits(space)
     if space.dataset == "imagenet" and IMAGENET.is_dir():
         return image_folder_splits(space, IMAGENET)
     raise UserError(

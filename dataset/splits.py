@@ -56,16 +56,18 @@ def make_loader(
     shuffle: bool = False,
     share: tuple[int, int] = ALONE,
     sides: tuple[int, ...] = (),
+    n_images: int | None = None,
 ) -> DataLoader:
     """Batches of (images, labels); of several processes each gets its `share` of every batch of `batch_size`.
 
     Order and augmentation follow torch's global generator: seed it alike in all processes before an epoch. Batches are
     resized as a whole to one of `sides` (pixels), drawn anew for each; none leaves them as they are.
+    With `n_images` and `shuffle` an epoch has so many images at most, drawn anew.
     """
     if isinstance(dataset, TensorImages):
-        batches = _batches(dataset, batch_size, shuffle, share)
+        batches = _batches(dataset, batch_size, shuffle, share[1], n_images)
         return DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=_Part(share, sides))
-    return _worker_loader(dataset, batch_size, shuffle, share, sides)
+    return _worker_loader(dataset, batch_size, shuffle, share, sides, n_images)
 
 
 def resize(images: Tensor, side: int) -> Tensor:
@@ -75,11 +77,11 @@ def resize(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
-def _batches(dataset: Dataset, batch_size: int, shuffle: bool, share: tuple[int, int]) -> BatchSampler:
+def _batches(dataset: Dataset, batch_size: int, shuffle: bool, n_ranks: int, n_images: int | None) -> BatchSampler:
     """Index batches over all processes. BatchNorm cannot train on one image: a last batch too small for that goes."""
-    order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
-    rest = len(dataset) % batch_size
-    return BatchSampler(order, batch_size, drop_last=shuffle and 0 < rest < 2 * share[1])
+    n = min(len(dataset), n_images or len(dataset))
+    order = RandomSampler(dataset, num_samples=n) if shuffle and n else SequentialSampler(dataset)
+    return BatchSampler(order, batch_size, drop_last=shuffle and 0 < n % batch_size < 2 * n_ranks)
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,17 @@ class _Part:
 
 @functools.lru_cache(maxsize=16)  # its worker processes live on from epoch to epoch
 def _worker_loader(
-    dataset: Dataset, batch_size: int, shuffle: bool, share: tuple[int, int], sides: tuple[int, ...]
+    dataset: Dataset,
+    batch_size: int,
+    shuffle: bool,
+    share: tuple[int, int],
+    sides: tuple[int, ...],
+    n_images: int | None,
 ) -> DataLoader:
     workers = min(MOST_WORKERS, os.cpu_count() or 1)
     return DataLoader(
         dataset,
-        batch_sampler=_SeededBatches(_batches(dataset, batch_size, shuffle, share), share),
+        batch_sampler=_SeededBatches(_batches(dataset, batch_size, shuffle, share[1], n_images), share),
         collate_fn=_Collate(sides),
         num_workers=workers,
         persistent_workers=workers > 0,

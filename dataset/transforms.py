@@ -25,3 +25,30 @@ def random_affine(images: Tensor, *, degrees: float, shift: float, scale: float,
     ).view(n, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each image by a Gaussian of its own width. images: (N, C, H, W), sigma: (N,) in pixels, at most 1.5."""
+    n, c, h, w = images.shape
+    x = torch.arange(-4, 5, device=images.device)
+    kernel = (-0.5 * (x / sigma.clamp(min=1e-3)[:, None]) ** 2).exp()  # (N, 9)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(c, 0)
+    rows = F.pad(images.reshape(1, n * c, h, w), (4, 4, 4, 4), mode="replicate")
+    rows = F.conv2d(rows, kernel[:, None, None, :], groups=n * c)
+    return F.conv2d(rows, kernel[:, None, :, None], groups=n * c).view(n, c, h, w)
+
+
+def random_strokes(n: int, strokes: int, side: int, *, width: float) -> Tensor:
+    """Straight strokes of random place and strength, each from 0 to 1, one over the other: (n, 1, side, side).
+
+    `width` is in pixels. Ends lie up to a fifth of the side outside (torch's global generator).
+    """
+    ends = (torch.rand(n, strokes, 2, 2, 1) * 1.4 - 0.2) * side  # (n, strokes, end, x or y, 1)
+    start, along = ends[:, :, 0], ends[:, :, 1] - ends[:, :, 0]
+    centres = torch.arange(side) + 0.5
+    pixels = torch.stack([centres.repeat(side), centres.repeat_interleave(side)])  # (2, side * side)
+    away = pixels - start  # (n, strokes, 2, side * side)
+    share = ((away * along).sum(2, keepdim=True) / (along**2).sum(2, keepdim=True).clamp(min=1e-6)).clamp(0, 1)
+    distance = (away - share * along).norm(dim=2)
+    ink = (width / 2 + 0.5 - distance).clamp(0, 1) * torch.rand(n, strokes, 1)
+    return ink.amax(1).view(n, 1, side, side)

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import zipfile
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from apq.errors import UserError
-from apq.files import atomic_open, read_json
+from apq.files import atomic_open, cache_folder, read_json
 from apq.layers import ConvLayer, first_layers, last_layers, searchable_layers
 from apq.space import SearchSpace
 from lut.accelerator import Accelerator
@@ -43,10 +42,9 @@ def price(layers: Sequence[ConvLayer], accelerator: Accelerator | None = None) -
 
 
 def cache_file(accelerator: Accelerator) -> Path:
-    """Where an accelerator's prices are kept: `$APQ_CACHE` or `~/.cache/apq`, one file a configuration."""
+    """Where an accelerator's prices are kept: in the cache folder, one file a configuration."""
     key = json.dumps({"version": MODEL_VERSION, **asdict(accelerator)}, sort_keys=True)
-    folder = Path(os.environ.get("APQ_CACHE") or Path.home() / ".cache" / "apq")
-    return folder / f"bitfusion-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    return cache_folder() / f"bitfusion-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
 
 def _row(layer: ConvLayer) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from apq.errors import UserError
 from apq.genes import largest_subnet, smallest_subnet
-from apq.presets import APQ_IMAGENET, DIGITS
+from apq.presets import APQ_IMAGENET, DIGITS, GLYPHS
 from dataset import load_splits
 from dataset.splits import Splits, TensorImages, make_loader
 from elastic_nn.modules.mbconv import ElasticMBConv
@@ -310,10 +310,29 @@ def test_pairs_depend_on_seed_and_index_alone(few):
     assert short_finetune_top1(supernet, subnet, few, TINY, 12, CPU) == first
 
 
+def test_a_pair_may_be_finetuned_on_a_part_of_the_images(few):
+    torch.manual_seed(0)
+    supernet = DynamicQuantizedProxylessNASNets(space=DIGITS)
+    looks = []
+
+    def count(images):
+        looks.append(len(images))
+        return images
+
+    counted = replace(few, train=TensorImages(few.train.images, few.train.labels, count))
+    for n, expected in ((None, [64, 64]), (70, [64, 6])):
+        looks.clear()
+        short_finetune_top1(
+            supernet, largest_subnet(DIGITS), counted, replace(TINY, pair_epoch_images=n), seed=0, device=CPU
+        )
+        assert looks == expected
+
+
 def test_recipes():
     assert get_recipe(None, DIGITS) is RECIPES["digits"]
+    assert get_recipe(None, GLYPHS) is RECIPES["glyphs"]
     assert get_recipe("tiny", DIGITS) is TINY
-    with pytest.raises(UserError, match="digits, apq-imagenet, tiny"):
+    with pytest.raises(UserError, match="digits, glyphs, apq-imagenet, tiny"):
         get_recipe("huge", DIGITS)
     with pytest.raises(UserError, match="--recipe"):
         get_recipe(None, replace(APQ_IMAGENET, name="mine"))

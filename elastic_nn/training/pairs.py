@@ -76,5 +76,6 @@ def short_finetune_top1(
     """Validation top-1 after the recipe's short finetune: its end, not its best epoch, which would flatter noise."""
     seed_epoch(seed, 0)
     net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_images, device)
-    train_epochs(net, splits, recipe.pair_finetune, seed=seed, device=device, side=subnet.resolution)
-    return evaluate(net, make_loader(splits.val, EVALUATION_BATCH, sides=(subnet.resolution,)), device).top1
+    config, side = recipe.pair_finetune, subnet.resolution
+    train_epochs(net, splits, config, seed=seed, device=device, side=side, n_images=recipe.pair_epoch_images)
+    return evaluate(net, make_loader(splits.val, EVALUATION_BATCH, sides=(side,)), device).top1

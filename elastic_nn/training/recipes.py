@@ -34,6 +34,7 @@ class Recipe:
     recalibration_images: int
     pairs_float: int
     pairs_quant: int
+    pair_epoch_images: int | None = None  # an epoch of `pair_finetune` draws so many training images; None: all
 
 
 def _phases(train: dict[str, TrainConfig]) -> tuple[Phase, ...]:
@@ -59,6 +60,25 @@ DIGITS_RECIPE = Recipe(
     recalibration_images=1024,
     pairs_float=1000,
     pairs_quant=300,
+)
+
+# Twenty times the images of digits: fewer epochs of them, fewer pairs, finetunes on a part drawn anew.
+GLYPHS_RECIPE = Recipe(
+    name="glyphs",
+    phases=_phases(
+        {
+            "largest": TrainConfig(epochs=18, lr=0.1, warmup_epochs=1),
+            "kernel": TrainConfig(epochs=4, lr=0.05),
+            "depth": TrainConfig(epochs=5, lr=0.05),
+            "width": TrainConfig(epochs=10, lr=0.05),
+        }
+    ),
+    pair_finetune=TrainConfig(epochs=1, lr=0.02, label_smoothing=0.0),
+    finetune=TrainConfig(epochs=5, lr=0.02, label_smoothing=0.0),
+    recalibration_images=1024,
+    pairs_float=500,
+    pairs_quant=200,
+    pair_epoch_images=2000,
 )
 
 # For tests and for trying out a set-up: it runs the whole way in seconds and reaches nothing.
@@ -98,13 +118,14 @@ APQ_IMAGENET_RECIPE = Recipe(
     name="apq-imagenet",
     phases=_published_phases(),
     pair_finetune=TrainConfig(epochs=1, lr=1e-3, batch_size=256, weight_decay=4e-5),
+    pair_epoch_images=256_000,  # a fifth of ImageNet, or 5,000 pairs would cost 5,000 epochs
     finetune=TrainConfig(epochs=30, lr=1e-3, batch_size=256, weight_decay=4e-5, label_smoothing=0.1),
     recalibration_images=2000,
     pairs_float=80_000,
     pairs_quant=5_000,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (DIGITS_RECIPE, APQ_IMAGENET_RECIPE, TINY_RECIPE)}
+RECIPES = {recipe.name: recipe for recipe in (DIGITS_RECIPE, GLYPHS_RECIPE, APQ_IMAGENET_RECIPE, TINY_RECIPE)}
 
 
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:

@@ -1,0 +1,176 @@
+"""Drawn characters, harder than digits: 0-9, A-Z and a-z in the fonts that matplotlib ships, with none to download.
+
+Made on first use and kept in the cache folder. Some letters differ between their cases by size alone (c, o, s, x, ...),
+some characters hardly at all (0 and O, 1, I and l): they are part of the difficulty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import string
+import zipfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from apq.errors import UserError
+from apq.files import atomic_open, cache_folder
+from apq.space import SearchSpace
+from dataset.splits import Splits, TensorImages
+from dataset.transforms import blur, random_affine, random_strokes
+
+CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
+# A family is on one side with all its weights and slants. matplotlib's other fonts lack letters.
+TRAIN_FONTS = (
+    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
+    *("DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"),
+    *("cmr10", "cmb10", "cmti10", "cmmi10", "cmss10", "cmtt10"),
+)
+TEST_FONTS = (
+    *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
+    *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
+)
+N_IMAGES = {"train": 20_000, "val": 5_000, "test": 10_000}
+SPLIT_SEED = 0  # the images are part of the data set, not of an experiment
+
+# What makes the images, all of it in the name of the cache file; MAKER is raised when the code below draws otherwise.
+MAKER = 1
+SIDE, DRAWN_SIDE, FONT_SIZE = 32, 64, 48  # pixels: stored, drawn, height of the drawn font
+AFFINE = {"degrees": 15, "shift": 0.1, "scale": 0.15, "shear": 0.2}
+INK = (0.45, 0.8)  # least and most contrast of a character
+STROKES, STROKE_WIDTH, STROKE_INK = 2, 1.5, 0.45  # clutter: number, pixels, contrast of the strongest
+BLUR = (0.3, 1.0)  # standard deviation in pixels
+NOISE = (0.04, 0.12)  # standard deviation, in units of the grey range
+BLACK = 0.2  # grey of the ground, so that noise is not cut off
+
+MEAN, STD = 0.263, 0.165  # of all training pixels, scaled to 0..1
+LIGHT_AFFINE = {"degrees": 8, "shift": 0.05, "scale": 0.08, "shear": 0.08}
+LIGHT_NOISE = 0.35  # in units of STD: makes up for the noise that interpolation smooths away
+
+
+def distort(images: Tensor) -> Tensor:
+    """A slightly different view of each image (torch's global generator). (N, C, H, W)."""
+    views = random_affine(images, **LIGHT_AFFINE)
+    return views + LIGHT_NOISE * torch.randn_like(views)
+
+
+def glyphs_splits(space: SearchSpace, n_images: dict[str, int] = N_IMAGES) -> Splits:
+    """20,000 training, 5,000 validation and 10,000 test images, at the space's resolution and channels.
+
+    Training and validation share their fonts, test images have others. Every image is distorted once and for all;
+    training images are distorted lightly anew each time.
+    """
+    if space.n_classes != len(CHARACTERS):
+        raise UserError(f"glyphs have {len(CHARACTERS)} classes; space {space.name} has {space.n_classes}")
+    arrays = load_glyphs(n_images)
+    side = space.resolutions[-1]
+    parts = {}
+    for part in N_IMAGES:
+        images = (torch.from_numpy(arrays[f"{part}_images"]).float().unsqueeze(1) / 255 - MEAN) / STD
+        if side != SIDE:
+            images = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
+        parts[part] = images.expand(-1, space.in_channels, -1, -1), torch.from_numpy(arrays[f"{part}_labels"])
+    return Splits(
+        train=TensorImages(*parts["train"], distort),
+        calibration=TensorImages(*parts["train"]),
+        val=TensorImages(*parts["val"]),
+        test=TensorImages(*parts["test"]),
+        source={"dataset": "glyphs", "version": version(n_images)},
+    )
+
+
+def version(n_images: dict[str, int]) -> str:
+    """Identity of the images: a hash of all that makes them."""
+    made_by = {
+        "maker": [MAKER, SPLIT_SEED, CHARACTERS, TRAIN_FONTS, TEST_FONTS, n_images],
+        "drawing": [SIDE, DRAWN_SIDE, FONT_SIZE],
+        "look": [AFFINE, INK, STROKES, STROKE_WIDTH, STROKE_INK, BLUR, NOISE, BLACK],
+    }
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cache_file(n_images: dict[str, int] = N_IMAGES) -> Path:
+    """Where the images are kept."""
+    return cache_folder() / f"glyphs-{version(n_images)}.npz"
+
+
+def load_glyphs(n_images: dict[str, int] = N_IMAGES) -> dict[str, np.ndarray]:
+    """`PART_images` (n, 32, 32) uint8 and `PART_labels` (n,) int64 of each part: from the cache, or made for it."""
+    file = cache_file(n_images)
+    arrays = _read_cache(file, n_images)
+    if arrays is None:
+        arrays = make_glyphs(n_images)
+        # A cache that cannot be kept is no loss.
+        with contextlib.suppress(OSError, UserError), atomic_open(file, "wb") as out:
+            np.savez(out, **arrays)
+    return arrays
+
+
+def make_glyphs(n_images: dict[str, int]) -> dict[str, np.ndarray]:
+    """Draw all images; torch's global generator is left as it was."""
+    arrays = {}
+    drawn = {"train": draw(TRAIN_FONTS), "test": draw(TEST_FONTS)}
+    drawn["val"] = drawn["train"]
+    with torch.random.fork_rng(devices=[]):
+        for index, part in enumerate(N_IMAGES):
+            torch.manual_seed(1000 * SPLIT_SEED + index)
+            fonts, n = len(drawn[part]), n_images[part]
+            order = torch.randperm(n)  # each class and each font of it equally often
+            labels, font = order % len(CHARACTERS), order // len(CHARACTERS) % fonts
+            images = [
+                photograph(drawn[part][f, c])
+                for f, c in zip(font.split(1000), labels.split(1000), strict=True)  # a batch's tensors stay small
+            ]
+            arrays[f"{part}_images"] = torch.cat(images).squeeze(1).numpy()
+            arrays[f"{part}_labels"] = labels.numpy()
+    return arrays
+
+
+def draw(fonts: tuple[str, ...]) -> Tensor:
+    """Every character in every font, white on black, on the font's own line: (fonts, 62, 64, 64) uint8."""
+    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    drawn = np.zeros((len(fonts), len(CHARACTERS), DRAWN_SIDE, DRAWN_SIDE), dtype=np.uint8)
+    for i, name in enumerate(fonts):
+        # The basic layout is everywhere; the other one depends on a library of the system.
+        font = ImageFont.truetype(str(folder / f"{name}.ttf"), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
+        for j, character in enumerate(CHARACTERS):
+            image = Image.new("L", (DRAWN_SIDE, DRAWN_SIDE))
+            centre = (DRAWN_SIDE / 2, DRAWN_SIDE / 2)
+            ImageDraw.Draw(image).text(centre, character, fill=255, font=font, anchor="mm")
+            drawn[i, j] = np.asarray(image)
+    return torch.from_numpy(drawn)
+
+
+def photograph(drawn: Tensor) -> Tensor:
+    """A random bad photograph of each drawn character: (N, 64, 64) uint8 -> (N, 1, 32, 32) uint8."""
+    n = len(drawn)
+    views = random_affine(drawn.unsqueeze(1).float() / 255, **AFFINE)
+    ink = F.avg_pool2d(views, DRAWN_SIDE // SIDE) * _uniform(INK, n).view(n, 1, 1, 1)
+    clutter = STROKE_INK * random_strokes(n, STROKES, SIDE, width=STROKE_WIDTH)
+    images = BLACK + blur(torch.maximum(ink, clutter), _uniform(BLUR, n))
+    images = images + _uniform(NOISE, n).view(n, 1, 1, 1) * torch.randn_like(images)
+    return (255 * images).round().clamp(0, 255).to(torch.uint8)
+
+
+def _uniform(ends: tuple[float, float], n: int) -> Tensor:
+    low, high = ends
+    return low + (high - low) * torch.rand(n)
+
+
+def _read_cache(file: Path, n_images: dict[str, int]) -> dict[str, np.ndarray] | None:
+    try:
+        with file.open("rb") as handle, np.load(handle) as data:
+            arrays = {name: data[name] for part in N_IMAGES for name in (f"{part}_images", f"{part}_labels")}
+    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
+        return None  # absent or damaged: it is made anew
+    found = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
+    whole = {f"{part}_images": ((n, SIDE, SIDE), "uint8") for part, n in n_images.items()}
+    whole |= {f"{part}_labels": ((n,), "int64") for part, n in n_images.items()}
+    return arrays if found == whole else None
