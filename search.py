@@ -4,7 +4,8 @@
   search.py --prepare acc                                        gather float pairs, train the accuracy predictor
   search.py --prepare acc_quant --acc_train_sample N             gather N quantized pairs, transfer the predictor
 
-Preparing appends to dataset/NetInfo/SPACE and continues where it was killed; torchrun shares it among processes.
+What was killed continues with the same command. Preparing appends to dataset/NetInfo/SPACE; torchrun shares it among
+processes.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.pairs import gather_float, gather_quantized
 from elastic_nn.training.recipes import get_recipe
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
+from methods.evolution.search_state import load_state
 from utils.costs import CostSource, add_cost_flags, cost_rows, cost_source, network_costs
 from utils.latency_predictor import UNITS, LatencyPredictor
 from utils.plots import plot_history
@@ -109,9 +111,6 @@ def search(args: argparse.Namespace) -> None:
     finder = EvolutionFinder(
         space, predictor.fast(), cost.predict, args.constraint, config, cost.cheapest_genes(), cost.unit
     )
-    with tqdm(total=config.generations, desc="search", disable=None) as bar:
-        found = finder.run(lambda record: bar.update(record["generation"] > 0))
-    experiment.clear()
     settings = {
         "space": space_to_dict(space),
         "acc_predictor_dir": str(args.acc_predictor_dir),
@@ -121,11 +120,27 @@ def search(args: argparse.Namespace) -> None:
         "scope": scope,
         "evolution": asdict(config),
         **source.record(),
-        "predicted_accuracy": found.accuracy,
     }
-    experiment.save_found(space, found.subnet, found.cost, settings, found.history)
-    plot_history(found.history, experiment.plot, constraint=args.constraint, quantity=args.type, unit=cost.unit)
+    asked = {**settings, "predictor": digest(predictor.state_dict())}
+    if args.overwrite and not _same_search(experiment, asked):
+        experiment.search_state.unlink(missing_ok=True)
+    with tqdm(total=config.generations, desc="search", disable=None) as bar:
+        found = finder.run(
+            lambda record: bar.update(record["generation"] - bar.n), state_file=experiment.search_state, asked=asked
+        )
+    settings["predicted_accuracy"] = found.accuracy
+    with experiment.replaced() as new:
+        new.save_found(space, found.subnet, found.cost, settings, found.history)
+        plot_history(found.history, new.plot, constraint=args.constraint, quantity=args.type, unit=cost.unit)
     report(args, experiment, space, found, settings, source)
+
+
+def _same_search(experiment: Experiment, asked: dict[str, Any]) -> bool:
+    """Whether an unfinished search was asked for the same."""
+    try:
+        return load_state(experiment.search_state, asked) is not None
+    except UserError:
+        return False
 
 
 def report(
@@ -224,6 +239,7 @@ def fit(
         initial=load_predictor(folder.acc, space) if quantized else None,
         config=config,
         device=device,
+        state_file=folder.state_of(target),
     )
     facts = {
         "data": {"pairs": str(store.path), "n_pairs": len(genes), **made_by},
@@ -231,6 +247,7 @@ def fit(
         "predictor_training": asdict(config),
     }
     save_predictor(target, predictor, facts)
+    folder.state_of(target).unlink(missing_ok=True)
     if args.json:
         print(json.dumps({"predictor": str(target), **facts}))
         return

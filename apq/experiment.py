@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,10 @@ class Experiment:
         return self.path / "history.png"
 
     @property
+    def search_state(self) -> Path:
+        return self.path / "search.state.npz"
+
+    @property
     def best_checkpoint(self) -> Path:
         return self.path / "checkpoint" / "model_best.pth.tar"
 
@@ -63,17 +69,22 @@ class Experiment:
         return self.path / "checkpoint" / "checkpoint.pth.tar"
 
     def check_free(self, overwrite: bool) -> None:
-        """UserError if it exists and may not be replaced, or cannot be written. For before the work; `clear` after."""
+        """UserError if it exists and may not be replaced, or cannot be written. For before the work."""
         check_writable(self.path)
         if self.arch.exists() and not overwrite:
             raise UserError(f"experiment {self.path} exists; choose another --exp_name or give --overwrite")
 
-    def clear(self) -> None:
-        """Remove what an earlier run of the same name left."""
-        self.acc.unlink(missing_ok=True)
-        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
-        for item in (self.arch, self.lat, self.config, self.history, self.plot):
-            item.unlink(missing_ok=True)
+    @contextlib.contextmanager
+    def replaced(self) -> Iterator[Experiment]:
+        """An empty experiment to fill: it takes the place of this one, and all it held, if the block succeeds."""
+        new, old = (self.path.with_name(f".{self.path.name}.{what}") for what in ("new", "old"))
+        for left_over in (new, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+        yield Experiment(new)
+        if self.path.exists():
+            self.path.replace(old)
+        new.replace(self.path)
+        shutil.rmtree(old, ignore_errors=True)
 
     def save_found(
         self, space: SearchSpace, subnet: Subnet, cost: float, config: dict[str, Any], history: list[dict[str, Any]]

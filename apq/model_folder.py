@@ -32,6 +32,10 @@ class ModelFolder:
     def acc_quant(self) -> Path:
         return self.path / "acc_quant.pt"
 
+    def state_of(self, predictor: Path) -> Path:
+        """State of a predictor's unfinished training."""
+        return predictor.with_suffix(".state.pt")
+
     @property
     def training(self) -> Path:
         return self.path / "training.json"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +15,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
+from apq.checkpoint import digest, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.space import SearchSpace
 from utils.accuracy_predictor import AccuracyPredictor, one_thread_an_operation, scale_output, transfer
@@ -18,6 +23,7 @@ from utils.converter import Converter
 from utils.predictor_files import different_spaces
 
 FEWEST_PAIRS = 10
+SAVE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +73,16 @@ def train_predictor(
     initial: AccuracyPredictor | None = None,
     config: PredictorConfig | None = None,
     device: torch.device | str = "cpu",
+    state_file: Path | None = None,
 ) -> tuple[AccuracyPredictor, PredictorScores]:
     """Fit a predictor to pairs: genes `(n, genes)` and accuracies `(n,)`, fractions 0..1.
 
     `quantize=False` takes float accuracies and ignores the bits. `initial` is trained further instead of random
     weights; a full-precision one is transferred first where `quantize` is asked for (APQ, section 3.2). The held-out
     pairs only score. The same seed gives the same weights on one machine. Returns the predictor, on the CPU and in the
-    scale of the accuracies. UserError for too few pairs, for accuracies that are not finite, or another space.
+    scale of the accuracies. With a `state_file` the state is saved every few seconds, and a call with the same
+    arguments continues from it; the caller removes it. UserError for too few pairs, for accuracies that are not finite,
+    or another space.
     """
     config, accuracies = config or PredictorConfig(), np.asarray(accuracies, dtype=np.float64)
     if len(genes) != len(accuracies):
@@ -92,7 +101,12 @@ def train_predictor(
     features = torch.from_numpy(Converter(space).encode(genes[train]))
     targets = torch.from_numpy(((accuracies[train] - mean) / std).astype(np.float32))
     with one_thread_an_operation():
-        _fit(predictor.to(device), features.to(device), targets.to(device), config)
+        asked = {
+            "config": asdict(config),
+            "pairs": hashlib.sha256(genes.astype(np.int64).tobytes() + accuracies.tobytes()).hexdigest(),
+            "start": digest(predictor.state_dict()),
+        }
+        _fit(predictor.to(device), features.to(device), targets.to(device), config, state_file, asked)
     scale_output(predictor.cpu(), std, mean)
     return predictor, score(predictor, genes[held_out], accuracies[held_out], n_train=len(train))
 
@@ -129,15 +143,37 @@ def _start(
     return predictor
 
 
-def _fit(predictor: AccuracyPredictor, features: Tensor, targets: Tensor, config: PredictorConfig) -> None:
+def _fit(
+    predictor: AccuracyPredictor,
+    features: Tensor,
+    targets: Tensor,
+    config: PredictorConfig,
+    state_file: Path | None,
+    asked: dict[str, Any],
+) -> None:
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
     shuffle = torch.Generator().manual_seed(config.seed)
+    first = 0
+    if state_file and state_file.exists():
+        state = load_checkpoint(state_file, ("asked", "epoch", "predictor", "optimizer", "schedule", "shuffle"))
+        if state["asked"] == asked:  # or else it is of another training, which took seconds: start anew
+            predictor.load_state_dict(state["predictor"])
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            shuffle.set_state(state["shuffle"])
+            first = state["epoch"]
     predictor.train()
-    for _ in tqdm(range(config.epochs), desc="predictor", unit="epoch", disable=None, leave=False):
+    saved = time.monotonic()
+    for epoch in tqdm(range(first, config.epochs), desc="predictor", unit="epoch", disable=None, leave=False):
         for batch in torch.randperm(len(targets), generator=shuffle).to(targets.device).split(config.batch_size):
             optimizer.zero_grad()
             F.mse_loss(predictor(features[batch]), targets[batch]).backward()
             optimizer.step()
         schedule.step()
+        if state_file and time.monotonic() - saved > SAVE_SECONDS:
+            state = {"predictor": predictor, "optimizer": optimizer, "schedule": schedule}
+            state = {name: part.state_dict() for name, part in state.items()}
+            save_checkpoint(state_file, {"asked": asked, "epoch": epoch + 1, "shuffle": shuffle.get_state(), **state})
+            saved = time.monotonic()
     predictor.eval()

@@ -29,8 +29,10 @@ def running_slots(space: SearchSpace, subnet: Subnet) -> list[int]:
 @torch.no_grad()
 def extract_subnet(supernet: MBConvNet, space: SearchSpace, subnet: Subnet) -> MBConvNet:
     """Cut a subnet out of a supernet that runs it: weights, BatchNorm statistics and quantizer ranges, copied."""
-    net = build_subnet(space, subnet, supernet.scheme)
-    net.to(next(supernet.parameters()).device, next(supernet.parameters()).dtype)
+    with torch.device("meta"):  # every tensor is copied below: none need be drawn first
+        net = build_subnet(space, subnet, supernet.scheme)
+    like = next(supernet.parameters())
+    net = net.to(like.dtype).to_empty(device=like.device)
     pairs = [(supernet.first_conv, net.first_conv), (supernet.feature_mix_layer, net.feature_mix_layer)]
     for source, target in zip(supernet.active_blocks, net.blocks, strict=True):
         named = supernet.blocks[source].layers()

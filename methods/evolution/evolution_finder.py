@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,9 @@ from apq.space import SearchSpace
 from apq.subnet import Subnet
 from methods.evolution.budget import Budget, Seen, check_reachable, fill, newcomers
 from methods.evolution.operators import crossover, mutate
+from methods.evolution.search_state import SearchState, load_state, save_state
+
+SAVE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +103,50 @@ class EvolutionFinder:
         if cheapest is not None:
             check_reachable(space, self.budget, cheapest)
 
-    def run(self, on_generation: Callable[[dict[str, Any]], None] | None = None) -> Found:
+    def run(
+        self,
+        on_generation: Callable[[dict[str, Any]], None] | None = None,
+        state_file: Path | None = None,
+        asked: dict[str, Any] | None = None,
+    ) -> Found:
         """Run the search; the same seed gives the same result. `on_generation` gets each record as it is made.
 
         Parents, mutants and crossovers compete in one pool, and no candidate is scored twice. The search also ends
-        when no new candidate can be found.
+        when no new candidate can be found. With a `state_file` the state is saved about once a second, and the same
+        call continues from it; `asked` is all that the result depends on, so that no other search does.
         """
-        config, history = self.config, []
+        config, asked = self.config, asked or {}
+        state = load_state(state_file, asked) if state_file else None
+        if state is None:
+            pool, seen, rng, history, since_better = self._first_generation(on_generation)
+        else:
+            pool = _Pool(state.genes, state.accuracies, state.costs)
+            history, since_better = state.history, state.since_better
+            seen = replace(Seen.nothing(self.space), keys=state.seen)
+            rng = np.random.default_rng()
+            rng.bit_generator.state = state.rng
+        saved = time.monotonic()
+        for _ in range(len(history) - 1, config.generations):
+            if since_better == config.patience:
+                break
+            parents = pool.best(max(2, round(config.parent_ratio * config.population)))
+            genes, costs, seen = self._children(parents.genes, seen, rng)
+            if not len(genes):
+                break
+            pool = parents.joined(self._scored(genes, costs))
+            self._record(history, pool, len(genes), on_generation)
+            since_better = 0 if pool.accuracies[0] > parents.accuracies[0] else since_better + 1
+            if state_file and time.monotonic() - saved > SAVE_SECONDS:
+                rest = {"rng": rng.bit_generator.state, "history": history, "since_better": since_better}
+                save_state(state_file, SearchState(**vars(pool), seen=seen.keys, **rest), asked)
+                saved = time.monotonic()
+        (subnet,) = subnets_of(self.space, pool.genes[:1])
+        return Found(subnet=subnet, accuracy=float(pool.accuracies[0]), cost=float(pool.costs[0]), history=history)
+
+    def _first_generation(
+        self, on_generation: Callable[[dict[str, Any]], None] | None
+    ) -> tuple[_Pool, Seen, np.random.Generator, list[dict[str, Any]], int]:
+        config = self.config
         rng = np.random.default_rng(config.seed)
         genes, costs, seen = fill(
             config.population,
@@ -118,21 +160,9 @@ class EvolutionFinder:
                 f"no subnet of space {self.space.name} within {self.budget} found in {config.max_rounds} rounds of "
                 "drawing; raise the constraint"
             )
-        pool = self._scored(genes, costs).ranked()
+        pool, history = self._scored(genes, costs).ranked(), []
         self._record(history, pool, len(genes), on_generation)
-        since_better = 0
-        for _ in range(config.generations):
-            parents = pool.best(max(2, round(config.parent_ratio * config.population)))
-            genes, costs, seen = self._children(parents.genes, seen, rng)
-            if not len(genes):
-                break
-            pool = parents.joined(self._scored(genes, costs))
-            self._record(history, pool, len(genes), on_generation)
-            since_better = 0 if pool.accuracies[0] > parents.accuracies[0] else since_better + 1
-            if since_better == config.patience:
-                break
-        (subnet,) = subnets_of(self.space, pool.genes[:1])
-        return Found(subnet=subnet, accuracy=float(pool.accuracies[0]), cost=float(pool.costs[0]), history=history)
+        return pool, seen, rng, history, 0
 
     def _children(
         self, parents: np.ndarray, seen: Seen, rng: np.random.Generator
