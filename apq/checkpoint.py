@@ -56,3 +56,28 @@ def load_checkpoint(path: Path, required: tuple[str, ...] = ()) -> dict[str, Any
     if missing := [key for key in required if key not in data]:
         raise UserError(f"{path} is not the expected kind of checkpoint: it lacks {', '.join(missing)}")
     return data
+
+
+def check_fit(
+    found: Mapping[str, Any], expected: Mapping[str, torch.Size], extra_allowed: tuple[str, ...] = ()
+) -> None:
+    """UserError unless `found` has exactly the expected keys, as tensors of the expected shapes.
+
+    It names the first keys that are missing, extra or misshapen, and how many there are.
+    """
+    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise UserError("weights must be names and tensors only")
+    missing = [key for key in expected if key not in found]
+    extra = [key for key in found if key not in expected and key not in extra_allowed]
+    odd = [
+        f"{key} {tuple(found[key].shape)} for {tuple(shape)}"
+        for key, shape in expected.items()
+        if key in found and found[key].shape != shape
+    ]
+    problems = [
+        f"{len(keys)} {what} ({', '.join(map(str, keys[:5]))}{', ...' if len(keys) > 5 else ''})"
+        for what, keys in (("missing", missing), ("extra", extra), ("of another shape", odd))
+        if keys
+    ]
+    if problems:
+        raise UserError("weights do not fit the network, keys: " + "; ".join(problems))

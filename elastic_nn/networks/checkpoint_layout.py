@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apq.checkpoint import check_fit
 from apq.errors import UserError
 from elastic_nn.quantizers.functional import CALIBRATION_CEILING
 
@@ -77,27 +78,12 @@ def from_published(state: Mapping[str, Any], net: nn.Module, *, elastic: bool = 
     A file of a float network may lack every range. UserError names the first keys that are missing, extra or
     misshapen.
     """
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise UserError("not a checkpoint of a network: it must hold names and tensors only")
     found = {key.removeprefix("module."): value for key, value in state.items()}  # as data parallel training names them
     ours = {published_key(key, elastic=elastic): key for key in net.state_dict()}
     if not any(key.endswith(RANGES) for key in found):
         ours = {key: own for key, own in ours.items() if not key.endswith(RANGES)}
     shapes = {key: tensor.shape for key, tensor in net.state_dict().items()}
-    missing = [key for key in ours if key not in found]
-    extra = [key for key in found if key not in ours and key != RAW_INPUT_RANGE]
-    odd = [
-        f"{key} {tuple(found[key].shape)} for {tuple(shapes[own])}"
-        for key, own in ours.items()
-        if key in found and found[key].shape != shapes[own]
-    ]
-    problems = [
-        f"{len(keys)} {what} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
-        for what, keys in (("missing", missing), ("extra", extra), ("of another shape", odd))
-        if keys
-    ]
-    if problems:
-        raise UserError("weights do not fit the network, keys: " + "; ".join(problems))
+    check_fit(found, {key: shapes[own] for key, own in ours.items()}, extra_allowed=(RAW_INPUT_RANGE,))
     return {own: found[key] for key, own in ours.items()}
 
 

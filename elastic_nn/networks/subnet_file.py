@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from apq.checkpoint import load_checkpoint, save_checkpoint
+from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.presets import published_space
@@ -69,7 +69,8 @@ def _rebuild(path: Path, data: Mapping[str, Any]) -> tuple[MBConvNet, SearchSpac
     subnet = subnet_from_spec(space, {**data["arch"], **data["policy"]})
     net = build_subnet(space, subnet, LINEAR)
     try:
-        net.load_state_dict(data["state_dict"])
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: the weights do not fit the architecture that it names") from error
+        check_fit(data["state_dict"], {key: value.shape for key, value in net.state_dict().items()})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    net.load_state_dict(data["state_dict"])
     return net, space, subnet

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apq.checkpoint import load_checkpoint, save_checkpoint
+from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from elastic_nn.networks.checkpoint_layout import CLASSIFIER, RANGES, published_state
@@ -40,9 +40,10 @@ def load_supernet(path: Path) -> tuple[DynamicProxylessNASNets, Origin]:
         raise UserError(f"{path} is not a supernet: it lacks {', '.join(missing)}")
     net = DynamicProxylessNASNets(space=space_from_dict(data["space"]))
     try:
-        net.load_state_dict(data["state_dict"])
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: the weights do not fit space {net.space.name}") from error
+        check_fit(data["state_dict"], {key: value.shape for key, value in net.state_dict().items()})
+    except UserError as error:
+        raise UserError(f"{path}, space {net.space.name}: {error}") from error
+    net.load_state_dict(data["state_dict"])
     return net, Origin(recipe=data["recipe"], images=data.get("images"))
 
 
