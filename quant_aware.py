@@ -27,7 +27,7 @@ from elastic_nn.networks.supernet_file import load_quantized_supernet
 from elastic_nn.training.distributed import check_agreement, processes
 from elastic_nn.training.engine import Execution
 from elastic_nn.training.finetune import finetune, quantized_subnet
-from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.recipes import RECIPES, get_recipe
 
 
 def build_parser() -> Parser:
@@ -36,7 +36,7 @@ def build_parser() -> Parser:
     parser.add_argument("--exp_dir", type=Path, help="folder of the experiment (default: exps/EXP_NAME)")
     parser.add_argument("--supernet", type=Path, help="file of the supernet (default: the one beside the predictor)")
     parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
-    parser.add_argument("--recipe", help="training recipe: digits, glyphs or tiny (default: the supernet's)")
+    parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the supernet's)")
     parser.add_argument("--epochs", type=int, help="epochs of training (default: the recipe's)")
     parser.add_argument("--lr", type=float, help="learning rate at the start of the cosine (default: the recipe's)")
     parser.add_argument("--batch_size", type=int, help="images a step (default: the recipe's)")

@@ -35,7 +35,7 @@ from dataset.pairs import NETINFO, PairStore
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
 from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.pairs import gather_float, gather_quantized
-from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.recipes import RECIPES, get_recipe
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
 from methods.evolution.search_state import load_state
 from utils.costs import CostSource, add_cost_flags, cost_rows, cost_source, network_costs
@@ -69,7 +69,7 @@ def build_parser() -> Parser:
     parser.add_argument("--acc_train_sample", type=int, help="pairs to gather (default: the recipe's)")
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
     parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
-    parser.add_argument("--recipe", help="training recipe: digits, glyphs or tiny (default: the supernet's)")
+    parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the supernet's)")
     add_common_flags(parser)
     return parser
 

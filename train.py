@@ -30,14 +30,14 @@ from elastic_nn.networks.supernet_file import save_supernet
 from elastic_nn.training.distributed import check_agreement, processes
 from elastic_nn.training.engine import Execution
 from elastic_nn.training.progressive_shrinking import train_supernet
-from elastic_nn.training.recipes import get_recipe, with_batch_size
+from elastic_nn.training.recipes import RECIPES, get_recipe, with_batch_size
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--space", default="digits", help="a preset, or the path of a space in a .json file")
     parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
-    parser.add_argument("--recipe", help="training recipe: digits, glyphs or tiny (default: the space's own)")
+    parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the space's own)")
     parser.add_argument("--out", type=Path, help="folder of the result (default: models/SPACE)")
     parser.add_argument("--overwrite", action="store_true", help="replace a supernet that exists")
     parser.add_argument("--batch_size", type=at_least(2), help="images a step, of all processes (default: recipe)")

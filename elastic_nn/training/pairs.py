@@ -39,7 +39,7 @@ def gather_float(
     device: torch.device,
 ) -> None:
     """Append the pairs of these indices: subnets as they are in the float supernet, recalibrated and evaluated."""
-    for index in tqdm(indices, desc="float pairs", unit="subnet", disable=None):
+    for index in tqdm(indices, desc="float pairs", unit="subnet", disable=None if store.rank == 0 else True):
         subnet = pair_subnet(supernet.space, seed, index, quantized=False)
         supernet.activate(subnet)
         net, sides = supernet.get_active_subnet(), (subnet.resolution,)
@@ -59,7 +59,7 @@ def gather_quantized(
     device: torch.device,
 ) -> None:
     """Append the pairs of these indices: random architectures with random policies, each after a short finetune."""
-    for index in tqdm(indices, desc="quantized pairs", unit="subnet", disable=None):
+    for index in tqdm(indices, desc="quantized pairs", unit="subnet", disable=None if store.rank == 0 else True):
         subnet = pair_subnet(supernet.space, seed, index, quantized=True)
         top1 = short_finetune_top1(supernet, subnet, splits, recipe, derived_seed(seed, index), device)
         store.append(supernet.space, index, subnet, top1)
