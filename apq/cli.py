@@ -12,7 +12,9 @@ from apq.errors import UserError
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default in (None, False) or "(default" in (action.help or "")
+        return action.help if told else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +38,16 @@ def at_least(lowest: int) -> Callable[[str], int]:
     return number
 
 
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return value
+
+
 def add_common_flags(parser: argparse.ArgumentParser, *, seed: bool = True, device: bool = True) -> None:
     """Add --seed, --device and --json."""
     if seed:
@@ -51,7 +63,7 @@ def add_execution_flags(parser: argparse.ArgumentParser) -> None:
     """Add --amp, --accumulate and --ema, for scripts that train."""
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
     parser.add_argument("--accumulate", type=at_least(1), default=1, help="parts that a batch is cut into, for memory")
-    parser.add_argument("--ema", type=float, help="keep a moving average of the weights with this decay, say 0.9998")
+    parser.add_argument("--ema", type=_share, help="keep a moving average of the weights with this decay, say 0.9998")
 
 
 def run(main: Callable[[list[str] | None], None], name: str | None = None) -> NoReturn:

@@ -204,6 +204,8 @@ def test_a_finetune_is_replaced_only_by_a_finished_one(here, monkeypatch):
         (report, ["--exp_dir", "exps/absent"], "absent"),
         (report, ["--exp_dir", "exps/demo", "--data", "nowhere"], "nowhere"),
         (train, ["--space", "digitz"], "digitz"),
+        (train, ["--out", "x", "--ema", "1.5"], "between 0 and 1"),
+        (train, ["--out", "x", "--accumulate", "0"], "at least 1"),
         (train, ["--space", "digits"], "--overwrite"),
         (train, ["--space", "apq-imagenet"], "--data"),
         (train, ["--space", "digits", "--data", "nowhere"], "nowhere"),
