@@ -31,8 +31,8 @@ from dataset.pairs import NETINFO, PairStore
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
 from elastic_nn.training.pairs import gather_float, gather_quantized
 from elastic_nn.training.recipes import get_recipe
+from lut.costs import CostSource, add_cost_flags, cost_rows, cost_source, network_costs
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
-from utils.costs import CostSource, add_cost_flags, cost_rows, cost_source, network_costs
 from utils.latency_predictor import UNITS, LatencyPredictor
 from utils.plots import plot_history
 from utils.predictor_files import load_predictor, save_predictor
