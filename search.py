@@ -36,9 +36,9 @@ from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supe
 from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.pairs import gather_float, gather_quantized
 from elastic_nn.training.recipes import RECIPES, get_recipe
+from lut.costs import CostSource, add_cost_flags, cost_rows, cost_source, network_costs
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
 from methods.evolution.search_state import load_state
-from utils.costs import CostSource, add_cost_flags, cost_rows, cost_source, network_costs
 from utils.latency_predictor import UNITS, LatencyPredictor
 from utils.plots import plot_history
 from utils.predictor_files import load_predictor, save_predictor

@@ -19,7 +19,7 @@ from dataset.imagenet import unreadable
 from dataset.splits import make_loader
 from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.training.engine import evaluate
-from utils.costs import add_cost_flags, cost_rows, cost_source, network_costs, recorded_cost_source
+from lut.costs import add_cost_flags, cost_rows, cost_source, network_costs, recorded_cost_source
 
 
 def build_parser() -> Parser:

@@ -18,7 +18,9 @@ class ConvLayer:
     """One convolution (a fully connected layer is a 1x1 on a 1x1 image) at batch 1, with "same" padding.
 
     `input_size` is the side of the square input. `image_input` marks a network's first convolution.
-    `norm` says that BatchNorm follows (2 parameters a channel) rather than a bias (1).
+    Where the padding is not "same", `input_size` is the side whose "same" convolution has the same outputs: their
+    number, the MACs and the pixels read are then right. `norm` says that BatchNorm follows (2 parameters a channel),
+    `bias` that it has a bias (1), `shared` that its weights are those of an earlier layer, stored there.
     """
 
     in_channels: int
@@ -31,6 +33,8 @@ class ConvLayer:
     a_bits: int
     image_input: bool = False
     norm: bool = True
+    bias: bool = False
+    shared: bool = False
     name: str = field(default="", compare=False)
 
     @property
@@ -54,13 +58,17 @@ class ConvLayer:
 
     @property
     def params(self) -> int:
-        """Trained parameters: weights and BatchNorm scale and shift, or weights and bias."""
-        return self.weights + self.out_channels * (2 if self.norm else 1)
+        """Trained parameters: weights, bias, and scale and shift of BatchNorm."""
+        return self._stored_weights + self.out_channels * (2 * self.norm + self.bias)
 
     @property
     def size_bytes(self) -> float:
-        """Bytes to store: weights at their bits, and one 32-bit bias a channel (BatchNorm folded into it)."""
-        return self.weights * self.w_bits / 8 + self.out_channels * 4
+        """Bytes to store: weights at their bits, and one 32-bit bias a channel (BatchNorm folded into it), if any."""
+        return self._stored_weights * self.w_bits / 8 + self.out_channels * 4 * (self.norm or self.bias)
+
+    @property
+    def _stored_weights(self) -> int:
+        return 0 if self.shared else self.weights
 
 
 def slot_layer(
@@ -97,7 +105,10 @@ def last_layers(space: SearchSpace, resolution: int, scope: str = "full") -> lis
     mix = ConvLayer(space.stages[-1].width, space.head_width, side, 1, 1, 1, b, b, name="feature_mix_layer")
     if _check_scope(scope) == "published":
         return [mix]
-    return [mix, ConvLayer(space.head_width, space.n_classes, 1, 1, 1, 1, b, b, norm=False, name="classifier")]
+    classifier = ConvLayer(
+        space.head_width, space.n_classes, 1, 1, 1, 1, b, b, norm=False, bias=True, name="classifier"
+    )
+    return [mix, classifier]
 
 
 def layers_of(space: SearchSpace, subnet: Subnet, scope: str = "full") -> list[ConvLayer]:

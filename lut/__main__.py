@@ -1,39 +1,143 @@
-"""Write the cost table of a space: latency in ms and energy in mJ of every layer that it can run, at batch 1."""
+"""What networks and layers cost on an accelerator at batch 1: latency in ms and energy in mJ.
+
+python -m lut --model NAME                    print what a network costs. NAME: a classification model of torchvision,
+                                              exps/NAME (found by a search), SPACE:largest or SPACE:smallest
+python -m lut --space SPACE --out FILE        write the cost table of a space: every layer that it can run
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
+import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 
-from apq.cli import Parser, add_common_flags, run
+from apq.cli import Parser, add_common_flags, at_least, run, table
+from apq.errors import UserError
 from apq.files import write_json
+from apq.layers import ConvLayer
 from apq.presets import get_space
 from lut.accelerator import accelerator_from_json
+from lut.costs import CostSource, add_cost_flags, cost_of, cost_rows, cost_source, prices, recorded_cost_source
+from lut.named import network_named
 from lut.table import build
+
+MODEL_FLAGS = ("bits", "resolution", "layers", "table")  # of no use without --model
+SPACE_FLAGS = ("space", "out")
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--space", default="digits", help="a preset, or the path of a space in a .json file")
-    parser.add_argument("--out", type=Path, required=True, help="file to write, in the published JSON form")
-    parser.add_argument("--config", type=Path, help="accelerator as a JSON file (default: the published BitFusion)")
+    parser.add_argument("--model", metavar="NAME", help="network whose costs to print")
+    parser.add_argument(
+        "--bits",
+        type=bits,
+        metavar="W|WxA",
+        help="of --model's weights and activations (default: 8, or the space's most)",
+    )
+    parser.add_argument("--resolution", type=at_least(1), help="side of --model's image (default: 224, or the space's)")
+    parser.add_argument("--layers", action="store_true", help="print one row a layer of --model too")
+    parser.add_argument("--space", help="a preset, or the path of a space in a .json file (default: digits)")
+    parser.add_argument("--out", type=Path, help="cost table to write, in the published JSON form")
+    add_cost_flags(parser, "what an experiment's search used, else the published BitFusion")
     add_common_flags(parser, seed=False, device=False)
     return parser
 
 
+def bits(text: str) -> tuple[int, int]:
+    """Type of a flag that takes bits of weights and activations: "8", or "4x8"."""
+    if not (found := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 8, or 4x8 (weights x activations)")
+    weights, activations = found.groups()
+    return int(weights), int(activations or weights)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    space = get_space(args.space)
+    foreign = SPACE_FLAGS if args.model else MODEL_FLAGS
+    if given := [f"--{flag}" for flag in foreign if getattr(args, flag)]:
+        whose = "writing the table of a space, not to --model" if args.model else "--model, which is not given"
+        raise UserError(f"{given[0]} belongs to {whose}")
+    if args.model:
+        print_model(args)
+    elif args.out:
+        write_table(args)
+    else:
+        raise UserError("give --model NAME to print a network's costs, or --space SPACE --out FILE to write a table")
+
+
+def write_table(args: argparse.Namespace) -> None:
+    """Price every layer of the space and write the table."""
+    space = get_space(args.space or "digits")
     accelerator = accelerator_from_json(args.config) if args.config else None
     started = time.perf_counter()
-    table = build(space, accelerator)
+    priced = build(space, accelerator)
     seconds = time.perf_counter() - started
-    write_json(args.out, table)
+    write_json(args.out, priced)
     if args.json:
-        print(json.dumps({"space": space.name, "file": str(args.out), "layers": len(table) - 2, "seconds": seconds}))
+        print(json.dumps({"space": space.name, "file": str(args.out), "layers": len(priced) - 2, "seconds": seconds}))
     else:
-        print(f"{args.out}: {len(table) - 2} layers of space {space.name}, head and tail, in {seconds:.2f} s")
+        print(f"{args.out}: {len(priced) - 2} layers of space {space.name}, head and tail, in {seconds:.2f} s")
+
+
+def print_model(args: argparse.Namespace) -> None:
+    """Print the costs of a named network in each scope that it has."""
+    network = network_named(args.model, args.bits, args.resolution)
+    if network.experiment and not (args.config or args.table):
+        source = recorded_cost_source(network.experiment)
+    else:
+        source = cost_source(args.config, args.table)
+    costs = {scope: cost_of(layers, source) for scope, layers in network.layers.items()}
+    rows = layer_rows(network.layers["full"], source) if args.layers else []
+    if args.json:
+        result = {
+            "model": args.model,
+            "resolution": network.resolution,
+            "costs": {scope: asdict(cost) for scope, cost in costs.items()},
+            "unlisted_params": network.unlisted_params,
+            "priced_by": str(source),
+        }
+        print(json.dumps(result | ({"layers": rows} if args.layers else {})))
+        return
+    print(f"{network.title}, {network.resolution} x {network.resolution} pixels")
+    if rows:
+        print(table([tuple(rows[0]), *(tuple(shown(*item) for item in row.items()) for row in rows)]))
+    print(table(cost_rows(costs)))
+    if network.unlisted_params:
+        print(f"not counted: {network.unlisted_params:,} parameters outside these convolutions and linear layers")
+    print(f"latency and energy: {source}")
+
+
+def layer_rows(layers: list[ConvLayer], source: CostSource) -> list[dict[str, str | int | float | None]]:
+    """One row a layer; a price is None where a table lacks it."""
+    return [
+        {
+            "layer": layer.name,
+            "in": layer.in_channels,
+            "out": layer.out_channels,
+            "side": layer.input_size,
+            "kernel": layer.kernel_size,
+            "stride": layer.stride,
+            "groups": layer.groups,
+            "bits": f"W{layer.w_bits}A{layer.a_bits}",
+            "ms": None if math.isnan(ms) else ms,
+            "mJ": None if math.isnan(mj) else mj,
+            "MACs": layer.macs,
+            "params": layer.params,
+            "bytes": layer.size_bytes,
+        }
+        for layer, (ms, mj) in zip(layers, prices(layers, source).tolist(), strict=True)
+    ]
+
+
+def shown(key: str, value: str | int | float | None) -> str:
+    """A cell of the printed table of layers."""
+    if value is None:
+        return "not in table"
+    return format(value, {"ms": ".5f", "mJ": ".5f", "bytes": ".1f"}.get(key, ""))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
-"""What one network costs, in both scopes: sums over the one list of its layers."""
+"""What one network costs: sums over the one list of its layers, and where their prices come from."""
 
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.layers import layers_of
+from apq.layers import ConvLayer, layers_of
 from apq.space import SCOPES, SearchSpace
 from apq.subnet import Subnet
 from lut.accelerator import Accelerator, accelerator_from_dict, accelerator_from_json, describe
@@ -73,22 +77,29 @@ def recorded_cost_source(experiment: Experiment) -> CostSource:
 
 def network_costs(space: SearchSpace, subnet: Subnet, source: CostSource) -> dict[str, NetworkCost]:
     """Cost in each scope: `published` leaves out the first inverted-residual block and the classifier."""
-    costs = {}
-    for scope in SCOPES:
-        layers = layers_of(space, subnet, scope)
-        if source.table is None:
-            priced = price(layers, source.accelerator)
-        else:
-            priced = source.table.lookup(layers) if source.table.covers(layers) else None
-        costs[scope] = NetworkCost(
-            latency_ms=None if priced is None else float(priced.latency_ms.sum()),
-            energy_mj=None if priced is None else float(priced.energy_mj.sum()),
-            bitops=sum(layer.bitops for layer in layers),
-            macs=sum(layer.macs for layer in layers),
-            params=sum(layer.params for layer in layers),
-            size_bytes=sum(layer.size_bytes for layer in layers),
-        )
-    return costs
+    return {scope: cost_of(layers_of(space, subnet, scope), source) for scope in SCOPES}
+
+
+def cost_of(layers: Sequence[ConvLayer], source: CostSource) -> NetworkCost:
+    """Cost of a network of these layers."""
+    ms, mj = prices(layers, source).sum(axis=0).tolist()
+    return NetworkCost(
+        latency_ms=None if math.isnan(ms) else ms,
+        energy_mj=None if math.isnan(mj) else mj,
+        bitops=sum(layer.bitops for layer in layers),
+        macs=sum(layer.macs for layer in layers),
+        params=sum(layer.params for layer in layers),
+        size_bytes=sum(layer.size_bytes for layer in layers),
+    )
+
+
+def prices(layers: Sequence[ConvLayer], source: CostSource) -> np.ndarray:
+    """(layers, 2) float64 milliseconds and millijoules of each layer; NaN where a table lacks it."""
+    if source.table is None:
+        return np.stack(price(layers, source.accelerator), axis=1)
+    rows = [source.table.lookup([layer]) if source.table.covers([layer]) else None for layer in layers]
+    found = [(math.nan, math.nan) if row is None else (row.latency_ms[0], row.energy_mj[0]) for row in rows]
+    return np.array(found).reshape(len(layers), 2)
 
 
 def cost_rows(costs: dict[str, NetworkCost]) -> list[tuple[str, ...]]:

@@ -1,0 +1,107 @@
+"""Networks by name: torchvision's classification models, found experiments, the ends of a space."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.layers import FIXED_BITS, ConvLayer, layers_of
+from apq.presets import SPACES, get_space
+from apq.space import SCOPES, SearchSpace, space_from_dict
+from apq.subnet import Subnet, subnet_from_spec
+
+ENDS = {"smallest": 0, "largest": -1}  # where an end of a space's choices stands in their tuple
+TORCHVISION_RESOLUTION = 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedNetwork:
+    """A network's layers in each cost scope that it has.
+
+    `unlisted_params` are parameters outside these layers, say of a norm that no layer can absorb, or of a branch that
+    only training runs. `experiment` is the one that found it.
+    """
+
+    title: str
+    resolution: int
+    layers: dict[str, list[ConvLayer]]
+    unlisted_params: int = 0
+    experiment: Experiment | None = None
+
+
+def network_named(name: str, bits: tuple[int, int] | None = None, resolution: int | None = None) -> NamedNetwork:
+    """The network: a torchvision model, an experiment's folder (`exps/NAME`), `SPACE:largest` or `SPACE:smallest`.
+
+    `bits` are of weights and activations: of every layer of a torchvision model (default: 8), of the searched layers of
+    a space's network (default: its highest). An experiment has its own. UserError where there is no such network.
+    """
+    if "/" in name and ":" not in name:
+        return _experiment(Experiment(Path(name)), bits, resolution)
+    space_name, colon, end = name.rpartition(":")
+    if colon:
+        return _end_of_space(get_space(space_name), end, bits, resolution)
+    if name in SPACES or name.endswith(".json"):
+        raise UserError(f"{name} is a space: name one of its networks, {name}:largest or {name}:smallest")
+    return _torchvision(name, bits or (FIXED_BITS, FIXED_BITS), resolution or TORCHVISION_RESOLUTION)
+
+
+def _experiment(experiment: Experiment, bits: tuple[int, int] | None, resolution: int | None) -> NamedNetwork:
+    space = space_from_dict(experiment.load_config()["space"])
+    subnet = experiment.load_subnet(space)
+    if bits is not None:
+        raise UserError(f"{experiment.path} has its own bits, found by the search: leave --bits out")
+    title = f"{experiment.path}: found in space {space.name}"
+    return replace(_of_space(title, space, subnet, resolution), experiment=experiment)
+
+
+def _end_of_space(space: SearchSpace, end: str, bits: tuple[int, int] | None, resolution: int | None) -> NamedNetwork:
+    if end not in ENDS:
+        raise UserError(f"space {space.name} has no network {end!r} by name; known: {', '.join(ENDS)}")
+    i, n = ENDS[end], len(space.slots)
+    asked = dict(zip("wa", bits, strict=True)) if bits else {}
+    subnet = subnet_from_spec(
+        space,
+        {
+            "ks": [space.kernel_sizes[i]] * n,
+            "e": [slot.ratios[i] for slot in space.slots],
+            "d": [stage.depths[i] for stage in space.stages],
+            "resolution": space.resolutions[i],
+            **{kind.setting: [asked.get(kind.operand, kind.choices[-1])] * n for kind in space.operands},
+        },
+    )
+    shown = "its highest bits" if bits is None else f"W{bits[0]}A{bits[1]}"
+    return _of_space(f"{end} network of space {space.name}, searched layers at {shown}", space, subnet, resolution)
+
+
+def _of_space(title: str, space: SearchSpace, subnet: Subnet, resolution: int | None) -> NamedNetwork:
+    subnet = replace(subnet, resolution=resolution or subnet.resolution)  # costs of other image sizes are fair to ask
+    layers = {scope: layers_of(space, subnet, scope) for scope in SCOPES}
+    return NamedNetwork(title=title, resolution=subnet.resolution, layers=layers)
+
+
+def _torchvision(name: str, bits: tuple[int, int], resolution: int) -> NamedNetwork:
+    import torchvision  # takes seconds, and only these names need it
+
+    from lut.traced import EmptyWeights, traced_layers
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=5)
+        raise UserError(
+            f"unknown model {name!r}; {'nearest' if near else 'known'} of torchvision: {', '.join(near or known)}; "
+            "or the folder of an experiment (exps/NAME), SPACE:largest, SPACE:smallest"
+        )
+    with warnings.catch_warnings(), EmptyWeights():
+        warnings.simplefilter("ignore")  # advice about initial values, which nobody will see
+        net = torchvision.models.get_model(name, weights=None)
+    layers = traced_layers(net.to("meta"), resolution, w_bits=bits[0], a_bits=bits[1])
+    return NamedNetwork(
+        title=f"{name} of torchvision, every layer W{bits[0]}A{bits[1]}",
+        resolution=resolution,
+        layers={"full": layers},
+        unlisted_params=sum(p.numel() for p in net.parameters()) - sum(layer.params for layer in layers),
+    )
