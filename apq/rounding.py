@@ -10,7 +10,7 @@ def make_divisible(value: ArrayLike, divisor: int = 8) -> np.ndarray:
     """Nearest multiple of `divisor` that is not more than 10 % below `value` (MobileNetV2's rule).
 
     >>> int(make_divisible(27)), int(make_divisible(11)), int(make_divisible(3))
-    (24, 16, 8)
+    (32, 16, 8)
     """
     value = np.asarray(value, dtype=np.float64)
     rounded = np.maximum(divisor, np.floor(value + divisor / 2) // divisor * divisor)
