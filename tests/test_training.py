@@ -16,6 +16,7 @@ from dataset import load_splits
 from dataset.splits import Splits, TensorImages, make_loader
 from elastic_nn.modules.mbconv import ElasticMBConv
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
+from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.training import finetune as finetune_module
 from elastic_nn.training import progressive_shrinking
 from elastic_nn.training.batchnorm import recalibrate
@@ -347,3 +348,20 @@ def test_recipes():
     ]
     with pytest.raises(UserError, match="learning rate"):
         replace(TINY.finetune, lr=-1.0)
+
+
+def test_a_space_of_several_resolutions_trains_and_measures_at_each(few, tmp_path, monkeypatch):
+    space = replace(DIGITS, name="elastic", resolutions=(16, 24, 32))
+    seen = []
+    forward = MBConvNet.forward
+    monkeypatch.setattr(MBConvNet, "forward", lambda net, x: seen.append(x.size(-1)) or forward(net, x))
+    recipe = replace(TINY, phases=tuple(replace(p, train=replace(p.train, batch_size=16)) for p in TINY.phases))
+    net, _ = train_supernet(space, few, recipe, seed=0, device=CPU, state_file=tmp_path / "s")
+    assert set(seen) == {16, 24, 32}
+    quantized = DynamicQuantizedProxylessNASNets(space=space)
+    quantized.load_float_weights(net.state_dict())
+    for index in range(4):
+        subnet = pair_subnet(space, 0, index, quantized=True)
+        seen.clear()
+        short_finetune_top1(quantized, subnet, few, recipe, 0, CPU)
+        assert set(seen) == {subnet.resolution}
