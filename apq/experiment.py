@@ -76,15 +76,19 @@ class Experiment:
 
     @contextlib.contextmanager
     def replaced(self) -> Iterator[Experiment]:
-        """An empty experiment to fill: it takes the place of this one, and all it held, if the block succeeds."""
-        new, old = (self.path.with_name(f".{self.path.name}.{what}") for what in ("new", "old"))
-        for left_over in (new, old):
-            shutil.rmtree(left_over, ignore_errors=True)
-        yield Experiment(new)
-        if self.path.exists():
-            self.path.replace(old)
-        new.replace(self.path)
-        shutil.rmtree(old, ignore_errors=True)
+        """An empty experiment to fill: its files take the places of this one's if the block succeeds.
+
+        `arch`, which says that there is an experiment, goes first and comes last. Files of others are left alone.
+        """
+        new = Experiment(self.path / ".new")
+        shutil.rmtree(new.path, ignore_errors=True)
+        yield new
+        for item in (self.arch, self.acc, self.search_state):
+            item.unlink(missing_ok=True)
+        shutil.rmtree(self.best_checkpoint.parent, ignore_errors=True)
+        for item in sorted(new.path.iterdir(), key=lambda item: item.name == new.arch.name):
+            item.replace(self.path / item.name)
+        new.path.rmdir()
 
     def save_found(
         self, space: SearchSpace, subnet: Subnet, cost: float, config: dict[str, Any], history: list[dict[str, Any]]

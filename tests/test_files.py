@@ -130,6 +130,33 @@ def test_experiment_round_trip_and_protection(tmp_path):
     experiment.check_free(overwrite=True)
 
 
+def test_an_experiment_is_replaced_only_by_a_whole_one(tmp_path):
+    experiment, subnet = Experiment(tmp_path / "e"), largest_subnet(DIGITS)
+    with experiment.replaced() as new:
+        new.save_found(DIGITS, subnet, 1.0, {"n": 1}, [])
+    (experiment.path / "notes").write_text("mine")
+    write_json(experiment.acc, [0.5])
+
+    def fails():
+        with experiment.replaced() as new:
+            new.save_found(DIGITS, subnet, 2.0, {"n": 2}, [])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert (read_json(experiment.lat), read_json(experiment.acc)) == ([1.0], [0.5])
+    with experiment.replaced() as new:
+        new.save_found(DIGITS, subnet, 3.0, {"n": 3}, [])
+    assert (read_json(experiment.lat), read_json(experiment.config)) == ([3.0], {"n": 3})
+    assert sorted(item.name for item in experiment.path.iterdir()) == [
+        "arch",
+        "config.json",
+        "history.jsonl",
+        "lat",
+        "notes",
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
