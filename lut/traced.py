@@ -40,7 +40,7 @@ def traced_layers(
     with FlopCounterMode(display=False) as counter:
         recorder = _Recorder((w_bits, a_bits), names, counter.get_total_flops)
         try:
-            with _evaluating(net), _naming(net, names), torch.no_grad(), recorder:
+            with _frozen(net), _naming(net, names), recorder:
                 net(image)
         except UserError:
             raise
@@ -98,12 +98,12 @@ class _Recorder(TorchFunctionMode):
     def _conv_shape(self, output: Tensor, **given: Any) -> tuple[int, ...]:
         """The first six fields of the ConvLayer."""
         out_channels, group_channels, *kernel = given["weight"].shape
-        side = self._square("input", given["input"].shape[-2:])
-        out_side = self._square("output", output.shape[-2:])
         kernel_size = self._square("kernel", kernel)
         stride = self._square("stride", given.get("stride", 1))
         if kernel_size > 1 and self._square("dilation", given.get("dilation", 1)) > 1:
             raise self._cannot("its dilation is not 1")
+        side = self._square("input", given["input"].shape[-2:])
+        out_side = self._square("output", output.shape[-2:])
         if math.ceil(side / stride) != out_side:  # other than "same" padding: see ConvLayer
             side = out_side * stride
         groups = given.get("groups", 1)
@@ -149,15 +149,19 @@ class _Recorder(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, then back as each was: BatchNorm's statistics must not move."""
+def _frozen(net: nn.Module) -> Iterator[None]:
+    """The network evaluates and asks for no gradients (torch's counter stumbles over those); then all is as it was."""
     training = [module for module in net.modules() if module.training]
-    net.eval()
+    learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    net.eval().requires_grad_(False)
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
         for module in training:
             module.training = True
+        for parameter in learning:
+            parameter.requires_grad = True
 
 
 @contextlib.contextmanager
