@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elastic_nn.modules.elastic_norm import first
 from elastic_nn.quantizers import QuantScheme
 
 
@@ -49,8 +50,9 @@ class ElasticConv2d(nn.Module):
     def active_weight(self, in_channels: int) -> Tensor:
         """The full-precision filter in use, for inputs of this many channels."""
         if self.depthwise:
-            return self._centre_kernel(self.weight[:in_channels])
-        return self.weight[: self.active_out, :in_channels]
+            return self._centre_kernel(first(self.weight, in_channels))
+        w = first(self.weight, self.active_out)
+        return w if w.size(1) == in_channels else w[:, :in_channels]
 
     def _centre_kernel(self, w: Tensor) -> Tensor:  # w: (C, 1, K, K), K the largest
         for small, big in reversed(list(pairwise(self.kernel_sizes))):

@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 
+def first(tensor: Tensor, n: int) -> Tensor:
+    """The first n rows; the tensor itself if that is all, which spares the backward pass a copy."""
+    return tensor if tensor.size(0) == n else tensor[:n]
+
+
 class ElasticBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d that normalises an input of C channels with its first C scales, shifts and statistics.
 
@@ -20,8 +25,8 @@ class ElasticBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.size(1)
-        mean, var = self.running_mean[:channels], self.running_var[:channels]
-        weight, bias = self.weight[:channels], self.bias[:channels]
+        mean, var = first(self.running_mean, channels), first(self.running_var, channels)
+        weight, bias = first(self.weight, channels), first(self.bias, channels)
         if self.training:
             self.num_batches_tracked.add_(1)
             if self.synchronised:

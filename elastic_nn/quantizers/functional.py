@@ -6,12 +6,15 @@ quantize weights by their largest magnitude, or by a threshold that loses little
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 CALIBRATION_CEILING = 6.0  # activations are bounded by ReLU6
+PIECE = 1 << 20  # elements: 4 MB in float32
 FEW_BITS = 5  # below this many bits a clipped range loses less than the full one
 
 
@@ -52,27 +55,40 @@ class _QuantizeActivation(torch.autograd.Function):
         ctx.save_for_backward(x, clip)
         ctx.signed, ctx.learn_clip = signed, learn_clip
         step = clip / top
-        low = -clip if signed else torch.zeros_like(clip)
-        return torch.clamp(x, low, clip).div_(step).round_().mul_(step)
+        # The bounds as numbers are faster, but on a GPU a number would have to be waited for.
+        high = clip.item() if x.device.type == "cpu" else clip
+        low = -high if signed else (0.0 if x.device.type == "cpu" else torch.zeros_like(clip))
+        return torch.clamp(x, low, high).div_(step).round_().mul_(step)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, clip = ctx.saved_tensors
-        below = (x + clip).sign_() if ctx.signed else torch.sign(x)  # -1 below the range, 0 on its edge
-        above = (x - clip).sign_()  # 1 above the range
-        if not ctx.learn_clip:
-            return grad * (below - above == 2), None, None, None, None
-        grad_clip = None
-        if ctx.needs_input_grad[1]:
-            other = _dot(grad, below) if ctx.signed else grad.sum()
-            grad_clip = (0.5 * (_dot(grad, above) + other)).reshape(clip.shape)
-        return below.sub_(above).mul_(grad).mul_(0.5), grad_clip, None, None, None
+        out, sum_above, sum_other = torch.empty_like(x), 0.0, 0.0
+        for x_, grad_, out_ in _pieces(x, grad, out):
+            # -1 below the range, 0 on its edge, 1 above the edge
+            below = torch.add(x_, clip, out=out_).sign_() if ctx.signed else torch.sign(x_, out=out_)
+            above = (x_ - clip).sign_()
+            if not ctx.learn_clip:
+                out_.copy_(grad_ * (below - above == 2))
+                continue
+            sum_above = sum_above + _dot(grad_, above)
+            sum_other = sum_other + (_dot(grad_, below) if ctx.signed else grad_.sum())
+            below.sub_(above).mul_(grad_).mul_(0.5)
+        needed = ctx.learn_clip and ctx.needs_input_grad[1]
+        return out, (0.5 * (sum_above + sum_other)).reshape(clip.shape) if needed else None, None, None, None
+
+
+def _pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Equal tensors in matching flat pieces that stay in a CPU's cache; in one piece on a GPU."""
+    if tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
+        return [tensors]
+    return zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Sum of products, without writing the products out where the layout allows it."""
-    if a.is_contiguous() and b.is_contiguous() and a.dtype == b.dtype:
-        return torch.dot(a.view(-1), b.view(-1))
+    if a.ndim == 1 and a.dtype == b.dtype:
+        return torch.dot(a, b)
     return (a * b).sum()
 
 
