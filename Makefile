@@ -47,6 +47,7 @@ clean-models:
 benchmarks: $(VENV)/installed
 	$(PY) benchmarks/lut.py
 	$(PY) benchmarks/search.py
+	$(PY) benchmarks/train_step.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

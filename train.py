@@ -85,8 +85,9 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
     )
     if not execution.main:
         return
-    save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, seed=args.seed, records=records)
     write_json(folder.training, {"space": space.name, "recipe": recipe.name, "seed": args.seed, "phases": records})
+    # The supernet comes last: it says that all is there.
+    save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, seed=args.seed, records=records)
     folder.supernet_state.unlink(missing_ok=True)
     if args.json:
         print(json.dumps({"supernet": str(folder.supernet), "phases": records}))
