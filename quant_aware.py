@@ -78,6 +78,7 @@ def finetune_experiment(args: argparse.Namespace, device: torch.device, executio
         "images": splits.source,
         "execution": execution.asked(),
         "ema": args.ema,
+        "compile": args.compile,
     }
     check_agreement(asked, execution.share)
     torch.manual_seed(args.seed)

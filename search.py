@@ -11,6 +11,7 @@ processes.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -121,7 +122,11 @@ def search(args: argparse.Namespace) -> None:
         "evolution": asdict(config),
         **source.record(),
     }
-    asked = {**settings, "predictor": digest(predictor.state_dict())}
+    asked = {
+        **settings,
+        "predictor": digest(predictor.state_dict()),
+        "table_rows": source.table and hashlib.sha256(repr(source.table.rows).encode()).hexdigest(),
+    }
     if args.overwrite and not _same_search(experiment, asked):
         experiment.search_state.unlink(missing_ok=True)
     with tqdm(total=config.generations, desc="search", disable=None) as bar:
@@ -172,8 +177,8 @@ def prepare(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     with processes(device) as share:
         gathered = gather(args, device, share)
-        if share[0] == 0:
-            fit(args, device, *gathered)
+    if share[0] == 0:
+        fit(args, device, *gathered)
 
 
 def gather(
@@ -208,6 +213,7 @@ def gather(
             made_by["epoch_images"] = recipe.pair_epoch_images
     check_agreement({"space": space_to_dict(space), "pairs": n_pairs, **made_by}, share)
     missing = store.open(space, made_by, n_pairs)
+    check_agreement({"pairs (their folder must be shared)": missing}, share)
     wait(share)  # nobody adds pairs before all have seen which are missing
     started = time.perf_counter()
     (gather_quantized if quantized else gather_float)(

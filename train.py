@@ -40,7 +40,11 @@ def build_parser() -> Parser:
     parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the space's own)")
     parser.add_argument("--out", type=Path, help="folder of the result (default: models/SPACE)")
     parser.add_argument("--overwrite", action="store_true", help="replace a supernet that exists")
-    parser.add_argument("--batch_size", type=at_least(2), help="images a step, of all processes (default: recipe)")
+    parser.add_argument(
+        "--batch_size",
+        type=at_least(2),
+        help="images a step, of all processes (default: the recipe's)",
+    )
     add_execution_flags(parser)
     add_common_flags(parser)
     return parser
@@ -67,7 +71,14 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
     if args.batch_size:
         recipe = with_batch_size(recipe, args.batch_size)
     check_agreement(
-        {"space": space_to_dict(space), "recipe": asdict(recipe), "seed": args.seed, "images": splits.source},
+        {
+            "space": space_to_dict(space),
+            "recipe": asdict(recipe),
+            "seed": args.seed,
+            "images": splits.source,
+            "execution": execution.asked(),
+            "ema": args.ema,
+        },
         execution.share,
     )
     if execution.main:

@@ -58,25 +58,26 @@ def load_checkpoint(path: Path, required: tuple[str, ...] = ()) -> dict[str, Any
     return data
 
 
-def check_fit(
-    found: Mapping[str, Any], expected: Mapping[str, torch.Size], extra_allowed: tuple[str, ...] = ()
-) -> None:
-    """UserError unless `found` has exactly the expected keys, as tensors of the expected shapes.
+def check_fit(found: Mapping[str, Any], expected: Mapping[str, torch.Size]) -> None:
+    """UserError unless `found` has exactly the expected keys, as real finite tensors of the expected shapes.
 
     It names the first keys that are missing, extra or misshapen, and how many there are.
     """
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise UserError("weights must be names and tensors only")
+    if not isinstance(found, Mapping):
+        raise UserError(f"weights must be names and tensors, not a {type(found).__name__}")
+    if strange := [key for key, value in found.items() if not isinstance(value, torch.Tensor) or value.is_complex()]:
+        raise UserError(f"weights must be names and tensors of real numbers only, not {strange[0]}")
     missing = [key for key in expected if key not in found]
-    extra = [key for key in found if key not in expected and key not in extra_allowed]
+    extra = [key for key in found if key not in expected]
     odd = [
         f"{key} {tuple(found[key].shape)} for {tuple(shape)}"
         for key, shape in expected.items()
         if key in found and found[key].shape != shape
     ]
+    broken = [key for key, value in found.items() if not torch.isfinite(value).all()]
     problems = [
         f"{len(keys)} {what} ({', '.join(map(str, keys[:5]))}{', ...' if len(keys) > 5 else ''})"
-        for what, keys in (("missing", missing), ("extra", extra), ("of another shape", odd))
+        for what, keys in (("missing", missing), ("extra", extra), ("of another shape", odd), ("not finite", broken))
         if keys
     ]
     if problems:

@@ -63,7 +63,11 @@ def add_execution_flags(parser: argparse.ArgumentParser) -> None:
     """Add --amp, --accumulate and --ema, for scripts that train."""
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
     parser.add_argument("--accumulate", type=at_least(1), default=1, help="parts that a batch is cut into, for memory")
-    parser.add_argument("--ema", type=_share, help="keep a moving average of the weights with this decay, say 0.9998")
+    parser.add_argument(
+        "--ema",
+        type=_share,
+        help="end with a moving average of this decay, say 0.9998",
+    )
 
 
 def run(main: Callable[[list[str] | None], None], name: str | None = None) -> NoReturn:

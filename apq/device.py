@@ -15,5 +15,10 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
     if available and name in ("auto", "cuda"):
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # torchrun numbers a machine's processes
+        rank = int(os.environ.get("LOCAL_RANK", 0))  # torchrun numbers a machine's processes
+        if rank >= torch.cuda.device_count():
+            raise UserError(
+                f"there are {torch.cuda.device_count()} GPU(s), none for process {rank}: start one for each"
+            )
+        return torch.device("cuda", rank)
     return torch.device("cpu")

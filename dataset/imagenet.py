@@ -105,7 +105,7 @@ class FolderImages(Dataset):
         path, label = self.folder.samples[self.indices[i]]
         try:
             return self.folder.loader(path), label
-        except OSError as error:
+        except Exception as error:  # decoders of damaged files raise anything, ValueError and SyntaxError among it
             if not self.broken[i]:
                 print(f"warning: skipping {path}, which is not an image that can be read: {error}", file=sys.stderr)
                 self.broken[i] = True

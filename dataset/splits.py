@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
+from apq.errors import UserError
+
 MOST_WORKERS = 8
 ALONE = (0, 1)  # rank and number of the processes that share a loader
 
@@ -64,6 +66,8 @@ def make_loader(
     resized as a whole to one of `sides` (pixels), drawn anew for each; none leaves them as they are.
     With `n_images` and `shuffle` an epoch has so many images at most, drawn anew.
     """
+    if shuffle and batch_size < 2 * share[1]:
+        raise UserError(f"{batch_size} images a step are too few for {share[1]} process(es): each needs two")
     if isinstance(dataset, TensorImages):
         batches = _batches(dataset, batch_size, shuffle, share[1], n_images)
         return DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=_Part(share, sides))
@@ -100,7 +104,7 @@ class _Part:
         return resize(images, self.sides[choice]), labels
 
 
-@functools.lru_cache(maxsize=16)  # its worker processes live on from epoch to epoch
+@functools.lru_cache(maxsize=4)  # its worker processes live on from epoch to epoch
 def _worker_loader(
     dataset: Dataset,
     batch_size: int,
@@ -109,13 +113,13 @@ def _worker_loader(
     sides: tuple[int, ...],
     n_images: int | None,
 ) -> DataLoader:
-    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     return DataLoader(
         dataset,
         batch_sampler=_SeededBatches(_batches(dataset, batch_size, shuffle, share[1], n_images), share),
         collate_fn=_Collate(sides),
         num_workers=workers,
-        persistent_workers=workers > 0,
+        persistent_workers=True,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # what it draws when it starts workers must not shift the global one
     )

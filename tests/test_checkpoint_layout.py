@@ -132,7 +132,12 @@ def test_odd_checkpoints_name_their_keys_and_change_nothing():
         (missing, rf"{n} missing \(blocks.2.mobile_inverted_conv.inverted_bottleneck.*, \.\.\.\)"),
         ({**good, "extra.key": torch.zeros(1)}, r"1 extra \(extra.key\)"),
         ({**good, "classifier.linear.bias": torch.zeros(3)}, r"1 of another shape \(classifier.linear.bias \(3,\) for"),
-        ({**good, "classifier.linear.bias": "text"}, "tensors only"),
+        ({**good, "classifier.linear.bias": "text"}, r"real numbers only, not classifier.linear.bias"),
+        ({**good, "classifier.linear.bias": torch.zeros(10) * 1j}, r"real numbers only"),
+        ({**good, "classifier.linear.bias": torch.full((10,), torch.nan)}, r"1 not finite \(classifier.linear.bias\)"),
+        ({**good, "first_conv.conv.activation_range": torch.ones(7, 7)}, r"1 of another shape \(first_conv.conv.act"),
+        ({**good, "module.classifier.linear.bias": torch.zeros(10)}, "keys twice"),
+        ({0: torch.zeros(1)}, "missing"),
     ]
     for state, match in cases:
         with pytest.raises(UserError, match=match):

@@ -84,14 +84,20 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path, capfd):
     space = image_folder_space(replace(DIGITS, resolutions=(32,)), folder)
     for path in (folder / "val/class1/0.jpg", folder / "val/class2/1.jpg", *(folder / "train/class0").glob("1*.jpg")):
         path.write_bytes(path.read_bytes()[:200])
+    (folder / "val/class0/2.pgm").write_bytes(b"P5\n4v 4\n")  # decoders raise more than OSError
     splits = load_splits(space, folder)
     labels = [torch.cat([labels for _, labels in make_loader(splits.test, 2)]) for _ in range(2)]
     assert all(found.tolist() == [0, 0, 1, 2] for found in labels)
-    assert unreadable(splits.test) == 2
+    assert unreadable(splits.test) == 3
     n = sum(len(labels) for _, labels in make_loader(splits.train, 16, shuffle=True))
     assert n == len(splits.train)  # others stand in: training batches keep their size
     assert unreadable(splits.train) > 0
     assert "class1/0.jpg" in capfd.readouterr().err
+
+
+def test_too_few_images_for_the_processes_are_refused():
+    with pytest.raises(UserError, match="too few"):
+        make_loader(load_splits(DIGITS).train, 5, shuffle=True, share=(0, 3))
 
 
 def test_folder_batches_do_not_depend_on_the_number_of_processes(tmp_path):

@@ -64,7 +64,9 @@ def test_the_scripts_under_torchrun(tmp_path):
     assert together[1] == pytest.approx(alone[1], abs=1e-12)
     call([*TWO, ROOT / "search.py", "--prepare", "acc_quant"], tmp_path)
     call([sys.executable, ROOT / "search.py", "--constraint", "0.05", "--generations", "5"], tmp_path)
-    shown = call([*TWO, ROOT / "quant_aware.py", "--accumulate", "2"], tmp_path).stdout
+    shown = call(
+        [*TWO, ROOT / "quant_aware.py", "--accumulate", "4", "--batch_size", "17", "--amp", "--epochs", "1"], tmp_path
+    ).stdout
     assert shown.count("best validation top-1") == 1
     call([sys.executable, ROOT / "test.py"], tmp_path)
 

@@ -22,6 +22,7 @@ from elastic_nn.training import progressive_shrinking
 from elastic_nn.training.batchnorm import recalibrate
 from elastic_nn.training.calibration import quantizers_off
 from elastic_nn.training.engine import (
+    Execution,
     TrainConfig,
     derived_seed,
     evaluate,
@@ -185,6 +186,43 @@ def test_distillation_pulls_towards_the_teacher(few):
         agreement[weight] = (net(few.train.images).argmax(1) == few.train.labels).float().mean().item()
     assert agreement[0.0] < 0.2
     assert agreement[10.0] > 0.5
+
+
+def test_a_step_trains_the_same_subnets_however_its_batch_is_cut(few, tmp_path, monkeypatch):
+    drawn = []
+    sample = progressive_shrinking.sample_phase
+    monkeypatch.setattr(progressive_shrinking, "sample_phase", lambda *a: drawn.append(sample(*a)) or drawn[-1])
+    found = {}
+    for parts in (1, 3):
+        drawn.clear()
+        execution = Execution(accumulate=parts)
+        train_supernet(DIGITS, few, TINY, seed=0, device=CPU, state_file=tmp_path / str(parts), execution=execution)
+        found[parts] = list(drawn)
+    assert found[1] == found[3]
+
+
+def test_accumulated_parts_add_up_to_the_batch(few):
+    """Without BatchNorm the gradient of a batch in parts is that of the whole."""
+    weights = []
+    data = TensorImages(few.train.images.double(), few.train.labels)
+    for parts in (1, 5):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)).double()
+        config = TrainConfig(epochs=1, lr=0.1, batch_size=33)
+        optimizer, loader = make_optimizer(net, config), make_loader(data, 33)
+        train_one_epoch(net, loader, optimizer, config, 0, device=CPU, execution=Execution(accumulate=parts))
+        weights.append(net[1].weight.detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-9, atol=1e-12)
+
+
+def test_the_moving_average_is_what_is_scored(few, tmp_path):
+    net, records = train_supernet(DIGITS, few, TINY, seed=0, device=CPU, state_file=tmp_path / "averaged", ema=0.9)
+    net.activate(smallest_subnet(DIGITS))
+    alone = net.get_active_subnet()
+    recalibrate(alone, make_loader(few.calibration, 64), CPU, TINY.recalibration_images)
+    assert records[-1]["smallest_top1"] == evaluate(alone, make_loader(few.val, 256), CPU).top1
+    plain, _ = train_supernet(DIGITS, few, TINY, seed=0, device=CPU, state_file=tmp_path / "plain")
+    assert not torch.equal(plain.classifier.weight, net.classifier.weight)
 
 
 def test_phases_with_less_reach_draw_the_largest_choices():

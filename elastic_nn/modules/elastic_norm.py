@@ -40,7 +40,11 @@ class ElasticBatchNorm2d(nn.BatchNorm2d):
 def _synchronised_norm(
     x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor, bias: Tensor, momentum: float, eps: float
 ) -> Tensor:
-    """Batch normalisation over all processes: torch's own needs a GPU and a fixed number of channels."""
+    """Batch normalisation over all processes: torch's own needs a GPU and a fixed number of channels.
+
+    Statistics of half-precision images are computed in float32, as torch does.
+    """
+    dtype, x = x.dtype, x.to(weight.dtype)
     count = _SumOverProcesses.apply(x.new_tensor([x.numel() / x.size(1)]))
     mean = _SumOverProcesses.apply(x.sum((0, 2, 3))) / count  # (C,)
     centred = x - mean[:, None, None]
@@ -48,7 +52,7 @@ def _synchronised_norm(
     with torch.no_grad():
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         running_var.lerp_((var * count / (count - 1)).to(running_var.dtype), momentum)
-    return centred * (weight * (var + eps).rsqrt())[:, None, None] + bias[:, None, None]
+    return (centred * (weight * (var + eps).rsqrt())[:, None, None] + bias[:, None, None]).to(dtype)
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,10 +102,10 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How the steps of a training are carried out; what they compute stays the same, but for rounding.
+    """How the steps of a training are carried out.
 
     `amp` computes in bfloat16 where that is safe; `accumulate` cuts a batch into so many parts, which need less memory
-    (BatchNorm then sees the parts). `share` is (rank, number) of the processes that share every batch.
+    (BatchNorm then normalises each part by itself). `share` is (rank, number) of the processes that share every batch.
     """
 
     amp: bool = False
@@ -136,10 +136,10 @@ class _Step(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, images: Tensor, choose: Iterable[Callable[[], None]]) -> list[Tensor]:
+    def forward(self, images: Tensor, subnets: Iterable[Callable[[], None]]) -> list[Tensor]:
         logits = []
-        for pick in choose:
-            pick()
+        for activate in subnets:
+            activate()
             logits.append(self.net(images))
         return logits
 
@@ -153,12 +153,13 @@ def train_one_epoch(
     *,
     device: torch.device,
     teacher: nn.Module | None = None,
-    choose: Iterable[Callable[[], None]] = (lambda: None,),
+    choose: Callable[[], Sequence[Callable[[], None]]] = lambda: (lambda: None,),
     execution: Execution = ONE_PROCESS,
     after_step: Callable[[], None] = lambda: None,
 ) -> float:
-    """Train one epoch and return its mean loss. A step runs every call of `choose` (each picks a subnet) and adds up
-    the gradients. UserError if the loss stops being a number.
+    """Train one epoch and return its mean loss. UserError if the loss stops being a number.
+
+    A step draws its subnets by `choose`, whose calls each activate one, and adds up their gradients.
 
     Of several processes each has its share of every batch in `loader`; the weights stay the same in all of them.
     """
@@ -184,8 +185,10 @@ def train_one_epoch(
                 group["lr"] = rate
             images, labels = to_device(images, device), labels.to(device, non_blocking=True)
             n_all = len(labels) if parallel is None else int(sum_over(torch.tensor(len(labels)).to(device), share))
+            subnets = choose()
             optimizer.zero_grad(set_to_none=True)
-            parts = list(zip(images.chunk(execution.accumulate), labels.chunk(execution.accumulate), strict=True))
+            n_parts = max(1, min(execution.accumulate, n_all // share[1]))  # the same in all processes
+            parts = list(zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True))
             for i, (x, y) in enumerate(parts):
                 weight = len(y) * share[1] / n_all  # DistributedDataParallel averages over processes
                 with execution.autocast(device):
@@ -194,8 +197,8 @@ def train_one_epoch(
                         with torch.no_grad():
                             taught = teacher(x)
                 if parallel is None:
-                    for pick in choose:
-                        pick()
+                    for activate in subnets:
+                        activate()
                         with execution.autocast(device):
                             logits = net(x)
                         (loss_of(logits, y, taught) * weight).backward()
@@ -203,7 +206,7 @@ def train_one_epoch(
                     continue
                 with contextlib.nullcontext() if i + 1 == len(parts) else parallel.no_sync():
                     with execution.autocast(device):
-                        outputs = parallel(x, choose)
+                        outputs = parallel(x, subnets)
                     (sum(loss_of(logits, y, taught) for logits in outputs) * weight).backward()
                     seen += len(y) * len(outputs)
             nn.utils.clip_grad_norm_([*groups["decayed"], *groups["free"]], config.clip_norm)

@@ -18,6 +18,7 @@ from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProx
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.calibration import calibrate_ranges, quantizers_off
+from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.engine import (
     EVALUATION_BATCH,
     ONE_PROCESS,
@@ -110,6 +111,7 @@ def finetune(
             if not restart:
                 raise UserError(f"{state_file} belongs to another finetune; remove it or give --overwrite")
             state = None
+    check_agreement({"state to continue from": state and state["epoch"]}, share)
     if state is not None:
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])

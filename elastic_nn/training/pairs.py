@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, derived_seed, evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
 from elastic_nn.training.recipes import Recipe
+
+LOG_SECONDS = 60
 
 
 def pair_subnet(space: SearchSpace, seed: int, index: int, *, quantized: bool) -> Subnet:
@@ -39,7 +43,7 @@ def gather_float(
     device: torch.device,
 ) -> None:
     """Append the pairs of these indices: subnets as they are in the float supernet, recalibrated and evaluated."""
-    for index in tqdm(indices, desc="float pairs", unit="subnet", disable=None if store.rank == 0 else True):
+    for index in _with_pace(indices, "float pairs", store.rank):
         subnet = pair_subnet(supernet.space, seed, index, quantized=False)
         supernet.activate(subnet)
         net, sides = supernet.get_active_subnet(), (subnet.resolution,)
@@ -59,7 +63,7 @@ def gather_quantized(
     device: torch.device,
 ) -> None:
     """Append the pairs of these indices: random architectures with random policies, each after a short finetune."""
-    for index in tqdm(indices, desc="quantized pairs", unit="subnet", disable=None if store.rank == 0 else True):
+    for index in _with_pace(indices, "quantized pairs", store.rank):
         subnet = pair_subnet(supernet.space, seed, index, quantized=True)
         top1 = short_finetune_top1(supernet, subnet, splits, recipe, derived_seed(seed, index), device)
         store.append(supernet.space, index, subnet, top1)
@@ -79,3 +83,18 @@ def short_finetune_top1(
     config, side = recipe.pair_finetune, subnet.resolution
     train_epochs(net, splits, config, seed=seed, device=device, side=side, n_images=recipe.pair_epoch_images)
     return evaluate(net, make_loader(splits.val, EVALUATION_BATCH, sides=(side,)), device).top1
+
+
+def _with_pace(indices: Sequence[int], what: str, rank: int) -> Iterator[int]:
+    """The indices, with a progress bar on a terminal and now and then a line in a log, from the first process alone."""
+    started = said = time.monotonic()
+    for done, index in enumerate(tqdm(indices, desc=what, unit="subnet", disable=None if rank == 0 else True)):
+        now = time.monotonic()
+        if rank == 0 and done and now - said > LOG_SECONDS and not sys.stderr.isatty():
+            pace, said = done / (now - started), now
+            left = (len(indices) - done) / pace
+            print(
+                f"{what}: {done} of {len(indices)} here, {60 * pace:.1f} a minute, {left / 60:.0f} minutes left",
+                file=sys.stderr,
+            )
+        yield index

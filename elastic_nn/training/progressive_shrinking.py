@@ -26,6 +26,7 @@ from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
+from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.engine import (
     EVALUATION_BATCH,
     ONE_PROCESS,
@@ -97,6 +98,7 @@ def train_supernet(
         if state["teacher"] is not None:
             teacher = _frozen_copy(net, space, device)
             teacher.load_state_dict(state["teacher"])
+    check_agreement({"state to continue from": state and (state["phase"], state["epoch"])}, share)
     epochs_before = 0
     for index, phase in enumerate(recipe.phases):
         optimizer, first_epoch = make_optimizer(net, phase.train), 0
@@ -105,7 +107,7 @@ def train_supernet(
         elif state is not None and index == state["phase"]:
             optimizer.load_state_dict(state["optimizer"])
             first_epoch = state["epoch"]
-        newly_narrow = "e" in phase.elastic and "e" not in recipe.phases[index - 1].elastic
+        newly_narrow = "e" in phase.elastic and (index == 0 or "e" not in recipe.phases[index - 1].elastic)
         if first_epoch == 0 and newly_narrow:  # the channels that survive slicing should be the best ones
             for block in net.blocks[1:]:
                 block.sort_channels()
@@ -123,7 +125,6 @@ def train_supernet(
         for epoch in bar:
             seed_epoch(seed, epochs_before + epoch)
             rng = np.random.default_rng([seed, epochs_before + epoch])
-            pick = partial(_activate_random, net, phase, rng)
             loss = train_one_epoch(
                 net,
                 batches,
@@ -132,13 +133,13 @@ def train_supernet(
                 epoch,
                 device=device,
                 teacher=teacher,
-                choose=[pick] * phase.subnets_per_step,
+                choose=partial(_draw_subnets, net, phase, rng),
                 execution=execution,
                 after_step=after_step,
             )
             bar.set_postfix(loss=f"{loss:.3f}")
             if epoch + 1 == phase.train.epochs:
-                scores = _phase_scores(net, splits, recipe, device, execution)
+                scores = _phase_scores(net if average is None else average.module, splits, recipe, device, execution)
                 records.append({"phase": phase.name, "loss": loss, **scores})
                 log(records[-1])
                 if teacher is None:
@@ -164,8 +165,10 @@ def train_supernet(
     return net, records
 
 
-def _activate_random(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Generator) -> None:
-    net.activate(sample_phase(net.space, phase.elastic, 1, rng, phase.reach)[0])
+def _draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Generator) -> list[Callable[[], None]]:
+    """A step's subnets, as calls that activate them."""
+    drawn = [sample_phase(net.space, phase.elastic, 1, rng, phase.reach)[0] for _ in range(phase.subnets_per_step)]
+    return [partial(net.activate, subnet) for subnet in drawn]
 
 
 def _frozen_copy(net: DynamicProxylessNASNets, space: SearchSpace, device: torch.device) -> nn.Module:
