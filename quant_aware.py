@@ -22,6 +22,7 @@ from apq.files import check_writable, write_json
 from apq.model_folder import ModelFolder
 from apq.subnet import spec_of
 from dataset import check_classes, load_splits
+from dataset.imagenet import tell_unreadable
 from elastic_nn.networks.subnet_file import save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet
 from elastic_nn.training.distributed import check_agreement, processes
@@ -101,6 +102,7 @@ def finetune_experiment(args: argparse.Namespace, device: torch.device, executio
     )
     if not execution.main:
         return
+    tell_unreadable(splits)
     experiment.acc.unlink(missing_ok=True)  # it says that the checkpoint beside it is finished
     facts = {"train": asdict(config), "seed": args.seed, "val_top1": top1}
     save_subnet(experiment.best_checkpoint, space, subnet, weights, images=splits.source, **facts)

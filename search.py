@@ -32,6 +32,7 @@ from apq.model_folder import ModelFolder
 from apq.space import SCOPES, SearchSpace, space_to_dict
 from apq.subnet import spec_of
 from dataset import check_classes, load_splits
+from dataset.imagenet import tell_unreadable
 from dataset.pairs import NETINFO, PairStore
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
 from elastic_nn.training.distributed import check_agreement, processes, wait
@@ -220,6 +221,8 @@ def gather(
         supernet.to(device), splits, recipe, store, missing[share[0] :: share[1]], args.seed, device
     )
     wait(share)
+    if share[0] == 0:
+        tell_unreadable(splits)
     if missing and share[0] == 0:
         a_minute = 60 * len(missing) / (time.perf_counter() - started)
         print(

@@ -25,7 +25,7 @@ from apq.model_folder import ModelFolder
 from apq.presets import get_space
 from apq.space import SearchSpace, space_to_dict
 from dataset import load_splits
-from dataset.imagenet import image_folder_space
+from dataset.imagenet import image_folder_space, tell_unreadable
 from elastic_nn.networks.supernet_file import save_supernet
 from elastic_nn.training.distributed import check_agreement, processes
 from elastic_nn.training.engine import Execution
@@ -96,6 +96,7 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
     )
     if not execution.main:
         return
+    tell_unreadable(splits)
     write_json(folder.training, {"space": space.name, "recipe": recipe.name, "seed": args.seed, "phases": records})
     # The supernet comes last: it says that all is there.
     save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, seed=args.seed, records=records)

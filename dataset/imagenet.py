@@ -117,6 +117,14 @@ def unreadable(dataset: Dataset) -> int:
     return int(dataset.broken.sum()) if isinstance(dataset, FolderImages) else 0
 
 
+def tell_unreadable(splits: Splits) -> None:
+    """One line on stderr if images were skipped."""
+    counts = {part: unreadable(getattr(splits, part)) for part in ("train", "val", "test")}
+    if any(counts.values()):
+        told = ", ".join(f"{n} of {part}" for part, n in counts.items() if n)
+        print(f"images skipped because they could not be read: {told}", file=sys.stderr)
+
+
 def _digest(names: Iterable[str]) -> str:
     """Identity of a folder by names alone: it may move, and a million files need not be read."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()

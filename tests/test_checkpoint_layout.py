@@ -12,7 +12,7 @@ from apq.genes import sample, subnets_of
 from apq.presets import APQ_IMAGENET, DIGITS, published_space
 from apq.subnet import architecture_of, policy_of
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
-from elastic_nn.networks.checkpoint_layout import from_published, to_published
+from elastic_nn.networks.checkpoint_layout import ROLES, from_published, to_published
 
 PUBLISHED = {
     "n_classes": 1000,
@@ -82,6 +82,47 @@ def test_quantized_supernet(golden):
         net.set_quantize(False)
         check(net(IMAGES.double()), record["unquantized_float64"], atol=1e-6, rtol=0)
         net.set_quantize(True)
+
+
+@torch.no_grad()
+def test_every_layer_of_the_quantized_supernet(golden):
+    """Output of each block in float64; bits and weight range of each layer."""
+    data, _, net = load(golden, "apq_network.json", DynamicQuantizedProxylessNASNets)
+    net.double()
+    for record in data["evaluations"]:
+        choose(net, record["spec"])
+        outputs = {}
+        units = {"first_conv": net.first_conv, "feature_mix_layer": net.feature_mix_layer}
+        units |= {i: net.blocks[i] for i in net.active_blocks}
+        hooks = [
+            unit.register_forward_hook(lambda unit, args, out, name=name, into=outputs: into.__setitem__(name, out))
+            for name, unit in units.items()
+        ]
+        net(IMAGES.double())
+        for hook in hooks:
+            hook.remove()
+        assert set(outputs) == {name for name, *_ in record["block_outputs_float64"]}
+        for name, mean, std, shape in record["block_outputs_float64"]:
+            assert list(outputs[name].shape) == shape
+            assert [outputs[name].mean().item(), outputs[name].std().item()] == pytest.approx([mean, std], abs=1e-9)
+        for name, weight_range, w_bits, _, magnitude_bits, half_wave in record.get("layer_state_after_eval") or []:
+            parts = name.split(".")
+            if weight_range < 0:  # never ran
+                assert int(parts[1]) not in net.active_blocks
+                continue
+            if parts[0] == "blocks":
+                role = {published: ours for ours, published in ROLES.items()}[parts[3]]
+                block = net.blocks[int(parts[1])]
+                layer = block.layers()[role].conv
+                channels = layer.weight.size(1) if role == "expand" else block.depthwise.conv.active_out
+            else:
+                layer = net.classifier if parts[0] == "classifier" else getattr(net, parts[0]).conv
+                channels = layer.weight.size(1)
+            assert layer.active_weight(channels).abs().max().item() == pytest.approx(weight_range, rel=1e-6)
+            assert layer.weight_quant.bits == w_bits
+            if name != "first_conv.conv":  # its input is not quantized
+                assert layer.act_quant.signed == (not half_wave)
+                assert layer.act_quant.bits - layer.act_quant.signed == magnitude_bits
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from apq.errors import UserError
 from apq.genes import sample, subnets_of
 from apq.presets import APQ_IMAGENET, DIGITS
 from dataset import check_classes, load_splits
-from dataset.imagenet import image_folder_space, unreadable
+from dataset.imagenet import image_folder_space, tell_unreadable, unreadable
 from dataset.pairs import PairStore
 from dataset.splits import make_loader
 from dataset.transforms import random_affine
@@ -93,6 +93,8 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path, capfd):
     assert n == len(splits.train)  # others stand in: training batches keep their size
     assert unreadable(splits.train) > 0
     assert "class1/0.jpg" in capfd.readouterr().err
+    tell_unreadable(splits)
+    assert "3 of test" in capfd.readouterr().err
 
 
 def test_too_few_images_for_the_processes_are_refused():

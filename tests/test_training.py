@@ -384,6 +384,12 @@ def test_recipes():
         (25, 4),
         (125, 4),
     ]
+    assert [phase.train.lr for phase in published.phases] == [2.6, 0.96, 0.08, 0.24, 0.08, 0.24]
+    assert {phase.train.batch_size for phase in published.phases} == {2048}
+    finetuning = published.finetune
+    assert (finetuning.epochs, finetuning.lr, finetuning.batch_size) == (30, 1e-3, 256)
+    assert (finetuning.momentum, finetuning.weight_decay, finetuning.label_smoothing) == (0.9, 4e-5, 0.1)
+    assert (published.recalibration_images, published.pairs_float, published.pairs_quant) == (2000, 80_000, 5_000)
     with pytest.raises(UserError, match="learning rate"):
         replace(TINY.finetune, lr=-1.0)
 
