@@ -9,6 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile
+
+import numpy as np
 
 from apq.errors import UserError
 
@@ -64,6 +67,16 @@ def read_json(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {_one_line(error)}") from error
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, plain data only; UserError where it is missing or damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            return dict(data)
+    # A damaged archive fails in any part of it: NotImplementedError is zipfile's word for an unknown compression.
+    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError, BadZipFile) as error:
+        raise UserError(f"{path} is missing or damaged: {_one_line(error)}") from error
+
+
 def append_jsonl(path: Path, record: Any) -> None:
     """Append one record as a line and flush it to disk; the torn last line of a killed run makes room for it."""
     try:
@@ -97,7 +110,7 @@ def _cut_torn_line(file: IO[bytes]) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _umask() -> int:

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import string
-import zipfile
 from pathlib import Path
 
 import matplotlib
@@ -21,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from apq.errors import UserError
-from apq.files import atomic_open, cache_folder
+from apq.files import atomic_open, cache_folder, read_arrays
 from apq.space import SearchSpace
 from dataset.splits import Splits, TensorImages
 from dataset.transforms import blur, random_affine, random_strokes
@@ -166,9 +165,8 @@ def _uniform(ends: tuple[float, float], n: int) -> Tensor:
 
 def _read_cache(file: Path, n_images: dict[str, int]) -> dict[str, np.ndarray] | None:
     try:
-        with file.open("rb") as handle, np.load(handle) as data:
-            arrays = {name: data[name] for part in N_IMAGES for name in (f"{part}_images", f"{part}_labels")}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
+        arrays = read_arrays(file)
+    except UserError:
         return None  # absent or damaged: it is made anew
     found = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
     whole = {f"{part}_images": ((n, SIDE, SIDE), "uint8") for part, n in n_images.items()}

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from apq.errors import UserError
-from apq.files import atomic_open, cache_folder, read_json
+from apq.files import atomic_open, cache_folder, read_arrays, read_json
 from apq.layers import ConvLayer, first_layers, last_layers, searchable_layers
 from apq.space import SearchSpace
 from lut.accelerator import Accelerator
@@ -54,12 +53,12 @@ def _row(layer: ConvLayer) -> tuple[int, ...]:
 
 def _read_cache(file: Path) -> dict[tuple[int, ...], tuple[float, float]]:
     try:
-        with file.open("rb") as handle, np.load(handle) as data:
-            rows, costs = data["layers"], data["costs"]
+        arrays = read_arrays(file)
+        rows, costs = arrays["layers"], arrays["costs"]
         if rows.ndim != 2 or rows.dtype.kind != "i" or costs.shape != (len(rows), 2) or not np.isfinite(costs).all():
             return {}
         return {tuple(row): tuple(pair) for row, pair in zip(rows.tolist(), costs.tolist(), strict=True)}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
+    except (UserError, KeyError, TypeError):
         return {}  # absent or damaged: it is made anew
 
 

@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apq.presets import DIGITS
+from dataset import load_splits
+from dataset.splits import Splits, TensorImages
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(os.environ.get("APQ_GOLDEN", ROOT.parent / "shared" / "golden"))
 
@@ -47,3 +51,15 @@ def golden():
 def _private_cache(tmp_path_factory, monkeypatch):
     """Tests never read or write the user's cache."""
     monkeypatch.setenv("APQ_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def few():
+    """A few real digits: enough to run, too few to wait for."""
+    full = load_splits(DIGITS)
+
+    def cut(part, n):
+        return TensorImages(part.images[:n], part.labels[:n], part.augment)
+
+    parts = cut(full.train, 128), cut(full.calibration, 128), cut(full.val, 100), cut(full.test, 50)
+    return Splits(*parts, source={"dataset": "few digits"})

@@ -7,13 +7,14 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import append_jsonl, atomic_open, check_writable, read_json, read_jsonl, write_json
+from apq.files import append_jsonl, atomic_open, check_writable, read_arrays, read_json, read_jsonl, write_json
 from apq.genes import largest_subnet
 from apq.presets import DIGITS, get_space
 from apq.space import space_to_dict
@@ -186,3 +187,21 @@ def test_spaces_come_from_names_and_files(tmp_path):
     write_json(tmp_path / "bad.json", {**space_to_dict(DIGITS), "kernel_sizes": [3, 4]})
     with pytest.raises(UserError, match="odd"):
         get_space(str(tmp_path / "bad.json"))
+
+
+def test_damaged_arrays_are_user_errors(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.arange(5))
+    assert read_arrays(path)["a"].tolist() == [0, 1, 2, 3, 4]
+    whole = path.read_bytes()
+    unknown = whole.replace(b"\x00\x00\x00\x00!\x00", b"\x63\x00\x00\x00!\x00")  # compression, time, date
+    assert unknown != whole
+    for damaged in (b"", b"text", whole[: len(whole) // 2], whole[:60] + bytes(len(whole) - 60), unknown):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="missing or damaged"):
+            read_arrays(path)
+    np.savez(path, a=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match="damaged"):
+        read_arrays(path)
+    with pytest.raises(UserError, match="missing"):
+        read_arrays(tmp_path / "absent.npz")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from apq.errors import UserError
-from apq.files import atomic_open
+from apq.files import atomic_open, read_arrays
 
 ARRAYS = ("genes", "accuracies", "costs", "seen")
 
@@ -38,17 +37,16 @@ def save_state(file: Path, state: SearchState, asked: dict[str, Any]) -> None:
 
 def load_state(file: Path, asked: dict[str, Any]) -> SearchState | None:
     """The state in a file, if there is one; UserError if it is damaged or of a search with other settings."""
-    try:
-        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as data:
-            facts = json.loads(str(data["facts"]))
-            arrays = {name: data[name] for name in ARRAYS}
-            rest = {name: facts[name] for name in ("rng", "history", "since_better")}
-            found = facts["asked"]
-    except FileNotFoundError:
+    if not file.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    try:
+        arrays = read_arrays(file)
+        facts = json.loads(str(arrays.pop("facts")))
+        found, rest = facts["asked"], {name: facts[name] for name in ("rng", "history", "since_better")}
+        state = SearchState(**{name: arrays[name] for name in ARRAYS}, **rest)
+    except (UserError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged; remove it, and the search starts anew") from error
     if found != json.loads(json.dumps(asked)):
         odd = ", ".join(sorted(key for key in asked if found.get(key) != asked[key])) or "other things"
         raise UserError(f"{file} is of an unfinished search with other {odd}; give --overwrite or remove it")
-    return SearchState(**arrays, **rest)
+    return state
