@@ -11,6 +11,7 @@ from apq.errors import UserError
 from apq.genes import sample, subnets_of
 from apq.presets import APQ_IMAGENET, DIGITS, published_space
 from apq.subnet import architecture_of, policy_of
+from elastic_nn.modules.quant_layers import quantizers, set_quantize
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.checkpoint_layout import ROLES, from_published, to_published
 
@@ -42,7 +43,7 @@ def load(golden, name, kind):
 def choose(net, spec):
     net.set_active_subnet(**{key: spec[key] for key in ARCHITECTURE})
     policy = {key: value for key, value in spec.items() if key not in ARCHITECTURE}
-    if policy and net.quantizers():
+    if policy and quantizers(net):
         net.set_quantization_policy(**policy)
 
 
@@ -71,17 +72,17 @@ def test_quantized_supernet(golden):
             torch.corrcoef(torch.stack([logits[0, :10], torch.tensor(record["quantized_float32"]["first10"][0])]))[0, 1]
             > 0.9
         )
-        net.set_quantize(False)
+        set_quantize(net, False)
         check(net(IMAGES), record["unquantized_float32"], rtol=1e-3, atol=1e-4)
-        net.set_quantize(True)
+        set_quantize(net, True)
         net.double()
         check(net(IMAGES.double()), record["quantized_float64"], atol=1e-6, rtol=0)
         assert net(IMAGES.double()).argmax(1).tolist() == record["quantized_float64"]["argmax"]
         alone = net.get_active_subnet()
         check(alone(IMAGES.double()), record["quantized_float64"], atol=1e-6, rtol=0)  # its ranges came along
-        net.set_quantize(False)
+        set_quantize(net, False)
         check(net(IMAGES.double()), record["unquantized_float64"], atol=1e-6, rtol=0)
-        net.set_quantize(True)
+        set_quantize(net, True)
 
 
 @torch.no_grad()

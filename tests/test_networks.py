@@ -15,6 +15,7 @@ from apq.layers import layers_of
 from apq.presets import APQ_IMAGENET, DIGITS, SPACES
 from apq.subnet import architecture_of, policy_of
 from elastic_nn.modules.elastic_conv import ElasticConv2d
+from elastic_nn.modules.quant_layers import quantized_layers
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.subnet_file import load_subnet, save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet, save_supernet
@@ -109,7 +110,9 @@ def test_network_runs_the_layers_that_are_priced(name):
         net.activate(subnet)
         alone = net.get_active_subnet()
         listed = layers_of(space, subnet)
-        assert [layer.weight.numel() for layer in alone.quantized_layers()] == [layer.weights for layer in listed]
+        assert [layer.weight.numel() for layer in quantized_layers(alone).values()] == [
+            layer.weights for layer in listed
+        ]
         assert sum(p.numel() for p in alone.parameters()) == sum(layer.params for layer in listed)
 
 

@@ -1,4 +1,4 @@
-"""One elastic convolution for every precision, and the quantized classifier.
+"""One elastic convolution for every precision.
 
 Weights are sliced, never copied: fewer channels are the first ones, and a smaller depthwise kernel is the centre of the
 next larger one, multiplied by a learned matrix (once-for-all, Cai et al., ICLR 2020, arXiv 1908.09791).
@@ -71,19 +71,3 @@ class ElasticConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kernel={self.active_kernel} of {self.kernel_sizes}, out={self.active_out}, stride={self.stride}"
-
-
-class QuantLinear(nn.Linear):
-    """Fully connected layer with the quantizers of a scheme; its inputs are not negative."""
-
-    def __init__(self, in_features: int, out_features: int, scheme: QuantScheme) -> None:
-        super().__init__(in_features, out_features)
-        self.weight_quant = scheme.weight()
-        self.act_quant = scheme.activation(False)
-
-    def active_weight(self, in_features: int) -> Tensor:
-        """The full-precision weights in use: all of them."""
-        return self.weight
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, C) -> (N, classes)
-        return F.linear(self.act_quant(x), self.weight_quant(self.weight), self.bias)

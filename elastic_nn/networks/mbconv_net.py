@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from apq.space import SearchSpace
 from apq.subnet import Subnet
-from elastic_nn.modules.elastic_conv import ElasticConv2d, QuantLinear
+from elastic_nn.modules.elastic_conv import ElasticConv2d
 from elastic_nn.modules.mbconv import BlockShape, ConvNormAct, ElasticMBConv
+from elastic_nn.modules.quant_layers import QuantLinear
 from elastic_nn.quantizers import FLOAT, QuantScheme
 
 
@@ -107,20 +108,6 @@ class MBConvNet(nn.Module):
             x = self.blocks[i](x)
         x = self.feature_mix_layer(x).mean((2, 3))
         return self.classifier(self.dropout(x))
-
-    def quantized_layers(self) -> list[ElasticConv2d | QuantLinear]:
-        """Every layer that can carry quantizers, in order."""
-        return [module for module in self.modules() if isinstance(module, (ElasticConv2d, QuantLinear))]
-
-    def quantizers(self) -> list[nn.Module]:
-        """Every quantizer of weights and activations; none in a float network."""
-        both = (quantizer for layer in self.quantized_layers() for quantizer in (layer.weight_quant, layer.act_quant))
-        return [quantizer for quantizer in both if not isinstance(quantizer, nn.Identity)]
-
-    def set_quantize(self, on: bool) -> None:
-        """Switch quantization on or off everywhere; bits and ranges stay."""
-        for quantizer in self.quantizers():
-            quantizer.enabled = on
 
     def set_block_bits(self, index: int, space: SearchSpace, bits: tuple[int, ...]) -> None:
         """Give a block its bits, one an operand kind of the space. A float network has none to give."""
