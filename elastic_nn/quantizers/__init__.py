@@ -7,9 +7,19 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from elastic_nn.quantizers.kmeans import KMeansWeightQuantizer
 from elastic_nn.quantizers.linear import LinearActivationQuantizer, LinearWeightQuantizer
 
-__all__ = ["FLOAT", "LINEAR", "LinearActivationQuantizer", "LinearWeightQuantizer", "QuantScheme"]
+__all__ = [
+    "FLOAT",
+    "KMEANS",
+    "LINEAR",
+    "SCHEMES",
+    "KMeansWeightQuantizer",
+    "LinearActivationQuantizer",
+    "LinearWeightQuantizer",
+    "QuantScheme",
+]
 
 
 @dataclass(frozen=True)
@@ -23,3 +33,5 @@ class QuantScheme:
 
 FLOAT = QuantScheme("float", weight=nn.Identity, activation=lambda signed: nn.Identity())
 LINEAR = QuantScheme("linear", weight=LinearWeightQuantizer, activation=LinearActivationQuantizer)
+KMEANS = QuantScheme("kmeans", weight=KMeansWeightQuantizer, activation=lambda signed: nn.Identity())
+SCHEMES = {scheme.name: scheme for scheme in (LINEAR, KMEANS)}

@@ -1,0 +1,105 @@
+"""A quantization policy of any network: the bits of each of its layers, in HAQ's terms (Wang et al., CVPR 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.files import read_json
+from apq.layers import FIXED_BITS, ConvLayer
+
+QUANTIZERS = {"linear": (2, 8), "kmeans": (1, 8)}  # fewest and most bits of each
+NOT_QUANTIZED = -1  # in a policy: the activations that enter a layer stay as they are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Weight bits, and with the linear quantizer activation bits, of each of a network's `names`.
+
+    `bits` has a row a layer: (weights, activations), or (weights,) of the k-means quantizer, which leaves activations
+    in floating point. The image that enters the first layer is not quantized again: NOT_QUANTIZED.
+    """
+
+    quantizer: str
+    names: tuple[str, ...]
+    bits: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if self.quantizer not in QUANTIZERS:
+            raise UserError(f"unknown quantizer {self.quantizer!r}; known: {', '.join(QUANTIZERS)}")
+        if len(self.names) != len(self.bits):
+            raise UserError(f"the policy has bits for {len(self.bits)} layers, the network has {len(self.names)}")
+        fewest, most = QUANTIZERS[self.quantizer]
+        width = 1 if self.quantizer == "kmeans" else 2
+        for i, (name, row) in enumerate(zip(self.names, self.bits, strict=True)):
+            raw = (1, NOT_QUANTIZED) if i == 0 else (-1, -1)
+            fits = [type(b) is int and (fewest <= b <= most or (k, b) == raw) for k, b in enumerate(row)]
+            if len(row) != width or not all(fits):
+                form = "[weight bits, activation bits]" if width == 2 else "weight bits"
+                raise UserError(
+                    f"layer {i} ({name}) of a {self.quantizer} policy has bits {list(row)}; it must be {form}, each "
+                    f"from {fewest} to {most}, activations of the first layer also {NOT_QUANTIZED} (the image as it is)"
+                )
+
+    @property
+    def strategy(self) -> list[Any]:
+        """The published form: [[weight bits, activation bits], ...], or [weight bits, ...] of k-means."""
+        return [list(row) if len(row) > 1 else row[0] for row in self.bits]
+
+    def matrix(self, image_bits: int = FIXED_BITS) -> np.ndarray:
+        """(layers, 2 or 1) bits as they are priced, raw image at `image_bits`."""
+        bits = np.array(self.bits)
+        return np.where(bits == NOT_QUANTIZED, image_bits, bits)
+
+
+def layer_names(layers: Sequence[ConvLayer]) -> tuple[str, ...]:
+    """The layers that have bits of their own, in running order: one that runs twice has one name."""
+    return tuple(dict.fromkeys(layer.name for layer in layers))
+
+
+def priced_layers(layers: Sequence[ConvLayer], policy: Policy, image_bits: int = FIXED_BITS) -> list[ConvLayer]:
+    """The layers at the bits of a linear policy."""
+    bits = dict(zip(policy.names, policy.matrix(image_bits).tolist(), strict=True))
+    return [replace(layer, w_bits=bits[layer.name][0], a_bits=bits[layer.name][-1]) for layer in layers]
+
+
+def policy_from_strategy(quantizer: str, layers: Sequence[ConvLayer], strategy: Any) -> Policy:
+    """The policy of published form for a network of these layers; UserError where it does not fit."""
+    if not isinstance(strategy, list) or not all(isinstance(row, (int, list)) for row in strategy):
+        raise UserError("a policy is a list with one entry a layer: bits, or [weight bits, activation bits]")
+    rows = tuple(tuple(row) if isinstance(row, list) else (row,) for row in strategy)
+    return Policy(quantizer=quantizer, names=layer_names(layers), bits=rows)
+
+
+def load_strategy(path: Path) -> Any:
+    """The strategy in a JSON file: a list, or an object with one under "strategy", as policies are stored."""
+    data = read_json(path)
+    found = data.get("strategy") if isinstance(data, dict) else data
+    if not isinstance(found, list):
+        raise UserError(f'{path} holds no policy: it must be a list, or an object with a list under "strategy"')
+    return found
+
+
+def policy_to_dict(policy: Policy, layers: Sequence[ConvLayer]) -> dict[str, Any]:
+    """Plain data, with the layers, so that its cost needs no network."""
+    return {
+        "quantizer": policy.quantizer,
+        "strategy": policy.strategy,
+        "layers": [asdict(layer) for layer in layers],
+    }
+
+
+def policy_from_dict(data: Any) -> tuple[Policy, list[ConvLayer]]:
+    """Back from `policy_to_dict`; UserError for other data."""
+    known = {field.name for field in fields(ConvLayer)}
+    try:
+        layers = [ConvLayer(**row) for row in data["layers"]]
+        quantizer, strategy = data["quantizer"], data["strategy"]
+    except (TypeError, KeyError) as error:
+        raise UserError(f"not a stored policy: it needs quantizer, strategy and layers of {sorted(known)}") from error
+    return policy_from_strategy(quantizer, layers, strategy), layers

@@ -1,0 +1,144 @@
+"""From actions to bits within a budget: what the agent of HAQ acts in (Wang et al., CVPR 2019, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.layers import FIXED_BITS, ConvLayer
+from utils.bit_costs import BitCosts
+
+FREE = 0  # in a matrix of fixed bits
+
+
+def action_to_bits(actions: np.ndarray, min_bit: int, max_bit: int) -> np.ndarray:
+    """Whole bits of actions in 0..1: every number of bits has an equal stride, halves go to the even neighbour.
+
+    >>> action_to_bits(np.array([0.0, 0.3, 1.0]), 2, 8)
+    array([2, 4, 8])
+    """
+    bits = np.round((max_bit - min_bit + 1) * np.asarray(actions) + min_bit - 0.5).astype(np.int64)
+    return np.clip(bits, min_bit, max_bit)
+
+
+def fixed_bits(n_layers: int, *, activations: bool, keep_ends: bool) -> np.ndarray:
+    """(layers, 2 or 1) bits that are not chosen, else FREE: 8 of the image that enters the first layer, and with
+    `keep_ends` 8 of everything in the first and the last layer."""
+    fixed = np.full((n_layers, 2 if activations else 1), FREE)
+    if activations:
+        fixed[0, 1] = FIXED_BITS
+    if keep_ends:
+        fixed[[0, -1]] = FIXED_BITS
+    return fixed
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitEnvironment:
+    """Layers that get bits one after the other, first the weights of each, then its activations.
+
+    `fixed` says which bits are not chosen. Candidates are bits (layers, 2 or 1) of cost at most `budget`. UserError if
+    not even the cheapest bits are.
+    """
+
+    layers: Sequence[ConvLayer]  # one a row of `costs`
+    costs: BitCosts
+    budget: float
+    fixed: np.ndarray
+    min_bit: int
+    max_bit: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_bit <= self.max_bit <= 8:
+            raise UserError(f"bits go from 1 to 8, not from {self.min_bit} to {self.max_bit}")
+        cells = self._allowed_cells()
+        if np.isnan(cells).any():
+            layer = int(np.argwhere(np.isnan(cells))[0][0])
+            raise UserError(f"the cost table lacks layer {layer} ({self.layers[layer].name}) at some of its bits")
+        if (lowest := self.costs.total(self.cheapest())) > self.budget:
+            raise UserError(
+                f"the budget of {self.budget:.6g} {self.costs.unit} is below the cheapest policy, which needs "
+                f"{lowest:.6g} {self.costs.unit}, {lowest / self.costs.reference:.4g} of {self.costs.of_what}"
+            )
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(steps, 2) layer and operand (0 weights, 1 activations) of each choice."""
+        return np.argwhere(self.fixed == FREE)
+
+    def features(self) -> np.ndarray:
+        """(steps, 9) float32, each column scaled to 0..1: depthwise, input and output channels, stride, kernel,
+        weights, input side, layer's number, activations or weights."""
+        rows = []
+        for i, operand in self.steps:
+            layer = self.layers[i]
+            depthwise = layer.groups > 1 and layer.groups == layer.in_channels
+            sizes = layer.stride, layer.kernel_size, layer.weights, layer.input_size
+            rows.append((depthwise, layer.in_channels, layer.out_channels, *sizes, i, operand))
+        table = np.array(rows, dtype=np.float64)
+        low, high = table.min(axis=0), table.max(axis=0)
+        return ((table - low) / np.where(high > low, high - low, 1)).astype(np.float32)
+
+    def decide(self, actions: np.ndarray) -> np.ndarray:
+        """Bits of one action in 0..1 for each step, lowered until they fit the budget."""
+        bits = self.fixed.copy()
+        bits[self.fixed == FREE] = action_to_bits(actions, self.min_bit, self.max_bit)
+        return self.lowered(bits)
+
+    def lowered(self, bits: np.ndarray) -> np.ndarray:
+        """Bits of cost at most the budget: sweeps from the last layer to the first take one bit of each layer's
+        activations, then of its weights, until the cost fits.
+
+        On an accelerator fewer bits may cost more: such a bit is not taken, and where no other is left, the cheapest
+        bits are the answer.
+        """
+        bits = bits.copy()
+        total = self.costs.total(bits)
+        while total > self.budget:
+            # A sweep as one cumulative sum: the cost after each of its steps, from the last layer's activations on.
+            lower, steps = bits, []
+            for operand in reversed(range(bits.shape[1])):
+                lower, change = self._step(lower, operand)
+                steps.append(change)
+            if (lower == bits).all():
+                return self.cheapest()
+            after = total + np.cumsum(np.stack(steps, axis=1)[::-1])
+            fits = np.flatnonzero(after <= self.budget)
+            if not len(fits):
+                bits, total = lower, self.costs.total(lower)
+                continue
+            n_whole, half = divmod(int(fits[0]) + 1, bits.shape[1])  # layers lowered; has one only its activations?
+            at = len(bits) - n_whole
+            bits[at:] = lower[at:]
+            if half:
+                bits[at - 1, 1:] = lower[at - 1, 1:]
+            return bits
+        return bits
+
+    def _step(self, bits: np.ndarray, operand: int) -> tuple[np.ndarray, np.ndarray]:
+        """Bits with one less of an operand where that is allowed and costs no more; (layers,) changes of cost."""
+        lower = bits.copy()
+        lower[:, operand] -= (self.fixed[:, operand] == FREE) & (bits[:, operand] > self.min_bit)
+        change = self.costs.per_layer(lower) - self.costs.per_layer(bits)
+        dearer = change > 0
+        return np.where(dearer[:, None], bits, lower), np.where(dearer, 0.0, change)
+
+    def cheapest(self) -> np.ndarray:
+        """The bits of lowest cost; of equals the most bits."""
+        cells = self._allowed_cells()
+        flat = cells.reshape(len(cells), -1)[:, ::-1]
+        place = flat.shape[1] - 1 - flat.argmin(axis=1)
+        return np.stack(np.unravel_index(place, cells.shape[1:]), axis=1)[:, : self.fixed.shape[1]] + 1
+
+    def _allowed_cells(self) -> np.ndarray:
+        """The cost cells, infinite where a fixed or forbidden number of bits stands."""
+        cells = self.costs.cells.copy()
+        numbers = np.arange(1, 9)
+        for operand in range(self.fixed.shape[1]):
+            fixed = self.fixed[:, operand, None]
+            allowed = np.where(fixed == FREE, (numbers >= self.min_bit) & (numbers <= self.max_bit), numbers == fixed)
+            mask = allowed[:, :, None] if operand == 0 else allowed[:, None, :]
+            cells = np.where(mask, cells, np.inf)
+        return cells

@@ -1,0 +1,214 @@
+"""Policies, their costs and the budget wall, against published values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apq.errors import UserError
+from apq.layers import ConvLayer
+from apq.policy import Policy, policy_from_dict, policy_from_strategy, policy_to_dict, priced_layers
+from lut.accelerator import Accelerator
+from lut.costs import CostSource, cost_of
+from lut.traced import traced_layers
+from methods.ddpg.environment import FREE, BitEnvironment, action_to_bits, fixed_bits
+from utils.bit_costs import kmeans_costs, linear_costs, measured_costs
+
+BITFUSION = CostSource(accelerator=Accelerator())
+
+
+@pytest.fixture(scope="module")
+def networks():
+    models = {"resnet50": torchvision.models.resnet50(), "mobilenetv2": torchvision.models.mobilenet_v2()}
+    return {name: traced_layers(net.to("meta"), 224) for name, net in models.items()}
+
+
+def kmeans_environment(layers, ratio, min_bit=1):
+    costs = kmeans_costs(layers)
+    fixed = fixed_bits(len(layers), activations=False, keep_ends=False)
+    return BitEnvironment(
+        layers=layers, costs=costs, budget=ratio * costs.reference, fixed=fixed, min_bit=min_bit, max_bit=8
+    )
+
+
+def test_published_kmeans_policies(golden, networks):
+    for case in golden("haq.json")["kmeans_policies"]:
+        layers = networks[case["model"]]
+        policy = policy_from_strategy("kmeans", layers, case["strategy"])
+        costs = kmeans_costs(layers)
+        assert costs.ratio(policy.matrix()) == pytest.approx(case["ratio"], rel=1e-12)
+        assert costs.total(policy.matrix()) == pytest.approx(case["size_MB"] * 1e6)
+        assert policy.strategy == case["strategy"]
+
+
+def test_published_kmeans_wall(golden, networks):
+    for case in golden("haq.json")["kmeans_action_wall"]:
+        environment = kmeans_environment(networks[case["model"]], case["preserve_ratio"])
+        after = environment.lowered(np.array(case["before"])[:, None])
+        assert after[:, 0].tolist() == case["after"]
+        assert environment.costs.ratio(after) == pytest.approx(case["ratio_after"])
+
+
+@pytest.mark.parametrize("image_bits", [7, 8])
+def test_published_linear_policies(golden, networks, image_bits):
+    """On the layers that the table gives, with both readings of the raw image's bits."""
+    costs = measured_costs(golden("haq_latency_table.csv"), 53, "cycles")
+    given_layers = ~np.isnan(costs.cells[:, 0, 0])
+    assert given_layers.sum() == 27
+    for case in golden("haq.json")["linear_policies"]:
+        policy = policy_from_strategy("linear", networks["mobilenetv2"], case["strategy"])
+        found = costs.per_layer(policy.matrix(image_bits))
+        expected = np.array(case["per_layer_cost"])
+        same = found[given_layers] == expected[given_layers]
+        assert same[1:].all()
+        assert same[0] == (image_bits == case["first_layer_cell_used"][0])
+
+
+def test_published_ratio_with_both_readings(golden, networks):
+    """The ratio over all layers: those that the table lacks by their published cost, the first by either reading."""
+    costs = measured_costs(golden("haq_latency_table.csv"), 53, "cycles")
+    case = golden("haq.json")["linear_policies"][0]
+    policy = policy_from_strategy("linear", networks["mobilenetv2"], case["strategy"])
+    for image_bits, ratio in ((7, 0.59138), (8, 0.59646)):
+        found = costs.per_layer(policy.matrix(image_bits))
+        total = np.where(np.isnan(found), case["per_layer_cost"], found).sum()
+        assert total / case["org_cost_8bit"] == pytest.approx(ratio, abs=5e-6)
+
+
+def test_published_linear_wall(golden, networks):
+    """Every step of the sweeps, on the published totals: the layers that the table lacks weigh the same here."""
+    layers = networks["mobilenetv2"]
+    costs = linear_costs(layers, "bitops", BITFUSION)
+    for case in golden("haq.json")["linear_action_wall"]:
+        after = np.array(case["after"])
+        after[0, 1] = 8
+        fixed = fixed_bits(len(layers), activations=True, keep_ends=True)
+        before = np.where(fixed == FREE, case["before"], fixed)
+        budget = costs.total(after)  # reached by the same steps in the same order, whatever a layer's cost
+        environment = BitEnvironment(layers=layers, costs=costs, budget=budget, fixed=fixed, min_bit=2, max_bit=8)
+        assert environment.lowered(before).tolist() == after.tolist()
+
+
+def test_published_actions(golden):
+    for case in golden("haq.json")["action_to_bits"]:
+        assert action_to_bits(case["action"], case["min_bit"], case["max_bit"]) == case["bits"]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 1.2), st.booleans())
+def test_wall_fits_the_budget_and_never_raises_bits(seed, ratio, keep_ends):
+    rng = np.random.default_rng(seed)
+    layers = [ConvLayer(8, 16, 8, 3, 1, 1, 8, 8, name=str(i)) for i in range(5)]
+    costs = linear_costs(layers, "latency", BITFUSION)
+    fixed = fixed_bits(5, activations=True, keep_ends=keep_ends)
+    make = {"layers": layers, "costs": costs, "fixed": fixed, "min_bit": 2, "max_bit": 8}
+    cheapest = BitEnvironment(**make, budget=np.inf).cheapest()
+    budget = max(ratio * costs.reference, costs.total(cheapest))
+    environment = BitEnvironment(**make, budget=budget)
+    raw = environment.fixed.copy()
+    raw[fixed == FREE] = rng.integers(2, 9, (fixed == FREE).sum())
+    bits = environment.lowered(raw)
+    assert costs.total(bits) <= budget
+    assert (bits[fixed != FREE] == fixed[fixed != FREE]).all()
+    assert (bits >= 2).all()
+    assert (bits <= raw).all() or (bits == cheapest).all()
+    if costs.total(raw) <= budget:
+        assert (bits == raw).all()
+
+
+def test_wall_steps_equal_one_at_a_time(networks):
+    """The cumulative sums against the plain loop."""
+    layers, rng = networks["mobilenetv2"], np.random.default_rng(0)
+    costs = linear_costs(layers, "latency", BITFUSION)
+    fixed = fixed_bits(len(layers), activations=True, keep_ends=True)
+    for ratio in (0.6, 0.7, 0.9):
+        budget = ratio * costs.reference
+        environment = BitEnvironment(layers=layers, costs=costs, budget=budget, fixed=fixed, min_bit=2, max_bit=8)
+        bits = np.where(fixed == FREE, rng.integers(2, 9, fixed.shape), fixed)
+        expected = bits.copy()
+        for _ in range(6):
+            for layer in reversed(range(len(layers))):
+                for operand in (1, 0):
+                    total = costs.total(expected)
+                    if total <= budget or fixed[layer, operand] != FREE or expected[layer, operand] == 2:
+                        continue
+                    expected[layer, operand] -= 1
+                    if costs.total(expected) > total + 1e-12:  # fewer bits may cost more: not taken
+                        expected[layer, operand] += 1
+        assert costs.total(expected) <= budget
+        assert (environment.lowered(bits) == expected).all()
+
+
+def test_hopeless_budget_names_the_cheapest(networks):
+    with pytest.raises(UserError, match=r"below the cheapest policy, which needs 3\.18786e\+06 bytes, 0\.03125 of"):
+        kmeans_environment(networks["resnet50"], 0.03)
+
+
+def test_features_lie_between_0_and_1(networks):
+    layers = networks["mobilenetv2"]
+    costs = linear_costs(layers, "size", BITFUSION)
+    fixed = fixed_bits(len(layers), activations=True, keep_ends=True)
+    environment = BitEnvironment(layers=layers, costs=costs, budget=np.inf, fixed=fixed, min_bit=2, max_bit=8)
+    features = environment.features()
+    assert features.shape == (2 * (len(layers) - 2), 9)
+    assert features.min(axis=0).tolist() == [0] * 9
+    assert features.max(axis=0).tolist() == [1] * 9
+    assert environment.steps[:3].tolist() == [[1, 0], [1, 1], [2, 0]]
+
+
+def test_costs_equal_those_of_the_layers(networks):
+    layers = networks["mobilenetv2"]
+    rng = np.random.default_rng(0)
+    bits = rng.integers(2, 9, (len(layers), 2))
+    policy = Policy(quantizer="linear", names=tuple(x.name for x in layers), bits=tuple(map(tuple, bits.tolist())))
+    cost = cost_of(priced_layers(layers, policy), BITFUSION)
+    for quantity, expected in (("latency", cost.latency_ms), ("bitops", cost.bitops), ("size", cost.size_bytes)):
+        assert linear_costs(layers, quantity, BITFUSION).total(bits) == pytest.approx(expected)
+
+
+def test_a_layer_that_runs_twice_costs_twice_and_is_stored_once():
+    layer = ConvLayer(8, 8, 4, 3, 1, 1, 8, 8, name="conv")
+    twice = [layer, replace(layer, shared=True)]
+    bits = np.array([[4, 8]])
+    once = linear_costs([layer], "bitops", BITFUSION).total(bits)
+    assert linear_costs(twice, "bitops", BITFUSION).total(bits) == 2 * once
+    assert kmeans_costs(twice).reference == kmeans_costs([layer]).reference
+
+
+def test_policy_on_disk(networks):
+    layers = networks["mobilenetv2"]
+    bits = tuple((8, -1) if i == 0 else (4, 6) for i in range(len(layers)))
+    policy = Policy(quantizer="linear", names=tuple(x.name for x in layers), bits=bits)
+    assert policy_from_dict(policy_to_dict(policy, layers)) == (policy, layers)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "strategy", "message"),
+    [
+        ("linear", [[8, -1], [4, -1]], r"layer 1 \(b\)"),
+        ("linear", [[8, -1], [4, 9]], "from 2 to 8"),
+        ("linear", [[8, -1]], "bits for 1 layers, the network has 2"),
+        ("linear", [4, 4], "weight bits, activation bits"),
+        ("kmeans", [[4, 4], [4, 4]], "must be weight bits"),
+        ("kmeans", [0, 4], "from 1 to 8"),
+        ("kmeans", [True, 4], "layer 0"),
+        ("linear", {"a": 1}, "one entry a layer"),
+        ("log", [4, 4], "unknown quantizer"),
+    ],
+)
+def test_bad_policies(quantizer, strategy, message):
+    layers = [ConvLayer(8, 8, 4, 1, 1, 1, 8, 8, name=name) for name in "ab"]
+    with pytest.raises(UserError, match=message):
+        policy_from_strategy(quantizer, layers, strategy)
+
+
+def test_bad_tables(tmp_path):
+    file = tmp_path / "table.csv"
+    for text in ("layer,w,a,cost\n9,1,1,5\n", "layer,w,a,cost\n0,1,1\n", "layer,w,a,cost\n0,9,1,5\n"):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"table\.csv is no table"):
+            measured_costs(file, 3, "cycles")
