@@ -1,8 +1,10 @@
-"""Train a supernet from nothing by progressive shrinking.
+"""Train a supernet from nothing by progressive shrinking, or with --model another network by name.
 
-Writes models/SPACE/supernet.pt; a run that was killed continues with the same command. Next: search.py --prepare acc.
+Writes models/SPACE/supernet.pt or models/NAME/model.pt; a run that was killed continues with the same command. Next,
+for a supernet: search.py --prepare acc.
 
   torchrun --nproc_per_node=8 train.py --space apq-imagenet --data DIR --amp     on all GPUs of a machine
+  train.py --model mobilenet_v2_small                                            a small network on glyphs
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,25 +23,40 @@ from apq.cli import Parser, add_common_flags, add_execution_flags, at_least, run
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.files import check_writable, write_json
+from apq.model import IMAGES, ModelSpec, model_to_dict, named_model
 from apq.model_folder import ModelFolder
 from apq.presets import get_space
 from apq.space import SearchSpace, space_to_dict
 from dataset import load_splits
-from dataset.imagenet import image_folder_space, tell_unreadable
+from dataset.imagenet import image_folder_model, image_folder_space, tell_unreadable
+from elastic_nn.networks.model_file import save_model
+from elastic_nn.networks.named_models import build_model
 from elastic_nn.networks.supernet_file import save_supernet
 from elastic_nn.training.distributed import check_agreement, processes
-from elastic_nn.training.engine import Execution
+from elastic_nn.training.engine import Execution, TrainConfig
+from elastic_nn.training.finetune import finetune
 from elastic_nn.training.progressive_shrinking import train_supernet
 from elastic_nn.training.recipes import RECIPES, get_recipe, with_batch_size
+
+OF_MODELS = ("images", "epochs", "lr")  # flags that a supernet does not have
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--space", default="digits", help="a preset, or the path of a space in a .json file")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--space", help="a preset, or the path of a space in a .json file (default: digits)")
+    kind.add_argument("--model", help="train this network instead: mobilenet_v2_small, any of torchvision, ...")
     parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
-    parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the space's own)")
-    parser.add_argument("--out", type=Path, help="folder of the result (default: models/SPACE)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a supernet that exists")
+    parser.add_argument(
+        "--images",
+        choices=tuple(IMAGES),
+        help="with --model: what it is for (default: glyphs for NAME_small, else imagenet)",
+    )
+    parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the space's or images' own)")
+    parser.add_argument("--epochs", type=int, help="with --model: epochs (default: those of the recipe's first phase)")
+    parser.add_argument("--lr", type=float, help="with --model: learning rate at the start (default: the recipe's)")
+    parser.add_argument("--out", type=Path, help="folder of the result (default: models/SPACE or models/NAME)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a supernet or a model that exists")
     parser.add_argument(
         "--batch_size",
         type=at_least(2),
@@ -52,15 +69,17 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    if args.model is None and (odd := [name for name in OF_MODELS if getattr(args, name) is not None]):
+        raise UserError(f"--{odd[0]} belongs to --model")
     device = resolve_device(args.device)
     with processes(device) as share:
         execution = Execution(amp=args.amp, accumulate=args.accumulate, share=share)
-        train(args, device, execution)
+        (train if args.model is None else train_model)(args, device, execution)
 
 
 def train(args: argparse.Namespace, device: torch.device, execution: Execution) -> None:
-    """Check, train, save, print."""
-    space: SearchSpace = get_space(args.space)
+    """Check, train, save and print a supernet."""
+    space: SearchSpace = get_space(args.space or "digits")
     if args.data:
         space = image_folder_space(space, args.data)
     folder = ModelFolder(args.out or Path("models") / space.name)
@@ -107,6 +126,66 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
     rows = [(r["phase"], f"{r['loss']:.3f}", f"{r['largest_top1']:.2%}", f"{r['smallest_top1']:.2%}") for r in records]
     print(table([("phase", "loss", "largest", "smallest"), *rows]))
     print(f"validation top-1 after each phase; supernet in {folder.supernet}")
+
+
+def train_model(args: argparse.Namespace, device: torch.device, execution: Execution) -> None:
+    """Check, train, save and print a network by name."""
+    spec, recipe, config = model_plan(args)
+    folder = ModelFolder(args.out or Path("models") / args.model)
+    if folder.model.exists() and not args.overwrite:
+        raise UserError(f"{folder.model} exists; choose another --out or give --overwrite")
+    torch.manual_seed(args.seed)
+    net = build_model(spec).to(device)
+    splits = load_splits(spec, args.data)
+    check_writable(folder.path)
+    asked = {
+        "model": model_to_dict(spec),
+        "train": asdict(config),
+        "seed": args.seed,
+        "images": splits.source,
+        "execution": execution.asked(),
+        "ema": args.ema,
+    }
+    check_agreement(asked, execution.share)
+    if execution.main:
+        print(f"model {spec.name}, images {spec.dataset}, recipe {recipe}", file=sys.stderr)
+    top1, weights = finetune(
+        net,
+        splits,
+        config,
+        seed=args.seed,
+        device=device,
+        side=spec.resolution,
+        describe="training",
+        state_file=folder.model_state,
+        asked=asked,
+        restart=args.overwrite,
+        execution=execution,
+        ema=args.ema,
+    )
+    if not execution.main:
+        return
+    tell_unreadable(splits)
+    facts = {"recipe": recipe, "train": asdict(config), "seed": args.seed, "val_top1": top1}
+    save_model(folder.model, spec, weights, splits.source, **facts)
+    folder.model_state.unlink(missing_ok=True)
+    if args.json:
+        print(json.dumps({"model": str(folder.model), "val_top1": top1, "epochs": config.epochs}))
+    else:
+        print(f"best validation top-1 {top1:.2%} in {config.epochs} epochs; weights in {folder.model}")
+
+
+def model_plan(args: argparse.Namespace) -> tuple[ModelSpec, str, TrainConfig]:
+    """What is trained, the name of the recipe, and its first phase with what the flags change."""
+    if args.data and args.images not in (None, "imagenet"):
+        raise UserError(f"--data brings its own images: leave --images {args.images} out")
+    preset = named_model(args.model, "imagenet" if args.data else args.images)
+    spec = image_folder_model(preset, args.data) if args.data else preset
+    # A folder of as many classes as ImageNet is taken for it, as with --space; another has no recipe of its own.
+    own = IMAGES[preset.dataset].name if spec == preset else None
+    recipe = get_recipe(args.recipe or own, spec)
+    given = {name: value for name in ("epochs", "lr", "batch_size") if (value := getattr(args, name)) is not None}
+    return spec, recipe.name, replace(recipe.phases[0].train, **given)
 
 
 def log(execution: Execution, record: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The folder of one space's trained parts: `models/SPACE`."""
+"""The folder of what is trained: `models/SPACE` or, for networks by name, `models/NAME`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """`supernet.pt` (float weights), `acc.pt` and `acc_quant.pt` (the two predictors), `training.json` (records).
+    """`supernet.pt` (float weights), `acc.pt` and `acc_quant.pt` (the two predictors), `training.json` (records); of a
+    network by name `model.pt` alone.
 
     Where the published files lie, the supernet is `imagenet-OFA`.
     """
@@ -23,6 +24,14 @@ class ModelFolder:
     @property
     def supernet_state(self) -> Path:
         return self.path / "supernet.state.pt"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.pt"
+
+    @property
+    def model_state(self) -> Path:
+        return self.path / "model.state.pt"
 
     @property
     def acc(self) -> Path:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from apq.errors import UserError
-from apq.space import SearchSpace
 from dataset.digits import digits_splits
 from dataset.glyphs import glyphs_splits
 from dataset.imagenet import image_folder_splits
-from dataset.splits import Splits
+from dataset.splits import ImageSpec, Splits
 
 IMAGENET = Path("dataset/imagenet")  # where images of ImageNet spaces are looked for
 
@@ -23,19 +22,19 @@ def check_classes(splits: Splits, trained_on: dict[str, Any] | None, where: Path
         raise UserError(f"{where} was trained on images of other classes than these: its outputs mean something else")
 
 
-def load_splits(space: SearchSpace, data_dir: Path | None = None) -> Splits:
-    """The images of a space, at its largest resolution (loaders resize them): embedded ones, or those of a folder.
+def load_splits(spec: ImageSpec, data_dir: Path | None = None) -> Splits:
+    """The images of a space or a model, at its largest resolution: embedded ones, or those of a folder.
 
-    UserError where a folder is needed.
+    Loaders resize them. UserError where a folder is needed.
     """
     if data_dir is not None:
-        return image_folder_splits(space, data_dir)
-    if space.dataset == "digits":
-        return digits_splits(space)
-    if space.dataset == "glyphs":
-        return glyphs_splits(space)
-    if space.dataset == "imagenet" and IMAGENET.is_dir():
-        return image_folder_splits(space, IMAGENET)
+        return image_folder_splits(spec, data_dir)
+    if spec.dataset == "digits":
+        return digits_splits(spec)
+    if spec.dataset == "glyphs":
+        return glyphs_splits(spec)
+    if spec.dataset == "imagenet" and IMAGENET.is_dir():
+        return image_folder_splits(spec, IMAGENET)
     raise UserError(
-        f"space {space.name} needs images: put train/CLASS and val/CLASS in {IMAGENET}, or name another folder: --data"
+        f"{spec.name} needs images: put train/CLASS and val/CLASS in {IMAGENET}, or name another folder: --data"
     )

@@ -11,8 +11,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from apq.errors import UserError
-from apq.space import SearchSpace
-from dataset.splits import Splits, TensorImages
+from dataset.splits import ImageSpec, Splits, TensorImages
 from dataset.transforms import random_affine
 
 N_CLASSES = 10
@@ -29,19 +28,19 @@ def distort(images: Tensor) -> Tensor:
     return views + NOISE * torch.randn_like(views)
 
 
-def digits_splits(space: SearchSpace) -> Splits:
-    """997 training, 400 validation and 400 test digits, stratified by class, at the space's resolution and channels.
+def digits_splits(spec: ImageSpec) -> Splits:
+    """997 training, 400 validation and 400 test digits, stratified by class, at the spec's resolution and channels.
 
     Training images are distorted anew each time. Validation has 2,000 images, each digit plain and in 4 fixed distorted
     views: plain digits alone are too easy and too few to tell subnets apart. Test images are plain.
     """
-    if space.n_classes != N_CLASSES:
-        raise UserError(f"digits have {N_CLASSES} classes; space {space.name} has {space.n_classes}")
+    if spec.n_classes != N_CLASSES:
+        raise UserError(f"digits have {N_CLASSES} classes; {spec.name} has {spec.n_classes}")
     data = load_digits()
     images = torch.from_numpy(data.images).float().unsqueeze(1) / 16  # (1797, 1, 8, 8)
-    side = space.resolutions[-1]
+    side = spec.resolutions[-1]
     images = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
-    images = ((images - MEAN) / STD).expand(-1, space.in_channels, -1, -1).contiguous()
+    images = ((images - MEAN) / STD).expand(-1, spec.in_channels, -1, -1).contiguous()
     labels = torch.from_numpy(data.target)
     split = partial(train_test_split, random_state=SPLIT_SEED)
     rest, test = split(range(len(labels)), test_size=N_TEST, stratify=labels)

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from apq.errors import UserError
 from apq.files import atomic_open, cache_folder, read_arrays
-from apq.space import SearchSpace
-from dataset.splits import Splits, TensorImages
+from dataset.splits import ImageSpec, Splits, TensorImages
 from dataset.transforms import blur, random_affine, random_strokes
 
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -60,22 +59,22 @@ def distort(images: Tensor) -> Tensor:
     return views + LIGHT_NOISE * torch.randn_like(views)
 
 
-def glyphs_splits(space: SearchSpace, n_images: dict[str, int] = N_IMAGES) -> Splits:
-    """20,000 training, 5,000 validation and 10,000 test images, at the space's resolution and channels.
+def glyphs_splits(spec: ImageSpec, n_images: dict[str, int] = N_IMAGES) -> Splits:
+    """20,000 training, 5,000 validation and 10,000 test images, at the spec's resolution and channels.
 
     Training and validation share their fonts, test images have others. Every image is distorted once and for all;
     training images are distorted lightly anew each time.
     """
-    if space.n_classes != len(CHARACTERS):
-        raise UserError(f"glyphs have {len(CHARACTERS)} classes; space {space.name} has {space.n_classes}")
+    if spec.n_classes != len(CHARACTERS):
+        raise UserError(f"glyphs have {len(CHARACTERS)} classes; {spec.name} has {spec.n_classes}")
     arrays = load_glyphs(n_images)
-    side = space.resolutions[-1]
+    side = spec.resolutions[-1]
     parts = {}
     for part in N_IMAGES:
         images = (torch.from_numpy(arrays[f"{part}_images"]).float().unsqueeze(1) / 255 - MEAN) / STD
         if side != SIDE:
             images = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
-        parts[part] = images.expand(-1, space.in_channels, -1, -1), torch.from_numpy(arrays[f"{part}_labels"])
+        parts[part] = images.expand(-1, spec.in_channels, -1, -1), torch.from_numpy(arrays[f"{part}_labels"])
     return Splits(
         train=TensorImages(*parts["train"], distort),
         calibration=TensorImages(*parts["train"]),

@@ -16,8 +16,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from apq.errors import UserError
+from apq.model import ModelSpec, subnet_model
 from apq.space import SearchSpace
-from dataset.splits import Splits
+from dataset.splits import ImageSpec, Splits
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPLIT_SEED = 0
@@ -33,25 +34,32 @@ def image_folder_space(space: SearchSpace, folder: Path) -> SearchSpace:
     return replace(space, name=name, dataset="imagenet", n_classes=classes, in_channels=3)
 
 
-def image_folder_splits(space: SearchSpace, folder: Path) -> Splits:
-    """Train and validation images from DIR/train, test images from DIR/val, at the space's largest resolution.
+def image_folder_model(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """The model fitted to a folder: its number of classes, three channels. A named one keeps its name."""
+    if spec.space is not None:
+        return subnet_model(image_folder_space(spec.space, folder), spec.subnet)
+    return replace(spec, dataset="imagenet", n_classes=len(_open(folder, "train").classes), in_channels=3)
 
-    UserError where there are none, or not as many classes as the space has. Images that cannot be read are skipped
+
+def image_folder_splits(spec: ImageSpec, folder: Path) -> Splits:
+    """Train and validation images from DIR/train, test images from DIR/val, at the spec's largest resolution.
+
+    UserError where there are none, or not as many classes as the spec has. Images that cannot be read are skipped
     with a warning, see `unreadable`.
     """
-    side = space.resolutions[-1]
+    side = spec.resolutions[-1]
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     augment = v2.Compose(
         [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4), *to_tensor]
     )
     plain = v2.Compose([v2.Resize(round(side / 0.875)), v2.CenterCrop(side), *to_tensor])
-    if space.in_channels != 3:
-        raise UserError(f"images of {folder} have 3 channels; space {space.name} has {space.in_channels}")
+    if spec.in_channels != 3:
+        raise UserError(f"images of {folder} have 3 channels; {spec.name} has {spec.in_channels}")
     images, test = _open(folder, "train"), _open(folder, "val")
-    if len(images.classes) != space.n_classes or images.classes != test.classes:
+    if len(images.classes) != spec.n_classes or images.classes != test.classes:
         raise UserError(
             f"{folder} has {len(images.classes)} training and {len(test.classes)} test classes; "
-            f"space {space.name} has {space.n_classes}"
+            f"{spec.name} has {spec.n_classes}"
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
     n_val = max(1, min(MAX_VAL, round(VAL_SHARE * len(order))))

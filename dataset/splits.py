@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,25 @@ from apq.errors import UserError
 
 MOST_WORKERS = 8
 ALONE = (0, 1)  # rank and number of the processes that share a loader
+
+
+class ImageSpec(Protocol):
+    """What images are prepared for, a SearchSpace or a ModelSpec; they get its channels and its largest resolution."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def in_channels(self) -> int: ...
+
+    @property
+    def n_classes(self) -> int: ...
+
+    @property
+    def resolutions(self) -> tuple[int, ...]: ...
 
 
 class TensorImages(Dataset):

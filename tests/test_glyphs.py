@@ -120,7 +120,7 @@ def test_splits_follow_the_space(made, cache):
 
 
 def test_classes_must_fit():
-    with pytest.raises(UserError, match="62 classes; space digits has 10"):
+    with pytest.raises(UserError, match="62 classes; digits has 10"):
         load_splits(replace(DIGITS, dataset="glyphs"))
 
 

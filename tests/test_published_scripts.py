@@ -83,5 +83,5 @@ def test_too_few_classes_are_named(published, monkeypatch, tmp_path):
             (tmp_path / part / f"{c}").mkdir(parents=True)
             Image.new("RGB", (240, 240)).save(tmp_path / part / f"{c}/0.jpg")
     search(["--acc_predictor_dir=models", "--exp_name=few", "--constraint=12.80", "--generations=1"])
-    with pytest.raises(UserError, match=r"3 training and 3 test classes; space apq-imagenet has 1000"):
+    with pytest.raises(UserError, match=r"3 training and 3 test classes; apq-imagenet has 1000"):
         quant_aware(["--exp_name=few", "--data", str(tmp_path)])

@@ -29,7 +29,7 @@ CLASSIFIER = "classifier.linear.weight"
 def published_state(path: Path, data: Mapping[str, Any]) -> Mapping[str, Any]:
     """The weights of a published file: its `state_dict`, or the whole of it; UserError if they are no network's."""
     state = data.get("state_dict", data)
-    state = _without_prefix(state) if isinstance(state, dict) else {}
+    state = without_prefix(state) if isinstance(state, dict) else {}
     if not isinstance(state.get(CLASSIFIER), Tensor) or state[CLASSIFIER].ndim != 2:
         raise UserError(f"{path} is neither one of this project's networks nor a published one: no {CLASSIFIER}")
     return state
@@ -78,7 +78,7 @@ def from_published(state: Mapping[str, Any], net: nn.Module, *, elastic: bool = 
     A file of a float network may lack every range. UserError names the first keys that are missing, extra or
     misshapen.
     """
-    found = _without_prefix(state)
+    found = without_prefix(state)
     ours = {published_key(key, elastic=elastic): key for key in net.state_dict()}
     if not any(key.endswith(RANGES) for key in found):
         ours = {key: own for key, own in ours.items() if not key.endswith(RANGES)}
@@ -90,7 +90,7 @@ def from_published(state: Mapping[str, Any], net: nn.Module, *, elastic: bool = 
     return {own: found[key] for key, own in ours.items()}
 
 
-def _without_prefix(state: Mapping[Any, Any]) -> dict[str, Any]:
+def without_prefix(state: Mapping[Any, Any]) -> dict[str, Any]:
     """The weights without the `module.` that data parallel training puts before each key."""
     found = {str(key).removeprefix("module."): value for key, value in state.items()}
     if len(found) < len(state):

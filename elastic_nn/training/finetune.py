@@ -1,4 +1,4 @@
-"""Quantization-aware finetune of one subnet, from a float supernet's weights."""
+"""Training of one network: a quantized subnet from a float supernet's weights, or any other from its own."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def train_epochs(
 
 
 def finetune(
-    net: MBConvNet,
+    net: nn.Module,
     splits: Splits,
     config: TrainConfig,
     *,
@@ -109,7 +109,8 @@ def finetune(
         state = load_checkpoint(state_file, ("asked", "epoch", "net", "optimizer", "average", "best", "best_top1"))
         if state["asked"] != asked:
             if not restart:
-                raise UserError(f"{state_file} belongs to another finetune; remove it or give --overwrite")
+                what = describe or "finetune"
+                raise UserError(f"{state_file} belongs to another {what}; remove it or give --overwrite")
             state = None
     check_agreement({"state to continue from": state and state["epoch"]}, share)
     if state is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from apq.errors import UserError
-from apq.space import SearchSpace
+from dataset.splits import ImageSpec
 from elastic_nn.training.engine import TrainConfig
 
 
@@ -134,13 +134,13 @@ def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
     return replace(recipe, phases=tuple(phases))
 
 
-def get_recipe(name: str | None, space: SearchSpace) -> Recipe:
-    """A recipe by name; None: the one named like the space or its images. UserError names the known ones."""
+def get_recipe(name: str | None, spec: ImageSpec) -> Recipe:
+    """A recipe by name; None: the one named like the space (or model) or its images. UserError names the known ones."""
     known = ", ".join(RECIPES)
     if name is None:
-        name = next((known for known in (space.name, space.dataset) if known in RECIPES), "")
+        name = next((known for known in (spec.name, spec.dataset) if known in RECIPES), "")
         if not name:
-            raise UserError(f"space {space.name} has no training recipe of its own: give --recipe, one of {known}")
+            raise UserError(f"{spec.name} has no training recipe of its own: give --recipe, one of {known}")
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}; known: {known}")
     return RECIPES[name]

@@ -1,0 +1,111 @@
+"""ModelSpec: a network other than a supernet, by name, and the images it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apq.errors import UserError
+from apq.presets import APQ_IMAGENET, DIGITS, GLYPHS
+from apq.space import SearchSpace, space_from_dict, space_to_dict
+from apq.subnet import Subnet, spec_of, subnet_from_spec
+
+SUBNET = "subnet"  # the name of a float subnet of a space
+SMALL = "_small"  # how names of networks for small images end
+IMAGES = {
+    space.dataset: space for space in (APQ_IMAGENET, GLYPHS, DIGITS)
+}  # whose channels, classes and side are known
+PLAIN_FIELDS = ("name", "dataset", "in_channels", "n_classes", "resolution")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Name of a network, its images, number of classes and side of its input in pixels.
+
+    A float subnet of a space is named "subnet" and holds both; its other fields must be theirs.
+    """
+
+    name: str
+    dataset: str
+    in_channels: int
+    n_classes: int
+    resolution: int
+    space: SearchSpace | None = None
+    subnet: Subnet | None = None
+
+    def __post_init__(self) -> None:
+        for what in ("name", "dataset"):
+            if not isinstance(value := getattr(self, what), str) or not value:
+                raise UserError(f"a model's {what} must be a word, not {value!r}")
+        for what in ("in_channels", "n_classes", "resolution"):
+            if type(value := getattr(self, what)) is not int or value < 1:
+                raise UserError(f"model {self.name}: {what} must be whole and at least 1, not {value!r}")
+        if {self.name == SUBNET, self.space is not None, self.subnet is not None} not in ({True}, {False}):
+            raise UserError(
+                f"model {self.name}: a space and a subnet belong to the name {SUBNET!r}, all or none of them"
+            )
+        if self.space is not None:
+            own = (self.dataset, self.in_channels, self.n_classes, self.resolution)
+            theirs = (self.space.dataset, self.space.in_channels, self.space.n_classes, self.subnet.resolution)
+            if own != theirs:
+                raise UserError(f"model {self.name} is for {own}, but its space {self.space.name} is for {theirs}")
+
+    @property
+    def resolutions(self) -> tuple[int]:
+        """The one resolution, as a space has several."""
+        return (self.resolution,)
+
+
+def named_model(name: str, images: str | None = None) -> ModelSpec:
+    """The spec of a named network for one of `IMAGES`; None: glyphs for small networks, ImageNet for others."""
+    images = images or ("glyphs" if name.endswith(SMALL) else "imagenet")
+    if images not in IMAGES:
+        raise UserError(f"unknown images {images!r}; known: {', '.join(IMAGES)}")
+    space = IMAGES[images]
+    return ModelSpec(
+        name=name,
+        dataset=images,
+        in_channels=space.in_channels,
+        n_classes=space.n_classes,
+        resolution=GLYPHS.resolutions[-1] if name.endswith(SMALL) else space.resolutions[-1],
+    )
+
+
+def subnet_model(space: SearchSpace, subnet: Subnet) -> ModelSpec:
+    """The spec of a float subnet."""
+    return ModelSpec(
+        name=SUBNET,
+        dataset=space.dataset,
+        in_channels=space.in_channels,
+        n_classes=space.n_classes,
+        resolution=subnet.resolution,
+        space=space,
+        subnet=subnet,
+    )
+
+
+def model_to_dict(spec: ModelSpec) -> dict[str, Any]:
+    """The spec as plain JSON data; "space", "arch" and "policy" are there for a subnet only."""
+    plain = {what: getattr(spec, what) for what in PLAIN_FIELDS}
+    if spec.space is None:
+        return plain
+    return {**plain, "space": space_to_dict(spec.space), **spec_of(spec.space, spec.subnet)}
+
+
+def model_from_dict(data: Mapping[str, Any]) -> ModelSpec:
+    """Inverse of `model_to_dict`; UserError where keys are missing, unknown or out of range."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"not a model: an object is needed, not a {type(data).__name__}")
+    of_subnet = ("space", "arch", "policy") if data.get("name") == SUBNET else ()
+    expected = {*PLAIN_FIELDS, *of_subnet}
+    if odd := expected ^ set(data):
+        verb = "lacks" if odd & expected else "has unknown"
+        raise UserError(f"not a model: it {verb} {', '.join(sorted(map(str, odd & expected or odd)))}")
+    plain = {what: data[what] for what in PLAIN_FIELDS}
+    if not of_subnet:
+        return ModelSpec(**plain)
+    if not all(isinstance(data[what], Mapping) for what in of_subnet):
+        raise UserError(f"not a model: {', '.join(of_subnet)} must be objects")
+    space = space_from_dict(data["space"])
+    return ModelSpec(**plain, space=space, subnet=subnet_from_spec(space, {**data["arch"], **data["policy"]}))

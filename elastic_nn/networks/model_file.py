@@ -1,0 +1,88 @@
+"""The file of a float network that is no supernet: weights and spec together, or plain weights of a named network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
+from apq.errors import UserError
+from apq.model import ModelSpec, model_from_dict, model_to_dict, named_model
+from elastic_nn.networks.checkpoint_layout import without_prefix
+from elastic_nn.networks.named_models import build_model
+
+
+def save_model(
+    path: Path, spec: ModelSpec, state_dict: Mapping[str, torch.Tensor], images: dict[str, Any], **facts: Any
+) -> None:
+    """Write a network's weights with its spec, the identity of the images it was trained on, and what else is known."""
+    save_checkpoint(path, {"model": model_to_dict(spec), "state_dict": dict(state_dict), "images": images, **facts})
+
+
+def load_model(
+    path: Path, name: str | None = None, n_classes: int | None = None
+) -> tuple[nn.Module, ModelSpec, dict[str, Any] | None]:
+    """The network of a file, its spec, and the identity of its images where that is known.
+
+    A file without a spec is one of plain weights: of the network `name` for ImageNet's channels and size, of as many
+    classes as its classifier has. UserError where the file does not fit, or is of another network than asked for.
+    """
+    data = load_checkpoint(path)
+    if "model" not in data:
+        return *_from_plain(path, data, name, n_classes), None
+    try:
+        spec = model_from_dict(data["model"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    for what, asked in (("name", name), ("n_classes", n_classes)):
+        if asked is not None and asked != getattr(spec, what):
+            raise UserError(f"{path} holds a network of {what} {getattr(spec, what)}, not {asked} as asked")
+    net = build_model(spec)
+    _load(path, spec, net, data.get("state_dict"))
+    return net, spec, data.get("images")
+
+
+def _from_plain(
+    path: Path, data: dict[str, Any], name: str | None, n_classes: int | None
+) -> tuple[nn.Module, ModelSpec]:
+    if name is None:
+        raise UserError(f"{path} does not say what network it holds: name it")
+    state = data.get("state_dict", data)
+    if isinstance(state, Mapping):
+        try:
+            state = without_prefix(state)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    spec = named_model(name, "imagenet")
+    net = build_model(spec if n_classes is None else replace(spec, n_classes=n_classes))
+    if n_classes is None and (found := _classes(net, state)) != spec.n_classes:
+        spec = replace(spec, n_classes=found)
+        net = build_model(spec)
+    elif n_classes is not None:
+        spec = replace(spec, n_classes=n_classes)
+    _load(path, spec, net, state)
+    return net, spec
+
+
+def _classes(net: nn.Module, state: Any) -> int:
+    """Outputs of the weights' classifier, whose matrix is the network's last; the network's own if there is none."""
+    key, own = [(key, value) for key, value in net.state_dict().items() if value.ndim >= 2][-1]
+    saved = state.get(key) if isinstance(state, Mapping) else None
+    fits = isinstance(saved, torch.Tensor) and saved.ndim >= 2 and len(saved) > 0
+    return len(saved if fits else own)
+
+
+def _load(path: Path, spec: ModelSpec, net: nn.Module, state: Any) -> None:
+    own = net.state_dict()
+    if isinstance(state, Mapping):  # files from before torch 0.4.1 do not count batches
+        state = {**{key: value for key, value in own.items() if key.endswith("num_batches_tracked")}, **state}
+    try:
+        check_fit(state, {key: value.shape for key, value in own.items()})
+    except UserError as error:
+        raise UserError(f"{path}, model {spec.name}: {error}") from error
+    net.load_state_dict(state)

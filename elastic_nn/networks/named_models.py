@@ -1,0 +1,157 @@
+"""Networks by name: torchvision's classification models, MobileNetV1, and small ones for 32-pixel images."""
+
+from __future__ import annotations
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torchvision import models
+from torchvision.models.mobilenetv2 import MobileNetV2
+from torchvision.ops import Conv2dNormActivation
+
+from apq.errors import UserError
+from apq.model import ModelSpec
+from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
+from elastic_nn.networks.subnet import build_subnet
+from elastic_nn.quantizers import FLOAT
+
+# Output channels and stride of each depthwise-separable block: Howard et al., arXiv 1704.04861, table 1 (of which the
+# last stride is a misprint: the map stays at 7 pixels).
+V1_BLOCKS = (
+    *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
+    *((512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1)),
+)
+V1_SMALL_BLOCKS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1))  # maps of 16, 8, 4, 2 pixels
+# Expansion, channels, blocks, stride of each stage: as in torchvision's MobileNetV2.
+V2_SMALL_STAGES = ((1, 8, 1, 1), (6, 16, 2, 2), (6, 24, 2, 2), (6, 40, 1, 2))  # maps of 16, 8, 4, 2 pixels
+SMALL_STEM, V2_SMALL_HEAD = 8, 96
+V2_STEM = 32  # MobileNetV2's own: a width multiplier is the one way to another
+AUXILIARY = ("googlenet", "inception_v3")  # they return several outputs in training
+
+
+def build_model(spec: ModelSpec) -> nn.Module:
+    """The network with fresh weights; its BatchNorm layers can be recalibrated and shared between processes.
+
+    UserError for an unknown name, naming similar ones, and where the network does not run on images of its resolution.
+    """
+    if spec.space is not None:
+        return build_subnet(spec.space, spec.subnet, FLOAT)
+    net = _own_or_torchvision(spec)
+    _fit_input(net, spec)
+    use_elastic_norms(net)
+    _check_runs(net, spec)
+    return net
+
+
+def use_elastic_norms(net: nn.Module) -> None:
+    """Make every BatchNorm2d an ElasticBatchNorm2d, in place.
+
+    That class has the same attributes and tensors, so it is all that changes.
+    """
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = ElasticBatchNorm2d
+
+
+def mobilenet_v1(n_classes: int, stem: int = 32, blocks: tuple[tuple[int, int], ...] = V1_BLOCKS) -> nn.Sequential:
+    """MobileNetV1: a stem of stride 2 and depthwise-separable blocks, each of its (channels, stride)."""
+    layers: list[nn.Module] = [Conv2dNormActivation(3, stem, stride=2)]
+    width = stem
+    for channels, stride in blocks:
+        depthwise = Conv2dNormActivation(width, width, stride=stride, groups=width)
+        layers.append(nn.Sequential(depthwise, Conv2dNormActivation(width, channels, kernel_size=1)))
+        width = channels
+    net = nn.Sequential(
+        OrderedDict(
+            features=nn.Sequential(*layers),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            classifier=nn.Linear(width, n_classes),
+        )
+    )
+    return net.apply(_initialise)
+
+
+def mobilenet_v1_small(n_classes: int) -> nn.Sequential:
+    """MobileNetV1's layout for 32-pixel images: 15 convolutions."""
+    return mobilenet_v1(n_classes, SMALL_STEM, V1_SMALL_BLOCKS)
+
+
+def mobilenet_v2_small(n_classes: int) -> MobileNetV2:
+    """MobileNetV2's layout for 32-pixel images: 19 convolutions."""
+    shrink = V2_STEM // SMALL_STEM  # which its class applies to the stages too
+    stages = [[t, c * shrink, n, s] for t, c, n, s in V2_SMALL_STAGES]
+    net = MobileNetV2(n_classes, width_mult=1 / shrink, inverted_residual_setting=stages, dropout=0.0)
+    width = V2_SMALL_STAGES[-1][1]
+    net.features[-1] = Conv2dNormActivation(width, V2_SMALL_HEAD, kernel_size=1, activation_layer=nn.ReLU6)
+    net.classifier[-1] = nn.Linear(V2_SMALL_HEAD, n_classes)
+    return net.apply(_initialise)
+
+
+OWN: dict[str, Callable[[int], nn.Module]] = {
+    "mobilenet_v1": mobilenet_v1,
+    "mobilenet_v1_small": mobilenet_v1_small,
+    "mobilenet_v2_small": mobilenet_v2_small,
+}
+
+
+def _own_or_torchvision(spec: ModelSpec) -> nn.Module:
+    if spec.name in OWN:
+        return OWN[spec.name](spec.n_classes)
+    torchvision_names = models.list_models(module=models)
+    if spec.name not in torchvision_names:
+        known = [*OWN, *torchvision_names]
+        near = difflib.get_close_matches(spec.name, known, n=5)
+        raise UserError(f"unknown model {spec.name!r}; {'nearest' if near else 'known'}: {', '.join(near or known)}")
+    if spec.name in AUXILIARY:
+        raise UserError(f"{spec.name} has auxiliary classifiers, which are not supported here")
+    sized = {"image_size": spec.resolution} if spec.name.startswith("vit_") else {}
+    try:
+        return models.get_model(spec.name, weights=None, num_classes=spec.n_classes, **sized)
+    except (ValueError, RuntimeError) as error:  # say, an image size that its patches do not divide
+        raise UserError(f"{spec.name} cannot be built for images of {spec.resolution} pixels: {error}") from error
+
+
+def _fit_input(net: nn.Module, spec: ModelSpec) -> None:
+    """Replace the first convolution by one for the images' channels."""
+    path, conv = next((path, module) for path, module in net.named_modules() if isinstance(module, nn.Conv2d))
+    if conv.in_channels == spec.in_channels:
+        return
+    fitted = nn.Conv2d(
+        spec.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        bias=conv.bias is not None,
+    )
+    parent, _, name = path.rpartition(".")
+    setattr(net.get_submodule(parent), name, fitted.apply(_initialise))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Initial weights as torchvision draws those of MobileNetV2."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, 0, 0.01)
+        nn.init.zeros_(module.bias)
+
+
+def _check_runs(net: nn.Module, spec: ModelSpec) -> None:
+    """UserError unless an image gives one score a class: some networks need larger images than others."""
+    image = torch.zeros(1, spec.in_channels, spec.resolution, spec.resolution)
+    net.eval()
+    try:
+        with torch.inference_mode():
+            net(image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{spec.name} does not run on images of {spec.resolution} pixels: {reason}") from error
+    net.train()
