@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from apq.errors import UserError
 from apq.files import atomic_open, check_writable, read_json, write_json
+from apq.layers import ConvLayer
+from apq.policy import Policy, policy_from_dict, policy_to_dict
 from apq.presets import APQ_IMAGENET
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
@@ -23,18 +25,34 @@ PUBLISHED_CONFIG = {
     "table": None,
 }
 CONFIG_KEYS = set(PUBLISHED_CONFIG)  # what later scripts need of config.json
+POLICY_CONFIG_KEYS = {"accelerator", "table", "type", "unit", "cost", "ratio", "of_what", "recipe", "image_bits"}
 
 
 @dataclass(frozen=True)
 class Experiment:
     """`exps/NAME`: `arch` (a list of two objects, architecture then policy), `lat` (a list of its one cost),
-    `config.json`, `history.jsonl`, `history.png`, `acc` and `checkpoint/model_best.pth.tar`."""
+    `config.json`, `history.jsonl`, `history.png`, `acc` and `checkpoint/model_best.pth.tar`.
+
+    One that quantizes a given network has, instead of `arch`, its `policy`, and `model.pt`, the float network.
+    """
 
     path: Path
 
     @property
     def arch(self) -> Path:
         return self.path / "arch"
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy.json"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.pt"
+
+    @property
+    def bits_plot(self) -> Path:
+        return self.path / "bits.png"
 
     @property
     def lat(self) -> Path:
@@ -61,6 +79,10 @@ class Experiment:
         return self.path / "search.state.npz"
 
     @property
+    def agent_state(self) -> Path:
+        return self.path / "agent.state.pt"
+
+    @property
     def best_checkpoint(self) -> Path:
         return self.path / "checkpoint" / "model_best.pth.tar"
 
@@ -71,22 +93,23 @@ class Experiment:
     def check_free(self, overwrite: bool) -> None:
         """UserError if it exists and may not be replaced, or cannot be written. For before the work."""
         check_writable(self.path)
-        if self.arch.exists() and not overwrite:
+        if (self.arch.exists() or self.policy.exists()) and not overwrite:
             raise UserError(f"experiment {self.path} exists; choose another --exp_name or give --overwrite")
 
     @contextlib.contextmanager
     def replaced(self) -> Iterator[Experiment]:
         """An empty experiment to fill: its files take the places of this one's if the block succeeds.
 
-        `arch`, which says that there is an experiment, goes first and comes last. Files of others are left alone.
+        `arch` or `policy`, which say that there is an experiment, go first and come last. Files of others are left
+        alone.
         """
         new = Experiment(self.path / ".new")
         shutil.rmtree(new.path, ignore_errors=True)
         yield new
-        for item in (self.arch, self.acc, self.search_state):
+        for item in (self.arch, self.policy, self.model, self.bits_plot, self.acc, self.search_state, self.agent_state):
             item.unlink(missing_ok=True)
         shutil.rmtree(self.best_checkpoint.parent, ignore_errors=True)
-        for item in sorted(new.path.iterdir(), key=lambda item: item.name == new.arch.name):
+        for item in sorted(new.path.iterdir(), key=lambda item: item.name in (new.arch.name, new.policy.name)):
             item.replace(self.path / item.name)
         new.path.rmdir()
 
@@ -94,11 +117,33 @@ class Experiment:
         self, space: SearchSpace, subnet: Subnet, cost: float, config: dict[str, Any], history: list[dict[str, Any]]
     ) -> None:
         """Write a finished search; `arch` comes last, so that it exists only beside all the rest."""
+        self._save_search(cost, config, history)
+        write_json(self.arch, [architecture_of(space, subnet), policy_of(space, subnet)])
+
+    def save_policy(
+        self,
+        policy: Policy,
+        layers: Sequence[ConvLayer],
+        cost: float,
+        config: dict[str, Any],
+        history: list[dict[str, Any]],
+    ) -> None:
+        """Write a finished search of bits for a network of these layers; the policy comes last."""
+        self._save_search(cost, config, history)
+        write_json(self.policy, policy_to_dict(policy, layers))
+
+    def _save_search(self, cost: float, config: dict[str, Any], history: list[dict[str, Any]]) -> None:
         write_json(self.config, config)
         with atomic_open(self.history) as file:
             file.writelines(json.dumps(record) + "\n" for record in history)
         write_json(self.lat, [cost])
-        write_json(self.arch, [architecture_of(space, subnet), policy_of(space, subnet)])
+
+    def load_policy(self) -> tuple[Policy, list[ConvLayer]]:
+        """The policy of an experiment that has one, and the layers of its network."""
+        try:
+            return policy_from_dict(read_json(self.policy))
+        except UserError as error:
+            raise UserError(f"{self.policy}: {error}") from error
 
     def load_config(self) -> dict[str, Any]:
         """The settings that the search ran with; those of a published experiment, which has only an `arch` file, are
@@ -111,16 +156,20 @@ class Experiment:
             except UserError as error:
                 raise UserError(f"{self.path} has no {self.config.name}, and {error}") from error
             return dict(PUBLISHED_CONFIG)
-        config = read_json(self.config)
-        if not isinstance(config, dict) or (missing := CONFIG_KEYS - set(config)):
+        config, needed = read_json(self.config), POLICY_CONFIG_KEYS if self.policy.exists() else CONFIG_KEYS
+        if not isinstance(config, dict) or (missing := needed - set(config)):
             lacks = "is not an object" if not isinstance(config, dict) else f"lacks {', '.join(sorted(missing))}"
             raise UserError(f"{self.config} is not the record of a search: it {lacks}")
-        if not isinstance(config["acc_predictor_dir"], str) or not isinstance(config["table"], (str, type(None))):
+        if not isinstance(config.get("acc_predictor_dir", ""), str) or not isinstance(
+            config["table"], (str, type(None))
+        ):
             raise UserError(f"{self.config}: acc_predictor_dir and table must be paths")
         return config
 
     def load_space(self) -> SearchSpace:
         """The space that was searched."""
+        if self.policy.exists():
+            raise UserError(f"{self.path} holds the policy of one network: no space was searched")
         try:
             return space_from_dict(self.load_config()["space"])
         except UserError as error:

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from apq.errors import UserError
 from apq.model import ModelSpec, subnet_model
 from apq.space import SearchSpace
-from dataset.splits import ImageSpec, Splits
+from dataset.splits import ImageSpec, Splits, evenly_spaced
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPLIT_SEED = 0
@@ -108,6 +108,11 @@ class FolderImages(Dataset):
         if self.substitute:
             raise UserError(f"no image of {self.folder.root} can be read")
         return None
+
+    def thinned(self, n: int) -> FolderImages:
+        """At most n of the images, evenly spaced."""
+        chosen = [self.indices[i] for i in evenly_spaced(len(self), n)]
+        return FolderImages(self.folder, chosen, self.transform, substitute=self.substitute)
 
     def _read(self, i: int) -> tuple[Image.Image, int] | None:
         path, label = self.folder.samples[self.indices[i]]

@@ -55,6 +55,11 @@ class TensorImages(Dataset):
         images = self.images[indices]
         return (images if self.augment is None else self.augment(images)), self.labels[indices]
 
+    def thinned(self, n: int) -> TensorImages:
+        """At most n of the images, evenly spaced."""
+        chosen = evenly_spaced(len(self), n)
+        return TensorImages(self.images[chosen], self.labels[chosen], self.augment)
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -91,6 +96,12 @@ def make_loader(
         batches = _batches(dataset, batch_size, shuffle, share[1], n_images)
         return DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=_Part(share, sides))
     return _worker_loader(dataset, batch_size, shuffle, share, sides, n_images)
+
+
+def evenly_spaced(n_all: int, n: int) -> list[int]:
+    """Indices of at most n of so many items."""
+    n = min(n_all, n)
+    return [i * n_all // n for i in range(n)]
 
 
 def resize(images: Tensor, side: int) -> Tensor:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from apq.files import atomic_open
+from apq.policy import Policy
 
 
 def plot_history(
@@ -45,5 +48,50 @@ def plot_history(
         axes.legend(loc="best", frameon=False)
     if title:
         figure.suptitle(title)
+    _write(figure, path)
+
+
+def plot_episodes(records: Sequence[dict[str, Any]], path: Path, *, original: float) -> None:
+    """Write a PNG of an agent's search: accuracy of every episode and of the best so far, and the `original` one."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    episodes = [record["episode"] for record in records]
+    accuracies = 100 * np.array([record["accuracy"] for record in records])
+    axes.plot(episodes, accuracies, ".", markersize=4, color="C0", label="episode")
+    axes.plot(episodes, np.maximum.accumulate(accuracies), color="C1", label="best so far")
+    axes.axhline(100 * original, color="black", linewidth=1, linestyle=":", label="before quantization or pruning")
+    axes.set_xlabel("episode")
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", frameon=False)
+    _write(figure, path)
+
+
+def plot_bits(policy: Policy, depthwise: Sequence[bool], path: Path) -> None:
+    """Write a PNG of a policy: a bar of weight bits up and one of activation bits down for each layer, depthwise layers in
+    another colour. (layers,) `depthwise`."""
+    figure = Figure(figsize=(max(5.0, 1.5 + 0.16 * len(policy.names)), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    bits, at = policy.matrix(), np.arange(len(policy.names))
+    for chosen, colour, label in (
+        (~np.array(depthwise), "C0", "layers"),
+        (np.array(depthwise), "C1", "depthwise layers"),
+    ):
+        if chosen.any():
+            axes.bar(at[chosen], bits[chosen, 0], color=colour, label=label)
+            if bits.shape[1] > 1:
+                axes.bar(at[chosen], -bits[chosen, 1], color=colour, alpha=0.5)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("activation bits, weight bits" if bits.shape[1] > 1 else "weight bits")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
     with atomic_open(path, "wb") as file:
         figure.savefig(file, format="png", dpi=120)

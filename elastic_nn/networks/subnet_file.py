@@ -11,13 +11,14 @@ import torch
 from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.experiment import Experiment
+from apq.model import ModelSpec, subnet_model
 from apq.presets import published_space
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
 from elastic_nn.networks.checkpoint_layout import CLASSIFIER, from_published, published_state
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.subnet import build_subnet
-from elastic_nn.quantizers import LINEAR
+from elastic_nn.quantizers import FLOAT, LINEAR
 
 
 def save_subnet(path: Path, space: SearchSpace, subnet: Subnet, state: dict[str, torch.Tensor], **facts: Any) -> None:
@@ -47,6 +48,15 @@ def load_finetuned(experiment: Experiment) -> tuple[MBConvNet, SearchSpace, Subn
     if experiment.load_subnet(space) != subnet:
         raise UserError(f"{experiment.arch} is not the network of {path}; finetune it again")
     return net, space, subnet, data.get("images")
+
+
+def load_float_subnet(experiment: Experiment) -> tuple[MBConvNet, ModelSpec, dict[str, Any] | None]:
+    """The finetuned network of an experiment without its quantizers, its spec, and the identity of its images."""
+    net, space, subnet, images = load_finetuned(experiment)
+    bare = build_subnet(space, subnet, FLOAT)
+    state = net.state_dict()
+    bare.load_state_dict({key: state[key] for key in bare.state_dict()})
+    return bare, subnet_model(space, subnet), images
 
 
 def _from_published(experiment: Experiment, state: Mapping[str, torch.Tensor]) -> tuple[MBConvNet, SearchSpace, Subnet]:

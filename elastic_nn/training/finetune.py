@@ -63,16 +63,18 @@ def train_epochs(
     device: torch.device,
     side: int,
     n_images: int | None = None,
+    execution: Execution = ONE_PROCESS,
 ) -> None:
     """Train a network for all epochs and leave it as the last one made it, without looking at the validation images.
 
     With `n_images` an epoch is so many training images, drawn anew.
     """
     optimizer = make_optimizer(net, config)
-    train = make_loader(splits.train, config.batch_size, shuffle=True, sides=(side,), n_images=n_images)
+    share = execution.share
+    train = make_loader(splits.train, config.batch_size, shuffle=True, share=share, sides=(side,), n_images=n_images)
     for epoch in range(config.epochs):
         seed_epoch(seed, epoch)
-        train_one_epoch(net, train, optimizer, config, epoch, device=device)
+        train_one_epoch(net, train, optimizer, config, epoch, device=device, execution=execution)
 
 
 def finetune(

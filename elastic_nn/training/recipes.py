@@ -34,6 +34,8 @@ class Recipe:
     recalibration_images: int
     pairs_float: int
     pairs_quant: int
+    episode_images: int  # training images of the short finetune that scores one policy, by `pair_finetune`
+    episode_val_images: int  # validation images that its score is measured on
     pair_epoch_images: int | None = None  # an epoch of `pair_finetune` draws so many training images; None: all
 
 
@@ -60,6 +62,8 @@ DIGITS_RECIPE = Recipe(
     recalibration_images=1024,
     pairs_float=1000,
     pairs_quant=300,
+    episode_images=640,
+    episode_val_images=1000,
 )
 
 # Twenty times the images of digits: fewer epochs of them, fewer pairs, finetunes on a part drawn anew.
@@ -78,6 +82,8 @@ GLYPHS_RECIPE = Recipe(
     recalibration_images=1024,
     pairs_float=500,
     pairs_quant=200,
+    episode_images=640,
+    episode_val_images=1000,
     pair_epoch_images=2000,
 )
 
@@ -90,6 +96,8 @@ TINY_RECIPE = Recipe(
     recalibration_images=128,
     pairs_float=24,
     pairs_quant=12,
+    episode_images=64,
+    episode_val_images=64,
 )
 
 
@@ -123,6 +131,8 @@ APQ_IMAGENET_RECIPE = Recipe(
     recalibration_images=2000,
     pairs_float=80_000,
     pairs_quant=5_000,
+    episode_images=20_000,  # as HAQ's code takes
+    episode_val_images=10_000,
 )
 
 RECIPES = {recipe.name: recipe for recipe in (DIGITS_RECIPE, GLYPHS_RECIPE, APQ_IMAGENET_RECIPE, TINY_RECIPE)}

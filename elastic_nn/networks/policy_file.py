@@ -1,0 +1,74 @@
+"""The file of a finetuned network with a policy: weights, ranges or clusters, network and bits together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
+from apq.errors import UserError
+from apq.layers import ConvLayer
+from apq.model import ModelSpec, model_from_dict, model_to_dict
+from apq.policy import Policy, policy_from_dict, policy_to_dict
+from elastic_nn.modules.quant_layers import quantized_layers
+from elastic_nn.networks.named_models import build_model
+from elastic_nn.networks.quantize_model import quantize_model, set_policy
+from elastic_nn.quantizers import SCHEMES
+
+CLUSTERS = ("weight_quant.centroids", "weight_quant.labels")  # their shapes depend on the weights' values
+
+
+def save_policy_model(
+    path: Path,
+    spec: ModelSpec,
+    policy: Policy,
+    layers: list[ConvLayer],
+    signed: Mapping[str, bool],
+    state: Mapping[str, Tensor],
+    **facts: Any,
+) -> None:
+    """Write a quantized network with all that is needed to rebuild it, and what is known of its training."""
+    described = {"model": model_to_dict(spec), "quantization": policy_to_dict(policy, layers), "signed": dict(signed)}
+    save_checkpoint(path, {**described, "state_dict": dict(state), **facts})
+
+
+def load_policy_model(path: Path) -> tuple[nn.Module, ModelSpec, Policy, list[ConvLayer], dict[str, Any] | None]:
+    """The network of a file, its spec, policy and layers, and the identity of its images where that is known.
+
+    UserError where the file is no such network or its parts do not fit each other.
+    """
+    data = load_checkpoint(path, ("model", "quantization", "signed", "state_dict"))
+    try:
+        spec = model_from_dict(data["model"])
+        policy, layers = policy_from_dict(data["quantization"])
+        net = build_model(spec)
+        signed, state = data["signed"], data["state_dict"]
+        if not isinstance(signed, Mapping) or set(signed) != set(policy.names):
+            raise UserError("its signs of inputs are not those of its layers")
+        if unknown := set(policy.names) - {name for name, _ in net.named_modules()}:
+            raise UserError(f"its policy is for layers that the network lacks, such as {min(unknown)}")
+        quantize_model(net, policy.names, SCHEMES[policy.quantizer], signed)
+        set_policy(net, policy)
+        own = {key: value.shape for key, value in net.state_dict().items() if not key.endswith(CLUSTERS)}
+        check_fit({key: value for key, value in state.items() if not key.endswith(CLUSTERS)}, own)
+        _check_clusters(net, state)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    net.load_state_dict(state)
+    return net, spec, policy, layers, data.get("images")
+
+
+def _check_clusters(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    for name, layer in quantized_layers(net).items():
+        keys = [f"{name}.{key}" for key in CLUSTERS]
+        if keys[0] not in net.state_dict():
+            continue
+        centroids, labels = (state.get(key) for key in keys)
+        if not (isinstance(centroids, Tensor) and isinstance(labels, Tensor)):
+            raise UserError(f"layer {name} lacks its clusters")
+        fits = labels.shape == layer.weight.shape and 1 <= len(centroids) <= 2**layer.weight_quant.bits
+        if not fits or int(labels.max()) >= len(centroids):
+            raise UserError(f"the clusters of layer {name} do not fit its weights and bits")

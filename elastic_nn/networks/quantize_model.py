@@ -1,0 +1,92 @@
+"""Swap the layers of any network for quantized ones, and back: float and quantized layers share their weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from apq.errors import UserError
+from apq.policy import NOT_QUANTIZED, Policy
+from elastic_nn.modules.elastic_conv import ElasticConv2d
+from elastic_nn.modules.quant_layers import QuantConv2d, QuantLinear, quantized_layers
+from elastic_nn.quantizers import QuantScheme
+
+
+def quantize_model(
+    net: nn.Module, names: Sequence[str], scheme: QuantScheme, signed: Mapping[str, bool]
+) -> dict[str, nn.Module]:
+    """Give the layers of these names, in running order, the quantizers of a scheme; returns what stood there before.
+
+    `signed` says of each whether its inputs may be negative. The image that enters the first is not quantized.
+    UserError for a layer of a kind that has no quantized twin.
+    """
+    before = {name: net.get_submodule(name) for name in names}
+    twins = {name: _twin(name, layer, scheme, signed[name], name != names[0]) for name, layer in before.items()}
+    _put(net, twins)
+    return before
+
+
+def restore_model(net: nn.Module, before: Mapping[str, nn.Module]) -> None:
+    """Undo `quantize_model`: the layers that it returned take their places again, with the weights as they are now."""
+    _put(net, before)
+
+
+def set_policy(net: nn.Module, policy: Policy) -> None:
+    """Give each quantized layer its bits."""
+    layers = quantized_layers(net)
+    for name, row in zip(policy.names, policy.bits, strict=True):
+        layers[name].weight_quant.bits = row[0]
+        if row[-1] != NOT_QUANTIZED:
+            layers[name].act_quant.bits = row[-1]
+
+
+def _put(net: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    for name, layer in layers.items():
+        path, _, last = name.rpartition(".")
+        setattr(net.get_submodule(path), last, layer)
+
+
+def _twin(name: str, layer: nn.Module, scheme: QuantScheme, signed: bool, quantize_input: bool) -> nn.Module:
+    kind = type(layer)
+    if kind in (ElasticConv2d, QuantConv2d, QuantLinear):  # they have places for quantizers
+        twin = copy.copy(layer)
+        twin._modules = dict(layer._modules)
+        twin.weight_quant = scheme.weight()
+        twin.act_quant = scheme.activation(signed) if quantize_input else nn.Identity()
+    elif kind in (nn.Conv2d, nn.Linear):
+        with torch.device("meta"):  # its weights are those of the layer
+            twin = _conv(layer, scheme, signed, quantize_input) if kind is nn.Conv2d else _linear(layer, scheme, signed)
+        twin.weight, twin.bias = layer.weight, layer.bias
+        twin.weight_quant = scheme.weight()
+        if quantize_input:
+            twin.act_quant = scheme.activation(signed)
+        twin.train(layer.training)
+    else:
+        raise UserError(f"layer {name} is a {kind.__name__}; only Conv2d and Linear of torch can be quantized")
+    twin.weight_quant.to(layer.weight.device)
+    twin.act_quant.to(layer.weight.device)
+    return twin
+
+
+def _conv(layer: nn.Conv2d, scheme: QuantScheme, signed: bool, quantize_input: bool) -> QuantConv2d:
+    return QuantConv2d(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        layer.bias is not None,
+        layer.padding_mode,
+        scheme=scheme,
+        signed_input=signed,
+        quantize_input=quantize_input,
+    )
+
+
+def _linear(layer: nn.Linear, scheme: QuantScheme, signed: bool) -> QuantLinear:
+    return QuantLinear(layer.in_features, layer.out_features, scheme, bias=layer.bias is not None, signed_input=signed)
