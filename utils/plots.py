@@ -69,8 +69,8 @@ def plot_episodes(records: Sequence[dict[str, Any]], path: Path, *, original: fl
 
 
 def plot_bits(policy: Policy, depthwise: Sequence[bool], path: Path) -> None:
-    """Write a PNG of a policy: a bar of weight bits up and one of activation bits down for each layer, depthwise layers in
-    another colour. (layers,) `depthwise`."""
+    """Write a PNG of a policy: a bar of weight bits up and one of activation bits down for each layer, those that are
+    `depthwise` in another colour."""
     figure = Figure(figsize=(max(5.0, 1.5 + 0.16 * len(policy.names)), 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -33,8 +33,8 @@ def calibration_images(splits: Splits, side: int, device: torch.device) -> Tenso
 def quantized_model(
     net: nn.Module, policy: Policy, splits: Splits, side: int, n_images: int, device: torch.device
 ) -> dict[str, bool]:
-    """Quantize a trained float network in place, ready to finetune: ranges or clusters chosen, BatchNorm recalibrated at
-    its bits on `n_images`. Returns which layers have inputs of both signs."""
+    """Quantize a trained float network in place, ready to finetune: ranges or clusters chosen, BatchNorm recalibrated
+    at its bits on `n_images`. Returns which layers have inputs of both signs."""
     net.to(device)
     images = calibration_images(splits, side, device)
     signed = signed_inputs(net, policy.names, images)

@@ -1,0 +1,211 @@
+"""The agent of HAQ and AMC: deep deterministic policy gradients (Lillicrap et al., arXiv 1509.02971).
+
+Every step of an episode has one action in 0..1. All of its steps get the episode's reward, less a moving average.
+It lives on the CPU: its networks are smaller than the way to a GPU is long.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.special import ndtr, ndtri
+from torch import Tensor, nn
+
+from apq.errors import UserError
+
+LAST_LAYER = 3e-3  # bound of its first weights, so that actions start near 0.5 and values near 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """Settings of an agent; the defaults are HAQ's.
+
+    `warmup` episodes act at random; then a truncated normal of width `noise`, decaying by `noise_decay` an episode, is
+    put around each action. The last `replay_episodes` are learned from, in `updates` gradient steps an episode; None:
+    one for each of its steps. `reward_momentum` is the weight of a new batch in the moving average of rewards.
+    """
+
+    episodes: int = 600
+    warmup: int = 20
+    actor_lr: float = 1e-4
+    critic_lr: float = 1e-3
+    target_rate: float = 0.01
+    discount: float = 1.0
+    batch_size: int = 64
+    hidden: int = 300
+    noise: float = 0.5
+    noise_decay: float = 0.99
+    replay_episodes: int = 128
+    updates: int | None = None
+    reward_momentum: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.episodes, self.batch_size, self.hidden, self.replay_episodes) < 1:
+            raise UserError("an agent needs episodes, batch size, hidden units and replayed episodes of at least 1")
+        if self.warmup < 0 or (self.updates or 0) < 0:
+            raise UserError("warm-up episodes and updates cannot be negative")
+        if not (min(self.actor_lr, self.critic_lr, self.noise) > 0 and 0 <= self.discount <= 1):
+            raise UserError("learning rates and exploration must be positive, the discount from 0 to 1")
+        if not (0 < self.target_rate <= 1 and 0 < self.noise_decay <= 1 and 0 < self.reward_momentum <= 1):
+            raise UserError("target average, decay of exploration and weight of new rewards lie above 0 and up to 1")
+
+
+def truncated_normal(mean: float, width: float, rng: np.random.Generator) -> float:
+    """One draw of a normal distribution cut off to 0..1, by its inverse distribution function."""
+    low, high = ndtr((0.0 - mean) / width), ndtr((1.0 - mean) / width)
+    return float(np.clip(mean + width * ndtri(low + (high - low) * rng.random()), 0.0, 1.0))
+
+
+class Replay:
+    """The last episodes: each has the same number of steps, and one reward."""
+
+    def __init__(self, n_episodes: int, n_steps: int, state_size: int) -> None:
+        self.states = np.zeros((n_episodes, n_steps, state_size), dtype=np.float32)
+        self.actions = np.zeros((n_episodes, n_steps), dtype=np.float32)
+        self.rewards = np.zeros(n_episodes, dtype=np.float32)
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return min(self.seen, len(self.rewards))
+
+    def add(self, states: np.ndarray, actions: np.ndarray, reward: float) -> None:
+        """Keep an episode; the oldest makes room."""
+        at = self.seen % len(self.rewards)
+        self.states[at], self.actions[at], self.rewards[at] = states, actions, reward
+        self.seen += 1
+
+    def sample(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """n random steps: states (n, S), actions and rewards (n, 1), next states (n, S), whether one follows (n, 1)."""
+        n_steps = self.actions.shape[1]
+        episode, step = rng.integers(len(self), size=n), rng.integers(n_steps, size=n)
+        after = np.minimum(step + 1, n_steps - 1)
+        columns = self.actions[episode, step], self.rewards[episode], (step < n_steps - 1).astype(np.float32)
+        actions, rewards, goes_on = (torch.from_numpy(column)[:, None] for column in columns)
+        states, following = self.states[episode, step], self.states[episode, after]
+        return torch.from_numpy(states), actions, rewards, torch.from_numpy(following), goes_on
+
+
+class Agent:
+    """Actor, critic and their slowly following targets.
+
+    `features` (steps, S - 1) are what the state of each step says beforehand; its last number is the action before it.
+    """
+
+    def __init__(self, features: np.ndarray, config: AgentConfig) -> None:
+        self.config, self.features = config, np.asarray(features, dtype=np.float32)
+        n_steps, size = len(features), features.shape[1] + 1
+        self.rng = np.random.default_rng(config.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.actor, self.critic = _mlp(size, config.hidden), _mlp(size + 1, config.hidden)
+        self.targets = copy.deepcopy(nn.ModuleList([self.actor, self.critic])).requires_grad_(False)
+        self.optimizers = [
+            torch.optim.Adam(net.parameters(), lr=lr, fused=True)
+            for net, lr in ((self.actor, config.actor_lr), (self.critic, config.critic_lr))
+        ]
+        self.replay = Replay(config.replay_episodes, n_steps, size)
+        self.average_reward: float | None = None
+
+    @property
+    def noise(self) -> float:
+        """Width of the exploration now."""
+        config = self.config
+        return config.noise * config.noise_decay ** max(0, self.replay.seen - config.warmup)
+
+    def act(self) -> tuple[np.ndarray, np.ndarray]:
+        """One episode: states (steps, S) float32 and actions (steps,) in 0..1."""
+        n_steps = len(self.features)
+        states = np.concatenate([self.features, np.zeros((n_steps, 1), dtype=np.float32)], axis=1)
+        if self.replay.seen < self.config.warmup:
+            actions = self.rng.random(n_steps)
+            states[1:, -1] = actions[:-1]
+            return states, actions
+        # One state at a time, torch takes longer to start than numpy to finish.
+        weights = [parameter.detach().numpy() for parameter in self.actor.parameters()]
+        actions, noise = np.zeros(n_steps), self.noise
+        for i in range(n_steps):
+            states[i, -1] = actions[i - 1] if i else 0.0
+            actions[i] = truncated_normal(_actor_output(states[i], weights), noise, self.rng)
+        return states, actions
+
+    def observe(self, states: np.ndarray, actions: np.ndarray, reward: float) -> None:
+        """Remember an episode."""
+        self.replay.add(states, actions, reward)
+
+    def learn(self) -> None:
+        """The gradient steps of one episode, once there is more to learn from than the warm-up."""
+        if self.replay.seen > self.config.warmup:
+            n_updates = len(self.features) if self.config.updates is None else self.config.updates
+            for _ in range(n_updates):
+                self.update(*self.replay.sample(self.config.batch_size, self.rng))
+
+    def update(self, states: Tensor, actions: Tensor, rewards: Tensor, following: Tensor, goes_on: Tensor) -> None:
+        """One gradient step of critic and actor on a batch of steps, one move of the targets after them."""
+        config = self.config
+        target_actor, target_critic = self.targets
+        batch_mean = rewards.mean().item()
+        before = batch_mean if self.average_reward is None else self.average_reward
+        self.average_reward = before + config.reward_momentum * (batch_mean - before)
+        with torch.no_grad():
+            next_actions = target_actor(following).sigmoid_()
+            next_values = target_critic(torch.cat([following, next_actions], dim=1))
+            wanted = rewards - self.average_reward + config.discount * goes_on * next_values
+        values = self.critic(torch.cat([states, actions], dim=1))
+        self._step(self.optimizers[1], F.mse_loss(values, wanted))
+        chosen = self.actor(states).sigmoid()
+        self._step(self.optimizers[0], -self.critic(torch.cat([states, chosen], dim=1)).mean())
+        sources = [*self.actor.parameters(), *self.critic.parameters()]
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.targets.parameters()), sources, config.target_rate)
+
+    def _step(self, optimizer: torch.optim.Adam, loss: Tensor) -> None:
+        (group,) = optimizer.param_groups
+        # Gradients of these parameters alone: the actor's loss goes through the critic, which must not move by it.
+        for parameter, grad in zip(group["params"], torch.autograd.grad(loss, group["params"]), strict=True):
+            parameter.grad = grad
+        optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next episode depends on, as tensors and plain values."""
+        replay = self.replay
+        return {
+            "nets": [net.state_dict() for net in (self.actor, self.critic, self.targets)],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "replay": [torch.from_numpy(array) for array in (replay.states, replay.actions, replay.rewards)],
+            "seen": replay.seen,
+            "average_reward": self.average_reward,
+            "rng": json.dumps(self.rng.bit_generator.state),  # its numbers have 128 bits
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict` of an agent of the same features and settings."""
+        for net, saved in zip((self.actor, self.critic, self.targets), state["nets"], strict=True):
+            net.load_state_dict(saved)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        replay = self.replay
+        for array, saved in zip((replay.states, replay.actions, replay.rewards), state["replay"], strict=True):
+            array[:] = saved.numpy()
+        replay.seen, self.average_reward = state["seen"], state["average_reward"]
+        self.rng.bit_generator.state = json.loads(state["rng"])
+
+
+def _mlp(n_in: int, hidden: int) -> nn.Sequential:
+    net = nn.Sequential(nn.Linear(n_in, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+    nn.init.uniform_(net[-1].weight, -LAST_LAYER, LAST_LAYER)
+    nn.init.uniform_(net[-1].bias, -LAST_LAYER, LAST_LAYER)
+    return net
+
+
+def _actor_output(state: np.ndarray, weights: list[np.ndarray]) -> float:
+    w1, b1, w2, b2, w3, b3 = weights
+    hidden = np.maximum(w2 @ np.maximum(w1 @ state + b1, 0) + b2, 0)
+    return float(1 / (1 + np.exp(-(w3 @ hidden + b3)[0])))
