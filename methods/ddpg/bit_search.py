@@ -86,7 +86,7 @@ def make_task(
     if quantizer == "kmeans":
         costs = kmeans_costs(layers)
     elif isinstance(source, Path):
-        costs = measured_costs(source, len(layer_names(layers)), quantity)
+        costs = measured_costs(source, len(layer_names(layers)), "in the unit of its table")
     else:
         costs = linear_costs(layers, quantity, source)
     return Task(net=net, spec=spec, layers=layers, costs=costs, splits=splits)
