@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from apq.errors import UserError
 
+SMALLEST_NOISE = 1e-6  # decay never reaches zero, by which the sampling divides
 LAST_LAYER = 3e-3  # bound of its first weights, so that actions start near 0.5 and values near 0
 
 
@@ -118,7 +119,7 @@ class Agent:
     def noise(self) -> float:
         """Width of the exploration now."""
         config = self.config
-        return config.noise * config.noise_decay ** max(0, self.replay.seen - config.warmup)
+        return max(config.noise * config.noise_decay ** max(0, self.replay.seen - config.warmup), SMALLEST_NOISE)
 
     def act(self) -> tuple[np.ndarray, np.ndarray]:
         """One episode: states (steps, S) float32 and actions (steps,) in 0..1."""
