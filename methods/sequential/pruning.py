@@ -6,6 +6,7 @@ of largest L1 norm, and is scored without any finetune.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from lut.costs import CostSource
 from methods.ddpg.agent import AgentConfig
 from methods.ddpg.bit_search import REWARD_SCALE
 from methods.ddpg.ddpg_finder import Found, find
-from methods.sequential.widths import width_environment, widths_of, with_widths
+from methods.sequential.widths import running, width_environment, widths_of, with_widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +107,20 @@ def search_widths(
     calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
     original = evaluate(net, val, device, execution=execution).top1
 
-    def cut(mid_channels: np.ndarray) -> tuple[MBConvNet, Subnet]:
-        pruned, pruned_subnet = prune_channels(net, space, subnet, mid_channels)
-        recalibrate(pruned, calibration, device, config.recalibration_images)
-        return pruned, pruned_subnet
+    # Episodes cut nothing out: with the best channels in front, the elastic layers run any width as a slice.
+    sorted_net = copy.deepcopy(net)
+    for block in sorted_net.blocks[1:]:
+        block.sort_channels()
 
     def score(mid_channels: np.ndarray, _: int) -> tuple[float, dict[str, float]]:
-        pruned, _ = cut(mid_channels)
-        top1 = evaluate(pruned, val, device, execution=execution).top1
+        for block, slot, mid in zip(sorted_net.blocks[1:], running(space, subnet), mid_channels.tolist(), strict=True):
+            block.set_shape(subnet.ks[slot.index], mid)
+        recalibrate(sorted_net, calibration, device, config.recalibration_images)
+        top1 = evaluate(sorted_net, val, device, execution=execution).top1
         facts = {"accuracy": top1, "cost": environment.cost_of_widths(mid_channels)}
         return REWARD_SCALE * 100 * (top1 - original), facts
 
     found = find(environment.features(), environment.decide, score, agent, write=execution.main, **loop)
-    return *cut(found.candidate), found, original
+    pruned, pruned_subnet = prune_channels(net, space, subnet, found.candidate)
+    recalibrate(pruned, calibration, device, config.recalibration_images)
+    return pruned, pruned_subnet, found, original
