@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -246,12 +247,14 @@ def test_killed_run_ends_the_same(few, whole, tmp_path, monkeypatch, module, nam
     same(whole_way(few, tmp_path), whole[0])
 
 
-def test_runs_are_not_mixed(few, whole):
+def test_runs_are_not_mixed(few, whole, tmp_path):
     result, folder = whole
     other = replace(CONFIG, bits_agent=replace(CONFIG.bits_agent, episodes=3))
     with pytest.raises(UserError, match=r"architecture\.json belongs to another search"):
         whole_way(few, folder, other)
     same(whole_way(few, folder), result)
+    dropped = shutil.copytree(folder, tmp_path / "dropped")
+    assert len(whole_way(few, dropped, other, restart=True).bits.history) == 3
 
 
 def test_a_split_shares_the_way():
