@@ -1,4 +1,4 @@
-"""Quantization-aware finetune of the subnet that a search found, from the supernet's weights.
+"""Quantization-aware finetune of what a search found: a subnet of a supernet, or the policy of a given network.
 
 Calibrates the quantizers, recalibrates BatchNorm, trains, keeps the epoch with the best validation accuracy in
 checkpoint/model_best.pth.tar. A run that was killed continues with the same command. Next: test.py.
@@ -8,27 +8,35 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from apq.checkpoint import digest
 from apq.cli import Parser, add_common_flags, add_execution_flags, run
 from apq.device import resolve_device
 from apq.errors import UserError
-from apq.experiment import get_experiment
+from apq.experiment import Experiment, get_experiment
 from apq.files import check_writable, write_json
 from apq.model_folder import ModelFolder
+from apq.policy import policy_to_dict
 from apq.subnet import spec_of
-from dataset import check_classes, load_splits
+from dataset import Splits, check_classes, load_splits
 from dataset.imagenet import tell_unreadable
+from elastic_nn.networks.model_file import load_model
+from elastic_nn.networks.policy_file import save_policy_model
 from elastic_nn.networks.subnet_file import save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet
 from elastic_nn.training.distributed import check_agreement, processes
-from elastic_nn.training.engine import Execution
+from elastic_nn.training.engine import Execution, TrainConfig
 from elastic_nn.training.finetune import finetune, quantized_subnet
-from elastic_nn.training.recipes import RECIPES, get_recipe
+from elastic_nn.training.policies import quantized_model
+from elastic_nn.training.recipes import RECIPES, Recipe, get_recipe
 
 
 def build_parser() -> Parser:
@@ -55,44 +63,45 @@ def main(argv: list[str] | None = None) -> None:
         finetune_experiment(args, device, Execution(amp=args.amp, accumulate=args.accumulate, share=share))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is finetuned, on what and how: `asked` is all that it depends on, `save` writes its weights and facts."""
+
+    net: nn.Module
+    side: int
+    splits: Splits
+    train: TrainConfig
+    asked: dict[str, Any]
+    save: Callable[..., None]
+
+
 def finetune_experiment(args: argparse.Namespace, device: torch.device, execution: Execution) -> None:
     """Check, calibrate, train, save, print."""
     experiment = get_experiment(args.exp_name, args.exp_dir)
-    space = experiment.load_space()
-    subnet = experiment.load_subnet(space)
     if experiment.acc.exists() and not args.overwrite:
         raise UserError(f"{experiment.path} is finetuned already; give --overwrite to do it again")
+    torch.manual_seed(args.seed)
+    plan = (policy_plan if experiment.policy.exists() else subnet_plan)(args, experiment, device)
     check_writable(experiment.path)
-    supernet_file = args.supernet or ModelFolder(Path(experiment.load_config()["acc_predictor_dir"])).supernet
-    supernet, facts = load_quantized_supernet(supernet_file, space)
-    recipe = get_recipe(args.recipe or facts.recipe, space)
-    given = {name: value for name in ("epochs", "lr", "batch_size") if (value := getattr(args, name)) is not None}
-    config = replace(recipe.finetune, **given)
-    splits = load_splits(space, args.data)
-    check_classes(splits, facts.images, supernet_file)
     asked = {
-        "subnet": spec_of(space, subnet),
-        "train": asdict(config),
-        "recalibration_images": recipe.recalibration_images,
+        **plan.asked,
+        "train": asdict(plan.train),
         "seed": args.seed,
-        "supernet": digest(supernet.state_dict()),
-        "images": splits.source,
+        "images": plan.splits.source,
         "execution": execution.asked(),
         "ema": args.ema,
         "compile": args.compile,
     }
     check_agreement(asked, execution.share)
-    torch.manual_seed(args.seed)
-    net = quantized_subnet(supernet.to(device), subnet, splits, recipe.recalibration_images, device)
     if args.compile:
-        net.compile()
+        plan.net.compile()
     top1, weights = finetune(
-        net,
-        splits,
-        config,
+        plan.net,
+        plan.splits,
+        plan.train,
         seed=args.seed,
         device=device,
-        side=subnet.resolution,
+        side=plan.side,
         describe="finetune",
         state_file=experiment.last_checkpoint,
         asked=asked,
@@ -102,16 +111,72 @@ def finetune_experiment(args: argparse.Namespace, device: torch.device, executio
     )
     if not execution.main:
         return
-    tell_unreadable(splits)
+    tell_unreadable(plan.splits)
     experiment.acc.unlink(missing_ok=True)  # it says that the checkpoint beside it is finished
-    facts = {"train": asdict(config), "seed": args.seed, "val_top1": top1}
-    save_subnet(experiment.best_checkpoint, space, subnet, weights, images=splits.source, **facts)
+    facts = {"train": asdict(plan.train), "seed": args.seed, "val_top1": top1}
+    plan.save(state=weights, images=plan.splits.source, **facts)
     write_json(experiment.acc, [top1])
     experiment.last_checkpoint.unlink(missing_ok=True)
     if args.json:
-        print(json.dumps({"exp_dir": str(experiment.path), "val_top1": top1, "epochs": config.epochs}))
+        print(json.dumps({"exp_dir": str(experiment.path), "val_top1": top1, "epochs": plan.train.epochs}))
     else:
-        print(f"best validation top-1 {top1:.2%} in {config.epochs} epochs; weights in {experiment.best_checkpoint}")
+        print(
+            f"best validation top-1 {top1:.2%} in {plan.train.epochs} epochs; weights in {experiment.best_checkpoint}"
+        )
+
+
+def subnet_plan(args: argparse.Namespace, experiment: Experiment, device: torch.device) -> Plan:
+    """A found subnet, cut out of its supernet and calibrated."""
+    space = experiment.load_space()
+    subnet = experiment.load_subnet(space)
+    supernet_file = args.supernet or ModelFolder(Path(experiment.load_config()["acc_predictor_dir"])).supernet
+    supernet, origin = load_quantized_supernet(supernet_file, space)
+    recipe = get_recipe(args.recipe or origin.recipe, space)
+    train, splits = train_config(args, recipe), load_splits(space, args.data)
+    check_classes(splits, origin.images, supernet_file)
+    return Plan(
+        net=quantized_subnet(supernet.to(device), subnet, splits, recipe.recalibration_images, device),
+        side=subnet.resolution,
+        splits=splits,
+        train=train,
+        asked={
+            "subnet": spec_of(space, subnet),
+            "recalibration_images": recipe.recalibration_images,
+            "supernet": digest(supernet.state_dict()),
+        },
+        save=partial(save_subnet, experiment.best_checkpoint, space, subnet),
+    )
+
+
+def policy_plan(args: argparse.Namespace, experiment: Experiment, device: torch.device) -> Plan:
+    """The given network of an experiment, quantized by its policy and calibrated."""
+    if args.supernet is not None:
+        raise UserError(f"{experiment.path} has its own float network: leave --supernet out")
+    policy, layers = experiment.load_policy()
+    net, spec, images = load_model(experiment.model)
+    recipe = get_recipe(args.recipe or experiment.load_config()["recipe"], spec)
+    train, splits = train_config(args, recipe), load_splits(spec, args.data)
+    check_classes(splits, images, experiment.model)
+    weights = digest(net.state_dict())
+    signed = quantized_model(net, policy, splits, spec.resolution, recipe.recalibration_images, device)
+    return Plan(
+        net=net,
+        side=spec.resolution,
+        splits=splits,
+        train=train,
+        asked={
+            "policy": policy_to_dict(policy, layers),
+            "recalibration_images": recipe.recalibration_images,
+            "model": weights,
+        },
+        save=partial(save_policy_model, experiment.best_checkpoint, spec, policy, layers, signed),
+    )
+
+
+def train_config(args: argparse.Namespace, recipe: Recipe) -> TrainConfig:
+    """The recipe's finetune, with what the flags change."""
+    given = {name: value for name in ("epochs", "lr", "batch_size") if (value := getattr(args, name)) is not None}
+    return replace(recipe.finetune, **given)
 
 
 if __name__ == "__main__":

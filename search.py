@@ -3,6 +3,8 @@
   search.py --constraint 0.05 --type latency --exp_name NAME     search; writes exps/NAME. Next: quant_aware.py
   search.py --prepare acc                                        gather float pairs, train the accuracy predictor
   search.py --prepare acc_quant --acc_train_sample N             gather N quantized pairs, transfer the predictor
+  search.py --mode ddpg --model NAME --quantizer linear          choose the bits of each layer of a trained network
+  search.py --mode sequential --constraint 0.05                  architecture, then pruning, then bits: the baseline
 
 What was killed continues with the same command. Preparing appends to dataset/NetInfo/SPACE; torchrun shares it among
 processes.
@@ -11,7 +13,6 @@ processes.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -20,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+import methods.ddpg.command as ddpg
+import methods.ddpg.flags as ddpg_flags
+import methods.evolution.command as evolution
 from apq.checkpoint import digest
-from apq.cli import Parser, add_common_flags, run, table
+from apq.cli import Parser, add_common_flags, run
 from apq.device import resolve_device
 from apq.errors import UserError
-from apq.experiment import Experiment, get_experiment
 from apq.files import check_writable
 from apq.model_folder import ModelFolder
-from apq.space import SCOPES, SearchSpace, space_to_dict
-from apq.subnet import spec_of
+from apq.space import space_to_dict
 from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
 from dataset.pairs import NETINFO, PairStore
@@ -38,22 +39,24 @@ from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supe
 from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.pairs import gather_float, gather_quantized
 from elastic_nn.training.recipes import RECIPES, get_recipe
-from lut.costs import CostSource, add_cost_flags, cost_rows, cost_source, network_costs
-from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
-from methods.evolution.search_state import load_state
-from utils.latency_predictor import UNITS, LatencyPredictor
-from utils.plots import plot_history
+from lut.costs import add_cost_flags
+from utils.latency_predictor import UNITS
 from utils.predictor_files import load_predictor, save_predictor
 from utils.predictor_training import FEWEST_PAIRS, PredictorConfig, train_predictor
 
+MODES = {"evolution": evolution.run, "ddpg": ddpg.run}
+OF_ANY = {"help", "mode", "type", "config", "table", "exp_name", "exp_dir", "overwrite", "seed", "device", "json"}
 
-def build_parser() -> Parser:
+
+def build_parser() -> tuple[Parser, dict[str, set[str]]]:
+    """The parser, and which flags belong to each mode and to "prepare"."""
     parser = Parser(__doc__)
-    parser.add_argument("--mode", choices=("evolution",), default="evolution", help="how to search")
+    parser.add_argument("--mode", choices=tuple(MODES), default="evolution", help="how to search")
     parser.add_argument("--constraint", type=float, help="budget, in the unit of --type")
     units = ", ".join(f"{name}: {unit}" for name, unit in UNITS.items())
-    parser.add_argument("--type", choices=tuple(UNITS), default="latency", help=f"what the budget limits ({units})")
-    parser.add_argument("--scope", choices=SCOPES, help="layers that a budget counts (default: the space's own)")
+    parser.add_argument(
+        "--type", choices=tuple(UNITS), help=f"what the budget limits ({units}; default: latency, of k-means size)"
+    )
     add_cost_flags(parser, "the published BitFusion")
     parser.add_argument(
         "--acc_predictor_dir", type=Path, default=Path("models/digits"), help="folder of predictors and supernet"
@@ -61,116 +64,33 @@ def build_parser() -> Parser:
     parser.add_argument("--exp_name", default="test", help="name of the experiment: its folder is exps/NAME")
     parser.add_argument("--exp_dir", type=Path, help="folder of the experiment (default: exps/EXP_NAME)")
     parser.add_argument("--overwrite", action="store_true", help="replace what exists: experiment or predictor")
-    evolution = EvolutionConfig()
-    parser.add_argument("--population", type=int, default=evolution.population, help="candidates a generation")
-    parser.add_argument("--generations", type=int, default=evolution.generations, help="generations to run")
-    parser.add_argument("--parent_ratio", type=float, default=evolution.parent_ratio, help="share kept as parents")
-    parser.add_argument("--mutation_prob", type=float, default=evolution.mutation_prob, help="chance of each gene")
-    parser.add_argument("--mutation_ratio", type=float, default=evolution.mutation_ratio, help="mutants among children")
+    parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
+    parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the network's own)")
     parser.add_argument("--prepare", choices=("acc", "acc_quant"), help="gather pairs and train a predictor instead")
     parser.add_argument("--acc_train_sample", type=int, help="pairs to gather (default: the recipe's)")
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
-    parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
-    parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the supernet's)")
+    images = {"data", "recipe"}
+    flags = {
+        "prepare": {"prepare", "acc_predictor_dir", "acc_train_sample", "netinfo", *images},
+        "evolution": {"constraint", "acc_predictor_dir", *evolution.add_flags(parser)},
+        "ddpg": {"constraint", *images, *ddpg_flags.add_flags(parser)},
+    }
     add_common_flags(parser)
-    return parser
+    return parser, flags
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    parser, flags = build_parser()
+    args = parser.parse_args(argv)
+    mode = "prepare" if args.prepare else args.mode
+    for name, value in vars(args).items():
+        if name not in OF_ANY | flags[mode] and value != parser.get_default(name):
+            owners = " or ".join("--prepare" if m == "prepare" else f"--mode {m}" for m in flags if name in flags[m])
+            raise UserError(f"--{name} belongs to {owners}")
     if args.prepare:
-        if args.constraint is not None:
-            raise UserError("--prepare gathers pairs, it does not search: leave --constraint out")
         prepare(args)
     else:
-        for flag in ("acc_train_sample", "netinfo", "data", "recipe"):
-            if getattr(args, flag) is not None:
-                raise UserError(f"--{flag} belongs to --prepare; a search does not use it")
-        search(args)
-
-
-def search(args: argparse.Namespace) -> None:
-    """Load predictor and costs, evolve, record, print."""
-    if args.constraint is None:
-        raise UserError("a search needs --constraint, a budget in " + ", ".join(UNITS.values()))
-    experiment = get_experiment(args.exp_name, args.exp_dir)
-    experiment.check_free(args.overwrite)
-    config = EvolutionConfig(
-        population=args.population,
-        generations=args.generations,
-        parent_ratio=args.parent_ratio,
-        mutation_prob=args.mutation_prob,
-        mutation_ratio=args.mutation_ratio,
-        seed=args.seed,
-    )
-    predictor = load_predictor(ModelFolder(args.acc_predictor_dir).acc_quant)
-    if not predictor.quantize:
-        raise UserError(f"{args.acc_predictor_dir}/acc_quant.pt is a float predictor: it does not see the bits")
-    space = predictor.space
-    scope = args.scope or space.budget_scope
-    source = cost_source(args.config, args.table)
-    cost = LatencyPredictor(args.type, scope, space, source.accelerator, source.table)
-    finder = EvolutionFinder(
-        space, predictor.fast(), cost.predict, args.constraint, config, cost.cheapest_genes(), cost.unit
-    )
-    settings = {
-        "space": space_to_dict(space),
-        "acc_predictor_dir": str(args.acc_predictor_dir),
-        "constraint": args.constraint,
-        "type": args.type,
-        "unit": cost.unit,
-        "scope": scope,
-        "evolution": asdict(config),
-        **source.record(),
-    }
-    asked = {
-        **settings,
-        "predictor": digest(predictor.state_dict()),
-        "table_rows": source.table and hashlib.sha256(repr(source.table.rows).encode()).hexdigest(),
-    }
-    if args.overwrite and not _same_search(experiment, asked):
-        experiment.search_state.unlink(missing_ok=True)
-    with tqdm(total=config.generations, desc="search", disable=None) as bar:
-        found = finder.run(
-            lambda record: bar.update(record["generation"] - bar.n), state_file=experiment.search_state, asked=asked
-        )
-    settings["predicted_accuracy"] = found.accuracy
-    with experiment.replaced() as new:
-        new.save_found(space, found.subnet, found.cost, settings, found.history)
-        plot_history(found.history, new.plot, constraint=args.constraint, quantity=args.type, unit=cost.unit)
-    report(args, experiment, space, found, settings, source)
-
-
-def _same_search(experiment: Experiment, asked: dict[str, Any]) -> bool:
-    """Whether an unfinished search was asked for the same."""
-    try:
-        return load_state(experiment.search_state, asked) is not None
-    except UserError:
-        return False
-
-
-def report(
-    args: argparse.Namespace,
-    experiment: Experiment,
-    space: SearchSpace,
-    found: Found,
-    settings: dict[str, Any],
-    source: CostSource,
-) -> None:
-    """Print the found subnet, its predicted accuracy and its costs."""
-    costs, spec = network_costs(space, found.subnet, source), spec_of(space, found.subnet)
-    if args.json:
-        shown = {key: settings[key] for key in ("constraint", "type", "unit", "scope", "predicted_accuracy")}
-        network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec}
-        print(json.dumps({"space": space.name, **shown, "cost": found.cost, "priced_by": str(source), **network}))
-        return
-    unit = settings["unit"]
-    print(f"{experiment.path}: best subnet of space {space.name} for {args.type} <= {args.constraint:g} {unit}")
-    for key, value in {**spec["arch"], **spec["policy"]}.items():
-        print(f"  {key:18} {value}")
-    print(f"predicted top-1 {found.accuracy:.2%}; {args.type} {found.cost:g} {unit} ({settings['scope']} scope)")
-    print(table(cost_rows(costs)))
-    print(f"latency and energy: {source}")
+        MODES[args.mode](args)
 
 
 def prepare(args: argparse.Namespace) -> None:

@@ -1,25 +1,43 @@
 """Accuracy and cost of a finetuned experiment, recomputed from its checkpoint and arch file.
 
-Accuracy is measured on the test images. Latency and energy are priced as the search priced them, at batch 1, in both
+Accuracy is measured on the test images. Of a quantized network of given architecture the costs at 8 bits stand beside
+its own, and its bits are drawn. Latency and energy are priced as the search priced them, at batch 1, in both
 cost scopes: "full" prices every layer; "published" leaves out the first inverted-residual block and the classifier.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from apq.cli import Parser, add_common_flags, at_least, run, table
 from apq.device import resolve_device
 from apq.experiment import Experiment
+from apq.policy import priced_layers
 from apq.subnet import spec_of
 from dataset import check_classes, load_splits
 from dataset.imagenet import unreadable
-from dataset.splits import make_loader
+from dataset.splits import ImageSpec, make_loader
+from elastic_nn.networks.policy_file import load_finetuned_policy
 from elastic_nn.networks.subnet_file import load_finetuned
-from elastic_nn.training.engine import evaluate
-from lut.costs import add_cost_flags, cost_rows, cost_source, network_costs, recorded_cost_source
+from elastic_nn.training.engine import Accuracy, evaluate
+from lut.costs import (
+    CostSource,
+    add_cost_flags,
+    by_scope,
+    cost_of,
+    cost_rows,
+    cost_source,
+    network_costs,
+    recorded_cost_source,
+)
+from utils.bit_costs import kmeans_costs
+from utils.plots import plot_policy
 
 
 def build_parser() -> Parser:
@@ -35,28 +53,86 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     experiment = Experiment(args.exp_dir)
+    if experiment.policy.exists():
+        report_policy(args, experiment)
+    else:
+        report_subnet(args, experiment)
+
+
+def report_subnet(args: argparse.Namespace, experiment: Experiment) -> None:
+    """Measure and print a found subnet."""
     net, space, subnet, images = load_finetuned(experiment)
-    given = args.config or args.table
-    source = cost_source(args.config, args.table) if given else recorded_cost_source(experiment)
-    device = resolve_device(args.device)
-    splits = load_splits(space, args.data)
-    check_classes(splits, images, experiment.best_checkpoint)
-    test = make_loader(splits.test, args.batch_size, sides=(subnet.resolution,))
-    accuracy, skipped = evaluate(net.to(device), test, device), unreadable(splits.test)
+    source = source_of(args, experiment)
+    accuracy, skipped = measure(args, net, space, subnet.resolution, images, experiment)
     costs = network_costs(space, subnet, source)
     if args.json:
         network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec_of(space, subnet)}
-        print(
-            json.dumps(
-                {"space": space.name, **asdict(accuracy), "n_skipped": skipped, "priced_by": str(source), **network}
-            )
-        )
+        facts = {"space": space.name, **asdict(accuracy), "n_skipped": skipped, "priced_by": str(source)}
+        print(json.dumps(facts | network))
         return
-    unread = f" ({skipped} more could not be read)" if skipped else ""
-    print(f"{experiment.path}: space {space.name}, {accuracy.n_images} test images{unread}")
-    print(table([("accuracy", "top-1", "top-5"), ("test", f"{accuracy.top1:.2%}", f"{accuracy.top5:.2%}")]))
-    print(table(cost_rows(costs)))
+    print_accuracy(f"{experiment.path}: space {space.name}", accuracy, skipped)
+    print(table(cost_rows(by_scope(costs))))
     print(f"latency and energy: {source}")
+
+
+def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
+    """Measure and print a quantized network of given architecture; draw its bits."""
+    net, spec, policy, layers, images = load_finetuned_policy(experiment)
+    config = experiment.load_config()
+    accuracy, skipped = measure(args, net, spec, spec.resolution, images, experiment)
+    sizes = kmeans_costs(layers)  # of the weights alone, whatever the quantizer
+    weights = policy.matrix()[:, :1]
+    facts = {"weight_bytes": sizes.total(weights), "size_ratio": sizes.ratio(weights)}
+    plot_policy(policy, layers, experiment.bits_plot)
+    costs, source = {}, None
+    if policy.quantizer == "linear":
+        source = source_of(args, experiment)
+        at_8_bits = [replace(layer, w_bits=8, a_bits=8) for layer in layers]
+        costs = {
+            "this policy": cost_of(priced_layers(layers, policy, config["image_bits"]), source),
+            "all 8 bits": cost_of(at_8_bits, source),
+        }
+    if args.json:
+        found = {"model": config["model"], "quantizer": policy.quantizer, "policy": policy.strategy}
+        priced = {"costs": {name: asdict(cost) for name, cost in costs.items()}, "priced_by": source and str(source)}
+        print(json.dumps({**found, **asdict(accuracy), "n_skipped": skipped, **facts, **priced}))
+        return
+    print_accuracy(f"{experiment.path}: {policy.quantizer} policy of {config['model']}", accuracy, skipped)
+    print(f"weights: {facts['weight_bytes'] / 1e3:.1f} kB, {facts['size_ratio']:.4f} of 32 bits each")
+    if costs:
+        print(table(cost_rows(costs)))
+        print(f"latency and energy: {source}")
+    print(f"budget of the search: {config['type']}, {config['ratio']:.4f} of {config['of_what']}")
+    print(f"bits of each layer: {experiment.bits_plot}")
+
+
+def source_of(args: argparse.Namespace, experiment: Experiment) -> CostSource:
+    """What the flags name, else what the search priced with."""
+    given = args.config or args.table
+    return cost_source(args.config, args.table) if given else recorded_cost_source(experiment)
+
+
+def measure(
+    args: argparse.Namespace,
+    net: nn.Module,
+    spec: ImageSpec,
+    side: int,
+    images: dict[str, Any] | None,
+    experiment: Experiment,
+) -> tuple[Accuracy, int]:
+    """Accuracy on the test images, and how many of them could not be read."""
+    device = resolve_device(args.device)
+    splits = load_splits(spec, args.data)
+    check_classes(splits, images, experiment.best_checkpoint)
+    test = make_loader(splits.test, args.batch_size, sides=(side,))
+    return evaluate(net.to(device), test, device), unreadable(splits.test)
+
+
+def print_accuracy(title: str, accuracy: Accuracy, skipped: int) -> None:
+    """The first lines of a report."""
+    unread = f" ({skipped} more could not be read)" if skipped else ""
+    print(f"{title}, {accuracy.n_images} test images{unread}")
+    print(table([("accuracy", "top-1", "top-5"), ("test", f"{accuracy.top1:.2%}", f"{accuracy.top5:.2%}")]))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ PUBLISHED_CONFIG = {
     "table": None,
 }
 CONFIG_KEYS = set(PUBLISHED_CONFIG)  # what later scripts need of config.json
-POLICY_CONFIG_KEYS = {"accelerator", "table", "type", "unit", "cost", "ratio", "of_what", "recipe", "image_bits"}
+POLICY_CONFIG_KEYS = {"accelerator", "table", "model", "recipe", "image_bits", "type", "ratio", "of_what"}
 
 
 @dataclass(frozen=True)

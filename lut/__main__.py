@@ -21,7 +21,16 @@ from apq.files import write_json
 from apq.layers import ConvLayer
 from apq.presets import get_space
 from lut.accelerator import accelerator_from_json
-from lut.costs import CostSource, add_cost_flags, cost_of, cost_rows, cost_source, prices, recorded_cost_source
+from lut.costs import (
+    CostSource,
+    add_cost_flags,
+    by_scope,
+    cost_of,
+    cost_rows,
+    cost_source,
+    prices,
+    recorded_cost_source,
+)
 from lut.named import network_named
 from lut.table import build
 
@@ -105,7 +114,7 @@ def print_model(args: argparse.Namespace) -> None:
     print(f"{network.title}, {network.resolution} x {network.resolution} pixels")
     if rows:
         print(table([tuple(rows[0]), *(tuple(shown(*item) for item in row.items()) for row in rows)]))
-    print(table(cost_rows(costs)))
+    print(table(cost_rows(by_scope(costs))))
     if network.unlisted_params:
         print(f"not counted: {network.unlisted_params:,} parameters outside these convolutions and linear layers")
     print(f"latency and energy: {source}")

@@ -102,8 +102,13 @@ def prices(layers: Sequence[ConvLayer], source: CostSource) -> np.ndarray:
     return np.array(found).reshape(len(layers), 2)
 
 
+def by_scope(costs: dict[str, NetworkCost]) -> dict[str, NetworkCost]:
+    """The costs of scopes under the titles of a printed table."""
+    return {f"{scope} scope": cost for scope, cost in costs.items()}
+
+
 def cost_rows(costs: dict[str, NetworkCost]) -> list[tuple[str, ...]]:
-    """The costs as rows of a printed table, one column a scope."""
+    """The costs as rows of a printed table, one column each."""
     formats = {
         "latency_ms": ("latency, ms", "{:.4f}", 1),
         "energy_mj": ("energy, mJ", "{:.4f}", 1),
@@ -112,7 +117,7 @@ def cost_rows(costs: dict[str, NetworkCost]) -> list[tuple[str, ...]]:
         "params": ("parameters, k", "{:.1f}", 1e3),
         "size_bytes": ("model size, kB", "{:.1f}", 1e3),
     }
-    rows = [("cost", *(f"{scope} scope" for scope in costs))]
+    rows = [("cost", *costs)]
     for key, (title, template, unit) in formats.items():
         values = [asdict(cost)[key] for cost in costs.values()]
         rows.append((title, *("not in table" if value is None else template.format(value / unit) for value in values)))

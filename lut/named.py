@@ -6,10 +6,12 @@ import difflib
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.layers import FIXED_BITS, ConvLayer, layers_of
+from apq.policy import priced_layers
 from apq.presets import SPACES, get_space
 from apq.space import SCOPES, SearchSpace, space_from_dict
 from apq.subnet import Subnet, subnet_from_spec
@@ -50,12 +52,29 @@ def network_named(name: str, bits: tuple[int, int] | None = None, resolution: in
 
 
 def _experiment(experiment: Experiment, bits: tuple[int, int] | None, resolution: int | None) -> NamedNetwork:
-    space = space_from_dict(experiment.load_config()["space"])
-    subnet = experiment.load_subnet(space)
     if bits is not None:
         raise UserError(f"{experiment.path} has its own bits, found by the search: leave --bits out")
+    config = experiment.load_config()
+    if experiment.policy.exists():
+        return _of_policy(experiment, config, resolution)
+    space = space_from_dict(config["space"])
+    subnet = experiment.load_subnet(space)
     title = f"{experiment.path}: found in space {space.name}"
     return replace(_of_space(title, space, subnet, resolution), experiment=experiment)
+
+
+def _of_policy(experiment: Experiment, config: dict[str, Any], resolution: int | None) -> NamedNetwork:
+    policy, layers = experiment.load_policy()
+    if policy.quantizer != "linear":
+        raise UserError(f"{experiment.path}: k-means weights compute in floating point, which has no price here")
+    if resolution not in (None, layers[0].input_size):
+        raise UserError(f"{experiment.path} is for {layers[0].input_size} pixels: leave --resolution out")
+    return NamedNetwork(
+        title=f"{experiment.path}: {policy.quantizer} policy of {config['model']}",
+        resolution=layers[0].input_size,
+        layers={"full": priced_layers(layers, policy, config["image_bits"])},
+        experiment=experiment,
+    )
 
 
 def _end_of_space(space: SearchSpace, end: str, bits: tuple[int, int] | None, resolution: int | None) -> NamedNetwork:

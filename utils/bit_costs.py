@@ -34,8 +34,13 @@ class BitCosts:
         return self.cells[np.arange(len(bits)), bits[:, 0] - 1, bits[:, 1] - 1 if bits.shape[1] > 1 else 0]
 
     def total(self, bits: np.ndarray) -> float:
-        """Cost of the whole network."""
-        return float(self.per_layer(bits).sum())
+        """Cost of the whole network, or of those layers that a table prices."""
+        return float(np.nansum(self.per_layer(bits)))
+
+    @property
+    def n_priced(self) -> int:
+        """How many layers have prices."""
+        return int((~np.isnan(self.cells[:, -1, -1])).sum())
 
     def ratio(self, bits: np.ndarray) -> float:
         """Share of the reference cost."""
@@ -77,7 +82,7 @@ def measured_costs(path: Path, n_layers: int, unit: str) -> BitCosts:
                 cells[_index(layer, n_layers), _index(w, MOST_BITS, 1), _index(a, MOST_BITS, 1)] = float(cost)
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no table of layer,w_bits,a_bits,cost for {n_layers} layers: {error}") from error
-    return BitCosts(cells=cells, unit=unit, reference=float(cells[:, -1, -1].sum()), of_what="the 8-bit cost")
+    return BitCosts(cells=cells, unit=unit, reference=float(np.nansum(cells[:, -1, -1])), of_what="the 8-bit cost")
 
 
 def _index(text: str, n: int, first: int = 0) -> int:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from apq.files import atomic_open
+from apq.layers import ConvLayer
 from apq.policy import Policy
 
 
@@ -68,17 +69,16 @@ def plot_episodes(records: Sequence[dict[str, Any]], path: Path, *, original: fl
     _write(figure, path)
 
 
-def plot_bits(policy: Policy, depthwise: Sequence[bool], path: Path) -> None:
-    """Write a PNG of a policy: a bar of weight bits up and one of activation bits down for each layer, those that are
-    `depthwise` in another colour."""
+def plot_policy(policy: Policy, layers: Sequence[ConvLayer], path: Path) -> None:
+    """Write a PNG of a policy: a bar of weight bits up and one of activation bits down for each layer of a network,
+    depthwise ones in another colour."""
+    by_name = {layer.name: layer for layer in layers}
+    depthwise = np.array([1 < by_name[name].groups == by_name[name].in_channels for name in policy.names])
     figure = Figure(figsize=(max(5.0, 1.5 + 0.16 * len(policy.names)), 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     bits, at = policy.matrix(), np.arange(len(policy.names))
-    for chosen, colour, label in (
-        (~np.array(depthwise), "C0", "layers"),
-        (np.array(depthwise), "C1", "depthwise layers"),
-    ):
+    for chosen, colour, label in ((~depthwise, "C0", "layers"), (depthwise, "C1", "depthwise layers")):
         if chosen.any():
             axes.bar(at[chosen], bits[chosen, 0], color=colour, label=label)
             if bits.shape[1] > 1:

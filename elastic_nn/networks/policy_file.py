@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
+from apq.experiment import Experiment
 from apq.layers import ConvLayer
 from apq.model import ModelSpec, model_from_dict, model_to_dict
 from apq.policy import Policy, policy_from_dict, policy_to_dict
@@ -59,6 +60,16 @@ def load_policy_model(path: Path) -> tuple[nn.Module, ModelSpec, Policy, list[Co
         raise UserError(f"{path}: {error}") from error
     net.load_state_dict(state)
     return net, spec, policy, layers, data.get("images")
+
+
+def load_finetuned_policy(
+    experiment: Experiment,
+) -> tuple[nn.Module, ModelSpec, Policy, list[ConvLayer], dict[str, Any] | None]:
+    """As `load_policy_model`, of an experiment; its checkpoint must have the policy of its policy file."""
+    found = load_policy_model(experiment.best_checkpoint)
+    if found[2:4] != experiment.load_policy():
+        raise UserError(f"{experiment.policy} is not the policy of {experiment.best_checkpoint}; finetune it again")
+    return found
 
 
 def _check_clusters(net: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ centroids; which weights share one is decided once.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,13 @@ def fit_kmeans(values: np.ndarray, bits: int, *, max_iter: int, seed: int) -> tu
     Returns uint8 labels of the shape of `values`, and (groups,) float32 centroids, ascending.
     """
     from sklearn.cluster import KMeans  # takes a second, and only this needs it
+    from sklearn.exceptions import ConvergenceWarning
 
     flat = np.asarray(values, dtype=np.float32).reshape(-1, 1)
     groups = min(2**bits, len(np.unique(flat)))
-    fitted = KMeans(groups, init="k-means++", n_init=1, max_iter=max_iter, random_state=seed).fit(flat)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # two centroids of equal value do no harm
+        fitted = KMeans(groups, init="k-means++", n_init=1, max_iter=max_iter, random_state=seed).fit(flat)
     order = np.argsort(fitted.cluster_centers_[:, 0])
     rank = np.empty(groups, dtype=np.uint8)
     rank[order] = np.arange(groups)

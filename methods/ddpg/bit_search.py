@@ -86,7 +86,7 @@ def make_task(
     if quantizer == "kmeans":
         costs = kmeans_costs(layers)
     elif isinstance(source, Path):
-        costs = measured_costs(source, len(layer_names(layers)), quantity)
+        costs = measured_costs(source, len(layer_names(layers)), "in the unit of its table")
     else:
         costs = linear_costs(layers, quantity, source)
     return Task(net=net, spec=spec, layers=layers, costs=costs, splits=splits)
@@ -118,6 +118,31 @@ def policy_of_bits(layers: Sequence[ConvLayer], quantizer: str, bits: np.ndarray
     return Policy(quantizer=quantizer, names=layer_names(layers), bits=tuple(rows))
 
 
+def make_scorer(
+    task: Task,
+    config: BitSearch,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: torch.device,
+    execution: Execution = ONE_PROCESS,
+) -> PolicyScorer:
+    """What scores the policies of a search; it quantizes the task's network in place."""
+    return PolicyScorer(
+        task.net,
+        layer_names(task.layers),
+        config.quantizer,
+        task.splits,
+        recipe.pair_finetune,
+        side=task.spec.resolution,
+        train_images=config.train_images,
+        val_images=config.val_images,
+        seed=seed,
+        device=device,
+        execution=execution,
+    )
+
+
 def search_bits(
     task: Task,
     config: BitSearch,
@@ -134,19 +159,7 @@ def search_bits(
     The task's network is quantized in place, and left as the last episode made it.
     """
     environment = environment_of(task, config)
-    scorer = PolicyScorer(
-        task.net,
-        layer_names(task.layers),
-        config.quantizer,
-        task.splits,
-        recipe.pair_finetune,
-        side=task.spec.resolution,
-        train_images=config.train_images,
-        val_images=config.val_images,
-        seed=agent.seed,
-        device=device,
-        execution=execution,
-    )
+    scorer = make_scorer(task, config, recipe, seed=agent.seed, device=device, execution=execution)
 
     def score(bits: np.ndarray, _: int) -> tuple[float, dict[str, float]]:
         top1 = scorer.top1(policy_of_bits(task.layers, config.quantizer, bits))

@@ -1,0 +1,163 @@
+"""Does HAQ's agent find better bits than uniform ones, and than random policies? On the small MobileNetV2 and glyphs.
+
+Budgets: 60 % of the 8-bit latency (linear), 10 % of the 32-bit size (k-means). Each seed runs the agent, and random
+policies through the same budget wall, as many as the agent has episodes. "uniform" gives all layers the same bits: of
+all pairs of weight and activation bits that fit, the one that scores best after the short finetune. The best policy of
+each is finetuned and measured on the test images. Every result is a line of --out: a killed run continues, and runs of
+other --quantizers or --seeds may share the machine if each has its own --out.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from apq.cli import Parser, run
+from apq.device import resolve_device
+from apq.files import append_jsonl, read_jsonl
+from apq.model_folder import ModelFolder
+from apq.policy import QUANTIZERS, Policy, policy_from_strategy
+from dataset import load_splits
+from dataset.splits import make_loader
+from elastic_nn.networks.model_file import load_model
+from elastic_nn.training.engine import EVALUATION_BATCH, evaluate, seed_epoch
+from elastic_nn.training.finetune import finetune
+from elastic_nn.training.policies import quantized_model
+from elastic_nn.training.recipes import Recipe, get_recipe
+from lut.accelerator import Accelerator
+from lut.costs import CostSource
+from methods.ddpg.agent import AgentConfig
+from methods.ddpg.bit_search import (
+    BitSearch,
+    Task,
+    environment_of,
+    make_scorer,
+    make_task,
+    policy_of_bits,
+    search_bits,
+)
+from methods.ddpg.environment import FREE
+from methods.ddpg.flags import DEFAULT_RATIO
+
+METHODS = ("agent", "random", "uniform")
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--model", default="mobilenet_v2_small", help="a network of models/NAME")
+    parser.add_argument("--quantizers", nargs="+", choices=tuple(QUANTIZERS), default=list(QUANTIZERS), help="which")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
+    parser.add_argument("--episodes", type=int, default=300, help="policies tried by the agent, and at random")
+    parser.add_argument("--out", type=Path, default=Path("exps/haq.jsonl"), help="file of measured records")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    device = resolve_device(args.device)
+    done = {(r["quantizer"], r["method"], r["seed"]): r for r in read_jsonl(args.out)}
+    wanted = [(q, m, s) for q in args.quantizers for s in args.seeds for m in METHODS]
+    for key in tqdm(wanted, disable=None):
+        if key not in done:
+            done[key] = measure(args, *key, device)
+            append_jsonl(args.out, done[key])
+    print_tables(args, done)
+
+
+def measure(args: Any, quantizer: str, method: str, seed: int, device: torch.device) -> dict[str, Any]:
+    """One method's policy of one seed: its score in the search, its cost, its accuracy once finetuned."""
+    task = fresh_task(args.model, quantizer)
+    recipe = get_recipe(None, task.spec)
+    linear = quantizer == "linear"
+    config = BitSearch(
+        quantizer=quantizer,
+        quantity="latency" if linear else "size",
+        ratio=DEFAULT_RATIO[quantizer],
+        min_bit=QUANTIZERS[quantizer][0],
+        max_bit=8,
+        keep_ends=linear,
+        train_images=recipe.episode_images,
+        val_images=recipe.episode_val_images,
+    )
+    if method == "uniform":
+        scorer = make_scorer(task, config, recipe, seed=seed, device=device)
+        policies = [policy_of_bits(task.layers, quantizer, bits) for bits in uniform_candidates(task, config)]
+        scores = [scorer.top1(policy) for policy in policies]
+        policy, original = policies[int(np.argmax(scores))], scorer.original
+    else:
+        warmup = args.episodes if method == "random" else AgentConfig().warmup
+        agent = AgentConfig(episodes=args.episodes, warmup=warmup, seed=seed)
+        policy, found, original = search_bits(task, config, agent, recipe, device=device)
+        scores = [record["accuracy"] for record in found.history]
+    return {
+        "quantizer": quantizer,
+        "method": method,
+        "seed": seed,
+        "tried": len(scores),
+        "score": max(scores),
+        "original": original,
+        "ratio": task.costs.ratio(policy.matrix()),
+        "strategy": policy.strategy,
+        "scores": [round(score, 4) for score in scores],
+        **finetuned(args.model, policy, recipe, seed, device),
+    }
+
+
+def fresh_task(model: str, quantizer: str) -> Task:
+    """The float network as trained, its layers and costs."""
+    net, spec, _ = load_model(ModelFolder(Path("models") / model).model, model)
+    quantity = "latency" if quantizer == "linear" else "size"
+    return make_task(net, spec, load_splits(spec), quantizer, quantity, CostSource(accelerator=Accelerator()))
+
+
+def uniform_candidates(task: Task, config: BitSearch) -> list[np.ndarray]:
+    """All policies within the budget that give every free layer the same bits."""
+    environment, found = environment_of(task, config), []
+    numbers = np.arange(config.min_bit, config.max_bit + 1)
+    for pair in np.stack(np.meshgrid(numbers, numbers), axis=-1).reshape(-1, 2):
+        bits = np.where(environment.fixed == FREE, pair[: environment.fixed.shape[1]], environment.fixed)
+        if environment.costs.total(bits) <= environment.budget and not any((bits == other).all() for other in found):
+            found.append(bits)
+    return found
+
+
+def finetuned(model: str, policy: Policy, recipe: Recipe, seed: int, device: torch.device) -> dict[str, Any]:
+    """Validation and test top-1 after the recipe's finetune; both of the best validation epoch."""
+    task = fresh_task(model, policy.quantizer)
+    net, side, splits = task.net, task.spec.resolution, task.splits
+    policy = policy_from_strategy(policy.quantizer, task.layers, policy.strategy)
+    seed_epoch(seed, 0)
+    quantized_model(net, policy, splits, side, recipe.recalibration_images, device)
+    val, weights = finetune(net, splits, recipe.finetune, seed=seed, device=device, side=side)
+    net.load_state_dict(weights)
+    test = evaluate(net, make_loader(splits.test, EVALUATION_BATCH, sides=(side,)), device)
+    return {"val_top1": val, "test_top1": test.top1, "finetune": asdict(recipe.finetune)}
+
+
+def print_tables(args: Any, done: dict[tuple[str, str, int], dict[str, Any]]) -> None:
+    """One table a quantizer."""
+    for quantizer in args.quantizers:
+        print(f"\n### {quantizer}, {DEFAULT_RATIO[quantizer]:.0%} budget, {args.model}\n")
+        print("| seed | method | policies tried | cost ratio | score in the search | val top-1 | test top-1 |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        for seed in args.seeds:
+            for method in METHODS:
+                r = done[quantizer, method, seed]
+                figures = " | ".join(f"{100 * r[key]:.2f}" for key in ("score", "val_top1", "test_top1"))
+                print(f"| {seed} | {method} | {r['tried']} | {r['ratio']:.4f} | {figures} |")
+        for method in METHODS:
+            tests = [100 * done[quantizer, method, seed]["test_top1"] for seed in args.seeds]
+            print(f"| mean | {method} | | | | | {np.mean(tests):.2f} |")
+
+
+if __name__ == "__main__":
+    run(main)

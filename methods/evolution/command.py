@@ -1,0 +1,121 @@
+"""The command line of evolutionary search: `search.py --mode evolution`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from tqdm import tqdm
+
+from apq.checkpoint import digest
+from apq.cli import table
+from apq.errors import UserError
+from apq.experiment import Experiment, get_experiment
+from apq.model_folder import ModelFolder
+from apq.space import SCOPES, SearchSpace, space_to_dict
+from apq.subnet import spec_of
+from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs
+from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
+from methods.evolution.search_state import load_state
+from utils.latency_predictor import UNITS, LatencyPredictor
+from utils.plots import plot_history
+from utils.predictor_files import load_predictor
+
+
+def add_flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Add the flags of the search; returns their names."""
+    group = parser.add_argument_group("--mode evolution")
+    evolution = EvolutionConfig()
+    group.add_argument("--scope", choices=SCOPES, help="layers that a budget counts (default: the space's own)")
+    group.add_argument("--population", type=int, default=evolution.population, help="candidates a generation")
+    group.add_argument("--generations", type=int, default=evolution.generations, help="generations to run")
+    group.add_argument("--parent_ratio", type=float, default=evolution.parent_ratio, help="share kept as parents")
+    group.add_argument("--mutation_prob", type=float, default=evolution.mutation_prob, help="chance of each gene")
+    group.add_argument("--mutation_ratio", type=float, default=evolution.mutation_ratio, help="mutants among children")
+    return {action.dest for action in group._group_actions}
+
+
+def evolution_config(args: argparse.Namespace) -> EvolutionConfig:
+    """The settings that the flags give."""
+    names = ("population", "generations", "parent_ratio", "mutation_prob", "mutation_ratio", "seed")
+    return EvolutionConfig(**{name: getattr(args, name) for name in names})
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load predictor and costs, evolve, record, print."""
+    if args.constraint is None:
+        raise UserError("a search needs --constraint, a budget in " + ", ".join(UNITS.values()))
+    experiment = get_experiment(args.exp_name, args.exp_dir)
+    experiment.check_free(args.overwrite)
+    config, quantity = evolution_config(args), args.type or "latency"
+    predictor = load_predictor(ModelFolder(args.acc_predictor_dir).acc_quant)
+    if not predictor.quantize:
+        raise UserError(f"{args.acc_predictor_dir}/acc_quant.pt is a float predictor: it does not see the bits")
+    space = predictor.space
+    scope = args.scope or space.budget_scope
+    source = cost_source(args.config, args.table)
+    cost = LatencyPredictor(quantity, scope, space, source.accelerator, source.table)
+    finder = EvolutionFinder(
+        space, predictor.fast(), cost.predict, args.constraint, config, cost.cheapest_genes(), cost.unit
+    )
+    settings = {
+        "space": space_to_dict(space),
+        "acc_predictor_dir": str(args.acc_predictor_dir),
+        "constraint": args.constraint,
+        "type": quantity,
+        "unit": cost.unit,
+        "scope": scope,
+        "evolution": asdict(config),
+        **source.record(),
+    }
+    asked = {
+        **settings,
+        "predictor": digest(predictor.state_dict()),
+        "table_rows": source.table and hashlib.sha256(repr(source.table.rows).encode()).hexdigest(),
+    }
+    if args.overwrite and not _same_search(experiment, asked):
+        experiment.search_state.unlink(missing_ok=True)
+    with tqdm(total=config.generations, desc="search", disable=None) as bar:
+        found = finder.run(
+            lambda record: bar.update(record["generation"] - bar.n), state_file=experiment.search_state, asked=asked
+        )
+    settings["predicted_accuracy"] = found.accuracy
+    with experiment.replaced() as new:
+        new.save_found(space, found.subnet, found.cost, settings, found.history)
+        plot_history(found.history, new.plot, constraint=args.constraint, quantity=quantity, unit=cost.unit)
+    report(args, experiment, space, found, settings, source)
+
+
+def _same_search(experiment: Experiment, asked: dict[str, Any]) -> bool:
+    """Whether an unfinished search was asked for the same."""
+    try:
+        return load_state(experiment.search_state, asked) is not None
+    except UserError:
+        return False
+
+
+def report(
+    args: argparse.Namespace,
+    experiment: Experiment,
+    space: SearchSpace,
+    found: Found,
+    settings: dict[str, Any],
+    source: CostSource,
+) -> None:
+    """Print the found subnet, its predicted accuracy and its costs."""
+    costs, spec = network_costs(space, found.subnet, source), spec_of(space, found.subnet)
+    if args.json:
+        shown = {key: settings[key] for key in ("constraint", "type", "unit", "scope", "predicted_accuracy")}
+        network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec}
+        print(json.dumps({"space": space.name, **shown, "cost": found.cost, "priced_by": str(source), **network}))
+        return
+    unit = settings["unit"]
+    print(f"{experiment.path}: best subnet of space {space.name} for {settings['type']} <= {args.constraint:g} {unit}")
+    for key, value in {**spec["arch"], **spec["policy"]}.items():
+        print(f"  {key:18} {value}")
+    print(f"predicted top-1 {found.accuracy:.2%}; {settings['type']} {found.cost:g} {unit} ({settings['scope']} scope)")
+    print(table(cost_rows(by_scope(costs))))
+    print(f"latency and energy: {source}")
