@@ -14,14 +14,23 @@ from utils.bit_costs import BitCosts
 FREE = 0  # in a matrix of fixed bits
 
 
-def action_to_bits(actions: np.ndarray, min_bit: int, max_bit: int) -> np.ndarray:
+def action_to_bits(actions: np.ndarray, min_bit: int, max_bit: int | np.ndarray) -> np.ndarray:
     """Whole bits of actions in 0..1: every number of bits has an equal stride, halves go to the even neighbour.
+
+    The most bits may differ from action to action.
 
     >>> action_to_bits(np.array([0.0, 0.3, 1.0]), 2, 8)
     array([2, 4, 8])
     """
     bits = np.round((max_bit - min_bit + 1) * np.asarray(actions) + min_bit - 0.5).astype(np.int64)
     return np.clip(bits, min_bit, max_bit)
+
+
+def scaled_columns(rows: Sequence[Sequence[float]]) -> np.ndarray:
+    """(rows, columns) float32, each column moved and scaled to 0..1; one that does not vary is 0."""
+    table = np.array(rows, dtype=np.float64)
+    low, high = table.min(axis=0), table.max(axis=0)
+    return ((table - low) / np.where(high > low, high - low, 1)).astype(np.float32)
 
 
 def fixed_bits(n_layers: int, *, activations: bool, keep_ends: bool) -> np.ndarray:
@@ -77,9 +86,7 @@ class BitEnvironment:
             depthwise = layer.groups > 1 and layer.groups == layer.in_channels
             sizes = layer.stride, layer.kernel_size, layer.weights, layer.input_size
             rows.append((depthwise, layer.in_channels, layer.out_channels, *sizes, i, operand))
-        table = np.array(rows, dtype=np.float64)
-        low, high = table.min(axis=0), table.max(axis=0)
-        return ((table - low) / np.where(high > low, high - low, 1)).astype(np.float32)
+        return scaled_columns(rows)
 
     def decide(self, actions: np.ndarray) -> np.ndarray:
         """Bits of one action in 0..1 for each step, lowered until they fit the budget."""

@@ -1,0 +1,70 @@
+"""First stage of the sequential baseline: the most accurate float architecture whose 8-bit cost is within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from apq.genes import genes_of, subnets_of, view
+from apq.layers import layers_of
+from apq.space import SearchSpace
+from apq.subnet import Subnet
+from lut.costs import CostSource
+from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
+from utils.latency_predictor import LatencyPredictor, layer_costs
+
+SCOPE = "full"  # as the search of bits counts, which runs the network and so sees all of its layers
+
+
+def at_highest_bits(space: SearchSpace) -> SearchSpace:
+    """The space with the highest choice of each operand kind alone: no two of its networks differ in bits only."""
+    return replace(space, operands=tuple(replace(kind, choices=kind.choices[-1:]) for kind in space.operands))
+
+
+def in_full_space(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
+    """Genes (n, genes) of the same networks in `space`, from those in `at_highest_bits(space)`."""
+    full = np.empty_like(genes)
+    theirs, ours = view(at_highest_bits(space), genes), view(space, full)
+    for part in ("ks", "e", "d", "resolution"):
+        getattr(ours, part)[:] = getattr(theirs, part)
+    for k, kind in enumerate(space.operands):
+        ours.bits[:, k] = len(kind.choices) - 1
+    return full
+
+
+def subnet_cost(space: SearchSpace, subnet: Subnet, quantity: str, source: CostSource) -> float:
+    """Cost of a subnet at its bits, in the unit of the quantity, counted as all three stages count."""
+    return float(layer_costs(layers_of(space, subnet, SCOPE), quantity, source.accelerator, source.table).sum())
+
+
+def search_architecture(
+    space: SearchSpace,
+    accuracy: Callable[[np.ndarray], np.ndarray],
+    quantity: str,
+    source: CostSource,
+    budget: float,
+    config: EvolutionConfig,
+    **run: Any,
+) -> Found:
+    """Evolutionary search among the networks of highest bits; the subnet found is one of the full `space`.
+
+    `accuracy` takes genes (n, genes) of `space` and is that of float networks. `budget` is a cost in the unit of
+    `quantity`, one of UNITS; UserError that names the cheapest cost if it is below that. `run` goes to the finder's.
+    """
+    highest = at_highest_bits(space)
+    costs = LatencyPredictor(quantity, SCOPE, highest, source.accelerator, source.table)
+    finder = EvolutionFinder(
+        highest,
+        lambda genes: accuracy(in_full_space(space, genes)),
+        costs.predict,
+        budget,
+        config,
+        costs.cheapest_genes(),
+        costs.unit,
+    )
+    found = finder.run(**run)
+    (subnet,) = subnets_of(space, in_full_space(space, genes_of(highest, [found.subnet])))
+    return replace(found, subnet=subnet)

@@ -1,0 +1,92 @@
+"""Settings of the sequential baseline: how its budget is split, and what each stage does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from apq.errors import UserError
+from elastic_nn.training.engine import TrainConfig
+from methods.ddpg.agent import AgentConfig
+from methods.ddpg.bit_search import BitSearch
+from methods.evolution.evolution_finder import EvolutionConfig
+from methods.sequential.pruning import WidthSearch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """How the way from the architecture's cost to the final one, `constraint`, is shared by pruning and quantization.
+
+    Pruning leaves `prune_ratio` of the architecture's 8-bit cost, bits leave `preserve_ratio` of the pruned network's.
+    `architecture` replaces the first stage's budget; the others stay.
+    """
+
+    constraint: float
+    prune_ratio: float = 0.75
+    preserve_ratio: float = 0.6
+    architecture: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.constraint > 0 or (self.architecture is not None and not self.architecture > 0):
+            raise UserError("the final and the architecture's budget must be positive")
+        if not (0 < self.prune_ratio <= 1 and 0 < self.preserve_ratio <= 1):
+            raise UserError(
+                f"ratios lie above 0 and up to 1, not {self.prune_ratio} of pruning, {self.preserve_ratio} of bits"
+            )
+
+    @property
+    def architecture_budget(self) -> float:
+        """Most that the architecture may cost at 8 bits."""
+        return self.pruning_budget / self.prune_ratio if self.architecture is None else self.architecture
+
+    @property
+    def pruning_budget(self) -> float:
+        """Most that the pruned network may cost at 8 bits."""
+        return self.constraint / self.preserve_ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequentialConfig:
+    """Settings of all stages. `quantity` is one of UNITS.
+
+    An episode of pruning recalibrates on `recalibration_images`, one of bits (`min_bit` to `max_bit`, with `keep_ends`
+    8 in first and last layer) trains on `train_images`; both look at `val_images`. `finetune` trains the pruned
+    float network.
+    """
+
+    quantity: str
+    split: Split
+    evolution: EvolutionConfig
+    pruning_agent: AgentConfig
+    recalibration_images: int
+    finetune: TrainConfig
+    bits_agent: AgentConfig
+    train_images: int
+    val_images: int
+    min_bit: int = 2
+    max_bit: int = 8
+    keep_ends: bool = True
+
+    @property
+    def widths(self) -> WidthSearch:
+        """Settings of the pruning stage."""
+        return WidthSearch(
+            quantity=self.quantity,
+            budget=self.split.pruning_budget,
+            recalibration_images=self.recalibration_images,
+            val_images=self.val_images,
+        )
+
+    @property
+    def bits(self) -> BitSearch:
+        """Settings of the last stage."""
+        return BitSearch(
+            quantizer="linear",
+            quantity=self.quantity,
+            ratio=self.split.preserve_ratio,  # of no effect beside the budget
+            budget=self.split.constraint,
+            min_bit=self.min_bit,
+            max_bit=self.max_bit,
+            keep_ends=self.keep_ends,
+            train_images=self.train_images,
+            val_images=self.val_images,
+        )

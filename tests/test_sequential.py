@@ -1,0 +1,266 @@
+"""The sequential baseline: channel surgery, widths within budgets, and the whole way, killed and continued."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from example_spaces import WIDE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apq.errors import UserError
+from apq.genes import largest_subnet, sample, subnets_of
+from apq.presets import DIGITS, GLYPHS
+from dataset.splits import make_loader
+from elastic_nn.networks.model_file import load_model
+from elastic_nn.networks.subnet import build_subnet
+from elastic_nn.networks.supernet_file import load_supernet
+from elastic_nn.quantizers import FLOAT
+from elastic_nn.training.engine import TrainConfig, evaluate
+from elastic_nn.training.recipes import RECIPES
+from lut.accelerator import Accelerator
+from lut.costs import CostSource
+from lut.traced import traced_layers
+from methods.ddpg import ddpg_finder
+from methods.ddpg.agent import AgentConfig
+from methods.evolution.evolution_finder import EvolutionConfig
+from methods.sequential import pipeline
+from methods.sequential.architecture import at_highest_bits, search_architecture, subnet_cost
+from methods.sequential.config import SequentialConfig, Split
+from methods.sequential.pipeline import run_sequential
+from methods.sequential.pruning import WidthSearch, prune_channels, search_widths
+from methods.sequential.widths import width_environment, widths_of, with_widths
+from utils.latency_predictor import UNITS, LatencyPredictor, layer_costs
+from utils.predictor_files import load_predictor
+
+CPU, MODELS = torch.device("cpu"), ROOT / "models/digits"
+SOURCE = CostSource(accelerator=Accelerator())
+LARGEST = largest_subnet(DIGITS)
+
+
+def random_net(space, seed):
+    """A subnet at the highest bits, its float network with statistics of no meaning, and a generator."""
+    rng = np.random.default_rng(seed)
+    subnet = subnets_of(space, sample(space, 1, rng))[0]
+    subnet = replace(subnet, bits=largest_subnet(space).bits)
+    torch.manual_seed(seed)
+    net = build_subnet(space, subnet, FLOAT)
+    for key, tensor in net.state_dict().items():
+        if "norm" in key and tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)
+    return subnet, net.eval(), rng
+
+
+def some_widths(space, subnet, rng):
+    slots = [slot for slot in space.slots if slot.position < subnet.d[slot.stage]]
+    pairs = zip(slots, widths_of(space, subnet), strict=True)
+    return np.array([rng.choice([mid for mid in slot.mid_channels if mid <= now]) for slot, now in pairs])
+
+
+@pytest.mark.parametrize("space", [DIGITS, WIDE], ids=lambda space: space.name)
+@pytest.mark.parametrize("seed", range(3))
+def test_channels_without_weights_can_be_removed(space, seed):
+    subnet, net, rng = random_net(space, seed)
+    images = torch.randn(4, space.in_channels, subnet.resolution, subnet.resolution)
+    same, same_subnet = prune_channels(net, space, subnet, widths_of(space, subnet))
+    assert same_subnet == subnet
+    assert all(torch.equal(tensor, same.state_dict()[key]) for key, tensor in net.state_dict().items())
+
+    widths = some_widths(space, subnet, rng)
+    kept = []
+    with torch.no_grad():
+        for i, mid in enumerate(widths, start=1):
+            weight = net.blocks[i].project.conv.weight
+            dead = torch.from_numpy(rng.permutation(weight.size(1))[mid:])
+            weight[:, dead] = 0
+            kept.append([c for c in range(weight.size(1)) if c not in dead])
+        pruned, pruned_subnet = prune_channels(net, space, subnet, widths)
+        torch.testing.assert_close(pruned(images), net(images), rtol=1e-4, atol=1e-4)
+    assert widths_of(space, pruned_subnet).tolist() == widths.tolist()
+    fresh = build_subnet(space, pruned_subnet, FLOAT).state_dict()
+    assert {key: t.shape for key, t in fresh.items()} == {key: t.shape for key, t in pruned.state_dict().items()}
+    for i, channels in enumerate(kept, start=1):  # in their old order
+        assert torch.equal(pruned.blocks[i].depthwise.conv.weight, net.blocks[i].depthwise.conv.weight[channels])
+
+
+def test_surgery_refuses_what_it_cannot_do():
+    subnet, net, _ = random_net(DIGITS, 0)
+    for wrong in (1, 8):
+        with pytest.raises(UserError, match=r"only pruned|cannot have|only be pruned"):
+            prune_channels(net, DIGITS, subnet, widths_of(DIGITS, subnet) + wrong)
+    with pytest.raises(UserError, match="cannot have 7 channels, only 8, 16"):
+        prune_channels(net, DIGITS, subnet, widths_of(DIGITS, subnet) * 0 + 7)
+
+
+@pytest.mark.parametrize("quantity", UNITS)
+def test_all_stages_count_alike(quantity):
+    """Tables of genes, the list of layers and the running network give one cost."""
+    for seed in range(3):
+        subnet, net, _ = random_net(GLYPHS, seed)
+        traced = layer_costs(traced_layers(net, subnet.resolution, in_channels=1), quantity, SOURCE.accelerator).sum()
+        assert subnet_cost(GLYPHS, subnet, quantity, SOURCE) == pytest.approx(traced)
+        assert LatencyPredictor(quantity, "full", GLYPHS).predict_lat(subnet) == pytest.approx(traced)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(UNITS)), st.floats(0, 1))
+def test_widths_are_legal_and_within_the_budget(seed, quantity, tightness):
+    rng = np.random.default_rng(seed)
+    subnet = replace(subnets_of(DIGITS, sample(DIGITS, 1, rng))[0], bits=LARGEST.bits)
+    free = width_environment(DIGITS, subnet, quantity, SOURCE, 1e18)
+    present = widths_of(DIGITS, subnet)
+    assert free.decide(np.ones(len(present))).tolist() == present.tolist()
+    smallest = free.decide(np.zeros(len(present)))
+    high, low = subnet_cost(DIGITS, subnet, quantity, SOURCE), free.cost_of_widths(smallest)
+    budget = low + tightness * (high - low)
+    environment = replace(free, budget=budget * (1 + 1e-9))
+    widths = environment.decide(rng.random(len(present)))
+    assert (widths <= present).all()
+    narrowed = with_widths(DIGITS, subnet, widths)  # or it raises
+    cost = subnet_cost(DIGITS, narrowed, quantity, SOURCE)
+    assert cost == pytest.approx(environment.cost_of_widths(widths))
+    assert cost <= environment.budget * (1 + 1e-9)
+
+
+def test_the_last_blocks_are_narrowed_first():
+    free = width_environment(DIGITS, LARGEST, "bitops", SOURCE, 1e18)
+    present = widths_of(DIGITS, LARGEST)
+    budget = free.cost_of_widths(present - np.array([0, 0, 0, 0, 0, 0, 8, 8]))
+    assert replace(free, budget=budget).decide(np.ones(8)).tolist() == (present - [0, 0, 0, 0, 0, 0, 8, 8]).tolist()
+    features = free.features()
+    assert features.shape == (8, 8)
+    assert features.min() == 0
+    assert features.max() == 1
+
+
+def test_budget_below_the_narrowest_network_names_its_cost():
+    free = width_environment(DIGITS, LARGEST, "latency", SOURCE, 1e18)
+    with pytest.raises(UserError, match=r"0\.001 ms is below the narrowest .* needs 0\.\d+ ms"):
+        replace(free, budget=0.001)
+    lowest = free.cost_of_widths(free.decide(np.zeros(8)))
+    assert (replace(free, budget=lowest).decide(np.ones(8)) <= widths_of(DIGITS, LARGEST)).all()
+
+
+def test_architectures_have_the_highest_bits_and_respect_the_budget():
+    accuracy = load_predictor(MODELS / "acc.pt", DIGITS).fast()
+    config = EvolutionConfig(population=30, generations=10)
+    cheapest = LatencyPredictor("latency", "full", at_highest_bits(DIGITS)).cheapest()[0]
+    for budget in (1.05 * cheapest, 2 * cheapest, 1e6):
+        found = search_architecture(DIGITS, accuracy, "latency", SOURCE, budget, config)
+        assert found.subnet.bits == LARGEST.bits
+        assert found.cost <= budget
+        assert found.cost == pytest.approx(subnet_cost(DIGITS, found.subnet, "latency", SOURCE))
+    with pytest.raises(UserError, match=f"cheapest subnet .* needs {cheapest:.6g} ms"):
+        search_architecture(DIGITS, accuracy, "latency", SOURCE, 0.9 * cheapest, config)
+
+
+def test_an_agent_prunes(few):
+    supernet, _ = load_supernet(MODELS / "supernet.pt")
+    supernet.activate(LARGEST)
+    net = supernet.get_active_subnet()
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    budget = 0.8 * subnet_cost(DIGITS, LARGEST, "bitops", SOURCE)
+    config = WidthSearch(quantity="bitops", budget=budget, recalibration_images=64, val_images=50)
+    agent = AgentConfig(episodes=6, warmup=3, hidden=16)
+    pruned, subnet, found, original = search_widths(net, DIGITS, LARGEST, few, SOURCE, config, agent, device=CPU)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+    assert len(found.history) == 6
+    assert all(record["cost"] <= budget for record in found.history)
+    assert found.record["reward"] == pytest.approx(10 * (found.record["accuracy"] - original))
+    assert widths_of(DIGITS, subnet).tolist() == found.candidate.tolist()
+    top1 = evaluate(pruned, make_loader(few.val.thinned(50), 256), CPU).top1
+    assert top1 == found.record["accuracy"]  # cut out, it is the network that was scored
+
+
+CONFIG = SequentialConfig(
+    quantity="bitops",  # of the smallest networks here fewer bits hardly make a faster one
+    split=Split(constraint=8e6),
+    evolution=EvolutionConfig(population=20, generations=3),
+    pruning_agent=AgentConfig(episodes=5, warmup=2, hidden=16),
+    recalibration_images=64,
+    finetune=TrainConfig(epochs=2, lr=0.02),
+    bits_agent=AgentConfig(episodes=4, warmup=2, hidden=16),
+    train_images=64,
+    val_images=50,
+)
+
+
+def whole_way(few, folder, config=CONFIG, **more):
+    supernet, _ = load_supernet(MODELS / "supernet.pt")
+    predictor = load_predictor(MODELS / "acc.pt", DIGITS)
+    return run_sequential(config, supernet, predictor, few, RECIPES["tiny"], SOURCE, folder, seed=0, device=CPU, **more)
+
+
+def same(one, other):
+    assert one.spec == other.spec
+    assert one.policy == other.policy
+    assert one.stages == other.stages
+    for stage in ("architecture", "widths", "bits"):
+        assert getattr(one, stage).history == getattr(other, stage).history
+    ours, theirs = one.net.state_dict(), other.net.state_dict()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+
+
+@pytest.fixture(scope="module")
+def whole(few, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return whole_way(few, folder), folder
+
+
+def test_every_stage_keeps_its_budget(whole):
+    result, folder = whole
+    assert [facts.stage for facts in result.stages] == ["architecture", "pruning", "bits"]
+    assert all(0 < facts.cost <= facts.budget for facts in result.stages)
+    assert all(0 <= facts.accuracy <= 1 for facts in result.stages)
+    assert result.stages[-1].budget == CONFIG.split.constraint
+    net, spec, _ = load_model(folder / "pruned.pt")
+    assert spec == result.spec
+    assert all(torch.equal(t, result.net.state_dict()[key]) for key, t in net.state_dict().items())
+
+
+@pytest.mark.parametrize(("module", "name", "after"), [
+    (ddpg_finder, "save_checkpoint", 2),  # while pruning
+    (ddpg_finder, "save_checkpoint", 7),  # while choosing bits
+    (pipeline, "finetune", 1),
+    (pipeline, "save_model", 1),
+])  # fmt: skip
+def test_killed_run_ends_the_same(few, whole, tmp_path, monkeypatch, module, name, after):
+    calls, real = [], getattr(module, name)
+
+    def then_die(*args, **kwargs):
+        result = real(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(ddpg_finder, "SAVE_SECONDS", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, then_die)
+        with pytest.raises(KeyboardInterrupt):
+            whole_way(few, tmp_path)
+    same(whole_way(few, tmp_path), whole[0])
+
+
+def test_runs_are_not_mixed(few, whole, tmp_path):
+    result, folder = whole
+    other = replace(CONFIG, bits_agent=replace(CONFIG.bits_agent, episodes=3))
+    with pytest.raises(UserError, match=r"architecture\.json belongs to another search"):
+        whole_way(few, folder, other)
+    same(whole_way(few, folder), result)
+    dropped = shutil.copytree(folder, tmp_path / "dropped")
+    assert len(whole_way(few, dropped, other, restart=True).bits.history) == 3
+
+
+def test_a_split_shares_the_way():
+    split = Split(constraint=0.6, prune_ratio=0.5, preserve_ratio=0.6)
+    assert (split.pruning_budget, split.architecture_budget) == pytest.approx((1.0, 2.0))
+    assert replace(split, architecture=3.0).architecture_budget == 3.0
+    for wrong in ({"constraint": 0}, {"prune_ratio": 1.5}, {"preserve_ratio": 0}, {"architecture": -1}):
+        with pytest.raises(UserError, match=r"positive|above 0"):
+            Split(**{**asdict(split), **wrong})
