@@ -98,8 +98,8 @@ class BitEnvironment:
         """Bits of cost at most the budget: sweeps from the last layer to the first take one bit of each layer's
         activations, then of its weights, until the cost fits.
 
-        On an accelerator fewer bits may cost more: such a bit is not taken, and where no other is left, the cheapest
-        bits are the answer.
+        On an accelerator fewer bits may cost more: such a bit is not taken. Where no other is left, layers get their
+        cheapest bits, those that save most first.
         """
         bits = bits.copy()
         total = self.costs.total(bits)
@@ -110,7 +110,7 @@ class BitEnvironment:
                 lower, change = self._step(lower, operand)
                 steps.append(change)
             if (lower == bits).all():
-                return self.cheapest()
+                return self._cheapened(bits)
             after = total + np.cumsum(np.stack(steps, axis=1)[::-1])
             fits = np.flatnonzero(after <= self.budget)
             if not len(fits):
@@ -122,6 +122,16 @@ class BitEnvironment:
             if half:
                 bits[at - 1, 1:] = lower[at - 1, 1:]
             return bits
+        return bits
+
+    def _cheapened(self, bits: np.ndarray) -> np.ndarray:
+        """As few layers as it takes at their cheapest bits: one bit at a time leads no lower."""
+        cheapest = self.cheapest()
+        saved = self.costs.per_layer(bits) - self.costs.per_layer(cheapest)
+        order = np.argsort(-saved, kind="stable")
+        after = self.costs.total(bits) - np.cumsum(saved[order])
+        chosen = order[: int(np.argmax(after <= self.budget)) + 1] if (after <= self.budget).any() else order
+        bits[chosen] = cheapest[chosen]
         return bits
 
     def _step(self, bits: np.ndarray, operand: int) -> tuple[np.ndarray, np.ndarray]:
