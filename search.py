@@ -25,6 +25,7 @@ import torch
 import methods.ddpg.command as ddpg
 import methods.ddpg.flags as ddpg_flags
 import methods.evolution.command as evolution
+import methods.sequential.command as sequential
 from apq.checkpoint import digest
 from apq.cli import Parser, add_common_flags, run
 from apq.device import resolve_device
@@ -44,7 +45,7 @@ from utils.latency_predictor import UNITS
 from utils.predictor_files import load_predictor, save_predictor
 from utils.predictor_training import FEWEST_PAIRS, PredictorConfig, train_predictor
 
-MODES = {"evolution": evolution.run, "ddpg": ddpg.run}
+MODES = {"evolution": evolution.run, "ddpg": ddpg.run, "sequential": sequential.run}
 OF_ANY = {"help", "mode", "type", "config", "table", "exp_name", "exp_dir", "overwrite", "seed", "device", "json"}
 
 
@@ -69,11 +70,13 @@ def build_parser() -> tuple[Parser, dict[str, set[str]]]:
     parser.add_argument("--prepare", choices=("acc", "acc_quant"), help="gather pairs and train a predictor instead")
     parser.add_argument("--acc_train_sample", type=int, help="pairs to gather (default: the recipe's)")
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
-    images = {"data", "recipe"}
+    images, searched = {"data", "recipe"}, {"constraint", "acc_predictor_dir", *evolution.add_flags(parser)}
+    bits = ddpg_flags.add_bit_flags(parser) | ddpg_flags.add_agent_flags(parser)
     flags = {
         "prepare": {"prepare", "acc_predictor_dir", "acc_train_sample", "netinfo", *images},
-        "evolution": {"constraint", "acc_predictor_dir", *evolution.add_flags(parser)},
-        "ddpg": {"constraint", *images, *ddpg_flags.add_flags(parser)},
+        "evolution": searched | {"scope"},
+        "ddpg": {"constraint", *images, *bits, *ddpg_flags.add_flags(parser)},
+        "sequential": {*searched, *images, *bits, *sequential.add_flags(parser)},
     }
     add_common_flags(parser)
     return parser, flags

@@ -17,7 +17,7 @@ DEFAULT_RATIO = {"linear": 0.6, "kmeans": 0.1}  # HAQ's, of the 8-bit cost and o
 
 
 def add_flags(parser: argparse.ArgumentParser) -> set[str]:
-    """Add the flags of the search of bits; returns their names."""
+    """Add the flags of the quantized network; returns their names."""
     group = parser.add_argument_group("--mode ddpg")
     group.add_argument("--model", metavar="NAME|exps/NAME", help="network of models/NAME, or that of an experiment")
     group.add_argument("--weights", type=Path, help="file of --model's weights (default: models/NAME/model.pt)")
@@ -34,12 +34,12 @@ def add_flags(parser: argparse.ArgumentParser) -> set[str]:
         default=FIXED_BITS,
         help="bits that the first layer's input is priced at (7: as HAQ's code does)",
     )
-    return {action.dest for action in group._group_actions} | add_bit_flags(parser) | add_agent_flags(parser)
+    return {action.dest for action in group._group_actions}
 
 
 def add_bit_flags(parser: argparse.ArgumentParser) -> set[str]:
     """Add the flags that say which bits are searched; returns their names."""
-    group = parser.add_argument_group("bits")
+    group = parser.add_argument_group("bits, of --mode ddpg and sequential")
     group.add_argument("--quantizer", choices=tuple(QUANTIZERS), default="linear", help="how values are quantized")
     group.add_argument(
         "--preserve_ratio",
@@ -47,8 +47,8 @@ def add_bit_flags(parser: argparse.ArgumentParser) -> set[str]:
         help="budget, share of the 8-bit cost, of k-means of the 32-bit weights "
         "(default: 0.6, of k-means 0.1; or give --constraint)",
     )
-    group.add_argument("--min_bit", type=int, help="fewest bits (default: 2, of k-means 1)")
-    group.add_argument("--max_bit", type=int, default=8, help="most bits")
+    group.add_argument("--min_bit", type=int, help="fewest bits (default: 2, of k-means 1; sequential: the space's)")
+    group.add_argument("--max_bit", type=int, help="most bits (default: 8; sequential: the space's)")
     group.add_argument(
         "--finetune_images", type=at_least(2), help="images that an episode trains on (default: the recipe's)"
     )
@@ -60,7 +60,7 @@ def add_bit_flags(parser: argparse.ArgumentParser) -> set[str]:
 
 def add_agent_flags(parser: argparse.ArgumentParser) -> set[str]:
     """Add the flags of the agent; returns their names."""
-    agent, group = AgentConfig(), parser.add_argument_group("the agent of --mode ddpg and sequential")
+    agent, group = AgentConfig(), parser.add_argument_group("agent, of --mode ddpg and sequential")
     group.add_argument("--train_episode", type=at_least(1), default=agent.episodes, help="episodes")
     group.add_argument("--warmup", type=at_least(0), default=agent.warmup, help="episodes that act at random, first")
     group.add_argument("--lr_a", type=float, default=agent.actor_lr, help="learning rate of the actor")
@@ -108,7 +108,7 @@ def bit_search(args: argparse.Namespace, recipe: Recipe) -> BitSearch:
         ratio=DEFAULT_RATIO[args.quantizer] if args.preserve_ratio is None else args.preserve_ratio,
         budget=args.constraint,
         min_bit=QUANTIZERS[args.quantizer][0] if args.min_bit is None else args.min_bit,
-        max_bit=args.max_bit,
+        max_bit=QUANTIZERS[args.quantizer][1] if args.max_bit is None else args.max_bit,
         keep_ends=not kmeans if args.keep_ends is None else args.keep_ends,
         image_bits=args.image_bits,
         train_images=args.finetune_images or recipe.episode_images,

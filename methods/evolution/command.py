@@ -27,9 +27,9 @@ from utils.predictor_files import load_predictor
 
 def add_flags(parser: argparse.ArgumentParser) -> set[str]:
     """Add the flags of the search; returns their names."""
-    group = parser.add_argument_group("--mode evolution")
+    group = parser.add_argument_group("evolution, of --mode evolution and sequential")
     evolution = EvolutionConfig()
-    group.add_argument("--scope", choices=SCOPES, help="layers that a budget counts (default: the space's own)")
+    parser.add_argument("--scope", choices=SCOPES, help="layers that a budget counts (default: the space's own)")
     group.add_argument("--population", type=int, default=evolution.population, help="candidates a generation")
     group.add_argument("--generations", type=int, default=evolution.generations, help="generations to run")
     group.add_argument("--parent_ratio", type=float, default=evolution.parent_ratio, help="share kept as parents")

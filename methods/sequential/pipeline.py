@@ -55,7 +55,8 @@ class StageFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequential:
-    """Result of the baseline: the pruned float network, trained, its policy, and what each stage found."""
+    """Result of the baseline: the pruned float network, trained, its top-1 on an episode's validation images, its
+    policy, and what each stage found."""
 
     net: MBConvNet
     spec: ModelSpec
@@ -63,7 +64,14 @@ class Sequential:
     architecture: evolution_finder.Found
     widths: Found
     bits: Found
+    original: float
     stages: list[StageFacts]
+
+    @staticmethod
+    def remove_states(folder: Path) -> None:
+        """Remove what a run keeps in its folder to continue from, once its result is stored."""
+        for name in (ARCHITECTURE, PRUNED, AGENT):
+            (folder / name).unlink(missing_ok=True)
 
 
 def run_sequential(
@@ -107,7 +115,7 @@ def run_sequential(
     architecture = run.architecture(predictor)
     net, spec, widths, facts = run.pruned(architecture.subnet)
     task = make_task(copy.deepcopy(net), spec, splits, "linear", config.quantity, source)
-    policy, bits, _ = search_bits(
+    policy, bits, original = search_bits(
         task,
         config.bits,
         config.bits_agent,
@@ -130,6 +138,7 @@ def run_sequential(
         architecture=architecture,
         widths=widths,
         bits=bits,
+        original=original,
         stages=[*facts, quantized],
     )
 

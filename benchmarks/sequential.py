@@ -1,0 +1,152 @@
+"""Does joint search beat architecture, then pruning, then bits? On a space's own data, at equal latency budgets.
+
+Both start from the same supernet, and what they find is finetuned alike: the recipe's quantization-aware finetune, its
+best validation epoch measured on the test images. The sequential network had a float finetune after pruning besides.
+Bits of both lie between the fewest and the most of the space. Each seed draws every search and finetune. Every result is
+a line of --out: a killed run continues.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from apq.cli import Parser, run
+from apq.device import resolve_device
+from apq.files import append_jsonl, read_jsonl
+from apq.model_folder import ModelFolder
+from dataset import load_splits
+from dataset.splits import Splits, make_loader
+from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
+from elastic_nn.training.engine import EVALUATION_BATCH, evaluate, seed_epoch
+from elastic_nn.training.finetune import finetune, quantized_subnet
+from elastic_nn.training.policies import quantized_model
+from elastic_nn.training.recipes import Recipe, get_recipe
+from lut.accelerator import Accelerator
+from lut.costs import CostSource, network_costs
+from methods.ddpg.agent import AgentConfig
+from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
+from methods.sequential.config import SequentialConfig, Split
+from methods.sequential.pipeline import run_sequential
+from utils.latency_predictor import LatencyPredictor
+from utils.predictor_files import load_predictor
+
+SOURCE = CostSource(accelerator=Accelerator())
+METHODS = ("joint", "sequential")
+SCOPE = "full"  # the baseline prices every layer of a network
+PRUNING_EPISODES, BITS_EPISODES, FLOAT_EPOCHS = 100, 150, 1
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--acc_predictor_dir", type=Path, default=Path("models/glyphs"), help="folder of trained parts")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
+    parser.add_argument("--constraints", type=float, nargs="+", default=[0.06], help="latency budgets, ms")
+    parser.add_argument("--out", type=Path, default=Path("exps/sequential.jsonl"), help="file of measured records")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    device = resolve_device(args.device)
+    done = {(r["constraint"], r["seed"], r["method"]): r for r in read_jsonl(args.out)}
+    wanted = [(c, s, m) for c in args.constraints for s in args.seeds for m in METHODS]
+    folder = ModelFolder(args.acc_predictor_dir)
+    supernet, origin = load_supernet(folder.supernet)
+    recipe, splits = get_recipe(origin.recipe, supernet.space), load_splits(supernet.space)
+    for constraint, seed, method in tqdm(wanted, disable=None):
+        if (constraint, seed, method) not in done:
+            found = (joint if method == "joint" else sequential)(folder, splits, recipe, constraint, seed, device)
+            record = {"constraint": constraint, "seed": seed, "method": method, **found}
+            append_jsonl(args.out, record)
+            done[constraint, seed, method] = record
+    print_table(args, done)
+
+
+def joint(
+    folder: ModelFolder, splits: Splits, recipe: Recipe, constraint: float, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """APQ's search, and its network finetuned."""
+    supernet, _ = load_quantized_supernet(folder.supernet)
+    space = supernet.space
+    cost = LatencyPredictor("latency", SCOPE, space, SOURCE.accelerator)
+    accuracy = load_predictor(folder.acc_quant, space).fast()
+    config = EvolutionConfig(seed=seed)
+    found = EvolutionFinder(space, accuracy, cost.predict, constraint, config, cost.cheapest_genes(), cost.unit).run()
+    seed_epoch(seed, 0)
+    net = quantized_subnet(supernet.to(device), found.subnet, splits, recipe.recalibration_images, device)
+    latency = network_costs(space, found.subnet, SOURCE)[SCOPE].latency_ms
+    return {"latency": latency, **finetuned(net, splits, recipe, found.subnet.resolution, seed, device)}
+
+
+def sequential(
+    folder: ModelFolder, splits: Splits, recipe: Recipe, constraint: float, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """The three searches, and their network finetuned."""
+    supernet, _ = load_supernet(folder.supernet)
+    space = supernet.space
+    choices = sorted({bits for kind in space.operands for bits in kind.choices})
+    config = SequentialConfig(
+        quantity="latency",
+        split=Split(constraint=constraint),
+        evolution=EvolutionConfig(seed=seed),
+        pruning_agent=AgentConfig(episodes=PRUNING_EPISODES, seed=seed),
+        recalibration_images=256,
+        finetune=replace(recipe.finetune, epochs=FLOAT_EPOCHS),
+        bits_agent=AgentConfig(episodes=BITS_EPISODES, seed=seed),
+        train_images=recipe.episode_images,
+        val_images=recipe.episode_val_images,
+        min_bit=choices[0],
+        max_bit=choices[-1],
+    )
+    predictor = load_predictor(folder.acc, space)
+    with tempfile.TemporaryDirectory() as states:
+        found = run_sequential(
+            config, supernet, predictor, splits, recipe, SOURCE, Path(states), seed=seed, device=device
+        )
+    side = found.spec.resolution
+    seed_epoch(seed, 0)
+    quantized_model(found.net, found.policy, splits, side, recipe.recalibration_images, device)
+    facts = {"latency": found.bits.record["cost"], "stages": [asdict(stage) for stage in found.stages]}
+    return {**facts, **finetuned(found.net, splits, recipe, side, seed, device)}
+
+
+def finetuned(
+    net: nn.Module, splits: Splits, recipe: Recipe, side: int, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """Validation and test top-1 after the recipe's finetune, of the best validation epoch."""
+    val, weights = finetune(net, splits, recipe.finetune, seed=seed, device=device, side=side)
+    net.load_state_dict(weights)
+    test = evaluate(net, make_loader(splits.test, EVALUATION_BATCH, sides=(side,)), device)
+    return {"val_top1": val, "test_top1": test.top1, "finetune": asdict(recipe.finetune)}
+
+
+def print_table(args: Any, done: dict[tuple[float, int, str], dict[str, Any]]) -> None:
+    """One row a budget, seed and method; the stages of the baseline in order."""
+    print("| budget, ms | seed | method | latency, ms | of its stages | val top-1 | test top-1 |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for constraint in args.constraints:
+        for seed in args.seeds:
+            for method in METHODS:
+                r = done[constraint, seed, method]
+                stages = ", ".join(f"{stage['cost']:.4f}" for stage in r.get("stages", []))
+                tops = f"{100 * r['val_top1']:.2f} | {100 * r['test_top1']:.2f}"
+                print(f"| {constraint:g} | {seed} | {method} | {r['latency']:.4f} | {stages} | {tops} |")
+        for method in METHODS:
+            mean = np.mean([100 * done[constraint, seed, method]["test_top1"] for seed in args.seeds])
+            print(f"| {constraint:g} | mean | {method} | | | | {mean:.2f} |")
+
+
+if __name__ == "__main__":
+    run(main)
