@@ -2,8 +2,8 @@
 
 Both start from the same supernet, and what they find is finetuned alike: the recipe's quantization-aware finetune, its
 best validation epoch measured on the test images. The sequential network had a float finetune after pruning besides.
-Bits of both lie between the fewest and the most of the space. Each seed draws every search and finetune. Every result is
-a line of --out: a killed run continues.
+Bits of both lie between the fewest and the most of the space. Each seed draws every search and finetune. Every result
+is a line of --out: a killed run continues.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ def load_float(model: str, weights: Path | None) -> tuple[nn.Module, ModelSpec, 
         if weights is not None:
             raise UserError(f"{model} has its own weights: leave --weights out")
         experiment = Experiment(Path(model))
+        if experiment.policy.exists():
+            raise UserError(f"{model} holds the policy of a network: name that network, or a found subnet's experiment")
         return *load_float_subnet(experiment), experiment.best_checkpoint
     file = weights or ModelFolder(Path("models") / model).model
     if not file.exists():
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
             check_agreement(asked, share)
             execution = Execution(share=share)
             policy, found, original = with_progress(
-                experiment, task, config, agent, recipe, execution, device, asked, args
+                experiment, task, config, agent, recipe, execution, device, asked, args.overwrite
             )
         if share[0] != 0:
             return

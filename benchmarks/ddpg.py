@@ -1,0 +1,136 @@
+"""What an episode of HAQ's agent takes beside the evaluation of the network.
+
+"wait" is what an episode takes longer than its evaluation: acting, the budget wall, prices, records, and the part of
+learning that the evaluation does not cover, since the agent learns beside it. The evaluation is a real one: the short
+finetune and the validation of the small MobileNetV2 on glyphs. The other columns are parts of the agent on their own.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from apq.cli import Parser, run, table
+from apq.layers import ConvLayer
+from apq.model import ModelSpec
+from apq.model_folder import ModelFolder
+from apq.policy import layer_names
+from benchmarks.machine import describe
+from dataset import load_splits
+from elastic_nn.networks.model_file import load_model
+from elastic_nn.training.recipes import get_recipe
+from lut.accelerator import Accelerator
+from lut.costs import CostSource
+from lut.traced import traced_layers
+from methods.ddpg.agent import Agent, AgentConfig
+from methods.ddpg.bit_search import BitSearch, make_scorer, make_task, policy_of_bits
+from methods.ddpg.ddpg_finder import find
+from methods.ddpg.environment import BitEnvironment, fixed_bits
+from utils.bit_costs import linear_costs
+
+SOURCE = CostSource(accelerator=Accelerator())
+WARMUP = 5
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--episodes", type=int, default=25, help="episodes to measure")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    torch.set_num_threads(1)  # of the evaluation; the agent learns in a thread of its own
+    net, spec, _ = load_model(ModelFolder(Path("models/mobilenet_v2_small")).model)
+    small = traced_layers(net, spec.resolution, in_channels=spec.in_channels)
+    rows = [("small MobileNetV2, evaluated", measure(small, args.episodes, evaluation(net, spec)))]
+    import torchvision
+
+    full = traced_layers(torchvision.models.mobilenet_v2().to("meta"), 224)
+    rows.append(("MobileNetV2 at 224 pixels, 1 s slept", measure(full, args.episodes, lambda bits: time.sleep(1.0))))
+    machine = describe()
+    if args.json:
+        print(json.dumps({**machine, "rows": dict(rows)}))
+        return
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    titles = list(rows[0][1])
+    print(table([("", *titles), *((name, *(f"{row[key]:.2f}" for key in titles)) for name, row in rows)]))
+
+
+def evaluation(net: torch.nn.Module, spec: ModelSpec) -> Callable[[np.ndarray], object]:
+    """The evaluation of one policy, as a search does it."""
+    splits, recipe = load_splits(spec), get_recipe(None, spec)
+    task = make_task(net, spec, splits, "linear", "latency", SOURCE)
+    config = BitSearch(
+        quantizer="linear",
+        quantity="latency",
+        ratio=0.6,
+        min_bit=2,
+        max_bit=8,
+        keep_ends=True,
+        train_images=recipe.episode_images,
+        val_images=recipe.episode_val_images,
+    )
+    scorer = make_scorer(task, config, recipe, seed=0, device=torch.device("cpu"))
+    return lambda bits: scorer.top1(policy_of_bits(task.layers, "linear", bits))
+
+
+def measure(layers: list[ConvLayer], n_episodes: int, evaluate: Callable[[np.ndarray], object]) -> dict[str, float]:
+    """Median milliseconds of an episode's parts, after warm-up."""
+    n = len(layer_names(layers))
+    costs = linear_costs(layers, "latency", SOURCE)
+    fixed = fixed_bits(n, activations=True, keep_ends=True)
+    environment = BitEnvironment(
+        layers=layers, costs=costs, budget=0.6 * costs.reference, fixed=fixed, min_bit=2, max_bit=8
+    )
+    features = environment.features()
+    evaluations, ends = [], []
+
+    def score(bits: np.ndarray, episode: int) -> tuple[float, dict[str, float]]:
+        started = time.perf_counter()
+        evaluate(bits)
+        evaluations.append(time.perf_counter() - started)
+        return float(bits.mean()), {"cost": environment.costs.total(bits)}
+
+    config = AgentConfig(episodes=n_episodes + WARMUP, warmup=WARMUP)
+    find(features, environment.decide, score, config, log=lambda record: ends.append(time.perf_counter()))
+    spent = np.diff(ends)[WARMUP:] - np.array(evaluations)[WARMUP + 1 :]
+
+    agent = Agent(features, config)
+    parts = {"acting": [], "budget wall": [], "learning": []}
+    for episode in range(WARMUP + 5):
+        started = time.perf_counter()
+        states, actions = agent.act()
+        acted = time.perf_counter()
+        environment.decide(actions)
+        decided = time.perf_counter()
+        agent.observe(states, actions, 0.0)
+        agent.learn()
+        learned = time.perf_counter()
+        if episode > WARMUP:
+            for name, seconds in zip(parts, (acted - started, decided - acted, learned - decided), strict=True):
+                parts[name].append(seconds)
+    medians = {f"{name}, ms": 1e3 * statistics.median(values) for name, values in parts.items()}
+    steps = len(features)
+    evaluated = 1e3 * statistics.median(evaluations[WARMUP + 1 :])
+    return {
+        "actions": steps,
+        "evaluation, ms": evaluated,
+        "wait, ms": 1e3 * float(np.median(spent)),
+        **medians,
+        "a gradient step, ms": medians["learning, ms"] / steps,
+    }
+
+
+if __name__ == "__main__":
+    run(main)

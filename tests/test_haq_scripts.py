@@ -1,0 +1,215 @@
+"""HAQ through the scripts: search of bits, given policies, finetune, report, and what they say to mistakes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import script
+from PIL import Image
+
+from apq.errors import UserError
+from apq.files import read_json, read_jsonl, write_json
+
+search, quant_aware, report, train = (script(name) for name in ("search", "quant_aware", "test", "train"))
+QUICK = ["--mode", "ddpg", "--recipe", "tiny", "--train_episode", "6", "--warmup", "2", "--hidden", "16"]
+MODEL = ["--model", "mobilenet_v2_small"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a network trained by the tiny recipe, and one experiment of each quantizer."""
+    root = tmp_path_factory.mktemp("haq")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("APQ_CACHE", str(root / "cache"))
+        train([*MODEL, "--images", "digits", "--recipe", "tiny", "--epochs", "2"])
+        for quantizer in ("linear", "kmeans"):
+            search([*QUICK, *MODEL, "--quantizer", quantizer, "--exp_name", quantizer])
+            quant_aware(["--exp_name", quantizer, "--epochs", "1"])
+    return root
+
+
+@pytest.fixture
+def here(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    return trained
+
+
+def printed(capsys, call, *words):
+    capsys.readouterr()
+    call([*words])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("quantizer", "ratio"), [("linear", 0.6), ("kmeans", 0.1)])
+def test_search_keeps_its_budget(here, capsys, quantizer, ratio):
+    folder = here / "exps" / quantizer
+    names = {"acc", "bits.png", "checkpoint", "config.json", "history.jsonl", "history.png", "lat", "model.pt"}
+    assert {path.name for path in folder.iterdir()} == {*names, "policy.json"}
+    config = read_json(folder / "config.json")
+    assert config["ratio"] <= ratio
+    assert read_json(folder / "lat") == [config["cost"]]
+    history = read_jsonl(folder / "history.jsonl")
+    assert len(history) == 6
+    assert config["episode"] in history
+    assert config["episode"]["reward"] == max(record["reward"] for record in history)
+    expected = 0.1 * 100 * (config["episode"]["accuracy"] - config["original_top1"])
+    assert config["episode"]["reward"] == pytest.approx(expected)
+    strategy = read_json(folder / "policy.json")["strategy"]
+    if quantizer == "linear":
+        assert strategy[0] == [8, -1]
+        assert strategy[-1] == [8, 8]
+    again = json.loads(
+        printed(
+            capsys, search, *QUICK, *MODEL, "--quantizer", quantizer, "--exp_name", "again", "--overwrite", "--json"
+        )
+    )
+    assert again["policy"] == strategy
+
+
+def test_report(here, capsys):
+    text = printed(capsys, report, "--exp_dir", "exps/linear", "--device", "cpu")
+    title = "linear policy of mobilenet_v2_small, 400 test images"
+    for words in (title, "top-5", "of 32 bits", "all 8 bits", "bits.png"):
+        assert words in text
+    told = json.loads(printed(capsys, report, "--exp_dir", "exps/linear", "--json"))
+    config = read_json(here / "exps/linear/config.json")
+    assert told["costs"]["this policy"]["latency_ms"] == pytest.approx(config["cost"])
+    ratio = told["costs"]["this policy"]["latency_ms"] / told["costs"]["all 8 bits"]["latency_ms"]
+    assert ratio == pytest.approx(config["ratio"])
+    weights = [w for w, _ in told["policy"]]
+    layers = read_json(here / "exps/linear/policy.json")["layers"]
+    sizes = [
+        layer["out_channels"] * layer["in_channels"] // layer["groups"] * layer["kernel_size"] ** 2 for layer in layers
+    ]
+    assert told["size_ratio"] == pytest.approx(sum(map(int.__mul__, weights, sizes)) / 32 / sum(sizes))
+
+    text = printed(capsys, report, "--exp_dir", "exps/kmeans")
+    assert "kmeans policy" in text
+    assert "latency" not in text
+    told = json.loads(printed(capsys, report, "--exp_dir", "exps/kmeans", "--json"))
+    assert told["size_ratio"] == pytest.approx(read_json(here / "exps/kmeans/config.json")["ratio"])
+
+
+def test_given_policy(here, capsys):
+    strategy = [[8, -1], *[[4, 6]] * 21, [8, 8]]
+    write_json(here / "policy", {"strategy": strategy})
+    words = ["--mode", "ddpg", *MODEL, "--recipe", "tiny", "--policy", "policy", "--overwrite"]
+    told = json.loads(printed(capsys, search, *words, "--exp_name", "given", "--json"))
+    assert told["policy"] == strategy
+    assert told["episode"] is None
+    quant_aware(["--exp_name", "given", "--epochs", "1"])
+    assert json.loads(printed(capsys, report, "--exp_dir", "exps/given", "--json"))["policy"] == strategy
+    both = [json.loads(printed(capsys, search, *words, "--image_bits", bits, "--json"))["cost"] for bits in "78"]
+    assert both[0] < both[1]
+
+    write_json(here / "policy", strategy[1:])
+    with pytest.raises(UserError, match="policy: the policy has bits for 22 layers, the network has 23"):
+        search(words)
+
+
+def test_published_policies(here, golden, capsys):
+    """The two published ones on networks of their architectures, costed as published."""
+    cases = golden("haq.json")
+    kmeans, linear = cases["kmeans_policies"][0], cases["linear_policies"][0]
+    folder, rng = here / "folder", np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (folder / part / name).mkdir(parents=True, exist_ok=True)
+            for i in range(12):
+                Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(
+                    folder / part / name / f"{i}.png"
+                )
+    for case, name, quantizer in ((kmeans, "resnet50", "kmeans"), (linear, "mobilenet_v2", "linear")):
+        torch.save(torchvision.models.get_model(name, num_classes=2).state_dict(), here / "weights.pth")
+        write_json(here / "policy", case)
+        words = ["--mode", "ddpg", "--model", name, "--weights", "weights.pth", "--data", "folder", "--recipe", "tiny"]
+        words += ["--quantizer", quantizer, "--policy", "policy", "--overwrite", "--json"]
+        if quantizer == "linear":
+            words += ["--table", str(golden("haq_latency_table.csv")), "--image_bits", "7"]
+        told = json.loads(printed(capsys, search, *words))
+        if quantizer == "linear":
+            priced = range(0, 53, 2)  # the table has the even layers
+            assert told["cost"] == sum(case["per_layer_cost"][i] for i in priced)
+        else:
+            assert told["ratio"] == pytest.approx(case["ratio"], abs=6e-3)  # two classes instead of a thousand
+
+
+def test_networks_of_experiments(here, capsys):
+    train(["--space", "digits", "--recipe", "tiny"])
+    search(["--prepare", "acc", "--recipe", "tiny"])
+    search(["--prepare", "acc_quant", "--acc_train_sample", "12", "--recipe", "tiny"])
+    search(["--constraint", "0.05", "--generations", "3", "--population", "20", "--exp_name", "found"])
+    quant_aware(["--exp_name", "found", "--recipe", "tiny"])
+    search([*QUICK, "--model", "exps/found", "--preserve_ratio", "0.9", "--exp_name", "bits"])
+    quant_aware(["--exp_name", "bits", "--epochs", "1"])
+    told = json.loads(printed(capsys, report, "--exp_dir", "exps/bits", "--json"))
+    assert told["costs"]["this policy"]["latency_ms"] <= 0.9 * told["costs"]["all 8 bits"]["latency_ms"]
+    assert told["model"] == "exps/found"
+
+    quick = ["--prune_episode", "4", "--prune_epochs", "1", "--population", "20", "--generations", "3"]
+    search([*QUICK, "--mode", "sequential", "--constraint", "0.06", *quick, "--exp_name", "one-by-one"])
+    assert {path.name for path in (here / "exps/one-by-one").iterdir()} >= {"policy.json", "model.pt", "bits.png"}
+    assert not list((here / "exps/one-by-one").glob("*state*"))
+    quant_aware(["--exp_name", "one-by-one", "--epochs", "1"])
+    told = json.loads(printed(capsys, report, "--exp_dir", "exps/one-by-one", "--json"))
+    assert told["costs"]["this policy"]["latency_ms"] <= 0.06
+
+
+def test_resumes_after_an_interruption(here, monkeypatch):
+    monkeypatch.setattr("methods.ddpg.ddpg_finder.SAVE_SECONDS", -1)
+    words = [*QUICK, *MODEL, "--exp_name", "killed"]
+    from elastic_nn.training.policies import PolicyScorer
+
+    whole, scored = PolicyScorer.top1, []
+
+    def interrupted(self, policy):
+        scored.append(policy)
+        if len(scored) == 4:
+            raise KeyboardInterrupt
+        return whole(self, policy)
+
+    monkeypatch.setattr(PolicyScorer, "top1", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search(words)
+    assert (here / "exps/killed/agent.state.pt").exists()
+    with pytest.raises(UserError, match="belongs to another search"):
+        search([*words, "--seed", "1"])
+    monkeypatch.setattr(PolicyScorer, "top1", whole)
+    search(words)
+    for name in ("policy.json", "history.jsonl", "config.json"):
+        assert (here / "exps/killed" / name).read_text() == (here / "exps/linear" / name).read_text()
+    assert not (here / "exps/killed/agent.state.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*QUICK], "needs --model"),
+        ([*QUICK, "--model", "resnet18"], "no weights at models/resnet18/model.pt"),
+        ([*QUICK, *MODEL, "--quantizer", "kmeans", "--type", "latency"], "floating point"),
+        ([*QUICK, *MODEL, "--preserve_ratio", "0.1"], r"below the cheapest policy, which needs 0\.05"),
+        ([*QUICK, *MODEL, "--constraint", "1", "--preserve_ratio", "0.5"], "one budget"),
+        ([*QUICK, *MODEL, "--min_bit", "1"], "linear bits lie from 2 to 8"),
+        ([*QUICK, *MODEL, "--exp_name", "linear"], "exists; choose another"),
+        ([*QUICK, *MODEL, "--policy", "nowhere.json"], "nowhere.json"),
+        ([*QUICK, *MODEL, "--population", "3"], "belongs to --mode evolution or --mode sequential"),
+        ([*MODEL, "--constraint", "1"], "--model belongs to --mode ddpg"),
+        ([*QUICK, "--model", "exps/linear"], "holds the policy"),
+        ([*QUICK, "--model", "exps/nowhere"], "exps/nowhere"),
+    ],
+)
+def test_mistakes(here, words, message):
+    name = [] if "--exp_name" in words else ["--exp_name", "none"]
+    with pytest.raises(UserError, match=message):
+        search([*words, *name])
+    assert not (here / "exps/none").exists()
+
+
+def test_finetune_of_a_policy_refuses_a_supernet(here):
+    with pytest.raises(UserError, match="leave --supernet out"):
+        quant_aware(["--exp_name", "linear", "--overwrite", "--supernet", "x.pt"])
