@@ -48,6 +48,7 @@ benchmarks: $(VENV)/installed
 	$(PY) benchmarks/lut.py
 	$(PY) benchmarks/search.py
 	$(PY) benchmarks/train_step.py
+	$(PY) benchmarks/ddpg.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

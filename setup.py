@@ -14,8 +14,8 @@ setup(
         "torch>=2.4",  # networks, predictors; weights_only loading
         "torchvision>=0.19",  # image folders and transforms
         "numpy>=1.26",
-        "scipy>=1.11",  # Kendall and Spearman rank correlation
-        "scikit-learn>=1.4",  # the digits images
+        "scipy>=1.11",  # Kendall and Spearman rank correlation; the normal distribution
+        "scikit-learn>=1.4",  # the digits images; k-means
         "matplotlib>=3.8",  # search history plots
         "tqdm>=4.66",  # progress bars
     ],

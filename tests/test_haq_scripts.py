@@ -13,6 +13,13 @@ from PIL import Image
 
 from apq.errors import UserError
 from apq.files import read_json, read_jsonl, write_json
+from apq.model import ModelSpec
+from elastic_nn.networks.named_models import use_elastic_norms
+from elastic_nn.training.policies import PolicyScorer
+from elastic_nn.training.recipes import get_recipe
+from lut.costs import cost_source
+from methods.ddpg.agent import AgentConfig
+from methods.ddpg.bit_search import BitSearch, make_task, search_bits
 
 search, quant_aware, report, train = (script(name) for name in ("search", "quant_aware", "test", "train"))
 QUICK = ["--mode", "ddpg", "--recipe", "tiny", "--train_episode", "6", "--warmup", "2", "--hidden", "16"]
@@ -163,8 +170,6 @@ def test_networks_of_experiments(here, capsys):
 def test_resumes_after_an_interruption(here, monkeypatch):
     monkeypatch.setattr("methods.ddpg.ddpg_finder.SAVE_SECONDS", -1)
     words = [*QUICK, *MODEL, "--exp_name", "killed"]
-    from elastic_nn.training.policies import PolicyScorer
-
     whole, scored = PolicyScorer.top1, []
 
     def interrupted(self, policy):
@@ -213,3 +218,27 @@ def test_mistakes(here, words, message):
 def test_finetune_of_a_policy_refuses_a_supernet(here):
     with pytest.raises(UserError, match="leave --supernet out"):
         quant_aware(["--exp_name", "linear", "--overwrite", "--supernet", "x.pt"])
+
+
+def test_network_of_ones_own(few):
+    """The README's way for any module."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3, 2, 1, bias=False),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 16, 3, 2, 1, groups=4),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(16, 10),
+    )
+    use_elastic_norms(net)
+    spec = ModelSpec(name="mine", dataset="digits", in_channels=1, n_classes=10, resolution=32)
+    task = make_task(net, spec, few, "linear", "bitops", cost_source(None, None))
+    settings = {"min_bit": 2, "max_bit": 8, "keep_ends": True, "train_images": 64, "val_images": 50}
+    config = BitSearch(quantizer="linear", quantity="bitops", ratio=0.8, **settings)
+    agent = AgentConfig(episodes=4, warmup=1, hidden=8)
+    policy, found, _ = search_bits(task, config, agent, get_recipe("tiny", spec), device=torch.device("cpu"))
+    assert policy.names == ("0", "3", "6")
+    assert policy.bits[0] == (8, -1)
+    assert found.record["cost"] <= 0.8 * task.costs.reference

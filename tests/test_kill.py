@@ -117,3 +117,16 @@ def test_finetune(root):
     run_both(command, root, "exps/e/checkpoint/checkpoint.pth.tar", 4, 0.5)
     assert same_tensors(root, "exps/e/checkpoint/model_best.pth.tar", "state_dict")
     assert read_json(root / "whole/exps/e/acc") == read_json(root / "killed/exps/e/acc")
+
+
+def test_search_of_bits(root):
+    for side in ("whole", "killed"):
+        words = ["--images", "digits", "--recipe", "tiny", "--epochs", "1"]
+        finish(["train.py", "--model", "mobilenet_v1_small", *words], root / side)
+    command = ["search.py", "--mode", "ddpg", "--model", "mobilenet_v1_small", "--recipe", "tiny", "--exp_name", "bits"]
+    command += ["--train_episode", "120", "--preserve_ratio", "0.8"]
+    run_both(command, root, "exps/bits/agent.state.pt", 5, 0.5)
+    for name in ("policy.json", "lat", "history.jsonl", "config.json"):
+        one, other = ((root / side / "exps/bits" / name).read_text() for side in ("whole", "killed"))
+        assert one == other, name
+    assert not (root / "killed/exps/bits/agent.state.pt").exists()

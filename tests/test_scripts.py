@@ -190,7 +190,7 @@ def test_a_finetune_is_replaced_only_by_a_finished_one(here, monkeypatch):
         (search, ["--prepare", "acc"], "--overwrite"),
         (search, ["--prepare", "acc", "--overwrite", "--seed", "9"], "seed"),
         (search, ["--prepare", "acc", "--overwrite", "--recipe", "tiny", "--acc_train_sample", "0"], "at least 10"),
-        (search, ["--prepare", "acc", "--constraint", "1"], "leave --constraint out"),
+        (search, ["--prepare", "acc", "--constraint", "1"], "--constraint belongs to --mode evolution"),
         (search, ["--constraint", "0.05", "--data", "x"], "belongs to --prepare"),
         (search, ["--constraint", "0.05", "--seed", "-1"], "at least 0"),
         (search, ["--constraint", "0.05", "--exp_name", "../up"], "plain name"),

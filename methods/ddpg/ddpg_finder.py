@@ -16,7 +16,7 @@ from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from methods.ddpg.agent import Agent, AgentConfig
 
-SAVE_SECONDS = 5.0
+SAVE_SECONDS = 2.0
 OWN = ("episode", "reward", "best_reward", "noise")  # what a record says beside the facts of its score
 STATE_KEYS = ("asked", "agent", "candidates", "history")
 
