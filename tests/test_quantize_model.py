@@ -197,6 +197,16 @@ def test_finetuned_file(few, tmp_path, quantizer):
             load_policy_model(file)
 
 
+def test_a_policy_that_diverges_scores_nothing(few):
+    net = build_model(SMALL)
+    layers = traced_layers(net, 32, in_channels=1)
+    names = layer_names(layers)
+    config = TrainConfig(epochs=1, lr=1e30, batch_size=32)
+    settings = {"side": 32, "train_images": 128, "val_images": 50, "seed": 0, "device": CPU}
+    scorer = PolicyScorer(net, names, "linear", few, config, **settings)
+    assert scorer.top1(policy_from_strategy("linear", layers, [[8, -1], *([8, 8] for _ in names[1:])])) == 0
+
+
 def test_thinned_images(few):
     thin = few.val.thinned(10)
     assert len(thin) == 10

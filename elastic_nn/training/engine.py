@@ -23,6 +23,10 @@ from elastic_nn.training.distributed import shared_statistics, sum_over
 EVALUATION_BATCH = 256
 
 
+class DivergedError(UserError):
+    """A network whose loss is no longer a number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train: SGD with Nesterov momentum, one cosine from `lr` to 0 over all epochs.
@@ -218,7 +222,7 @@ def train_one_epoch(
         raise UserError("nothing to train on: the split has fewer than two images for each process")
     mean = (sums[0] / sums[1]).item()
     if not math.isfinite(mean):
-        raise UserError(
+        raise DivergedError(
             f"training diverged: the loss of epoch {epoch + 1} is {mean}; lower the learning rate ({config.lr})"
         )
     return mean
@@ -269,5 +273,7 @@ def evaluate(
     if n == 0:
         raise UserError("nothing to evaluate: the split has no images that can be read")
     if not math.isfinite(loss):
-        raise UserError(f"the network's outputs are not finite (its loss is {loss}): its weights or ranges are damaged")
+        raise DivergedError(
+            f"the network's outputs are not finite (its loss is {loss}): its weights or ranges are damaged"
+        )
     return Accuracy(top1=top1 / n, top5=top5 / n, loss=loss / n, n_images=int(n))

@@ -18,7 +18,15 @@ from elastic_nn.networks.quantize_model import quantize_model, set_policy
 from elastic_nn.quantizers import SCHEMES, KMeansWeightQuantizer
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.calibration import calibrate_ranges, calibration_table, signed_inputs
-from elastic_nn.training.engine import EVALUATION_BATCH, ONE_PROCESS, Execution, TrainConfig, evaluate, to_device
+from elastic_nn.training.engine import (
+    EVALUATION_BATCH,
+    ONE_PROCESS,
+    DivergedError,
+    Execution,
+    TrainConfig,
+    evaluate,
+    to_device,
+)
 from elastic_nn.training.finetune import CALIBRATION_IMAGES, train_epochs
 
 SEARCH_ITERATIONS = 3  # of k-means while policies are compared, as in HAQ
@@ -85,7 +93,7 @@ class PolicyScorer:
         self._calibrated = calibration_table(net, images, range(fewest, most + 1))
 
     def top1(self, policy: Policy) -> float:
-        """Top-1 (0 to 1) of a policy."""
+        """Top-1 (0 to 1) of a policy; 0 where its finetune diverges."""
         with torch.no_grad():
             for key, tensor in self._state().items():
                 tensor.copy_(self._float[key])
@@ -95,18 +103,20 @@ class PolicyScorer:
                 quantizer = getattr(layer, kind)
                 if not isinstance(quantizer, nn.Identity):
                     quantizer.load_state_dict(self._calibrated[name, kind, quantizer.bits])
-        config, share = replace(self.config, epochs=1), self.execution
-        train_epochs(
-            self.net,
-            self.splits,
-            config,
-            seed=self.seed,
-            device=self.device,
-            side=self.side,
-            n_images=self.train_images,
-            execution=share,
-        )
-        return self._top1()
+        try:
+            train_epochs(
+                self.net,
+                self.splits,
+                replace(self.config, epochs=1),
+                seed=self.seed,
+                device=self.device,
+                side=self.side,
+                n_images=self.train_images,
+                execution=self.execution,
+            )
+            return self._top1()
+        except DivergedError:
+            return 0.0
 
     def _top1(self) -> float:
         return evaluate(self.net, self._val, self.device, execution=self.execution).top1
