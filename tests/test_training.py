@@ -15,6 +15,7 @@ from apq.presets import APQ_IMAGENET, DIGITS, GLYPHS
 from dataset.splits import TensorImages, make_loader
 from elastic_nn.modules.mbconv import ElasticMBConv
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
+from elastic_nn.quantizers import LINEAR, LSQ
 from elastic_nn.training import progressive_shrinking
 from elastic_nn.training.batchnorm import recalibrate
 from elastic_nn.training.engine import (
@@ -42,11 +43,14 @@ def test_learning_rate_warms_up_then_follows_a_cosine():
     assert np.all(np.diff(rates[8:]) <= 0)
 
 
-def test_norms_biases_and_ranges_are_not_decayed():
-    net = DynamicQuantizedProxylessNASNets(space=DIGITS)
+@pytest.mark.parametrize("scheme", [LINEAR, LSQ], ids=lambda scheme: scheme.name)
+def test_norms_biases_ranges_and_steps_are_not_decayed(scheme):
+    net = DynamicQuantizedProxylessNASNets(space=DIGITS, scheme=scheme)
     decayed, free, ranges = make_optimizer(net, TrainConfig(epochs=1, lr=0.1)).param_groups
     assert decayed["weight_decay"] > 0 == free["weight_decay"] == ranges["weight_decay"]
-    assert {id(p) for p in ranges["params"]} == {id(p) for n, p in net.named_parameters() if n.endswith("range")}
+    assert {id(p) for p in ranges["params"]} == {
+        id(p) for n, p in net.named_parameters() if n.endswith((".range", ".step"))
+    }
     transforms = {id(p) for n, p in net.named_parameters() if "kernel_transforms" in n}
     assert transforms
     assert transforms < {id(p) for p in free["params"]}  # decay would pull them from the identity to nothing

@@ -34,9 +34,9 @@ class DynamicQuantizedProxylessNASNets(DynamicProxylessNASNets):
         return {**architecture_of(self.space, self.active), **policy_of(self.space, self.active)}
 
     def load_float_weights(self, state: Mapping[str, Any]) -> None:
-        """Take over a float supernet's weights; the quantizers keep their ranges."""
+        """Take over a float supernet's weights; the quantizers keep their ranges and steps."""
         missing, unexpected = self.load_state_dict(state, strict=False)
-        missing = [key for key in missing if not key.endswith(("act_quant.range", "weight_quant.range"))]
+        missing = [key for key in missing if not key.endswith((".range", ".step"))]
         if missing or unexpected:
             raise UserError(
                 f"not a float supernet of space {self.space.name}: first odd key {[*missing, *unexpected][0]}"

@@ -9,15 +9,18 @@ from torch import nn
 
 from elastic_nn.quantizers.kmeans import KMeansWeightQuantizer
 from elastic_nn.quantizers.linear import LinearActivationQuantizer, LinearWeightQuantizer
+from elastic_nn.quantizers.lsq import LsqQuantizer
 
 __all__ = [
     "FLOAT",
     "KMEANS",
     "LINEAR",
+    "LSQ",
     "SCHEMES",
     "KMeansWeightQuantizer",
     "LinearActivationQuantizer",
     "LinearWeightQuantizer",
+    "LsqQuantizer",
     "QuantScheme",
 ]
 
@@ -34,4 +37,6 @@ class QuantScheme:
 FLOAT = QuantScheme("float", weight=nn.Identity, activation=lambda signed: nn.Identity())
 LINEAR = QuantScheme("linear", weight=LinearWeightQuantizer, activation=LinearActivationQuantizer)
 KMEANS = QuantScheme("kmeans", weight=KMeansWeightQuantizer, activation=lambda signed: nn.Identity())
-SCHEMES = {scheme.name: scheme for scheme in (LINEAR, KMEANS)}
+# OQA rounds every activation to codes from 0 up, so that what is negative in a linear bottleneck or an h-swish is lost.
+LSQ = QuantScheme("lsq", weight=lambda: LsqQuantizer(signed=True), activation=lambda signed: LsqQuantizer(signed=False))
+SCHEMES = {scheme.name: scheme for scheme in (LINEAR, KMEANS, LSQ)}

@@ -64,28 +64,28 @@ class _QuantizeActivation(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, clip = ctx.saved_tensors
         out, sum_above, sum_other = torch.empty_like(x), 0.0, 0.0
-        for x_, grad_, out_ in _pieces(x, grad, out):
+        for x_, grad_, out_ in pieces(x, grad, out):
             # -1 below the range, 0 on its edge, 1 above the edge
             below = torch.add(x_, clip, out=out_).sign_() if ctx.signed else torch.sign(x_, out=out_)
             above = (x_ - clip).sign_()
             if not ctx.learn_clip:
                 out_.copy_(grad_ * (below - above == 2))
                 continue
-            sum_above = sum_above + _dot(grad_, above)
-            sum_other = sum_other + (_dot(grad_, below) if ctx.signed else grad_.sum())
+            sum_above = sum_above + dot(grad_, above)
+            sum_other = sum_other + (dot(grad_, below) if ctx.signed else grad_.sum())
             below.sub_(above).mul_(grad_).mul_(0.5)
         needed = ctx.learn_clip and ctx.needs_input_grad[1]
         return out, (0.5 * (sum_above + sum_other)).reshape(clip.shape) if needed else None, None, None, None
 
 
-def _pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+def pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """Equal tensors in matching flat pieces that stay in a CPU's cache; in one piece on a GPU."""
     if tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
         return [tensors]
     return zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
     """Sum of products, without writing the products out where the layout allows it."""
     if a.ndim == 1 and a.dtype == b.dtype:
         return torch.dot(a, b)

@@ -70,15 +70,15 @@ def derived_seed(*key: int) -> int:
 
 
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD in three named groups: decayed weights; what has no reason to shrink; quantizer ranges.
+    """SGD in three named groups: decayed weights; what has no reason to shrink; quantizer ranges and steps.
 
-    Norms, biases and kernel transforms, which start as the identity, are not decayed. Ranges have a group of their own
-    because their gradients, sums over all activations that they clip, are clipped apart: together with the weights'
-    they would eat up the norm that clipping leaves.
+    Norms, biases and kernel transforms, which start as the identity, are not decayed, nor are ranges and steps: a
+    smaller one is no simpler. These have a group of their own because their gradients, sums over all that they clip or
+    round, are clipped apart: together with the weights' they would eat up the norm that clipping leaves.
     """
     groups: dict[str, list[nn.Parameter]] = {"decayed": [], "free": [], "ranges": []}
     for name, parameter in net.named_parameters():
-        if name.endswith(".range"):
+        if name.endswith((".range", ".step")):
             groups["ranges"].append(parameter)
         else:
             groups["free" if parameter.ndim < 2 or "kernel_transforms" in name else "decayed"].append(parameter)

@@ -1,0 +1,137 @@
+"""Learned step size quantization, and the inheritance of steps by fewer bits.
+
+LSQ (Esser et al., ICLR 2020, arXiv 1902.08153) in the form of OQA (Shen et al., arXiv 2010.04354).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from apq.errors import UserError
+from elastic_nn.quantizers.functional import dot, pieces
+
+
+def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
+    """Lowest and highest code. A single signed bit holds the sign: -1, 0 or 1.
+
+    >>> code_range(4, signed=True), code_range(4, signed=False), code_range(1, signed=True)
+    ((-8, 7), (0, 15), (-1, 1))
+    """
+    if not signed:
+        return 0, 2**bits - 1
+    return -(2 ** (bits - 1)), max(2 ** (bits - 1) - 1, 1)
+
+
+def quantize_lsq(v: Tensor, step: Tensor, bits: int, *, signed: bool) -> Tensor:
+    """`v` rounded to whole multiples of |step|, a (1,) tensor that may be negative, within the codes of `bits` bits.
+
+    Gradient of v: 1 strictly inside the codes' range, else 0. Gradient of |step|: round(u) - u inside and the code
+    outside, u = v / |step|, summed and divided by sqrt(elements of v x highest code), as it would dwarf a weight's.
+    """
+    return _QuantizeLsq.apply(v, step, *code_range(bits, signed=signed), bits == 1 and signed)
+
+
+def initial_step(v: Tensor, bits: int, *, signed: bool) -> Tensor:
+    """(1,) step that LSQ starts from: 2 mean|v| / sqrt(highest code)."""
+    highest = code_range(bits, signed=signed)[1]
+    return (2 / math.sqrt(highest)) * v.float().abs().mean().reshape(1)
+
+
+def inherited_step(step: Tensor, from_bits: int, to_bits: int) -> Tensor:
+    """The step that fewer bits start from: doubled for every bit that goes.
+
+    Codes then cover the same range, and as half of them stay, no value moves further than |step| for one bit less: the
+    mean distance of n values is at most |step|, their L1 distance n |step|. This holds down to 2 bits (1 unsigned); a
+    single signed bit has no code between its two and 0.
+    """
+    if not 1 <= to_bits <= from_bits:
+        raise UserError(f"{to_bits} bits cannot inherit the step of {from_bits}: they must be fewer, and at least 1")
+    return step * 2 ** (from_bits - to_bits)
+
+
+class LsqQuantizer(nn.Module):
+    """Learned-step quantizer of weights (`signed`) or activations.
+
+    `bits` and `enabled` (False: pass through unquantized) are run-time state. A step of exactly 0 means: not started.
+    `calibrate`, or the first call with gradients, starts it from the values at hand and the bits of that moment; until
+    then a call without gradients takes the step that these would give and keeps nothing. Processes that train together
+    must calibrate before, or each would start from its own images.
+    """
+
+    def __init__(self, signed: bool) -> None:
+        super().__init__()
+        self.signed = signed
+        self.bits, self.enabled = 8, True
+        self.step = nn.Parameter(torch.zeros(1))
+        self._started = False  # spares a GPU the wait for the step in every call
+
+    def forward(self, v: Tensor) -> Tensor:
+        if not self.enabled:
+            return v
+        step = self.step if self._started or v.is_meta else self._start(v)
+        return quantize_lsq(v, step, self.bits, signed=self.signed)
+
+    def _start(self, v: Tensor) -> Tensor:
+        self._started = bool(self.step.item())
+        if not self._started and not torch.is_grad_enabled():
+            return initial_step(v, self.bits, signed=self.signed)
+        if not self._started:
+            self.calibrate(v)
+        return self.step
+
+    @torch.no_grad()
+    def calibrate(self, v: Tensor) -> None:
+        """Set the step from the mean magnitude of the values."""
+        self.step.copy_(initial_step(v, self.bits, signed=self.signed))
+
+    @torch.no_grad()
+    def inherit(self, bits: int) -> None:
+        """Go on with fewer bits: the step doubles with each that goes."""
+        self.step.copy_(inherited_step(self.step, self.bits, bits))
+        self.bits = bits
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._started = False
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, signed={self.signed}"
+
+
+class _QuantizeLsq(torch.autograd.Function):
+    """Written out because autograd would keep six full-size tensors for what needs one."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, v: Tensor, step: Tensor, low: int, high: int, sign_only: bool) -> Tensor:
+        ctx.save_for_backward(v, step)
+        ctx.codes = low, high, sign_only
+        size = _size(step)
+        return _codes(v, size, low, high, sign_only, torch.empty_like(v)).mul_(size)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (v, step), (low, high, sign_only) = ctx.saved_tensors, ctx.codes
+        size, out, slope = _size(step), torch.empty_like(v), 0.0
+        for v_, grad_, out_ in pieces(v, grad, out):
+            exact = v_ / size
+            inside = (exact > low) & (exact < high)
+            error = _codes(v_, size, low, high, sign_only, torch.empty_like(v_)).sub_(exact.masked_fill_(~inside, 0))
+            slope = slope + dot(grad_, error.to(grad_.dtype))
+            torch.mul(grad_, inside, out=out_)
+        if not ctx.needs_input_grad[1]:
+            return out, None, None, None, None
+        return out, slope * step.sign() / math.sqrt(v.numel() * high), None, None, None
+
+
+def _size(step: Tensor) -> Tensor:
+    return step.abs().clamp_min(torch.finfo(step.dtype).tiny)  # all-zero values stay zero
+
+
+def _codes(v: Tensor, size: Tensor, low: int, high: int, sign_only: bool, out: Tensor) -> Tensor:
+    codes = torch.div(v, size, out=out).clamp_(low, high)
+    return codes.sign_() if sign_only else codes.round_()
