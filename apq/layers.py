@@ -7,10 +7,13 @@ import math
 from dataclasses import dataclass, field
 
 from apq.errors import UserError
-from apq.space import BLOCK_LAYERS, SCOPES, SearchSpace, Slot
+from apq.rounding import make_divisible
+from apq.space import BLOCK_LAYERS, FULL_PRECISION, SCOPES, SearchSpace, Slot
 from apq.subnet import Subnet
 
-FIXED_BITS = 8  # first convolution, first block, last 1x1 and classifier: not searched
+FIXED_BITS = 8  # what is not said to have other bits
+COUNTED_BITS = 8  # full precision, as OQA and QFA count it in BitOps
+SQUEEZE = 4  # channels for each that squeeze-and-excitation has inside
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,14 @@ class ConvLayer:
 
     @property
     def bitops(self) -> int:
-        """MACs x weight bits x activation bits."""
-        return self.macs * self.w_bits * self.a_bits
+        """MACs x weight bits x activation bits, where full precision counts as 8 bits."""
+        w, a = (COUNTED_BITS if bits == FULL_PRECISION else bits for bits in (self.w_bits, self.a_bits))
+        return self.macs * w * a
+
+    @property
+    def weighted_flops(self) -> float:
+        """MACs x weight bits x activation bits / 64, which OQA calls FLOPs: full precision counts whole."""
+        return self.bitops / COUNTED_BITS**2
 
     @property
     def params(self) -> int:
@@ -84,12 +93,27 @@ def slot_layer(
     return ConvLayer(*shape, w_bits, a_bits, name=f"blocks.{slot.index + 1}.{role}")
 
 
+def squeeze_layers(space: SearchSpace, slot: Slot, mid: int) -> list[ConvLayer]:
+    """The two 1x1 convolutions on the pooled channels of a block with squeeze-and-excitation; never quantized."""
+    if not space.stages[slot.stage].squeeze:
+        return []
+    inside, b, name = squeezed_channels(mid), FULL_PRECISION, f"blocks.{slot.index + 1}.squeeze"
+    return [
+        ConvLayer(mid, inside, 1, 1, 1, 1, b, b, norm=False, bias=True, name=f"{name}.reduce"),
+        ConvLayer(inside, mid, 1, 1, 1, 1, b, b, norm=False, bias=True, name=f"{name}.excite"),
+    ]
+
+
+def squeezed_channels(mid: int) -> int:
+    """Channels inside squeeze-and-excitation of `mid` channels: a quarter, rounded to a multiple of 8."""
+    return int(make_divisible(mid // SQUEEZE))
+
+
 def first_layers(space: SearchSpace, resolution: int, scope: str = "full") -> list[ConvLayer]:
     """The layers before the slots: first convolution and, in `full` scope, the fixed first block."""
-    side, width, b = math.ceil(resolution / space.stem_stride), space.stem_width, FIXED_BITS
-    stem = ConvLayer(
-        space.in_channels, width, resolution, 3, space.stem_stride, 1, b, b, image_input=True, name="first_conv"
-    )
+    side, width, b = math.ceil(resolution / space.stem_stride), space.stem_width, space.fixed_bits
+    shape = (space.in_channels, width, resolution, 3, space.stem_stride, 1)
+    stem = ConvLayer(*shape, space.end_bits, space.end_bits, image_input=True, name="first_conv")
     if _check_scope(scope) == "published":
         return [stem]
     return [
@@ -100,15 +124,19 @@ def first_layers(space: SearchSpace, resolution: int, scope: str = "full") -> li
 
 
 def last_layers(space: SearchSpace, resolution: int, scope: str = "full") -> list[ConvLayer]:
-    """The layers after the slots: last 1x1 convolution and, in `full` scope, the classifier."""
-    side, b = space.input_sides(resolution)[-1], FIXED_BITS
-    mix = ConvLayer(space.stages[-1].width, space.head_width, side, 1, 1, 1, b, b, name="feature_mix_layer")
+    """The layers after the slots: 1x1 convolutions before and after pooling and, in `full` scope, the classifier."""
+    side, b, ends = space.input_sides(resolution)[-1], space.fixed_bits, space.end_bits
+    width = space.head_width
+    layers = [ConvLayer(space.stages[-1].width, width, side, 1, 1, 1, b, b, name="feature_mix_layer")]
+    if space.pooled_width is not None:
+        layers.append(ConvLayer(width, space.pooled_width, 1, 1, 1, 1, b, b, norm=False, name="pooled_mix_layer"))
+        width = space.pooled_width
     if _check_scope(scope) == "published":
-        return [mix]
-    classifier = ConvLayer(
-        space.head_width, space.n_classes, 1, 1, 1, 1, b, b, norm=False, bias=True, name="classifier"
-    )
-    return [mix, classifier]
+        return layers
+    return [
+        *layers,
+        ConvLayer(width, space.n_classes, 1, 1, 1, 1, ends, ends, norm=False, bias=True, name="classifier"),
+    ]
 
 
 def layers_of(space: SearchSpace, subnet: Subnet, scope: str = "full") -> list[ConvLayer]:
@@ -123,13 +151,15 @@ def layers_of(space: SearchSpace, subnet: Subnet, scope: str = "full") -> list[C
             i = slot.index
             mid = round(subnet.e[i] * slot.in_channels)
             for role in BLOCK_LAYERS:
+                if role == "project":
+                    layers += squeeze_layers(space, slot, mid)
                 w, a = (subnet.bits[space.kind_of(role, operand)][i] for operand in "wa")
                 layers.append(slot_layer(space, slot, role, sides[i], mid, subnet.ks[i], w, a))
     return layers + last_layers(space, subnet.resolution, scope)
 
 
 def searchable_layers(space: SearchSpace) -> list[ConvLayer]:
-    """Every distinct legal layer that some slot can run, in slot order: the rows of a cost table."""
+    """Every distinct legal layer that some slot can run, in slot order, then squeezes: the rows of a cost table."""
     layers: dict[ConvLayer, None] = {}
     for resolution, slot, role in itertools.product(space.resolutions, space.slots, BLOCK_LAYERS):
         side = space.input_sides(resolution)[slot.index]
@@ -139,7 +169,8 @@ def searchable_layers(space: SearchSpace) -> list[ConvLayer]:
             said = {(kernel, w_kind.name, w), (kernel, a_kind.name, a)}
             if not any((rule.kernel_size, rule.operand, rule.bits) in said for rule in space.forbidden):
                 layers[slot_layer(space, slot, role, side, mid, kernel, w, a)] = None
-    return list(layers)
+    squeezes = (squeeze_layers(space, slot, mid) for slot in space.slots for mid in slot.mid_channels)
+    return list(layers | dict.fromkeys(itertools.chain(*squeezes)))
 
 
 def _check_scope(scope: str) -> str:

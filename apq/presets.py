@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from apq.errors import UserError
 from apq.files import read_json
 from apq.rounding import make_divisible
-from apq.space import Forbidden, OperandBits, SearchSpace, Stage, space_from_dict
+from apq.space import (
+    BLOCK_LAYERS,
+    FULL_PRECISION,
+    Forbidden,
+    OperandBits,
+    SearchSpace,
+    Stage,
+    space_from_dict,
+)
 
 
 def _apq_operands(choices: tuple[int, ...]) -> tuple[OperandBits, ...]:
@@ -129,13 +139,110 @@ def _words(value: object) -> str:
 
 APQ_IMAGENET = published_space()  # APQ (CVPR 2020): ProxylessNAS widths, MobileNetV2-like strides
 
-SPACES = {space.name: space for space in (DIGITS, GLYPHS, APQ_IMAGENET)}
+BITS_SUFFIX = re.compile(r"-(\d)bit$")  # `oqa-mbv3-2bit` is `oqa-mbv3` at 2 bits; `oqa-mbv3` itself has 4
+
+
+def at_bits(space: SearchSpace, bits: int) -> SearchSpace:
+    """The space of the same architectures whose networks are quantized to `bits` bits throughout, as OQA's are."""
+    base = BITS_SUFFIX.sub("", space.name)
+    return replace(
+        space,
+        name=f"{base}-{bits}bit",
+        operands=tuple(replace(kind, choices=(bits,)) for kind in space.operands),
+        forbidden=(),  # rules are about bits, of which there is no choice
+        mix_activation_bits=bits,
+        fixed_bits=bits,
+    )
+
+
+def _oqa_space(**fields: Any) -> SearchSpace:
+    """OQA (arXiv 2010.04354): one bit-width throughout, first convolution and classifier in full precision."""
+    space = SearchSpace(
+        stem_stride=2,
+        kernel_sizes=(3, 5, 7),
+        ratios=(3.0, 4.0, 6.0),
+        channel_step=None,
+        operands=tuple(
+            OperandBits(name=operand, layers=BLOCK_LAYERS, operand=operand, choices=(4,)) for operand in "wa"
+        ),
+        end_bits=FULL_PRECISION,
+        **fields,
+    )
+    return replace(at_bits(space, 4), name=space.name)
+
+
+_OQA_IMAGENET = {
+    "dataset": "imagenet",
+    "in_channels": 3,
+    "n_classes": 1000,
+    "resolutions": tuple(range(128, 225, 4)),
+}
+_OQA_GLYPHS = {"dataset": "glyphs", "in_channels": 1, "n_classes": 62, "resolutions": (24, 28, 32)}
+_H_SWISH_ENDS = {"end_activation": "h_swish", "first_block_activation": "relu"}  # as in MobileNetV3-large
+
+
+def _stages(*rows: tuple[int, int, bool, str], depths: tuple[int, ...]) -> tuple[Stage, ...]:
+    return tuple(Stage(width=w, stride=s, depths=depths, squeeze=se, activation=act) for w, s, se, act in rows)
+
+
+OQA_MBV2 = _oqa_space(
+    name="oqa-mbv2",
+    **_OQA_IMAGENET,
+    stem_width=32,
+    first_block_width=16,
+    stages=APQ_IMAGENET.stages,  # the widths of OQA's table 7
+    head_width=1280,
+)
+OQA_MBV3 = _oqa_space(
+    name="oqa-mbv3",
+    **_OQA_IMAGENET,
+    **_H_SWISH_ENDS,
+    stem_width=16,
+    first_block_width=16,
+    stages=_stages(
+        (24, 2, False, "relu"),
+        (40, 2, True, "relu"),
+        (80, 2, False, "h_swish"),
+        (112, 1, True, "h_swish"),
+        (160, 2, True, "h_swish"),
+        depths=(2, 3, 4),
+    ),
+    head_width=960,
+    pooled_width=1280,
+)
+
+# Twins of the size of `glyphs`: small enough to train a supernet of on a CPU.
+OQA_MBV2_GLYPHS = _oqa_space(
+    name="oqa-mbv2-glyphs",
+    **_OQA_GLYPHS,
+    stem_width=8,
+    first_block_width=8,
+    stages=_stages((8, 2, False, "relu6"), (16, 2, False, "relu6"), (24, 2, False, "relu6"), depths=(1, 2, 3)),
+    head_width=64,
+)
+OQA_MBV3_GLYPHS = _oqa_space(
+    name="oqa-mbv3-glyphs",
+    **_OQA_GLYPHS,
+    **_H_SWISH_ENDS,
+    stem_width=8,
+    first_block_width=8,
+    stages=_stages((8, 2, False, "relu"), (16, 2, True, "relu"), (24, 2, True, "h_swish"), depths=(1, 2, 3)),
+    head_width=64,
+    pooled_width=96,
+)
+
+SPACES = {
+    space.name: space for space in (DIGITS, GLYPHS, APQ_IMAGENET, OQA_MBV2, OQA_MBV3, OQA_MBV2_GLYPHS, OQA_MBV3_GLYPHS)
+}
 
 
 def get_space(name: str) -> SearchSpace:
-    """The preset of this name, or the space in a JSON file of this path; UserError names the known ones."""
+    """The preset of this name, also with a number of bits behind it (`oqa-mbv3-2bit`), or the space in a JSON file of
+    this path; UserError names the known ones."""
     if name in SPACES:
         return SPACES[name]
+    if (suffix := BITS_SUFFIX.search(name)) and suffix.string[: suffix.start()] in SPACES:
+        return at_bits(SPACES[suffix.string[: suffix.start()]], int(suffix[1]))
     if name.endswith(".json"):
         try:
             return space_from_dict(read_json(Path(name)))

@@ -1,8 +1,8 @@
 """SearchSpace: what may be chosen for a network, as plain data, and the arithmetic of its slots.
 
 A network is: first convolution, one fixed inverted-residual block without expansion, stages of elastic
-inverted-residual blocks, last 1x1 convolution, pooling, classifier. A *slot* is a place for an elastic block;
-a stage of depth d runs its first d slots.
+inverted-residual blocks, last 1x1 convolution, pooling, in some spaces another 1x1, classifier. A *slot* is a place
+for an elastic block; a stage of depth d runs its first d slots.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,20 +21,39 @@ from apq.rounding import make_divisible
 
 BLOCK_LAYERS = ("expand", "depthwise", "project")
 SCOPES = ("published", "full")
+ACTIVATIONS = ("relu6", "relu", "h_swish")
+LATER_FIELDS = (  # that files of before do not have
+    "squeeze",
+    "activation",
+    "fixed_bits",
+    "end_bits",
+    "pooled_width",
+    "first_block_activation",
+    "end_activation",
+)
+FULL_PRECISION = 32  # as a number of bits: float32, in a network without quantizers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A run of blocks of one output width; its first block carries the stride."""
+    """A run of blocks of one output width; its first block carries the stride.
+
+    With `squeeze` the blocks have squeeze-and-excitation after the depthwise layer.
+    """
 
     width: int
     stride: int
     depths: tuple[int, ...]
+    squeeze: bool = False
+    activation: str = "relu6"
 
     def __post_init__(self) -> None:
         if self.depths != tuple(sorted(set(self.depths))) or min(self.depths, default=0) < 1:
             raise UserError(f"stage depths {self.depths} must be ascending, distinct and at least 1")
         _check_whole("stage", width=self.width, stride=self.stride)
+        _check_activation("stage", self.activation)
+        if not isinstance(self.squeeze, bool):
+            raise UserError(f"stage: squeeze must be true or false, not {self.squeeze!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +112,16 @@ class SearchSpace:
 
     `ratios` are the expansion choices; with a `channel_step` they are the two ends of a range walked in that many
     channels (APQ's channel pruning). `budget_scope` is the cost scope that budgets are given in unless told otherwise.
-    `mix_activation_bits` are those that networks give the last 1x1 convolution's input, sign included; it costs 8 bits.
+    `mix_activation_bits` are those that networks give the last 1x1 convolution's input, sign included; it costs
+    `fixed_bits`.
+
+    What is not chosen: the first block and the 1x1 layers behind the slots run at `fixed_bits`, the first convolution
+    and the classifier at `end_bits` (FULL_PRECISION: they have no quantizers). `pooled_width` is that of the 1x1 layer
+    between pooling and classifier. The first convolution and the last 1x1 layers have `end_activation`.
+
+    Networks of one bit-width K throughout, as OQA's, are a space of that K: one choice an operand kind, `fixed_bits` K
+    (see `presets.at_bits`). So K is a property of the supernet and no gene of its subnets; a space with an operand kind
+    for each layer and operand, of several choices, has the bits of every convolution apart.
     """
 
     name: str
@@ -113,6 +141,11 @@ class SearchSpace:
     forbidden: tuple[Forbidden, ...] = ()
     budget_scope: str = "full"
     mix_activation_bits: int = 8
+    fixed_bits: int = 8
+    end_bits: int = 8
+    pooled_width: int | None = None
+    first_block_activation: str = "relu6"
+    end_activation: str = "relu6"
 
     def __post_init__(self) -> None:
         for what in ("resolutions", "kernel_sizes", "ratios"):
@@ -132,8 +165,13 @@ class SearchSpace:
             head_width=self.head_width,
             kernel_sizes=self.kernel_sizes,
             mix_activation_bits=self.mix_activation_bits,
+            fixed_bits=self.fixed_bits,
+            end_bits=self.end_bits,
             channel_step=1 if self.channel_step is None else self.channel_step,
+            pooled_width=1 if self.pooled_width is None else self.pooled_width,
         )
+        for activation in (self.first_block_activation, self.end_activation):
+            _check_activation(f"space {self.name}", activation)
         if any(k % 2 == 0 for k in self.kernel_sizes):
             raise UserError(f"space {self.name}: kernel sizes {self.kernel_sizes} must be odd")
         if self.ratios[0] <= 0:
@@ -212,23 +250,26 @@ class SearchSpace:
 
 
 def space_to_dict(space: SearchSpace) -> dict[str, Any]:
-    """The space as plain JSON data: what checkpoints and predictors record of it."""
-    return _listed(asdict(space))
+    """The space as plain JSON data: what checkpoints and predictors record of it.
+
+    It does not tell of `LATER_FIELDS` at their defaults, so that it equals what older files say of the same space.
+    """
+    return _listed(space)
 
 
 def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
     """Inverse of `space_to_dict`; UserError where keys are missing, unknown or out of range."""
     try:
-        fields = dict(data)
-        fields["stages"] = tuple(Stage(**{**s, "depths": tuple(s["depths"])}) for s in fields["stages"])
-        fields["operands"] = tuple(
+        given = dict(data)
+        given["stages"] = tuple(Stage(**{**s, "depths": tuple(s["depths"])}) for s in given["stages"])
+        given["operands"] = tuple(
             OperandBits(**{**k, "layers": tuple(k["layers"]), "choices": tuple(k["choices"])})
-            for k in fields["operands"]
+            for k in given["operands"]
         )
-        fields["forbidden"] = tuple(Forbidden(**rule) for rule in fields.get("forbidden", ()))
+        given["forbidden"] = tuple(Forbidden(**rule) for rule in given.get("forbidden", ()))
         for what in ("resolutions", "kernel_sizes", "ratios"):
-            fields[what] = tuple(fields[what])
-        return SearchSpace(**fields)
+            given[what] = tuple(given[what])
+        return SearchSpace(**given)
     except UserError:
         raise
     except (KeyError, TypeError, ValueError) as error:
@@ -243,9 +284,15 @@ def _check_whole(owner: str, lowest: int = 1, **values: int | tuple[int, ...]) -
                 raise UserError(f"{owner}: {what} must be whole and at least {lowest}, not {number!r}")
 
 
+def _check_activation(owner: str, name: str) -> None:
+    if name not in ACTIVATIONS:
+        raise UserError(f"{owner}: activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+
+
 def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
+    if is_dataclass(value):
+        told = [f.name for f in fields(value) if f.name not in LATER_FIELDS or getattr(value, f.name) != f.default]
+        return {name: _listed(getattr(value, name)) for name in told}
     if isinstance(value, (list, tuple)):
         return [_listed(item) for item in value]
     return value

@@ -17,6 +17,7 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.layers import ConvLayer
+from apq.space import FULL_PRECISION
 from lut.accelerator import Accelerator
 
 SHAPE = ("in_channels", "out_channels", "input_size", "kernel_size", "stride", "groups", "w_bits", "a_bits")
@@ -49,6 +50,7 @@ class BitFusion:
 
         A depthwise layer runs in blocks of channels, each as one dense convolution; other grouped layers cost
         `groups` times the dense convolution of one group; a network's first convolution runs in im2col mode.
+        Full-precision layers are priced at the most bits that the accelerator has: it computes with integers.
         UserError where a layer is impossible, needs more bits than the accelerator has, or no tiling fits its buffers.
         """
         chip, rows = self.config, _checked_rows(self.config, layers)
@@ -104,6 +106,7 @@ def _checked_rows(chip: Accelerator, layers: Sequence[ConvLayer]) -> np.ndarray:
     if len(layers) and rows.dtype.kind != "i":
         whole = [all(isinstance(value, (int, np.integer)) for value in _values_of(layer)) for layer in layers]
         _complain(~np.array(whole), layers, "sizes and bits must be whole numbers")
+    rows[:, 6:8] = np.where(rows[:, 6:8] == FULL_PRECISION, chip.max_bits, rows[:, 6:8])
     c, d, groups, bits = rows[:, 0], rows[:, 1], rows[:, 5], rows[:, 6:8]
     outside = (rows[:, : len(SHAPE)] < 1) | (rows[:, : len(SHAPE)] > LARGEST)
     _complain(outside.any(axis=1), layers, f"sizes and bits must be at least 1 and at most {LARGEST}")

@@ -13,7 +13,7 @@ from apq.genes import sample, subnets_of
 from apq.layers import layers_of, searchable_layers
 from apq.presets import APQ_IMAGENET, SPACES, get_space
 from apq.rounding import make_divisible
-from apq.space import Stage, space_from_dict, space_to_dict
+from apq.space import LATER_FIELDS, Stage, space_from_dict, space_to_dict
 
 spaces = pytest.mark.parametrize("space", ALL.values(), ids=ALL)
 
@@ -51,7 +51,7 @@ def test_searchable_layers_cover_what_subnets_run(space):
     known = set(searchable_layers(space))
     for net in subnets_of(space, sample(space, 20, np.random.default_rng(0))):
         assert {
-            layer for layer in layers_of(space, net) if layer.name.count(".") == 2 and "blocks.0" not in layer.name
+            layer for layer in layers_of(space, net) if layer.name.count(".") >= 2 and "blocks.0" not in layer.name
         } <= known
 
 
@@ -66,11 +66,13 @@ def test_spaces_survive_json(space):
 @spaces
 def test_layers_chain(space):
     for net in subnets_of(space, sample(space, 20, np.random.default_rng(1))):
-        *trunk, classifier = layers_of(space, net)
-        for before, after in itertools.pairwise(trunk):
+        layers = layers_of(space, net)
+        for before, after in itertools.pairwise(layers):
             assert before.out_channels == after.in_channels
-            assert before.output_size == after.input_size
-        assert classifier.out_channels == space.n_classes
+        for before, after in itertools.pairwise(layer for layer in layers if ".squeeze." not in layer.name):
+            pooled = after.name in ("pooled_mix_layer", "classifier")
+            assert after.input_size == (1 if pooled else before.output_size)
+        assert layers[-1].out_channels == space.n_classes
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,9 @@ def test_layers_chain(space):
         ({"operands": TINY.operands[:1]}, "not by one kind"),
         ({"budget_scope": "half"}, "half"),
         ({"n_classes": 0}, "at least 1"),
+        ({"end_bits": 0}, "at least 1"),
+        ({"pooled_width": 0.5}, "whole"),
+        ({"end_activation": "swish"}, "known: relu6, relu, h_swish"),
     ],
 )
 def test_impossible_spaces_are_refused(change, message):
@@ -93,6 +98,21 @@ def test_impossible_spaces_are_refused(change, message):
 def test_depths_ascend():
     with pytest.raises(UserError, match="ascending"):
         Stage(width=8, stride=1, depths=(2, 1))
+
+
+def test_stages_know_their_activations():
+    with pytest.raises(UserError, match="known: relu6"):
+        Stage(width=8, stride=1, depths=(1,), activation="tanh")
+    with pytest.raises(UserError, match="true or false"):
+        Stage(width=8, stride=1, depths=(1,), squeeze="no")
+
+
+def test_older_files_say_the_same_of_a_space():
+    plain = space_to_dict(TINY)
+    assert not {*plain, *plain["stages"][0]} & set(LATER_FIELDS)
+    changed = dataclasses.replace(TINY, fixed_bits=4, pooled_width=24)
+    assert {*space_to_dict(changed)} - {*plain} == {"fixed_bits", "pooled_width"}
+    assert space_from_dict(space_to_dict(changed)) == changed
 
 
 def test_space_from_dict_complains():

@@ -10,7 +10,7 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.genes import cardinalities, genes_of, subnets_of, view
-from apq.layers import ConvLayer, first_layers, last_layers, slot_layer
+from apq.layers import ConvLayer, first_layers, last_layers, slot_layer, squeeze_layers
 from apq.presets import APQ_IMAGENET
 from apq.space import BLOCK_LAYERS, SearchSpace, Slot
 from apq.subnet import Subnet, subnet_from_spec
@@ -43,7 +43,7 @@ class LatencyPredictor:
     `table` (measured or published costs of layers) replaces the accelerator model for latency and energy. Scope
     `published` leaves out the first inverted-residual block and the classifier, as APQ's published totals do.
     Construction prices every layer that a slot can run. The two pointwise layers of a block share one table, the
-    depthwise layer has the other; where a rule forbids a cell it holds infinity.
+    depthwise layer, with squeeze-and-excitation, has the other; where a rule forbids a cell it holds infinity.
     """
 
     def __init__(
@@ -71,6 +71,13 @@ class LatencyPredictor:
             for slot in space.slots
             for role in BLOCK_LAYERS
         }
+        squeezes = [
+            [
+                [ids.setdefault(layer, len(ids)) for layer in squeeze_layers(space, slot, mid)]
+                for mid in slot.mid_channels
+            ]
+            for slot in space.slots
+        ]
         costs = np.append(layer_costs(list(ids), type, accelerator, table), np.inf)  # id -1 is forbidden
         self._fixed = np.array([costs[row].sum() for row in fixed])  # (resolutions,)
         self._cells = np.zeros(self._tables.size + 1)  # the last one is for slots that do not run
@@ -78,6 +85,8 @@ class LatencyPredictor:
             cells = self._cells[place].reshape(shape)  # (resolutions, choices of the group's axes ...)
             for r, role in itertools.product(range(len(space.resolutions)), groups[group]):
                 cells[r] += _spread(costs[layers_at[role, r, slot]], _axes_of(space, (role,)), self._axes[group])
+            if "depthwise" in groups[group]:
+                cells += _spread(np.array([costs[row].sum() for row in squeezes[slot]]), ("e",), self._axes[group])
 
     def predict(self, genes: np.ndarray) -> np.ndarray:
         """(n,) float64 costs of a gene matrix, in `unit`."""

@@ -9,15 +9,18 @@ from torch import Tensor, nn
 
 from elastic_nn.modules.elastic_conv import ElasticConv2d
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
+from elastic_nn.modules.squeeze_excite import ElasticSqueezeExcite
 from elastic_nn.quantizers import QuantScheme
 
 NORM_EPS = 1e-3  # as published; the golden outputs depend on it
 NORM_MOMENTUM = 0.1
+ACTIVATIONS = {"relu6": nn.ReLU6, "relu": nn.ReLU, "h_swish": nn.Hardswish}  # by their names in a space
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockShape:
-    """Largest size of a block. `kernel_sizes` ascend; without `expand` the block is depthwise + project."""
+    """Largest size of a block. `kernel_sizes` ascend; without `expand` the block is depthwise + project; with `squeeze`
+    squeeze-and-excitation stands between the two."""
 
     in_channels: int
     mid_channels: int
@@ -25,34 +28,37 @@ class BlockShape:
     kernel_sizes: tuple[int, ...]
     stride: int
     expand: bool = True
+    squeeze: bool = False
+    activation: str = "relu6"
 
 
 class ConvNormAct(nn.Module):
-    """Elastic convolution, BatchNorm and, unless it is a linear bottleneck, ReLU6."""
+    """Elastic convolution, BatchNorm and, unless it is a linear bottleneck, an activation of this name."""
 
-    def __init__(self, conv: ElasticConv2d, *, act: bool) -> None:
+    def __init__(self, conv: ElasticConv2d, activation: str | None) -> None:
         super().__init__()
         self.conv = conv
         self.norm = ElasticBatchNorm2d(conv.active_out, eps=NORM_EPS, momentum=NORM_MOMENTUM)
-        self.act = nn.ReLU6(inplace=True) if act else nn.Identity()
+        self.act = ACTIVATIONS[activation](inplace=True) if activation else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
 
 
 class ElasticMBConv(nn.Module):
-    """Expand, depthwise, project, with a shortcut where input and output have one shape."""
+    """Expand, depthwise, squeeze, project, with a shortcut where input and output have one shape."""
 
     def __init__(self, shape: BlockShape, scheme: QuantScheme) -> None:
         super().__init__()
-        c, m, d = shape.in_channels, shape.mid_channels, shape.out_channels
+        c, m, d, act = shape.in_channels, shape.mid_channels, shape.out_channels, shape.activation
         if shape.expand:
-            self.expand = ConvNormAct(ElasticConv2d(c, m, (1,), 1, scheme, signed_input=True), act=True)
+            self.expand = ConvNormAct(ElasticConv2d(c, m, (1,), 1, scheme, signed_input=True), act)
         else:
             self.expand = nn.Identity()
         depthwise = ElasticConv2d(m, m, shape.kernel_sizes, shape.stride, scheme, depthwise=True)
-        self.depthwise = ConvNormAct(depthwise, act=True)
-        self.project = ConvNormAct(ElasticConv2d(m, d, (1,), 1, scheme), act=False)
+        self.depthwise = ConvNormAct(depthwise, act)
+        self.squeeze = ElasticSqueezeExcite(m) if shape.squeeze else nn.Identity()
+        self.project = ConvNormAct(ElasticConv2d(m, d, (1,), 1, scheme), None)
         self.shape = shape
         self.shortcut = shape.expand and shape.stride == 1 and c == d
 
@@ -77,7 +83,9 @@ class ElasticMBConv(nn.Module):
         for unit in (self.expand, self.depthwise):
             for tensor in (unit.conv.weight, *unit.norm.parameters(), unit.norm.running_mean, unit.norm.running_var):
                 tensor.copy_(tensor[order])
+        if isinstance(self.squeeze, ElasticSqueezeExcite):
+            self.squeeze.reorder(order)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, c, H, W) -> (N, d, H / stride, W / stride)
-        y = self.project(self.depthwise(self.expand(x)))
+        y = self.project(self.squeeze(self.depthwise(self.expand(x))))
         return x + y if self.shortcut else y

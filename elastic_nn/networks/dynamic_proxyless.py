@@ -15,7 +15,7 @@ from apq.space import SearchSpace
 from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks.checkpoint_layout import from_published, to_published
-from elastic_nn.networks.mbconv_net import MBConvNet, supernet_shape
+from elastic_nn.networks.mbconv_net import MBConvNet, supernet_blocks
 from elastic_nn.networks.subnet import extract_subnet
 from elastic_nn.quantizers import FLOAT, QuantScheme
 
@@ -47,7 +47,7 @@ class DynamicProxylessNASNets(MBConvNet):
             (width_mult,) = _as_tuple(width_mult_list)
             choices = (_as_tuple(values) for values in (ks_list, expand_ratio_list, depth_list))
             space = published_space(n_classes, base_stage_width, width_mult, *choices)
-        super().__init__(supernet_shape(space), scheme)
+        super().__init__(space, supernet_blocks(space), scheme)
         self.set_bn_param(*bn_param)
         self.dropout.p = dropout_rate
         self.space = space

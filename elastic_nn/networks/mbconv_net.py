@@ -2,117 +2,108 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
-from apq.space import SearchSpace
+from apq.space import FULL_PRECISION, SearchSpace, Slot
 from apq.subnet import Subnet
 from elastic_nn.modules.elastic_conv import ElasticConv2d
-from elastic_nn.modules.mbconv import BlockShape, ConvNormAct, ElasticMBConv
+from elastic_nn.modules.mbconv import ACTIVATIONS, BlockShape, ConvNormAct, ElasticMBConv
 from elastic_nn.modules.quant_layers import QuantLinear
 from elastic_nn.quantizers import FLOAT, QuantScheme
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetShape:
-    """Sizes of a whole network. `blocks[0]` is the fixed block without expansion."""
-
-    in_channels: int
-    stem_width: int
-    stem_stride: int
-    blocks: tuple[BlockShape, ...]
-    head_width: int
-    n_classes: int
-    mix_activation_bits: int
+def supernet_blocks(space: SearchSpace) -> list[BlockShape]:
+    """The blocks of the largest network of a space, with every kernel choice."""
+    slots = (_slot_block(space, slot, slot.mid_channels[-1], space.kernel_sizes) for slot in space.slots)
+    return [_first_block(space), *slots]
 
 
-def supernet_shape(space: SearchSpace) -> NetShape:
-    """The largest network of a space, with every kernel choice."""
+def subnet_blocks(space: SearchSpace, subnet: Subnet) -> list[BlockShape]:
+    """The blocks of one subnet: only those that run, each with its one kernel and width."""
     slots = (
-        BlockShape(
-            in_channels=slot.in_channels,
-            mid_channels=slot.mid_channels[-1],
-            out_channels=slot.out_channels,
-            kernel_sizes=space.kernel_sizes,
-            stride=slot.stride,
-        )
-        for slot in space.slots
-    )
-    return _shape(space, tuple(slots))
-
-
-def subnet_shape(space: SearchSpace, subnet: Subnet) -> NetShape:
-    """The network of one subnet: only the blocks that run, each with its one kernel and width."""
-    slots = (
-        BlockShape(
-            in_channels=slot.in_channels,
-            mid_channels=round(subnet.e[slot.index] * slot.in_channels),
-            out_channels=slot.out_channels,
-            kernel_sizes=(subnet.ks[slot.index],),
-            stride=slot.stride,
-        )
+        _slot_block(space, slot, round(subnet.e[slot.index] * slot.in_channels), (subnet.ks[slot.index],))
         for slot in space.slots
         if slot.position < subnet.d[slot.stage]
     )
-    return _shape(space, tuple(slots))
+    return [_first_block(space), *slots]
 
 
-def _shape(space: SearchSpace, slots: tuple[BlockShape, ...]) -> NetShape:
-    first = BlockShape(
+def _slot_block(space: SearchSpace, slot: Slot, mid_channels: int, kernel_sizes: tuple[int, ...]) -> BlockShape:
+    return BlockShape(
+        in_channels=slot.in_channels,
+        mid_channels=mid_channels,
+        out_channels=slot.out_channels,
+        kernel_sizes=kernel_sizes,
+        stride=slot.stride,
+        squeeze=space.stages[slot.stage].squeeze,
+        activation=space.stages[slot.stage].activation,
+    )
+
+
+def _first_block(space: SearchSpace) -> BlockShape:
+    return BlockShape(
         in_channels=space.stem_width,
         mid_channels=space.stem_width,
         out_channels=space.first_block_width,
         kernel_sizes=(3,),
         stride=1,
         expand=False,
-    )
-    return NetShape(
-        in_channels=space.in_channels,
-        stem_width=space.stem_width,
-        stem_stride=space.stem_stride,
-        blocks=(first, *slots),
-        head_width=space.head_width,
-        n_classes=space.n_classes,
-        mix_activation_bits=space.mix_activation_bits,
+        activation=space.first_block_activation,
     )
 
 
 class MBConvNet(nn.Module):
-    """First convolution, inverted-residual blocks, last 1x1, pooling, classifier.
+    """First convolution, inverted-residual blocks, last 1x1, pooling, in some spaces another 1x1, classifier.
 
-    The quantizers come with the scheme. What is not searched runs at 8 bits (the last 1x1's input at the space's
-    `mix_activation_bits`); the image enters unquantized.
+    The quantizers come with the scheme. What is not searched runs at the space's `fixed_bits` (the last 1x1's input at
+    its `mix_activation_bits`) and `end_bits`; the image enters unquantized.
     `active_blocks` are the indices of the blocks that run.
     """
 
-    def __init__(self, shape: NetShape, scheme: QuantScheme) -> None:
+    def __init__(self, space: SearchSpace, blocks: list[BlockShape], scheme: QuantScheme) -> None:
         super().__init__()
-        first = ElasticConv2d(
-            shape.in_channels, shape.stem_width, (3,), shape.stem_stride, scheme, quantize_input=False
-        )
-        self.first_conv = ConvNormAct(first, act=True)
-        self.blocks = nn.ModuleList(ElasticMBConv(block, scheme) for block in shape.blocks)
-        mix = ElasticConv2d(shape.blocks[-1].out_channels, shape.head_width, (1,), 1, scheme, signed_input=True)
-        if scheme is not FLOAT:
-            mix.act_quant.bits = shape.mix_activation_bits
-        self.feature_mix_layer = ConvNormAct(mix, act=True)
+        act, width = space.end_activation, space.head_width
+        ends = FLOAT if space.end_bits == FULL_PRECISION else scheme
+        stem = (space.in_channels, space.stem_width, (3,), space.stem_stride)
+        self.first_conv = ConvNormAct(ElasticConv2d(*stem, ends, quantize_input=False), act)
+        self.blocks = nn.ModuleList(ElasticMBConv(block, scheme) for block in blocks)
+        mix = ElasticConv2d(blocks[-1].out_channels, width, (1,), 1, scheme, signed_input=True)
+        self.feature_mix_layer = ConvNormAct(mix, act)
+        if space.pooled_width is None:
+            self.pooled_mix_layer = self.pooled_act = nn.Identity()
+        else:
+            self.pooled_mix_layer = QuantLinear(width, space.pooled_width, scheme, bias=False)
+            self.pooled_act, width = ACTIVATIONS[act](inplace=True), space.pooled_width
         self.dropout = nn.Dropout(0.0)
-        self.classifier = QuantLinear(shape.head_width, shape.n_classes, scheme)
+        self.classifier = QuantLinear(width, space.n_classes, ends)
         self.scheme = scheme
-        self.active_blocks: tuple[int, ...] = tuple(range(len(shape.blocks)))
+        self.active_blocks: tuple[int, ...] = tuple(range(len(blocks)))
+        self._set_fixed_bits(space)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, classes)
         x = self.first_conv(x)
         for i in self.active_blocks:
             x = self.blocks[i](x)
         x = self.feature_mix_layer(x).mean((2, 3))
+        x = self.pooled_act(self.pooled_mix_layer(x))
         return self.classifier(self.dropout(x))
+
+    def _set_fixed_bits(self, space: SearchSpace) -> None:
+        mix, first = self.feature_mix_layer.conv, (unit.conv for unit in self.blocks[0].layers().values())
+        for layer in (*first, mix, self.pooled_mix_layer):
+            _set_bits(layer, space.fixed_bits, space.fixed_bits)
+        _set_bits(mix, space.fixed_bits, space.mix_activation_bits)
+        for layer in (self.first_conv.conv, self.classifier):
+            _set_bits(layer, space.end_bits, space.end_bits)
 
     def set_block_bits(self, index: int, space: SearchSpace, bits: tuple[int, ...]) -> None:
         """Give a block its bits, one an operand kind of the space. A float network has none to give."""
-        if self.scheme is FLOAT:
-            return
         for role, unit in self.blocks[index].layers().items():
-            unit.conv.weight_quant.bits = bits[space.kind_of(role, "w")]
-            unit.conv.act_quant.bits = bits[space.kind_of(role, "a")]
+            _set_bits(unit.conv, bits[space.kind_of(role, "w")], bits[space.kind_of(role, "a")])
+
+
+def _set_bits(layer: nn.Module, w_bits: int, a_bits: int) -> None:
+    for kind, bits in (("weight_quant", w_bits), ("act_quant", a_bits)):
+        quantizer = getattr(layer, kind, None)
+        if not isinstance(quantizer, (nn.Identity, type(None))):
+            quantizer.bits = bits

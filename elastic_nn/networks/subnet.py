@@ -9,13 +9,14 @@ from apq.space import SearchSpace
 from apq.subnet import Subnet
 from elastic_nn.modules.elastic_conv import ElasticConv2d
 from elastic_nn.modules.mbconv import ConvNormAct
-from elastic_nn.networks.mbconv_net import MBConvNet, subnet_shape
+from elastic_nn.modules.squeeze_excite import ElasticSqueezeExcite
+from elastic_nn.networks.mbconv_net import MBConvNet, subnet_blocks
 from elastic_nn.quantizers import QuantScheme
 
 
 def build_subnet(space: SearchSpace, subnet: Subnet, scheme: QuantScheme) -> MBConvNet:
     """The subnet with fresh weights and its bits set."""
-    net = MBConvNet(subnet_shape(space, subnet), scheme)
+    net = MBConvNet(space, subnet_blocks(space, subnet), scheme)
     for index, slot in enumerate(running_slots(space, subnet), start=1):
         net.set_block_bits(index, space, tuple(row[slot] for row in subnet.bits))
     return net
@@ -37,10 +38,13 @@ def extract_subnet(supernet: MBConvNet, space: SearchSpace, subnet: Subnet) -> M
     for source, target in zip(supernet.active_blocks, net.blocks, strict=True):
         named = supernet.blocks[source].layers()
         pairs += [(named[role], unit) for role, unit in target.layers().items()]
+        if isinstance(target.squeeze, ElasticSqueezeExcite):
+            target.squeeze.copy_first(supernet.blocks[source].squeeze)
     for source, target in pairs:
         _copy_unit(source, target)
     net.dropout.p = supernet.dropout.p
-    net.classifier.load_state_dict(supernet.classifier.state_dict())
+    for name in ("pooled_mix_layer", "classifier"):
+        net.get_submodule(name).load_state_dict(supernet.get_submodule(name).state_dict())
     return net.train(supernet.training)
 
 
