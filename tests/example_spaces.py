@@ -58,6 +58,7 @@ WIDE = SearchSpace(
 )
 
 ALL = {**SPACES, TINY.name: TINY, WIDE.name: WIDE}
+CHOOSING_BITS = {name: space for name, space in ALL.items() if any(len(kind.choices) > 1 for kind in space.operands)}
 
 
 def every_row(space: SearchSpace) -> np.ndarray:

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from example_spaces import ALL, TINY
+from example_spaces import ALL, CHOOSING_BITS, TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,7 +91,7 @@ def test_fast_in_chunks_and_threads_is_the_same_function(monkeypatch):
     assert torch.get_num_threads() == n_threads
 
 
-@spaces
+@pytest.mark.parametrize("space", CHOOSING_BITS.values(), ids=CHOOSING_BITS)
 def test_the_policy_is_seen(space):
     predictor = filled(AccuracyPredictor(space, 50), 0)
     genes = sample(space, 1, np.random.default_rng(0))

@@ -42,8 +42,12 @@ def published_key(key: str, *, elastic: bool) -> str:
     'blocks.3.mobile_inverted_conv.depth_conv.bn.bn.weight'
     >>> published_key("blocks.3.depthwise.conv.kernel_transforms.7to5", elastic=True)
     'blocks.3.mobile_inverted_conv.depth_conv.conv.7to5_matrix'
+
+    UserError for layers and quantizers that no published network has.
     """
     parts, twice = key.split("."), False
+    if parts[-1] == "step" or parts[0] == "pooled_mix_layer" or (parts[0] == "blocks" and parts[2] not in ROLES):
+        raise UserError(f"the published layout has no place for {key}")
     if parts[0] == "blocks":
         twice = elastic and parts[1] != "0"  # the first block is fixed
         parts = [*parts[:2], "mobile_inverted_conv", ROLES[parts[2]], *parts[3:]]

@@ -98,6 +98,8 @@ def run_sequential(
     """
     if predictor.quantize or predictor.space != supernet.space:
         raise UserError(f"the sequential search needs a float predictor of space {supernet.space.name}")
+    if any(stage.squeeze for stage in supernet.space.stages):
+        raise UserError(f"space {supernet.space.name} has squeeze-and-excitation, whose channels AMC does not prune")
     asked = _plain(
         {
             "config": asdict(config),
