@@ -144,7 +144,7 @@ def subnet_plan(args: argparse.Namespace, experiment: Experiment, device: torch.
             "recalibration_images": recipe.recalibration_images,
             "supernet": digest(supernet.state_dict()),
         },
-        save=partial(save_subnet, experiment.best_checkpoint, space, subnet),
+        save=partial(save_subnet, experiment.best_checkpoint, space, subnet, scheme=supernet.scheme),
     )
 
 

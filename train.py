@@ -1,10 +1,13 @@
-"""Train a supernet from nothing by progressive shrinking, or with --model another network by name.
+"""Train a supernet by progressive shrinking or the sandwich rule, or with --model another network by name.
 
 Writes models/SPACE/supernet.pt or models/NAME/model.pt; a run that was killed continues with the same command. Next,
-for a supernet: search.py --prepare acc.
+for a supernet: search.py --prepare acc. A space of one bit-width throughout, as oqa-mbv2, is trained quantized, with
+learned step sizes; its supernet of fewer bits starts from one of more.
 
   torchrun --nproc_per_node=8 train.py --space apq-imagenet --data DIR --amp     on all GPUs of a machine
   train.py --model mobilenet_v2_small                                            a small network on glyphs
+  train.py --space oqa-mbv2-glyphs                                               a supernet at 4 bits, then at 3:
+  train.py --space oqa-mbv2-glyphs-3bit --start_from models/oqa-mbv2-glyphs
 """
 
 from __future__ import annotations
@@ -19,19 +22,23 @@ from typing import Any
 
 import torch
 
+from apq.checkpoint import digest
 from apq.cli import Parser, add_common_flags, add_execution_flags, at_least, run, table
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.files import check_writable, write_json
 from apq.model import IMAGES, ModelSpec, model_to_dict, named_model
 from apq.model_folder import ModelFolder
-from apq.presets import get_space
+from apq.presets import bits_throughout, get_space
 from apq.space import SearchSpace, space_to_dict
-from dataset import load_splits
+from dataset import check_classes, load_splits
 from dataset.imagenet import image_folder_model, image_folder_space, tell_unreadable
+from dataset.splits import Splits
+from elastic_nn.networks import DynamicProxylessNASNets
 from elastic_nn.networks.model_file import save_model
 from elastic_nn.networks.named_models import build_model
-from elastic_nn.networks.supernet_file import save_supernet
+from elastic_nn.networks.supernet_file import load_supernet, save_supernet
+from elastic_nn.quantizers import FLOAT, LSQ, scheme_named
 from elastic_nn.training.distributed import check_agreement, processes
 from elastic_nn.training.engine import Execution, TrainConfig
 from elastic_nn.training.finetune import finetune
@@ -39,6 +46,7 @@ from elastic_nn.training.progressive_shrinking import train_supernet
 from elastic_nn.training.recipes import RECIPES, get_recipe, with_batch_size
 
 OF_MODELS = ("images", "epochs", "lr")  # flags that a supernet does not have
+OF_SUPERNETS = ("quantizer", "start_from")  # flags that a network by name does not have
 
 
 def build_parser() -> Parser:
@@ -53,9 +61,22 @@ def build_parser() -> Parser:
         help="with --model: what it is for (default: glyphs for NAME_small, else imagenet)",
     )
     parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the space's or images' own)")
+    parser.add_argument(
+        "--quantizer",
+        choices=(FLOAT.name, LSQ.name),
+        help="train the supernet in full precision or with learned steps (default: lsq for spaces of one bit-width)",
+    )
+    parser.add_argument(
+        "--start_from",
+        type=Path,
+        help="folder or file of a supernet of the same architectures: one of more bits hands down weights and steps, a "
+        "float one its weights; its largest network teaches",
+    )
     parser.add_argument("--epochs", type=int, help="with --model: epochs (default: those of the recipe's first phase)")
     parser.add_argument("--lr", type=float, help="with --model: learning rate at the start (default: the recipe's)")
-    parser.add_argument("--out", type=Path, help="folder of the result (default: models/SPACE or models/NAME)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the result (default: models/SPACE, models/SPACE-float or models/NAME)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a supernet or a model that exists")
     parser.add_argument(
         "--batch_size",
@@ -71,6 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if args.model is None and (odd := [name for name in OF_MODELS if getattr(args, name) is not None]):
         raise UserError(f"--{odd[0]} belongs to --model")
+    if args.model is not None and (odd := [name for name in OF_SUPERNETS if getattr(args, name) is not None]):
+        raise UserError(f"--{odd[0]} belongs to --space")
     device = resolve_device(args.device)
     with processes(device) as share:
         execution = Execution(amp=args.amp, accumulate=args.accumulate, share=share)
@@ -82,17 +105,24 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
     space: SearchSpace = get_space(args.space or "digits")
     if args.data:
         space = image_folder_space(space, args.data)
-    folder = ModelFolder(args.out or Path("models") / space.name)
+    usual = FLOAT if bits_throughout(space) is None else LSQ
+    scheme = usual if args.quantizer is None else scheme_named(args.quantizer)
+    folder = ModelFolder(
+        args.out or Path("models") / (space.name if scheme == usual else f"{space.name}-{scheme.name}")
+    )
     if folder.supernet.exists() and not args.overwrite:
         raise UserError(f"{folder.supernet} exists; choose another --out or give --overwrite")
     check_writable(folder.path)
     splits, recipe = load_splits(space, args.data), get_recipe(args.recipe, space)
     if args.batch_size:
         recipe = with_batch_size(recipe, args.batch_size)
+    start, start_facts = (None, {}) if args.start_from is None else load_start(args.start_from, splits)
     check_agreement(
         {
             "space": space_to_dict(space),
             "recipe": asdict(recipe),
+            "scheme": scheme.name,
+            "start": start_facts,
             "seed": args.seed,
             "images": splits.source,
             "execution": execution.asked(),
@@ -101,7 +131,7 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
         execution.share,
     )
     if execution.main:
-        print(f"space {space.name}, recipe {recipe.name}", file=sys.stderr)
+        print(f"space {space.name}, recipe {recipe.name}, quantizers {scheme.name}", file=sys.stderr)
     net, records = train_supernet(
         space,
         splits,
@@ -109,6 +139,8 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
         seed=args.seed,
         device=device,
         state_file=folder.supernet_state,
+        scheme=scheme,
+        start=start,
         execution=execution,
         ema=args.ema,
         log=partial(log, execution),
@@ -116,9 +148,10 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
     if not execution.main:
         return
     tell_unreadable(splits)
-    write_json(folder.training, {"space": space.name, "recipe": recipe.name, "seed": args.seed, "phases": records})
+    facts = {"seed": args.seed, **start_facts}
+    write_json(folder.training, {"space": space.name, "recipe": recipe.name, **facts, "phases": records})
     # The supernet comes last: it says that all is there.
-    save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, seed=args.seed, records=records)
+    save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, records=records, **facts)
     folder.supernet_state.unlink(missing_ok=True)
     if args.json:
         print(json.dumps({"supernet": str(folder.supernet), "phases": records}))
@@ -126,6 +159,14 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
     rows = [(r["phase"], f"{r['loss']:.3f}", f"{r['largest_top1']:.2%}", f"{r['smallest_top1']:.2%}") for r in records]
     print(table([("phase", "loss", "largest", "smallest"), *rows]))
     print(f"validation top-1 after each phase; supernet in {folder.supernet}")
+
+
+def load_start(given: Path, splits: Splits) -> tuple[DynamicProxylessNASNets, dict[str, Any]]:
+    """The supernet to start from, and what the new one's files say of it."""
+    file = ModelFolder(given).supernet if given.is_dir() else given
+    start, origin = load_supernet(file)
+    check_classes(splits, origin.images, file)
+    return start, {"started_from": {"file": str(file), "weights": digest(start.state_dict())}}
 
 
 def train_model(args: argparse.Namespace, device: torch.device, execution: Execution) -> None:

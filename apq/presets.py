@@ -155,6 +155,19 @@ def at_bits(space: SearchSpace, bits: int) -> SearchSpace:
     )
 
 
+def bits_throughout(space: SearchSpace) -> int | None:
+    """The one bit-width of its networks, whose ends may be in full precision; None where bits are chosen or differ."""
+    ends = {space.end_bits} - {FULL_PRECISION}
+    found = {space.fixed_bits, space.mix_activation_bits, *(b for kind in space.operands for b in kind.choices)} | ends
+    return space.fixed_bits if len(found) == 1 else None
+
+
+def same_architectures(one: SearchSpace, other: SearchSpace) -> bool:
+    """Whether two spaces differ in nothing but bits and names."""
+    one, other = (at_bits(space, space.fixed_bits) for space in (one, other))
+    return replace(at_bits(one, other.fixed_bits), name=other.name) == other
+
+
 def _oqa_space(**fields: Any) -> SearchSpace:
     """OQA (arXiv 2010.04354): one bit-width throughout, first convolution and classifier in full precision."""
     space = SearchSpace(

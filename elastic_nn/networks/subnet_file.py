@@ -18,12 +18,21 @@ from apq.subnet import Subnet, spec_of, subnet_from_spec
 from elastic_nn.networks.checkpoint_layout import CLASSIFIER, from_published, published_state
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.subnet import build_subnet
-from elastic_nn.quantizers import FLOAT, LINEAR
+from elastic_nn.quantizers import FLOAT, LINEAR, QuantScheme, scheme_named
 
 
-def save_subnet(path: Path, space: SearchSpace, subnet: Subnet, state: dict[str, torch.Tensor], **facts: Any) -> None:
+def save_subnet(
+    path: Path,
+    space: SearchSpace,
+    subnet: Subnet,
+    state: dict[str, torch.Tensor],
+    *,
+    scheme: QuantScheme = LINEAR,
+    **facts: Any,
+) -> None:
     """Write a quantized subnet with all that is needed to rebuild it, and what is known of its training."""
-    save_checkpoint(path, {"space": space_to_dict(space), **spec_of(space, subnet), "state_dict": state, **facts})
+    described = {"space": space_to_dict(space), "scheme": scheme.name, **spec_of(space, subnet)}
+    save_checkpoint(path, {**described, "state_dict": state, **facts})
 
 
 def load_subnet(path: Path) -> tuple[MBConvNet, SearchSpace, Subnet]:
@@ -77,8 +86,8 @@ def _rebuild(path: Path, data: Mapping[str, Any]) -> tuple[MBConvNet, SearchSpac
     if not (isinstance(data["arch"], dict) and isinstance(data["policy"], dict)):
         raise UserError(f"{path}: its architecture and its policy must be objects")
     subnet = subnet_from_spec(space, {**data["arch"], **data["policy"]})
-    net = build_subnet(space, subnet, LINEAR)
     try:
+        net = build_subnet(space, subnet, scheme_named(data.get("scheme", LINEAR.name)))
         check_fit(data["state_dict"], {key: value.shape for key, value in net.state_dict().items()})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

@@ -1,4 +1,4 @@
-"""The file of a trained float supernet, and the quantized supernet that takes its weights."""
+"""The file of a trained supernet, and the quantized supernet that takes a float one's weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from apq.space import SearchSpace, space_from_dict, space_to_dict
 from elastic_nn.networks.checkpoint_layout import CLASSIFIER, RANGES, published_state
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
+from elastic_nn.quantizers import FLOAT, QuantScheme, scheme_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,26 +24,35 @@ class Origin:
 
 
 def save_supernet(path: Path, net: DynamicProxylessNASNets, recipe: str, images: dict[str, Any], **facts: Any) -> None:
-    """Write a float supernet with its space, its origin and what else is known of it."""
-    own = {"space": space_to_dict(net.space), "state_dict": net.state_dict(), "recipe": recipe, "images": images}
-    save_checkpoint(path, {**own, **facts})
+    """Write a supernet with its space, the name of its quantizers' scheme, its origin and what else is known of it."""
+    own = {"space": space_to_dict(net.space), "scheme": net.scheme.name, "state_dict": net.state_dict()}
+    save_checkpoint(path, {**own, "recipe": recipe, "images": images, **facts})
+
+
+def build_supernet(space: SearchSpace, scheme: QuantScheme) -> DynamicProxylessNASNets:
+    """A fresh supernet of a space with the quantizers of a scheme."""
+    if scheme == FLOAT:
+        return DynamicProxylessNASNets(space=space)
+    return DynamicQuantizedProxylessNASNets(space=space, scheme=scheme)
 
 
 def load_supernet(path: Path) -> tuple[DynamicProxylessNASNets, Origin]:
-    """The float supernet of a file and its origin; UserError where the file is damaged or does not fit.
+    """The supernet of a file, float or with the quantizers that it was trained with, and its origin.
 
-    A file in the published layout is one of `apq-imagenet`, of as many classes as it has, and of unknown origin.
+    A file without a scheme is one of a float supernet. A file in the published layout is one of `apq-imagenet`, of as
+    many classes as it has, and of unknown origin. UserError where a file is damaged or does not fit.
     """
     data = load_checkpoint(path)
     if "space" not in data:
         return _load_published(path, data), Origin()
     if missing := [key for key in ("state_dict", "recipe") if key not in data]:
         raise UserError(f"{path} is not a supernet: it lacks {', '.join(missing)}")
-    net = DynamicProxylessNASNets(space=space_from_dict(data["space"]))
+    space = space_from_dict(data["space"])
     try:
+        net = build_supernet(space, scheme_named(data.get("scheme", FLOAT.name)))
         check_fit(data["state_dict"], {key: value.shape for key, value in net.state_dict().items()})
     except UserError as error:
-        raise UserError(f"{path}, space {net.space.name}: {error}") from error
+        raise UserError(f"{path}, space {space.name}: {error}") from error
     net.load_state_dict(data["state_dict"])
     return net, Origin(recipe=data["recipe"], images=data.get("images"))
 
@@ -50,10 +60,15 @@ def load_supernet(path: Path) -> tuple[DynamicProxylessNASNets, Origin]:
 def load_quantized_supernet(
     path: Path, space: SearchSpace | None = None
 ) -> tuple[DynamicQuantizedProxylessNASNets, Origin]:
-    """As `load_supernet`, with quantizers; UserError if it is of another space than asked for."""
+    """As `load_supernet`, where a float supernet gets linear quantizers; one that was trained quantized keeps its own.
+
+    UserError if it is of another space than asked for.
+    """
     source, origin = load_supernet(path)
     if space is not None and source.space != space:
         raise UserError(f"{path} is a supernet of space {source.space.name}, not of {space.name} as asked")
+    if isinstance(source, DynamicQuantizedProxylessNASNets):
+        return source, origin
     net = DynamicQuantizedProxylessNASNets(space=source.space)
     net.load_float_weights(source.state_dict())
     return net, origin

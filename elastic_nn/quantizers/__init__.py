@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from apq.errors import UserError
 from elastic_nn.quantizers.kmeans import KMeansWeightQuantizer
 from elastic_nn.quantizers.linear import LinearActivationQuantizer, LinearWeightQuantizer
 from elastic_nn.quantizers.lsq import LsqQuantizer
@@ -22,6 +23,7 @@ __all__ = [
     "LinearWeightQuantizer",
     "LsqQuantizer",
     "QuantScheme",
+    "scheme_named",
 ]
 
 
@@ -40,3 +42,11 @@ KMEANS = QuantScheme("kmeans", weight=KMeansWeightQuantizer, activation=lambda s
 # OQA rounds every activation to codes from 0 up, so that what is negative in a linear bottleneck or an h-swish is lost.
 LSQ = QuantScheme("lsq", weight=lambda: LsqQuantizer(signed=True), activation=lambda signed: LsqQuantizer(signed=False))
 SCHEMES = {scheme.name: scheme for scheme in (LINEAR, KMEANS, LSQ)}
+
+
+def scheme_named(name: str) -> QuantScheme:
+    """The scheme that a file speaks of, "float" included; UserError names the known ones."""
+    known = {FLOAT.name: FLOAT, **SCHEMES}
+    if name not in known:
+        raise UserError(f"unknown quantizers {name!r}; known: {', '.join(known)}")
+    return known[name]

@@ -1,4 +1,4 @@
-"""Training of one network: a quantized subnet from a float supernet's weights, or any other from its own."""
+"""Training of one network: a quantized subnet from a supernet's weights, or any other from its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
-from elastic_nn.training.calibration import calibrate_ranges, quantizers_off
+from elastic_nn.training.calibration import calibrate_ranges, quantizers_off, steps_learned
 from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.engine import (
     EVALUATION_BATCH,
@@ -38,20 +38,26 @@ CALIBRATION_IMAGES = 256
 def quantized_subnet(
     supernet: DynamicQuantizedProxylessNASNets, subnet: Subnet, splits: Splits, n_images: int, device: torch.device
 ) -> MBConvNet:
-    """Cut a subnet out, choose its quantizer ranges and recalibrate its BatchNorm at its bits: ready to finetune.
-
-    BatchNorm is recalibrated in full precision first: under the supernet's statistics, which are those of no subnet,
-    activations have other sizes and every range would be wrong.
-    """
+    """Cut a subnet out and calibrate it at its bits: ready to finetune or, with learned steps, to be used."""
     supernet.activate(subnet)
     net = supernet.get_active_subnet().to(device)
-    batches = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=(subnet.resolution,))
-    with quantizers_off(net):
-        recalibrate(net, batches, device, n_images)
-    images, _ = next(iter(make_loader(splits.calibration, CALIBRATION_IMAGES, sides=(subnet.resolution,))))
-    calibrate_ranges(net, to_device(images, device))
-    recalibrate(net, batches, device, n_images)
+    calibrate(net, splits, subnet.resolution, n_images, device)
     return net
+
+
+def calibrate(net: MBConvNet, splits: Splits, side: int, n_images: int, device: torch.device) -> None:
+    """Choose a network's quantizer ranges, unless they are learned steps, and recalibrate its BatchNorm at its bits.
+
+    For ranges BatchNorm is recalibrated in full precision first: under the statistics of another network, such as the
+    supernet that a subnet is cut out of, activations have other sizes and every range would be wrong.
+    """
+    batches = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=(side,))
+    if not steps_learned(net):
+        with quantizers_off(net):
+            recalibrate(net, batches, device, n_images)
+        images, _ = next(iter(make_loader(splits.calibration, CALIBRATION_IMAGES, sides=(side,))))
+        calibrate_ranges(net, to_device(images, device))
+    recalibrate(net, batches, device, n_images)
 
 
 def train_epochs(

@@ -1,7 +1,8 @@
 """Supernet training by progressive shrinking (once-for-all, Cai et al., ICLR 2020, arXiv 1908.09791).
 
-First the largest network alone; then kernel, depth and width become elastic one after the other, each subnet taught by
-the largest one as well as by the labels.
+First the largest network alone; then kernel, depth and width become elastic one after the other, or all at once by the
+sandwich rule, each subnet taught by the largest one as well as by the labels. Where another supernet is there to start
+from, its largest network teaches from the beginning.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from apq.checkpoint import load_checkpoint, save_checkpoint
+from apq.checkpoint import digest, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.genes import cardinalities, genes_of, largest_subnet, legalise, sample, smallest_subnet, subnets_of, view
 from apq.space import SearchSpace, space_to_dict
 from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
+from elastic_nn.quantizers import FLOAT, QuantScheme
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.engine import (
@@ -37,6 +40,7 @@ from elastic_nn.training.engine import (
     seed_epoch,
     train_one_epoch,
 )
+from elastic_nn.training.inheritance import check_start, first_supernet, first_teacher, frozen_largest
 from elastic_nn.training.recipes import Phase, Recipe
 
 
@@ -67,23 +71,38 @@ def train_supernet(
     seed: int,
     device: torch.device,
     state_file: Path,
+    scheme: QuantScheme = FLOAT,
+    start: DynamicProxylessNASNets | None = None,
     execution: Execution = ONE_PROCESS,
     ema: float | None = None,
     log: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> tuple[DynamicProxylessNASNets, list[dict[str, Any]]]:
-    """Train a float supernet through all phases; returns it and one record a phase.
+    """Train a supernet with the quantizers of a scheme through all phases; returns it and one record a phase.
+
+    It starts from nothing or from `start`, a trained supernet of the same architectures: a float one, or one with
+    learned steps and no fewer bits. UserError if that does not fit or if the recipe needs one.
+
+    A record has the validation top-1 of the largest and the smallest subnet after the phase. Where the recipe says so,
+    its "epochs" have that of the largest after every epoch, on fewer images; epoch 0 is `start` before any training.
 
     The state is saved to `state_file` after every epoch; the same call continues from there. With `ema`, a decay, the
     net that comes back is the moving average over the last phase. All processes of `execution` sample the same subnets.
     """
+    check_start(start, space, scheme)
+    if start is None and recipe.phases[0].sandwich:
+        raise UserError(f"recipe {recipe.name} trains all sizes at once from the start: give a supernet to start from")
     torch.manual_seed(seed)
-    net = DynamicProxylessNASNets(space=space).to(device)
-    teacher: nn.Module | None = None
+    n_images = recipe.recalibration_images
+    net = first_supernet(space, scheme, start, splits, n_images, device)
+    teacher: nn.Module | None = None if start is None else first_teacher(start, splits, n_images, device)
     records: list[dict[str, Any]] = []
     asked = {
         "space": space_to_dict(space),
         "phases": [asdict(phase) for phase in recipe.phases],
-        "recalibration_images": recipe.recalibration_images,
+        "recalibration_images": n_images,
+        "epoch_val_images": recipe.epoch_val_images,
+        "scheme": scheme.name,
+        "start": None if start is None else digest(start.state_dict()),
         "seed": seed,
         "images": splits.source,
         "execution": execution.asked(),
@@ -91,13 +110,16 @@ def train_supernet(
     }
     last, share = len(recipe.phases) - 1, execution.share
     average: AveragedModel | None = None
+    epochs: list[dict[str, Any]] = []
     state = _load_state(state_file, asked) if state_file.exists() else None
     if state is not None:
         net.load_state_dict(state["net"])
-        records = state["records"]
+        records, epochs = state["records"], state["epochs"]
         if state["teacher"] is not None:
-            teacher = _frozen_copy(net, space, device)
+            teacher = frozen_largest(net, device) if teacher is None else teacher
             teacher.load_state_dict(state["teacher"])
+    elif start is not None:
+        epochs = _epoch_score(net, splits, recipe, device, execution, {"epoch": 0})
     check_agreement({"state to continue from": state and (state["phase"], state["epoch"])}, share)
     epochs_before = 0
     for index, phase in enumerate(recipe.phases):
@@ -107,7 +129,9 @@ def train_supernet(
         elif state is not None and index == state["phase"]:
             optimizer.load_state_dict(state["optimizer"])
             first_epoch = state["epoch"]
-        newly_narrow = "e" in phase.elastic and (index == 0 or "e" not in recipe.phases[index - 1].elastic)
+        newly_narrow = (
+            start is None and "e" in phase.elastic and (index == 0 or "e" not in recipe.phases[index - 1].elastic)
+        )
         if first_epoch == 0 and newly_narrow:  # the channels that survive slicing should be the best ones
             for block in net.blocks[1:]:
                 block.sort_channels()
@@ -116,7 +140,14 @@ def train_supernet(
             if average is not None and first_epoch:
                 average.load_state_dict(state["average"])
         after_step = (lambda: None) if average is None else partial(average.update_parameters, net)
-        batches = make_loader(splits.train, phase.train.batch_size, shuffle=True, share=share, sides=space.resolutions)
+        batches = make_loader(
+            splits.train,
+            phase.train.batch_size,
+            shuffle=True,
+            share=share,
+            sides=space.resolutions,
+            n_images=phase.epoch_images,
+        )
         bar = tqdm(
             range(first_epoch, phase.train.epochs),
             desc=f"supernet: {phase.name}",
@@ -138,12 +169,15 @@ def train_supernet(
                 after_step=after_step,
             )
             bar.set_postfix(loss=f"{loss:.3f}")
+            scored = net if average is None else average.module
+            epochs += _epoch_score(scored, splits, recipe, device, execution, {"epoch": epoch + 1, "loss": loss})
             if epoch + 1 == phase.train.epochs:
-                scores = _phase_scores(net if average is None else average.module, splits, recipe, device, execution)
-                records.append({"phase": phase.name, "loss": loss, **scores})
+                scores = _phase_scores(scored, splits, recipe, device, execution)
+                records.append({"phase": phase.name, "loss": loss, **scores, **({"epochs": epochs} if epochs else {})})
+                epochs = []
                 log(records[-1])
                 if teacher is None:
-                    teacher = _frozen_copy(net, space, device)
+                    teacher = frozen_largest(net, device)
             if execution.main:
                 save_checkpoint(
                     state_file,
@@ -156,6 +190,7 @@ def train_supernet(
                         "teacher": None if teacher is None else teacher.state_dict(),
                         "average": None if average is None else average.state_dict(),
                         "records": records,
+                        "epochs": epochs,
                     },
                 )
         epochs_before += phase.train.epochs
@@ -167,32 +202,59 @@ def train_supernet(
 
 def _draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Generator) -> list[Callable[[], None]]:
     """A step's subnets, as calls that activate them."""
-    drawn = [sample_phase(net.space, phase.elastic, 1, rng, phase.reach)[0] for _ in range(phase.subnets_per_step)]
-    return [partial(net.activate, subnet) for subnet in drawn]
-
-
-def _frozen_copy(net: DynamicProxylessNASNets, space: SearchSpace, device: torch.device) -> nn.Module:
-    net.activate(largest_subnet(space))
-    return net.get_active_subnet().to(device).eval().requires_grad_(False)
+    always = [largest_subnet(net.space), smallest_subnet(net.space)] if phase.sandwich else []
+    n_random = phase.subnets_per_step - len(always)
+    drawn = [sample_phase(net.space, phase.elastic, 1, rng, phase.reach)[0] for _ in range(n_random)]
+    return [partial(net.activate, subnet) for subnet in (*always, *drawn)]
 
 
 def _phase_scores(
     net: DynamicProxylessNASNets, splits: Splits, recipe: Recipe, device: torch.device, execution: Execution
 ) -> dict[str, float]:
     """Validation top-1 of the largest and the smallest subnet, each recalibrated."""
-    scores = {}
-    for name, subnet in (("largest", largest_subnet(net.space)), ("smallest", smallest_subnet(net.space))):
-        net.activate(subnet)
-        alone, sides = net.get_active_subnet(), (subnet.resolution,)
-        calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
-        recalibrate(alone, calibration, device, recipe.recalibration_images)
-        val = make_loader(splits.val, EVALUATION_BATCH, share=execution.share, sides=sides)
-        scores[f"{name}_top1"] = evaluate(alone, val, device, execution=execution).top1
-    return scores
+    ends = {"largest": largest_subnet(net.space), "smallest": smallest_subnet(net.space)}
+    return {
+        f"{name}_top1": _top1(net, subnet, splits, splits.val, recipe, device, execution)
+        for name, subnet in ends.items()
+    }
+
+
+def _epoch_score(
+    net: DynamicProxylessNASNets,
+    splits: Splits,
+    recipe: Recipe,
+    device: torch.device,
+    execution: Execution,
+    epoch: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """The record of an epoch with the largest subnet's top-1 on part of the validation images; none if not asked."""
+    if recipe.epoch_val_images is None:
+        return []
+    val = splits.val.thinned(recipe.epoch_val_images)
+    return [{**epoch, "largest_top1": _top1(net, largest_subnet(net.space), splits, val, recipe, device, execution)}]
+
+
+def _top1(
+    net: DynamicProxylessNASNets,
+    subnet: Subnet,
+    splits: Splits,
+    images: Dataset,
+    recipe: Recipe,
+    device: torch.device,
+    execution: Execution,
+) -> float:
+    net.activate(subnet)
+    alone, sides = net.get_active_subnet(), (subnet.resolution,)
+    calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
+    recalibrate(alone, calibration, device, recipe.recalibration_images)
+    val = make_loader(images, EVALUATION_BATCH, share=execution.share, sides=sides)
+    return evaluate(alone, val, device, execution=execution).top1
 
 
 def _load_state(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    state = load_checkpoint(file, ("asked", "phase", "epoch", "net", "optimizer", "teacher", "average", "records"))
+    state = load_checkpoint(
+        file, ("asked", "phase", "epoch", "net", "optimizer", "teacher", "average", "records", "epochs")
+    )
     if state["asked"] != asked:
         odd = ", ".join(key for key in asked if state["asked"].get(key) != asked[key])
         raise UserError(f"{file} belongs to a training with other {odd}; remove it to start anew")

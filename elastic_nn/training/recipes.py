@@ -1,19 +1,22 @@
-"""Training recipes as data: progressive shrinking, finetune and pair gathering for each space."""
+"""Training recipes as data: supernet, finetune and pair gathering for each space."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from apq.errors import UserError
+from apq.presets import BITS_SUFFIX
 from dataset.splits import ImageSpec
 from elastic_nn.training.engine import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One phase of progressive shrinking: which gene parts vary ("ks", "d", "e") and how many subnets share a step.
+    """One phase of a supernet's training: which gene parts vary ("ks", "d", "e") and how many subnets share a step.
 
-    Of the part that became elastic last only the largest choices are drawn, a share of `reach`.
+    Of the part that became elastic last only the largest choices are drawn, a share of `reach`. With `sandwich` the
+    largest and the smallest subnet are among those of every step. `epoch_images`: an epoch draws so many training
+    images anew; None: all.
     """
 
     name: str
@@ -21,11 +24,17 @@ class Phase:
     train: TrainConfig
     subnets_per_step: int = 1
     reach: float = 1.0
+    sandwich: bool = False
+    epoch_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.subnets_per_step < (2 if self.sandwich else 1):
+            raise UserError(f"phase {self.name}: {self.subnets_per_step} subnets a step are too few")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that a space needs to go from nothing to predictors."""
+    """All that a space needs to go from nothing, or from another supernet, to predictors."""
 
     name: str
     phases: tuple[Phase, ...]
@@ -37,6 +46,7 @@ class Recipe:
     episode_images: int  # training images of the short finetune that scores one policy, by `pair_finetune`
     episode_val_images: int  # validation images that its score is measured on
     pair_epoch_images: int | None = None  # an epoch of `pair_finetune` draws so many training images; None: all
+    epoch_val_images: int | None = None  # validation images that every epoch of a supernet is scored on; None: none
 
 
 def _phases(train: dict[str, TrainConfig]) -> tuple[Phase, ...]:
@@ -90,7 +100,10 @@ GLYPHS_RECIPE = Recipe(
 # For tests and for trying out a set-up: it runs the whole way in seconds and reaches nothing.
 TINY_RECIPE = Recipe(
     name="tiny",
-    phases=_phases({name: TrainConfig(epochs=1, lr=0.05) for name in ("largest", "kernel", "depth", "width")}),
+    phases=tuple(
+        replace(phase, epoch_images=1024)
+        for phase in _phases({name: TrainConfig(epochs=1, lr=0.05) for name in ("largest", "kernel", "depth", "width")})
+    ),
     pair_finetune=TrainConfig(epochs=1, lr=0.01),
     finetune=TrainConfig(epochs=2, lr=0.01),
     recalibration_images=128,
@@ -135,7 +148,90 @@ APQ_IMAGENET_RECIPE = Recipe(
     episode_val_images=10_000,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (DIGITS_RECIPE, GLYPHS_RECIPE, APQ_IMAGENET_RECIPE, TINY_RECIPE)}
+
+def _sandwich(train: TrainConfig, epoch_images: int | None = None) -> Phase:
+    """All sizes at once: the largest, the smallest and two random subnets a step."""
+    return Phase(
+        name="sandwich",
+        elastic=("ks", "d", "e"),
+        train=train,
+        subnets_per_step=4,
+        sandwich=True,
+        epoch_images=epoch_images,
+    )
+
+
+TINY_SANDWICH_RECIPE = replace(
+    TINY_RECIPE,
+    name="tiny-sandwich",
+    phases=(TINY_RECIPE.phases[0], _sandwich(TrainConfig(epochs=1, lr=0.05), epoch_images=256)),
+    epoch_val_images=64,
+)
+
+
+def _oqa_imagenet(epochs: int, lr: float, warmup_epochs: int = 0) -> TrainConfig:
+    return TrainConfig(epochs=epochs, lr=lr, batch_size=1024, warmup_epochs=warmup_epochs)
+
+
+# OQA (arXiv 2010.04354): epochs, images a step, learning rates of 3 and 2 bits, and images of recalibration are the
+# paper's. Ours are the learning rates at 4 bits, once-for-all's of its first and last phases for half as many images a
+# step, and all about predictors, which OQA does without.
+OQA_IMAGENET_RECIPE = replace(
+    APQ_IMAGENET_RECIPE,
+    name="oqa-imagenet",
+    phases=(
+        Phase(name="largest", elastic=(), train=_oqa_imagenet(150, 1.3, warmup_epochs=5)),
+        _sandwich(_oqa_imagenet(200, 0.12, warmup_epochs=5)),
+    ),
+    recalibration_images=4096,
+    epoch_val_images=10_000,
+)
+OQA_IMAGENET_3BIT_RECIPE = replace(
+    OQA_IMAGENET_RECIPE, name="oqa-imagenet-3bit", phases=(_sandwich(_oqa_imagenet(25, 0.0016)),)
+)
+OQA_IMAGENET_2BIT_RECIPE = replace(
+    OQA_IMAGENET_RECIPE, name="oqa-imagenet-2bit", phases=(_sandwich(_oqa_imagenet(120, 0.0256)),)
+)
+
+# The same for glyphs on one CPU core: minutes instead of GPU weeks.
+OQA_GLYPHS_RECIPE = replace(
+    GLYPHS_RECIPE,
+    name="oqa-glyphs",
+    phases=(
+        Phase(name="largest", elastic=(), train=TrainConfig(epochs=20, lr=0.1, warmup_epochs=1), epoch_images=5000),
+        _sandwich(TrainConfig(epochs=9, lr=0.05), epoch_images=5000),
+    ),
+    epoch_val_images=2000,
+)
+OQA_GLYPHS_3BIT_RECIPE = replace(
+    OQA_GLYPHS_RECIPE, name="oqa-glyphs-3bit", phases=(_sandwich(TrainConfig(epochs=5, lr=0.02), epoch_images=5000),)
+)
+OQA_GLYPHS_2BIT_RECIPE = replace(
+    OQA_GLYPHS_RECIPE, name="oqa-glyphs-2bit", phases=(_sandwich(TrainConfig(epochs=5, lr=0.05), epoch_images=5000),)
+)
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        DIGITS_RECIPE,
+        GLYPHS_RECIPE,
+        APQ_IMAGENET_RECIPE,
+        TINY_RECIPE,
+        TINY_SANDWICH_RECIPE,
+        OQA_IMAGENET_RECIPE,
+        OQA_IMAGENET_3BIT_RECIPE,
+        OQA_IMAGENET_2BIT_RECIPE,
+        OQA_GLYPHS_RECIPE,
+        OQA_GLYPHS_3BIT_RECIPE,
+        OQA_GLYPHS_2BIT_RECIPE,
+    )
+}
+OQA_RECIPES = {  # of spaces that share one; with a number of bits behind the name where that has its own
+    "oqa-mbv2": "oqa-imagenet",
+    "oqa-mbv3": "oqa-imagenet",
+    "oqa-mbv2-glyphs": "oqa-glyphs",
+    "oqa-mbv3-glyphs": "oqa-glyphs",
+}
 
 
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
@@ -145,12 +241,22 @@ def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
 
 
 def get_recipe(name: str | None, spec: ImageSpec) -> Recipe:
-    """A recipe by name; None: the one named like the space (or model) or its images. UserError names the known ones."""
+    """A recipe by name; None: that of the space (or model), else of its images. UserError names the known ones.
+
+    A space of one bit-width without a recipe for that many is trained by the one for 4.
+    """
     known = ", ".join(RECIPES)
     if name is None:
-        name = next((known for known in (spec.name, spec.dataset) if known in RECIPES), "")
+        name = next((known for known in (*_own_recipes(spec), spec.dataset) if known in RECIPES), "")
         if not name:
             raise UserError(f"{spec.name} has no training recipe of its own: give --recipe, one of {known}")
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}; known: {known}")
     return RECIPES[name]
+
+
+def _own_recipes(spec: ImageSpec) -> tuple[str, ...]:
+    """What the recipe of a space's own may be called, best first."""
+    base = BITS_SUFFIX.sub("", spec.name)
+    shared = OQA_RECIPES.get(base, "")
+    return spec.name, shared + spec.name.removeprefix(base), shared

@@ -17,6 +17,7 @@ from apq.space import SearchSpace
 from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
 from elastic_nn.networks.supernet_file import load_supernet
+from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.distributed import processes
 from elastic_nn.training.engine import Execution
 from elastic_nn.training.recipes import Recipe, get_recipe
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace) -> None:
     experiment.check_free(args.overwrite)
     device, folder = resolve_device(args.device), ModelFolder(args.acc_predictor_dir)
     supernet, origin = load_supernet(folder.supernet)
+    if supernet.scheme != FLOAT:
+        raise UserError(f"{folder.supernet} was trained quantized: the sequential baseline needs a float supernet")
     space = supernet.space
     predictor = load_predictor(folder.acc, space)
     splits, recipe = load_splits(space, args.data), get_recipe(args.recipe or origin.recipe, space)

@@ -1,0 +1,81 @@
+"""What a supernet's training starts from: nothing, a float supernet, or one of more bits (OQA, arXiv 2010.04354)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from apq.errors import UserError
+from apq.genes import largest_subnet
+from apq.presets import bits_throughout, same_architectures
+from apq.space import SearchSpace
+from dataset.splits import Splits, make_loader
+from elastic_nn.modules.quant_layers import quantizers
+from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
+from elastic_nn.networks.supernet_file import build_supernet
+from elastic_nn.quantizers import FLOAT, LSQ, LsqQuantizer, QuantScheme
+from elastic_nn.quantizers.lsq import inherited_state
+from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
+from elastic_nn.training.finetune import calibrate
+
+
+def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, scheme: QuantScheme) -> None:
+    """UserError unless a supernet of this space and these quantizers can be trained, from `start` where it is given."""
+    bits = bits_throughout(space)
+    if scheme not in (FLOAT, LSQ):
+        raise UserError(f"a supernet is trained in full precision or with learned steps, not with {scheme.name}")
+    if scheme == LSQ and bits is None:
+        raise UserError(f"a supernet with learned steps has one number of bits throughout; space {space.name} has more")
+    if start is None:
+        return
+    if not same_architectures(start.space, space):
+        raise UserError(f"the supernet to start from is of space {start.space.name}, whose architectures are others")
+    if start.scheme == FLOAT:
+        return
+    if start.scheme != scheme:
+        raise UserError(f"a {scheme.name} supernet cannot start from a quantized one ({start.scheme.name})")
+    if start.space.fixed_bits < bits:
+        raise UserError(
+            f"the supernet to start from has {start.space.fixed_bits} bits: {bits} cannot inherit from fewer"
+        )
+    if any(isinstance(part, LsqQuantizer) and part.step.item() == 0 for part in quantizers(start)):
+        raise UserError("the supernet to start from has steps that were never trained")
+
+
+def first_supernet(
+    space: SearchSpace,
+    scheme: QuantScheme,
+    start: DynamicProxylessNASNets | None,
+    splits: Splits,
+    n_images: int,
+    device: torch.device,
+) -> DynamicProxylessNASNets:
+    """The supernet before its first step, the same in every process.
+
+    From a float supernet come the weights, from one of more bits also the steps, doubled for every bit that goes. Steps
+    that do not come from there start from the largest subnet, which has all layers. BatchNorm is recalibrated at the
+    new bits.
+    """
+    net = build_supernet(space, scheme)
+    if start is not None and start.scheme == FLOAT != scheme:
+        net.load_float_weights(start.state_dict())
+    elif start is not None:
+        net.load_state_dict(inherited_state(start.state_dict(), start.space.fixed_bits, space.fixed_bits))
+    net.to(device)
+    if scheme != FLOAT:
+        calibrate(net, splits, space.resolutions[-1], n_images, device)
+    return net
+
+
+def frozen_largest(net: DynamicProxylessNASNets, device: torch.device) -> nn.Module:
+    """A copy of the largest subnet, to teach the others."""
+    net.activate(largest_subnet(net.space))
+    return net.get_active_subnet().to(device).eval().requires_grad_(False)
+
+
+def first_teacher(start: DynamicProxylessNASNets, splits: Splits, n_images: int, device: torch.device) -> nn.Module:
+    """The frozen largest subnet of a trained supernet, with statistics of its own, of all sizes of images."""
+    teacher = frozen_largest(start, device)
+    batches = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=start.space.resolutions)
+    recalibrate(teacher, batches, device, n_images)
+    return teacher
