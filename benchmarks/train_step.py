@@ -1,7 +1,9 @@
 """One training step (forward, backward, optimiser) of the quantized supernet against a float network of its own.
 
 Both run the same subnet, the largest and the smallest of a space, on the same batch, in turns; the ratio is of the
-medians. The float network is the extracted stand-alone subnet.
+medians. The float network is the extracted stand-alone subnet. Of a space of one bit-width throughout, as oqa-mbv2, the
+step is that of the sandwich rule, largest, smallest and two random subnets taught by the frozen largest one, against a
+float step of the largest subnet alone.
 """
 
 from __future__ import annotations
@@ -9,24 +11,33 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apq.cli import Parser, at_least, run
 from apq.device import resolve_device
 from apq.genes import largest_subnet, smallest_subnet
-from apq.presets import get_space
+from apq.presets import bits_throughout, get_space
+from apq.space import SearchSpace
 from benchmarks.machine import describe
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
-from elastic_nn.training.engine import TrainConfig, make_optimizer, to_device
+from elastic_nn.quantizers import LSQ
+from elastic_nn.training.engine import Execution, TrainConfig, make_optimizer, to_device, train_one_epoch
+from elastic_nn.training.inheritance import frozen_largest
+from elastic_nn.training.progressive_shrinking import draw_subnets
+from elastic_nn.training.recipes import RECIPES
 
-LIMITS = {"largest": 1.25, "smallest": 1.5}
+Step = Callable[[], Any]
+
+LIMITS = {"largest": 1.25, "smallest": 1.5, "sandwich": 4.5}
 
 
 def build_parser() -> Parser:
@@ -34,6 +45,7 @@ def build_parser() -> Parser:
     parser.add_argument("--space", default="apq-imagenet", help="a preset, or the path of a space in a .json file")
     parser.add_argument("--batch_size", type=at_least(2), default=16, help="images a step")
     parser.add_argument("--steps", type=at_least(1), default=5, help="timed steps of each network")
+    parser.add_argument("--side", type=at_least(8), help="of the images, in pixels (default: the space's largest)")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present")
     return parser
@@ -43,46 +55,59 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device, space = resolve_device(args.device), get_space(args.space)
     print(describe(), f"\n{device}, batch {args.batch_size}, {args.steps} steps each, in turns")
+    side = args.side or space.resolutions[-1]
+    print(f"{space.name}, {side} pixels")
     print("| subnet | float alone, ms | quantized supernet, ms | ratio | at most | images/s, quantized |")
     print("| --- | --- | --- | --- | --- | --- |")
     torch.manual_seed(0)
-    side = space.resolutions[-1]
     images = to_device(torch.randn(args.batch_size, space.in_channels, side, side), device)
     labels = torch.randint(space.n_classes, (args.batch_size,), device=device)
-    for name, subnet in (("largest", largest_subnet(space)), ("smallest", smallest_subnet(space))):
-        source = DynamicProxylessNASNets(space=space)
-        source.activate(subnet)
-        supernet = DynamicQuantizedProxylessNASNets(space=space)
-        supernet.activate(subnet)
-        nets = [source.get_active_subnet(), supernet]
-        steps = [stepper(net.to(device).train(), images, labels, args.amp) for net in nets]
-        times: list[list[float]] = [[], []]
+    for name, alone, quantized in (sandwich if bits_throughout(space) else same_subnets)(
+        space, images, labels, args.amp
+    ):
+        steps, times = (alone, quantized), ([], [])
         for step in steps:
             step()
             step()
         for _ in range(args.steps):
             for step, found in zip(steps, times, strict=True):
                 found.append(timed(step, device))
-        alone, quantized = (statistics.median(found) for found in times)
-        cells = [f"{1e3 * alone:.0f}", f"{1e3 * quantized:.0f}", f"{quantized / alone:.2f}", f"{LIMITS[name]}"]
-        print(f"| {name} | " + " | ".join(cells) + f" | {args.batch_size / quantized:.1f} |", flush=True)
+        one, other = (statistics.median(found) for found in times)
+        cells = [f"{1e3 * one:.0f}", f"{1e3 * other:.0f}", f"{other / one:.2f}", f"{LIMITS[name]}"]
+        print(f"| {name} | " + " | ".join(cells) + f" | {args.batch_size / other:.1f} |", flush=True)
 
 
-def stepper(net: nn.Module, images: Tensor, labels: Tensor, amp: bool) -> Callable[[], None]:
-    """A training step of one network."""
-    optimizer = make_optimizer(net, TrainConfig(epochs=1, lr=1e-3))
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-            logits = net(images)
-        F.cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
-
-    return step
+def same_subnets(space: SearchSpace, images: Tensor, labels: Tensor, amp: bool) -> Iterator[tuple[str, Step, Step]]:
+    """The largest and the smallest subnet, each alone in float and in the quantized supernet."""
+    for name, subnet in (("largest", largest_subnet(space)), ("smallest", smallest_subnet(space))):
+        source = DynamicProxylessNASNets(space=space)
+        source.activate(subnet)
+        supernet = DynamicQuantizedProxylessNASNets(space=space)
+        supernet.activate(subnet)
+        yield name, *(stepper(net, images, labels, amp) for net in (source.get_active_subnet(), supernet))
 
 
-def timed(step: Callable[[], None], device: torch.device) -> float:
+def sandwich(space: SearchSpace, images: Tensor, labels: Tensor, amp: bool) -> Iterator[tuple[str, Step, Step]]:
+    """The largest subnet alone in float, and a step of the sandwich rule with learned steps."""
+    alone = DynamicProxylessNASNets(space=space).get_active_subnet()
+    supernet = DynamicQuantizedProxylessNASNets(space=space, scheme=LSQ)
+    teacher = frozen_largest(supernet, images.device)
+    phase = RECIPES["oqa-imagenet"].phases[-1]
+    choose = partial(draw_subnets, supernet, phase, np.random.default_rng(0))
+    taught = stepper(supernet, images, labels, amp, teacher=teacher, choose=choose)
+    yield "sandwich", stepper(alone, images, labels, amp), taught
+
+
+def stepper(net: nn.Module, images: Tensor, labels: Tensor, amp: bool, **rest: Any) -> Step:
+    """A training step of one network, by the engine."""
+    config, execution = TrainConfig(epochs=1, lr=1e-3), Execution(amp=amp)
+    net.to(images.device)
+    optimizer = make_optimizer(net, config)
+    batch = [(images, labels)]
+    return lambda: train_one_epoch(net, batch, optimizer, config, 0, device=images.device, execution=execution, **rest)
+
+
+def timed(step: Step, device: torch.device) -> float:
     """Seconds of one call."""
     started = time.perf_counter()
     step()

@@ -164,7 +164,7 @@ def train_supernet(
                 epoch,
                 device=device,
                 teacher=teacher,
-                choose=partial(_draw_subnets, net, phase, rng),
+                choose=partial(draw_subnets, net, phase, rng),
                 execution=execution,
                 after_step=after_step,
             )
@@ -200,7 +200,7 @@ def train_supernet(
     return net, records
 
 
-def _draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Generator) -> list[Callable[[], None]]:
+def draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Generator) -> list[Callable[[], None]]:
     """A step's subnets, as calls that activate them."""
     always = [largest_subnet(net.space), smallest_subnet(net.space)] if phase.sandwich else []
     n_random = phase.subnets_per_step - len(always)
