@@ -48,6 +48,7 @@ benchmarks: $(VENV)/installed
 	$(PY) benchmarks/lut.py
 	$(PY) benchmarks/search.py
 	$(PY) benchmarks/train_step.py
+	$(PY) benchmarks/train_step.py --space oqa-mbv2-glyphs --batch_size 64
 	$(PY) benchmarks/ddpg.py
 
 clean:

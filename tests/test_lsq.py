@@ -106,3 +106,14 @@ def test_what_is_not_started_stays_so_without_gradients():
     zeros.sum().backward()
     assert not zeros.any()
     assert torch.isfinite(nothing.step.grad).all()
+
+
+def test_the_step_of_activations_learns_the_same_however_a_batch_is_cut():
+    v = torch.randn(12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for parts in (1, 3):
+        step = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+        for part in v.split(12 // parts):
+            quantize_lsq(part, step, 4, signed=False, share=1 / parts).pow(2).sum().backward()
+        gradients.append(step.grad.item())
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-12)

@@ -28,13 +28,14 @@ def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
     return -(2 ** (bits - 1)), max(2 ** (bits - 1) - 1, 1)
 
 
-def quantize_lsq(v: Tensor, step: Tensor, bits: int, *, signed: bool) -> Tensor:
+def quantize_lsq(v: Tensor, step: Tensor, bits: int, *, signed: bool, share: float = 1.0) -> Tensor:
     """`v` rounded to whole multiples of |step|, a (1,) tensor that may be negative, within the codes of `bits` bits.
 
     Gradient of v: 1 strictly inside the codes' range, else 0. Gradient of |step|: round(u) - u inside and the code
     outside, u = v / |step|, summed and divided by sqrt(elements of v x highest code), as it would dwarf a weight's.
+    `share`: v is so much of all elements, as when a batch is shared; those count that way.
     """
-    return _QuantizeLsq.apply(v, step, *code_range(bits, signed=signed), bits == 1 and signed)
+    return _QuantizeLsq.apply(v, step, *code_range(bits, signed=signed), bits == 1 and signed, share)
 
 
 def initial_step(v: Tensor, bits: int, *, signed: bool) -> Tensor:
@@ -69,13 +70,14 @@ class LsqQuantizer(nn.Module):
     `bits` and `enabled` (False: pass through unquantized) are run-time state. A step of exactly 0 means: not started.
     `calibrate`, or the first call with gradients, starts it from the values at hand and the bits of that moment; until
     then a call without gradients takes the step that these would give and keeps nothing. Processes that train together
-    must calibrate before, or each would start from its own images.
+    must calibrate before, or each would start from its own images. `share` is that of a training step's images that are
+    in one pass: the gradient of an activation's step must not depend on how a batch is cut.
     """
 
     def __init__(self, signed: bool) -> None:
         super().__init__()
         self.signed = signed
-        self.bits, self.enabled = 8, True
+        self.bits, self.enabled, self.share = 8, True, 1.0
         self.step = nn.Parameter(torch.zeros(1))
         self._started = False  # spares a GPU the wait for the step in every call
 
@@ -83,7 +85,7 @@ class LsqQuantizer(nn.Module):
         if not self.enabled:
             return v
         step = self.step if self._started or v.is_meta else self._start(v)
-        return quantize_lsq(v, step, self.bits, signed=self.signed)
+        return quantize_lsq(v, step, self.bits, signed=self.signed, share=self.share)
 
     def _start(self, v: Tensor) -> Tensor:
         self._started = bool(self.step.item())
@@ -110,9 +112,11 @@ class _QuantizeLsq(torch.autograd.Function):
     """Written out because autograd would keep six full-size tensors for what needs one."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, v: Tensor, step: Tensor, low: int, high: int, sign_only: bool) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, v: Tensor, step: Tensor, low: int, high: int, sign_only: bool, share: float
+    ) -> Tensor:
         ctx.save_for_backward(v, step)
-        ctx.codes = low, high, sign_only
+        ctx.codes, ctx.count = (low, high, sign_only), v.numel() / share
         size = _size(step)
         return _codes(torch.div(v, size, out=torch.empty_like(v)), low, high, sign_only).mul_(size)
 
@@ -126,8 +130,8 @@ class _QuantizeLsq(torch.autograd.Function):
             _where_inside(grad_, exact, low, high, grad_input=out_)
             slope = slope + dot(grad_, _codes(exact, low, high, sign_only).sub_(inside))
         if not ctx.needs_input_grad[1]:
-            return out, None, None, None, None
-        return out, slope * step.sign() / math.sqrt(v.numel() * high), None, None, None
+            return out, None, None, None, None, None
+        return out, slope * step.sign() / math.sqrt(ctx.count * high), None, None, None, None
 
 
 def _where_inside(values: Tensor, exact: Tensor, low: int, high: int, **out: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 
 from apq.errors import UserError
 from dataset.splits import ALONE
+from elastic_nn.modules.quant_layers import quantizers
+from elastic_nn.quantizers import LsqQuantizer
 from elastic_nn.training.distributed import shared_statistics, sum_over
 
 EVALUATION_BATCH = 256
@@ -169,6 +171,7 @@ def train_one_epoch(
     """
     net.train()
     share = execution.share
+    learned = [part for part in quantizers(net) if isinstance(part, LsqQuantizer) and not part.signed]  # activations'
     groups = {group["name"]: group["params"] for group in optimizer.param_groups}
     total, seen = torch.zeros((), dtype=torch.float64, device=device), 0  # on the device: no step waits for it
 
@@ -195,6 +198,8 @@ def train_one_epoch(
             parts = list(zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True))
             for i, (x, y) in enumerate(parts):
                 weight = len(y) * share[1] / n_all  # DistributedDataParallel averages over processes
+                for quantizer in learned:
+                    quantizer.share = len(y) / n_all
                 with execution.autocast(device):
                     taught = None
                     if teacher is not None:
@@ -217,6 +222,8 @@ def train_one_epoch(
             nn.utils.clip_grad_norm_(groups["ranges"], config.clip_norm)
             optimizer.step()
             after_step()
+    for quantizer in learned:
+        quantizer.share = 1.0
     sums = sum_over(torch.stack([total, torch.tensor(float(seen), dtype=torch.float64, device=device)]), share)
     if sums[1] == 0:
         raise UserError("nothing to train on: the split has fewer than two images for each process")
