@@ -10,11 +10,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from apq.presets import DIGITS, OQA_MBV2_GLYPHS, at_bits
+from apq.presets import DIGITS
 from dataset import load_splits
 from dataset.splits import Splits, TensorImages
 from elastic_nn.networks import DynamicQuantizedProxylessNASNets
-from elastic_nn.quantizers import LSQ
 from elastic_nn.training.distributed import processes
 from elastic_nn.training.engine import (
     Execution,
@@ -50,37 +49,13 @@ def main() -> None:
         net, records = train_supernet(
             DIGITS, splits, recipe, seed=1, device=CPU, state_file=out / "state.pt", execution=execution
         )
-        oqa = replace(OQA_MBV2_GLYPHS, name="small-oqa", dataset="digits", n_classes=10, resolutions=(24, 32))
-        sandwich = RECIPES["tiny-sandwich"]
-        phases = (replace(p, train=replace(p.train, batch_size=32)) for p in sandwich.phases)
-        sandwich = replace(sandwich, phases=tuple(phases), recalibration_images=64)
-        inherited = None
-        for bits in (4, 3):
-            inherited, _ = train_supernet(
-                at_bits(oqa, bits),
-                splits,
-                sandwich,
-                seed=1,
-                device=CPU,
-                state_file=out / f"state{bits}.pt",
-                scheme=LSQ,
-                start=inherited,
-                execution=execution,
-            )
         torch.manual_seed(0)
         quantized = DynamicQuantizedProxylessNASNets(space=DIGITS)
         config = TrainConfig(epochs=2, lr=0.01, batch_size=32)
         top1, weights = finetune(quantized, splits, config, seed=0, device=CPU, side=32, execution=execution, ema=0.9)
         if execution.main:
             torch.save(
-                {
-                    "net": net.state_dict(),
-                    "inherited": inherited.state_dict(),
-                    "records": records,
-                    "top1": top1,
-                    "finetuned": weights,
-                },
-                out / "all.pt",
+                {"net": net.state_dict(), "records": records, "top1": top1, "finetuned": weights}, out / "all.pt"
             )
 
 
