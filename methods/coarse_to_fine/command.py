@@ -142,17 +142,16 @@ def run(args: argparse.Namespace) -> None:
     with processes(device) as share:
         check_agreement(asked, share)
         store = EvaluatedStore(experiment.path, share[0])
-        opened = open_store(experiment, store, asked, overwrite=args.overwrite)
+        continued = open_store(experiment, store, asked, overwrite=args.overwrite)
         wait(share)  # nobody writes before all have looked
-        if share[0] == 0 and not opened:
-            store.start(asked)
-        wait(share)
-        found = coarse_to_fine(
-            space,
-            config,
-            flops.predict,
-            lambda stage, genes: measure(measurement, store, stage, genes, flops.predict(genes), share),
-        )
+
+        def evaluate_stage(stage: str, genes: np.ndarray) -> np.ndarray:
+            if stage == STAGES[0] and not continued and share[0] == 0:
+                store.start(asked)
+            wait(share)
+            return measure(measurement, store, stage, genes, flops.predict(genes), share)
+
+        found = coarse_to_fine(space, config, flops.predict, evaluate_stage)
         if share[0] != 0:
             return
     tell_unreadable(splits)
