@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from apq.checkpoint import digest, load_checkpoint
+from apq.checkpoint import digest
 from apq.cli import at_least, table
 from apq.device import resolve_device
 from apq.errors import UserError
@@ -24,20 +20,16 @@ from apq.layers import COUNTED_BITS
 from apq.model_folder import ModelFolder
 from apq.space import SearchSpace, space_to_dict
 from apq.subnet import Subnet, spec_of
-from dataset import Splits, check_classes, load_splits
+from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
-from dataset.splits import make_loader
-from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
-from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.subnet_file import save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet
 from elastic_nn.training.distributed import check_agreement, processes, wait
-from elastic_nn.training.engine import EVALUATION_BATCH, evaluate
-from elastic_nn.training.finetune import quantized_subnet
 from elastic_nn.training.recipes import get_recipe
 from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs
 from methods.coarse_to_fine.evaluated import EvaluatedStore, record_of, write_records
 from methods.coarse_to_fine.finder import STAGES, CoarseToFineConfig, Measured, coarse_to_fine
+from methods.coarse_to_fine.measurement import Measurement, measure, open_store
 from methods.evolution.budget import Budget, check_reachable
 from utils.front_plots import plot_front
 from utils.latency_predictor import LatencyPredictor
@@ -60,25 +52,6 @@ def add_flags(parser: argparse.ArgumentParser) -> set[str]:
         "--kernel_prob", type=float, default=default["kernel_prob"], help="chance of each kernel to change"
     )
     return {action.dest for action in group._group_actions}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """How a subnet is measured: cut out, BatchNorm recalibrated on so many training images, not trained."""
-
-    supernet: DynamicQuantizedProxylessNASNets
-    splits: Splits
-    recalibration_images: int
-    device: torch.device
-
-    def network(self, subnet: Subnet) -> MBConvNet:
-        """The subnet, ready to run."""
-        return quantized_subnet(self.supernet, subnet, self.splits, self.recalibration_images, self.device)
-
-    def top1(self, subnet: Subnet) -> float:
-        """Its top-1 on the training images that were held out."""
-        images = make_loader(self.splits.val, EVALUATION_BATCH, sides=(subnet.resolution,))
-        return evaluate(self.network(subnet), images, self.device).top1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,49 +158,6 @@ def search_config(args: argparse.Namespace, space: SearchSpace) -> CoarseToFineC
         kernel_prob=args.kernel_prob,
         seed=args.seed,
     )
-
-
-def open_store(experiment: Experiment, store: EvaluatedStore, asked: dict[str, Any], *, overwrite: bool) -> bool:
-    """Whether there are measurements to continue from; UserError if there is something that may not be replaced."""
-    if overwrite:
-        experiment.check_free(overwrite)
-        with contextlib.suppress(UserError):
-            return store.holds(asked)
-        return False
-    if not store.holds(asked):
-        experiment.check_free(overwrite)
-        return False
-    best, last = experiment.best_checkpoint, experiment.last_checkpoint
-    if last.exists() or (best.exists() and load_checkpoint(best).get("train", {}) is not None):
-        raise UserError(f"{experiment.path} is finetuned; choose another --exp_name or give --overwrite")
-    return True
-
-
-def measure(
-    measurement: Measurement,
-    store: EvaluatedStore,
-    stage: str,
-    genes: np.ndarray,
-    flops: np.ndarray,
-    share: tuple[int, int],
-) -> np.ndarray:
-    """(n,) top-1 of a stage's subnets, those that are missing measured now, each process its part."""
-    space = measurement.supernet.space
-    subnets = subnets_of(space, genes)
-    done = store.load(space, stage, subnets)
-    check_agreement(
-        {
-            "measured subnets (their folder must be shared)": sorted(done),
-            f"{stage} subnets": hashlib.sha256(np.ascontiguousarray(genes).tobytes()).hexdigest(),
-        },
-        share,
-    )
-    missing = [i for i in range(len(subnets)) if i not in done][share[0] :: share[1]]
-    for i in tqdm(missing, desc=stage, unit="subnet", disable=None if share[0] == 0 else True):
-        store.append(space, stage, i, subnets[i], float(flops[i]), measurement.top1(subnets[i]))
-    wait(share)
-    done = store.load(space, stage, subnets)
-    return np.array([done[i] for i in range(len(subnets))])
 
 
 def record(
