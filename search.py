@@ -5,6 +5,8 @@
   search.py --prepare acc_quant --acc_train_sample N             gather N quantized pairs, transfer the predictor
   search.py --mode ddpg --model NAME --quantizer linear          choose the bits of each layer of a trained network
   search.py --mode sequential --constraint 0.05                  architecture, then pruning, then bits: the baseline
+  search.py --mode coarse_to_fine                                measure subnets as they are: for supernets that need
+                                                                 no finetune. Next: test.py
 
 What was killed continues with the same command. Preparing appends to dataset/NetInfo/SPACE; torchrun shares it among
 processes.
@@ -22,6 +24,7 @@ from typing import Any
 
 import torch
 
+import methods.coarse_to_fine.command as coarse_to_fine
 import methods.ddpg.command as ddpg
 import methods.ddpg.flags as ddpg_flags
 import methods.evolution.command as evolution
@@ -45,7 +48,12 @@ from utils.latency_predictor import UNITS
 from utils.predictor_files import load_predictor, save_predictor
 from utils.predictor_training import FEWEST_PAIRS, PredictorConfig, train_predictor
 
-MODES = {"evolution": evolution.run, "ddpg": ddpg.run, "sequential": sequential.run}
+MODES = {
+    "evolution": evolution.run,
+    "ddpg": ddpg.run,
+    "sequential": sequential.run,
+    "coarse_to_fine": coarse_to_fine.run,
+}
 OF_ANY = {"help", "mode", "type", "config", "table", "exp_name", "exp_dir", "overwrite", "seed", "device", "json"}
 
 
@@ -56,7 +64,9 @@ def build_parser() -> tuple[Parser, dict[str, set[str]]]:
     parser.add_argument("--constraint", type=float, help="budget, in the unit of --type")
     units = ", ".join(f"{name}: {unit}" for name, unit in UNITS.items())
     parser.add_argument(
-        "--type", choices=tuple(UNITS), help=f"what the budget limits ({units}; default: latency, of k-means size)"
+        "--type",
+        choices=tuple(UNITS),
+        help=f"what the budget limits ({units}; default: latency, of k-means size, of coarse_to_fine flops)",
     )
     add_cost_flags(parser, "the published BitFusion")
     parser.add_argument(
@@ -77,6 +87,13 @@ def build_parser() -> tuple[Parser, dict[str, set[str]]]:
         "evolution": searched | {"scope"},
         "ddpg": {"constraint", *images, *bits, *ddpg_flags.add_flags(parser)},
         "sequential": {*searched, *images, *bits, *sequential.add_flags(parser)},
+        "coarse_to_fine": {
+            "constraint",
+            "acc_predictor_dir",
+            "scope",
+            *images,
+            *coarse_to_fine.add_flags(parser),
+        },
     }
     add_common_flags(parser)
     return parser, flags
@@ -90,6 +107,8 @@ def main(argv: list[str] | None = None) -> None:
         if name not in OF_ANY | flags[mode] and value != parser.get_default(name):
             owners = " or ".join("--prepare" if m == "prepare" else f"--mode {m}" for m in flags if name in flags[m])
             raise UserError(f"--{name} belongs to {owners}")
+    if args.type == "flops" and mode in ("ddpg", "sequential"):
+        raise UserError(f"--type flops counts the same at any bits, which --mode {mode} chooses; use bitops")
     if args.prepare:
         prepare(args)
     else:

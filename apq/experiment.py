@@ -33,7 +33,9 @@ class Experiment:
     """`exps/NAME`: `arch` (a list of two objects, architecture then policy), `lat` (a list of its one cost),
     `config.json`, `history.jsonl`, `history.png`, `acc` and `checkpoint/model_best.pth.tar`.
 
-    One that quantizes a given network has, instead of `arch`, its `policy`, and `model.pt`, the float network.
+    One that was searched coarse to fine has `evaluated.jsonl`, all subnets that were measured, and `front.json` and
+    `front.png`, the best of them. One that quantizes a given network has, instead of `arch`, its `policy`, and
+    `model.pt`, the float network.
     """
 
     path: Path
@@ -79,6 +81,18 @@ class Experiment:
         return self.path / "search.state.npz"
 
     @property
+    def evaluated(self) -> Path:
+        return self.path / "evaluated.jsonl"
+
+    @property
+    def front(self) -> Path:
+        return self.path / "front.json"
+
+    @property
+    def front_plot(self) -> Path:
+        return self.path / "front.png"
+
+    @property
     def agent_state(self) -> Path:
         return self.path / "agent.state.pt"
 
@@ -106,7 +120,9 @@ class Experiment:
         new = Experiment(self.path / ".new")
         shutil.rmtree(new.path, ignore_errors=True)
         yield new
-        for item in (self.arch, self.policy, self.model, self.bits_plot, self.acc, self.search_state, self.agent_state):
+        own = (self.arch, self.policy, self.model, self.bits_plot, self.acc, self.search_state, self.agent_state)
+        evaluated = [file for file in self.path.glob("evaluated*.json*") if not (new.path / file.name).exists()]
+        for item in (*own, self.front, self.front_plot, *evaluated):
             item.unlink(missing_ok=True)
         shutil.rmtree(self.best_checkpoint.parent, ignore_errors=True)
         for item in sorted(new.path.iterdir(), key=lambda item: item.name in (new.arch.name, new.policy.name)):

@@ -22,7 +22,8 @@ from lut.table import PublishedTable, load, price
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkCost:
-    """Batch-1 cost of a network. `macs` are multiply-accumulates; sizes have BatchNorm folded.
+    """Batch-1 cost of a network. `macs` are multiply-accumulates; `weighted_flops`, which OQA counts, are
+    MACs x w x a / 64. Sizes have BatchNorm folded.
 
     Latency and energy are None where they come from a table that lacks some of the layers.
     """
@@ -31,6 +32,7 @@ class NetworkCost:
     energy_mj: float | None
     bitops: int
     macs: int
+    weighted_flops: float
     params: int
     size_bytes: float
 
@@ -88,6 +90,7 @@ def cost_of(layers: Sequence[ConvLayer], source: CostSource) -> NetworkCost:
         energy_mj=None if math.isnan(mj) else mj,
         bitops=sum(layer.bitops for layer in layers),
         macs=sum(layer.macs for layer in layers),
+        weighted_flops=sum(layer.weighted_flops for layer in layers),
         params=sum(layer.params for layer in layers),
         size_bytes=sum(layer.size_bytes for layer in layers),
     )
@@ -114,6 +117,7 @@ def cost_rows(costs: dict[str, NetworkCost]) -> list[tuple[str, ...]]:
         "energy_mj": ("energy, mJ", "{:.4f}", 1),
         "bitops": ("BitOps, M", "{:.1f}", 1e6),
         "macs": ("MACs, M", "{:.3f}", 1e6),
+        "weighted_flops": ("MACs w a / 64, M", "{:.3f}", 1e6),
         "params": ("parameters, k", "{:.1f}", 1e3),
         "size_bytes": ("model size, kB", "{:.1f}", 1e3),
     }

@@ -71,6 +71,18 @@ def test_the_scripts_under_torchrun(tmp_path):
     call([sys.executable, ROOT / "test.py"], tmp_path)
 
 
+def test_two_processes_find_the_front_of_one(tmp_path):
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    sizes = ["--n_coarse", "5", "--intervals", "2", "--n_fine", "1", "--recipe", "tiny"]
+    for name, launcher in (("one", [sys.executable]), ("two", TWO)):
+        done = call([*launcher, ROOT / "search.py", "--mode", "coarse_to_fine", *sizes, "--exp_name", name], tmp_path)
+        assert done.stdout.count("without finetune") == 1
+    one, two = (tmp_path / "exps" / name for name in ("one", "two"))
+    for file in ("arch", "front.json", "evaluated.jsonl", "config.json"):
+        assert (one / file).read_bytes() == (two / file).read_bytes(), file
+    assert not list(two.glob("evaluated-*.jsonl"))  # merged
+
+
 def test_processes_that_disagree_stop(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

@@ -18,7 +18,7 @@ from lut.accelerator import Accelerator
 from lut.table import PublishedTable, price
 from utils.gene_tables import GeneTables, gene_column
 
-UNITS = {"latency": "ms", "energy": "mJ", "bitops": "BitOps", "size": "bytes"}
+UNITS = {"latency": "ms", "energy": "mJ", "bitops": "BitOps", "size": "bytes", "flops": "MACs"}
 
 
 def layer_costs(
@@ -30,6 +30,8 @@ def layer_costs(
     """(layers,) float64 cost of each layer in `UNITS[quantity]`; latency and energy from `table` if given."""
     if quantity == "bitops":
         return np.array([layer.bitops for layer in layers], dtype=np.float64)
+    if quantity == "flops":  # of the float network, whatever the bits
+        return np.array([layer.macs for layer in layers], dtype=np.float64)
     if quantity == "size":
         return np.array([layer.size_bytes for layer in layers], dtype=np.float64)
     _check_quantity(quantity)
@@ -38,7 +40,7 @@ def layer_costs(
 
 
 class LatencyPredictor:
-    """Cost of subnets: milliseconds, millijoules, BitOps or bytes, as `type` says; `unit` names it.
+    """Cost of subnets: milliseconds, millijoules, BitOps, bytes or MACs, as `type` says; `unit` names it.
 
     `table` (measured or published costs of layers) replaces the accelerator model for latency and energy. Scope
     `published` leaves out the first inverted-residual block and the classifier, as APQ's published totals do.

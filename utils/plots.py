@@ -49,7 +49,7 @@ def plot_history(
         axes.legend(loc="best", frameon=False)
     if title:
         figure.suptitle(title)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_episodes(records: Sequence[dict[str, Any]], path: Path, *, original: float) -> None:
@@ -66,7 +66,7 @@ def plot_episodes(records: Sequence[dict[str, Any]], path: Path, *, original: fl
     axes.set_ylabel("top-1 accuracy (%)")
     axes.grid(alpha=0.3)
     axes.legend(loc="best", frameon=False)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_policy(policy: Policy, layers: Sequence[ConvLayer], path: Path) -> None:
@@ -89,9 +89,10 @@ def plot_policy(policy: Policy, layers: Sequence[ConvLayer], path: Path) -> None
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
     with atomic_open(path, "wb") as file:
         figure.savefig(file, format="png", dpi=120)

@@ -1,0 +1,217 @@
+"""Coarse-to-fine search, as OQA (arXiv 2010.04354) describes it: measure many subnets, keep the front, vary kernels.
+
+Coarse: random subnets, equally many in each of several equal FLOPs intervals, are measured as they are. Fine: the
+front's skeletons (resolution, depths, widths) are measured with other kernel sizes. The front over all is the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.genes import active, canonical, cardinalities, legalise, view
+from apq.space import SearchSpace
+
+MOST_ROUNDS = 60  # of proposals; intervals that are not full then stay so
+FEWEST_PROPOSALS = 1024  # a round
+STAGES = ("coarse", "fine")
+
+GeneFunction = Callable[[np.ndarray], np.ndarray]  # (n, genes) -> (n,)
+Evaluate = Callable[[str, np.ndarray], np.ndarray]  # stage, (n, genes) -> (n,) top-1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoarseToFineConfig:
+    """How many subnets are measured and where. FLOPs are multiply-accumulates; the paper has 10,000 over 50-300 M.
+
+    `n_fine` is for each skeleton, each of whose kernels is changed with probability `kernel_prob`.
+    """
+
+    flops_min: float
+    flops_max: float
+    n_coarse: int = 200
+    intervals: int = 10
+    n_fine: int = 8
+    kernel_prob: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.flops_min < self.flops_max < math.inf):
+            raise UserError(f"--flops_min {self.flops_min:g} must be below --flops_max {self.flops_max:g}")
+        if not 1 <= self.intervals <= self.n_coarse:
+            raise UserError(f"{self.n_coarse} coarse subnets cannot be spread over {self.intervals} intervals")
+        if self.n_fine < 0 or not 0 < self.kernel_prob <= 1:
+            raise UserError(f"--n_fine {self.n_fine} must be at least 0, --kernel_prob {self.kernel_prob} in (0, 1]")
+
+    @property
+    def edges(self) -> np.ndarray:
+        """(intervals + 1,) FLOPs between which the coarse subnets are spread."""
+        return np.linspace(self.flops_min, self.flops_max, self.intervals + 1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Subnets of both stages, the coarse ones first."""
+
+    genes: np.ndarray  # (n, genes)
+    flops: np.ndarray  # (n,)
+    top1: np.ndarray  # (n,)
+    n_coarse: int
+
+    def front(self) -> np.ndarray:
+        """(front,) indices of the best for their FLOPs, ascending."""
+        return pareto_front(self.flops, self.top1)
+
+    def coarse_front(self) -> np.ndarray:
+        """The front of the coarse stage alone."""
+        return pareto_front(self.flops[: self.n_coarse], self.top1[: self.n_coarse])
+
+    def stage_of(self, i: int) -> tuple[str, int]:
+        """Stage of row `i`, and its place there."""
+        return ("coarse", i) if i < self.n_coarse else ("fine", i - self.n_coarse)
+
+
+def coarse_to_fine(space: SearchSpace, config: CoarseToFineConfig, flops: GeneFunction, evaluate: Evaluate) -> Measured:
+    """Search: `evaluate` gets each stage's subnets at once, the same for the same settings and answers."""
+    coarse = spread(space, config.n_coarse, config.edges, flops, np.random.default_rng([config.seed, 0]))
+    if not len(coarse):
+        raise UserError(
+            f"no subnet of space {space.name} was found from {config.edges[0]:g} to {config.edges[-1]:g} MACs"
+        )
+    found = Measured(coarse, flops(coarse), evaluate("coarse", coarse), len(coarse))
+    fine = perturbed(space, coarse, skeletons(space, found), config, flops)
+    if not len(fine):
+        return found
+    return Measured(
+        np.concatenate([coarse, fine]),
+        np.concatenate([found.flops, flops(fine)]),
+        np.concatenate([found.top1, evaluate("fine", fine)]),
+        len(coarse),
+    )
+
+
+def quotas(n: int, intervals: int) -> np.ndarray:
+    """(intervals,) how many of `n` each interval gets: equally many, the cheaper ones what is left over."""
+    return n // intervals + (np.arange(intervals) < n % intervals)
+
+
+def interval_of(flops: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """(n,) interval of each cost, -1 outside; the last interval has its upper edge."""
+    at = np.searchsorted(edges, flops, side="right") - 1
+    at = np.where(flops == edges[-1], len(edges) - 2, at)
+    return np.where((at >= 0) & (at < len(edges) - 1), at, -1)
+
+
+def spread(space: SearchSpace, n: int, edges: np.ndarray, flops: GeneFunction, rng: np.random.Generator) -> np.ndarray:
+    """(up to n, genes) different random subnets, equally many in each interval between `edges`, by interval.
+
+    An interval in which `MOST_ROUNDS` rounds of proposals find too few has fewer: a small space may have no more.
+    """
+    left = quotas(n, len(edges) - 1)
+    kept, at_kept = np.zeros((0, len(cardinalities(space))), dtype=np.int64), np.zeros(0, dtype=np.int64)
+    for number in range(MOST_ROUNDS):
+        proposed = _new(kept, propose(space, max(FEWEST_PROPOSALS, 2 * n), number, rng))
+        at = interval_of(flops(proposed), edges)
+        chosen = (at >= 0) & (_place_in_group(at) < left[at])
+        kept, at_kept = np.concatenate([kept, proposed[chosen]]), np.concatenate([at_kept, at[chosen]])
+        left = left - np.bincount(at[chosen], minlength=len(left))
+        if not left.any():
+            break
+    return kept[np.argsort(at_kept, kind="stable")]
+
+
+def propose(space: SearchSpace, n: int, number: int, rng: np.random.Generator) -> np.ndarray:
+    """(n, genes) random legal rows at the highest bits, from small to large, for round `number` of a spread.
+
+    Uniform choices hardly ever make a subnet near either end of the FLOPs. So kernels, widths, depths and resolution of
+    a row each have a level t, uniform in 0..1, and choose by u^((1 - t) / t), u uniform: t = 1/2 is a uniform choice, 0
+    the smallest and 1 the largest, t the mean. In the first round the four levels of a row are independent, so that
+    shallow and wide comes up as often as deep and narrow; later rounds draw them together, which reaches the ends.
+    """
+    counts = cardinalities(space)
+    together, apart = rng.random((n, 1)), rng.random((n, 4))
+    levels = together + (apart - together) / (1 + number)  # (n, 4): kernels, widths, depths, resolution
+    group = np.zeros((1, len(counts)), dtype=np.int64)  # bits are set below
+    parts = view(space, group)
+    for i, part in enumerate((parts.ks, parts.e, parts.d, parts.resolution)):
+        part[:] = i
+    level = np.clip(levels[:, group[0]], 1e-6, 1)  # (n, genes)
+    draw = rng.random(level.shape) ** ((1 - level) / level)
+    genes = np.minimum((draw * counts).astype(np.int64), counts - 1)
+    bits = view(space, genes).bits
+    bits[:] = np.array([len(kind.choices) - 1 for kind in space.operands])[:, None]
+    return legalise(space, genes, rng)
+
+
+def pareto_front(costs: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Indices, by ascending cost, of points that no other beats: none is as cheap and better, or cheaper and as good.
+
+    Of equal points the first one stays.
+    """
+    order = np.lexsort((-values, costs))
+    best_before = np.concatenate([[-np.inf], np.maximum.accumulate(values[order])[:-1]])
+    return order[values[order] > best_before]
+
+
+def skeletons(space: SearchSpace, found: Measured) -> np.ndarray:
+    """Indices of the coarse front's rows that differ in more than kernels; of those that do not, the most accurate."""
+    front = found.coarse_front()[::-1]  # the most accurate first
+    bare = canonical(space, found.genes[front])
+    view(space, bare).ks[:] = 0
+    _, first = np.unique(bare, axis=0, return_index=True)
+    return front[np.sort(first)][::-1]
+
+
+def perturbed(
+    space: SearchSpace, coarse: np.ndarray, bases: np.ndarray, config: CoarseToFineConfig, flops: GeneFunction
+) -> np.ndarray:
+    """(up to bases x n_fine, genes) rows with other kernels, skeleton by skeleton, none twice and none of `coarse`.
+
+    They keep to the range of FLOPs. A skeleton with few kernels to change may have fewer.
+    """
+    rng = np.random.default_rng([config.seed, 1])
+    left = np.full(len(bases), config.n_fine)
+    kept, of_kept = coarse[:0], np.zeros(0, dtype=np.int64)
+    for _ in range(MOST_ROUNDS):
+        of = np.repeat(np.arange(len(bases)), 2 * left)
+        if not len(of):
+            break
+        genes = change_kernels(space, coarse[bases[of]], config.kernel_prob, rng)
+        genes, fresh = _new(np.concatenate([coarse, kept]), genes, return_index=True)
+        of, cost = of[fresh], flops(genes)
+        chosen = (cost >= config.flops_min) & (cost <= config.flops_max)
+        genes, of = genes[chosen], of[chosen]
+        chosen = _place_in_group(of) < left[of]
+        kept, of_kept = np.concatenate([kept, genes[chosen]]), np.concatenate([of_kept, of[chosen]])
+        left = left - np.bincount(of[chosen], minlength=len(left))
+    return kept[np.argsort(of_kept, kind="stable")]
+
+
+def change_kernels(space: SearchSpace, genes: np.ndarray, prob: float, rng: np.random.Generator) -> np.ndarray:
+    """A legal copy in which each running kernel has, with this probability, become one of the other sizes."""
+    genes, sizes = genes.copy(), len(space.kernel_sizes)
+    ks = view(space, genes).ks
+    if sizes > 1:
+        hit = (rng.random(ks.shape) < prob) & active(space, genes)
+        ks[:] = np.where(hit, (ks + rng.integers(1, sizes, size=ks.shape)) % sizes, ks)
+    return legalise(space, genes, rng)
+
+
+def _new(known: np.ndarray, genes: np.ndarray, *, return_index: bool = False):  # noqa: ANN202 - as numpy.unique
+    """The rows that are not known, each once, in order; with `return_index` also where they stood."""
+    _, first = np.unique(np.concatenate([known, genes]), axis=0, return_index=True)
+    index = np.sort(first[first >= len(known)]) - len(known)
+    return (genes[index], index) if return_index else genes[index]
+
+
+def _place_in_group(group: np.ndarray) -> np.ndarray:
+    """(n,) how many items of the same group stand before each item."""
+    order = np.argsort(group, kind="stable")
+    ordered = group[order]
+    place = np.empty(len(group), dtype=np.int64)
+    place[order] = np.arange(len(group)) - np.searchsorted(ordered, ordered)
+    return place

@@ -1,0 +1,102 @@
+"""The layer diagram of a subnet: a box for each block that runs, with its expansion, kernel and bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Patch
+
+from apq.space import BLOCK_LAYERS, SearchSpace
+from apq.subnet import Subnet
+from utils.plots import write_figure
+
+SHORT = {"expand": "pw", "project": "pw", "depthwise": "dw"}
+GAP = 0.6  # between stages, in boxes
+TALLEST = 2.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """One block: its slot and stage, numbered from 0, its shape, and its bits in words."""
+
+    slot: int
+    stage: int
+    kernel: int
+    expansion: float
+    in_channels: int
+    mid_channels: int
+    out_channels: int
+    stride: int
+    bits: str
+
+    @property
+    def label(self) -> str:
+        """Expansion, kernel and bits, a line each."""
+        return f"{self.expansion:g}x\n{self.kernel}x{self.kernel}\n{self.bits}"
+
+
+def boxes_of(space: SearchSpace, subnet: Subnet) -> list[Box]:
+    """The blocks that run, in order."""
+    return [
+        Box(
+            slot=slot.index,
+            stage=slot.stage,
+            kernel=subnet.ks[slot.index],
+            expansion=subnet.e[slot.index],
+            in_channels=slot.in_channels,
+            mid_channels=round(subnet.e[slot.index] * slot.in_channels),
+            out_channels=slot.out_channels,
+            stride=slot.stride,
+            bits=bits_in_words(space, subnet, slot.index),
+        )
+        for slot in space.slots
+        if slot.position < subnet.d[slot.stage]
+    ]
+
+
+def bits_in_words(space: SearchSpace, subnet: Subnet, slot: int) -> str:
+    """The bits of a block: "W4A4" where its layers agree, else a line a layer, pointwise layers together if they do."""
+    of = {
+        role: "W{}A{}".format(*(subnet.bits[space.kind_of(role, operand)][slot] for operand in "wa"))
+        for role in BLOCK_LAYERS
+    }
+    if len(set(of.values())) == 1:
+        return of["expand"]
+    if of["expand"] == of["project"]:
+        return f"pw {of['expand']}\ndw {of['depthwise']}"
+    return "\n".join(f"{role} {of[role]}" for role in BLOCK_LAYERS)
+
+
+def draw_subnet(boxes: list[Box], resolution: int, path: Path, *, title: str = "") -> None:
+    """Write a PNG of blocks from left to right: taller ones expand more, kernels have colours, stages stand apart."""
+    figure = Figure(figsize=(max(4.0, 1.2 + 0.95 * (len(boxes) + GAP * boxes[-1].stage)), 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    widest, kernels = max(box.expansion for box in boxes), sorted({box.kernel for box in boxes})
+    colour = {kernel: f"C{i}" for i, kernel in enumerate(kernels)}
+    for i, box in enumerate(boxes):
+        x, height = i + GAP * box.stage, TALLEST * (0.45 + 0.55 * box.expansion / widest)
+        axes.add_patch(
+            FancyBboxPatch(
+                (x + 0.08, -height / 2),
+                0.84,
+                height,
+                boxstyle="round,pad=0.02",
+                facecolor=colour[box.kernel],
+                alpha=0.4,
+            )
+        )
+        axes.text(x + 0.5, 0, box.label, ha="center", va="center", fontsize=7)
+        if i == 0 or boxes[i - 1].stage != box.stage:
+            stride = f", stride {box.stride}" if box.stride > 1 else ""
+            axes.text(x, -TALLEST / 2 - 0.2, f"{box.out_channels} ch.{stride}", va="top", fontsize=7)
+    axes.set_xlim(-0.2, len(boxes) + GAP * boxes[-1].stage + 0.2)
+    axes.set_ylim(-TALLEST / 2 - 0.6, TALLEST / 2 + 0.2)
+    axes.set_axis_off()
+    handles = [Patch(color=colour[kernel], alpha=0.4, label=f"{kernel}x{kernel}") for kernel in kernels]
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(handles), frameon=False)
+    axes.set_title(f"{title}, {resolution} pixels".lstrip(", "), fontsize=9)
+    write_figure(figure, path)
