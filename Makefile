@@ -22,8 +22,9 @@ demo: $(VENV)/installed
 	$(PY) quant_aware.py --exp_name demo
 	$(PY) test.py --exp_dir exps/demo
 
+# A process a core; the tests of a file share what they train, so that a file stays in one process.
 test: lint
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

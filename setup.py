@@ -20,6 +20,7 @@ setup(
         "tqdm>=4.66",  # progress bars
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff==0.17.5"],
+        # pytest-xdist: a process a core, for tests that mostly train small networks on one thread
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff==0.17.5"],
     },
 )

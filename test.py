@@ -3,6 +3,7 @@
 Accuracy is measured on the test images. Of a quantized network of given architecture the costs at 8 bits stand beside
 its own, and its bits are drawn. Latency and energy are priced as the search priced them, at batch 1, in both
 cost scopes: "full" prices every layer; "published" leaves out the first inverted-residual block and the classifier.
+A network whose search had a table of measured costs is priced by it too, beside the BitFusion model.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from lut.costs import (
     network_costs,
     recorded_cost_source,
 )
-from utils.bit_costs import kmeans_costs
+from utils.bit_costs import kmeans_costs, measured_costs
 from utils.plots import plot_policy
 
 
@@ -84,6 +85,10 @@ def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
     weights = policy.matrix()[:, :1]
     facts = {"weight_bytes": sizes.total(weights), "size_ratio": sizes.ratio(weights)}
     plot_policy(policy, layers, experiment.bits_plot)
+    bits, measured = policy.matrix(config["image_bits"]), None
+    if config["measured"]:  # prices of a device of the user's own, beside those of the model
+        measured = measured_costs(Path(config["measured"]), len(policy.names), config["unit"])
+        facts["measured_cost"] = measured.total(bits)
     costs, source = {}, None
     if policy.quantizer == "linear":
         source = source_of(args, experiment)
@@ -102,7 +107,13 @@ def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
     if costs:
         print(table(cost_rows(costs)))
         print(f"latency and energy: {source}")
-    print(f"budget of the search: {config['type']}, {config['ratio']:.4f} of {config['of_what']}")
+    if measured is not None:
+        print(
+            f"{config['type']} by {config['measured']}: {measured.total(bits):g}, {measured.ratio(bits):.4f} of 8 bits"
+        )
+    if config["budget"] is not None:
+        found = f"found {config['cost']:g}, {config['ratio']:.4f} of {config['of_what']}"
+        print(f"budget of the search: {config['type']} <= {config['budget']:g} {config['unit']}; {found}")
     print(f"bits of each layer: {experiment.bits_plot}")
 
 

@@ -120,13 +120,15 @@ class Experiment:
         new = Experiment(self.path / ".new")
         shutil.rmtree(new.path, ignore_errors=True)
         yield new
-        own = (self.arch, self.policy, self.model, self.bits_plot, self.acc, self.search_state, self.agent_state)
         evaluated = [file for file in self.path.glob("evaluated*.json*") if not (new.path / file.name).exists()]
-        for item in (*own, self.front, self.front_plot, *evaluated):
+        own = (self.arch, self.policy, self.model, self.plot, self.bits_plot, self.acc, self.front, self.front_plot)
+        for item in (*own, *evaluated):
             item.unlink(missing_ok=True)
         shutil.rmtree(self.best_checkpoint.parent, ignore_errors=True)
         for item in sorted(new.path.iterdir(), key=lambda item: item.name in (new.arch.name, new.policy.name)):
             item.replace(self.path / item.name)
+        for state in (self.search_state, self.agent_state):  # last: until here a killed run continues from it
+            state.unlink(missing_ok=True)
         new.path.rmdir()
 
     def save_found(

@@ -12,7 +12,7 @@ from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
 
 SUBNET = "subnet"  # the name of a float subnet of a space
-SMALL = "_small"  # how names of networks for small images end
+SMALL = ("mobilenet_v1_small", "mobilenet_v2_small")  # ours, for small images; torchvision's small ones are not
 IMAGES = {
     space.dataset: space for space in (APQ_IMAGENET, GLYPHS, DIGITS)
 }  # whose channels, classes and side are known
@@ -59,7 +59,7 @@ class ModelSpec:
 
 def named_model(name: str, images: str | None = None) -> ModelSpec:
     """The spec of a named network for one of `IMAGES`; None: glyphs for small networks, ImageNet for others."""
-    images = images or ("glyphs" if name.endswith(SMALL) else "imagenet")
+    images = images or ("glyphs" if name in SMALL else "imagenet")
     if images not in IMAGES:
         raise UserError(f"unknown images {images!r}; known: {', '.join(IMAGES)}")
     space = IMAGES[images]
@@ -68,7 +68,7 @@ def named_model(name: str, images: str | None = None) -> ModelSpec:
         dataset=images,
         in_channels=space.in_channels,
         n_classes=space.n_classes,
-        resolution=GLYPHS.resolutions[-1] if name.endswith(SMALL) else space.resolutions[-1],
+        resolution=GLYPHS.resolutions[-1] if name in SMALL else space.resolutions[-1],
     )
 
 

@@ -15,6 +15,7 @@ from apq.layers import FIXED_BITS, ConvLayer
 
 QUANTIZERS = {"linear": (2, 8), "kmeans": (1, 8)}  # fewest and most bits of each
 NOT_QUANTIZED = -1  # in a policy: the activations that enter a layer stay as they are
+IMAGE_BITS = (NOT_QUANTIZED, FIXED_BITS)  # what may stand for the image, which has 8 bits as it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Policy:
     """Weight bits, and with the linear quantizer activation bits, of each of a network's `names`.
 
     `bits` has a row a layer: (weights, activations), or (weights,) of the k-means quantizer, which leaves activations
-    in floating point. The image that enters the first layer is not quantized again: NOT_QUANTIZED.
+    in floating point. The image that enters the first layer, of 8 bits, is not quantized again: NOT_QUANTIZED or 8.
     """
 
     quantizer: str
@@ -37,13 +38,13 @@ class Policy:
         fewest, most = QUANTIZERS[self.quantizer]
         width = 1 if self.quantizer == "kmeans" else 2
         for i, (name, row) in enumerate(zip(self.names, self.bits, strict=True)):
-            raw = (1, NOT_QUANTIZED) if i == 0 else (-1, -1)
-            fits = [type(b) is int and (fewest <= b <= most or (k, b) == raw) for k, b in enumerate(row)]
+            allowed = [tuple(range(fewest, most + 1)), IMAGE_BITS if i == 0 else tuple(range(fewest, most + 1))]
+            fits = [type(b) is int and b in choices for b, choices in zip(row, allowed, strict=False)]
             if len(row) != width or not all(fits):
                 form = "[weight bits, activation bits]" if width == 2 else "weight bits"
                 raise UserError(
                     f"layer {i} ({name}) of a {self.quantizer} policy has bits {list(row)}; it must be {form}, each "
-                    f"from {fewest} to {most}, activations of the first layer also {NOT_QUANTIZED} (the image as it is)"
+                    f"from {fewest} to {most}, activations of the first layer {NOT_QUANTIZED} (the image as it is)"
                 )
 
     @property
@@ -77,11 +78,20 @@ def policy_from_strategy(quantizer: str, layers: Sequence[ConvLayer], strategy: 
 
 
 def load_strategy(path: Path) -> Any:
-    """The strategy in a JSON file: a list, or an object with one under "strategy", as policies are stored."""
-    data = read_json(path)
+    """The strategy in a JSON file: a list, or an object with one under "strategy", as policies are stored.
+
+    `FILE#/a/0/b` is what a JSON pointer (RFC 6901, without its escapes) leads to in a larger file.
+    """
+    name, _, pointer = str(path).partition("#/")
+    data = read_json(Path(name))
+    try:
+        for key in filter(None, pointer.split("/")):
+            data = data[int(key) if isinstance(data, list) else key]
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise UserError(f"{name} has nothing at /{pointer}") from error
     found = data.get("strategy") if isinstance(data, dict) else data
     if not isinstance(found, list):
-        raise UserError(f'{path} holds no policy: it must be a list, or an object with a list under "strategy"')
+        raise UserError(f'{path} holds no policy: that is a list, or an object with a list under "strategy"')
     return found
 
 

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 from apq.errors import UserError
+from methods.ddpg import ddpg_finder
 from methods.ddpg.agent import Agent, AgentConfig, Replay, truncated_normal
 from methods.ddpg.ddpg_finder import find
 
@@ -137,6 +138,15 @@ def test_best_is_the_first_of_the_best():
     found = find(FEATURES, decide, lambda candidate, episode: (min(episode, 5), {}), QUICK)
     assert found.episode == 5
     assert [record["best_reward"] for record in found.history] == [0, 1, 2, 3, 4, *[5] * 7]
+
+
+@pytest.mark.parametrize("text", ["", "not a checkpoint"])
+def test_damaged_states(tmp_path, text):
+    file = tmp_path / "state"
+    file.write_text(text)
+    with pytest.raises(UserError, match="remove it or give --overwrite"):
+        ddpg_finder._load(file, {}, False)
+    assert ddpg_finder._load(file, {}, True) is None
 
 
 def test_known_candidates_are_not_scored_again():

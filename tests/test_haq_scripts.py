@@ -59,6 +59,7 @@ def test_search_keeps_its_budget(here, capsys, quantizer, ratio):
     assert {path.name for path in folder.iterdir()} == {*names, "policy.json"}
     config = read_json(folder / "config.json")
     assert config["ratio"] <= ratio
+    assert f"<= {config['budget']:g}" in printed(capsys, report, "--exp_dir", f"exps/{quantizer}")
     assert read_json(folder / "lat") == [config["cost"]]
     history = read_jsonl(folder / "history.jsonl")
     assert len(history) == 6
@@ -114,6 +115,17 @@ def test_given_policy(here, capsys):
     both = [json.loads(printed(capsys, search, *words, "--image_bits", bits, "--json"))["cost"] for bits in "78"]
     assert both[0] < both[1]
 
+    rows = [f"{i},{w},{a},{(i + 1) * w * a}" for i in range(23) for w in (2, 4, 8) for a in (2, 6, 8)]
+    (here / "table.csv").write_text("\n".join(rows[9:]))  # of all layers but the first
+    cost = sum((i + 1) * 4 * 6 for i in range(1, 22)) + 23 * 8 * 8
+    told = json.loads(printed(capsys, search, *words, "--table", "table.csv", "--exp_name", "given", "--json"))
+    assert told["cost"] == cost
+    quant_aware(["--exp_name", "given", "--epochs", "1"])
+    assert f"latency by table.csv: {cost}, " in printed(capsys, report, "--exp_dir", "exps/given")
+    write_json(here / "policy", {"strategy": [[8, -1], *[[4, 5]] * 21, [8, 8]]})
+    with pytest.raises(UserError, match=r"lacks layer 1 at its bits, \[4, 5\]"):
+        search([*words, "--table", "table.csv"])
+
     write_json(here / "policy", strategy[1:])
     with pytest.raises(UserError, match="policy: the policy has bits for 22 layers, the network has 23"):
         search(words)
@@ -133,9 +145,9 @@ def test_published_policies(here, golden, capsys):
                 )
     for case, name, quantizer in ((kmeans, "resnet50", "kmeans"), (linear, "mobilenet_v2", "linear")):
         torch.save(torchvision.models.get_model(name, num_classes=2).state_dict(), here / "weights.pth")
-        write_json(here / "policy", case)
+        file = f"{golden('haq_latency_table.csv').with_name('haq.json')}#/{quantizer}_policies/0"
         words = ["--mode", "ddpg", "--model", name, "--weights", "weights.pth", "--data", "folder", "--recipe", "tiny"]
-        words += ["--quantizer", quantizer, "--policy", "policy", "--overwrite", "--json"]
+        words += ["--quantizer", quantizer, "--policy", file, "--overwrite", "--json"]
         if quantizer == "linear":
             words += ["--table", str(golden("haq_latency_table.csv")), "--image_bits", "7"]
         told = json.loads(printed(capsys, search, *words))
@@ -201,7 +213,13 @@ def test_resumes_after_an_interruption(here, monkeypatch):
         ([*QUICK, *MODEL, "--constraint", "1", "--preserve_ratio", "0.5"], "one budget"),
         ([*QUICK, *MODEL, "--min_bit", "1"], "linear bits lie from 2 to 8"),
         ([*QUICK, *MODEL, "--exp_name", "linear"], "exists; choose another"),
-        ([*QUICK, *MODEL, "--policy", "nowhere.json"], "nowhere.json"),
+        (["--mode", "ddpg", *MODEL, "--policy", "nowhere.json"], "nowhere.json"),
+        ([*QUICK, *MODEL, "--policy", "nowhere.json"], "leave the budget and the agent's flags out"),
+        (["--mode", "ddpg", *MODEL, "--policy", "x", "--constraint", "1"], "leave the budget"),
+        ([*QUICK, "--model", "mobilenet_v2_smal"], "nearest: mobilenet_v2_small"),
+        ([*QUICK, "--model", "models/mobilenet_v2_small"], "goes by its name, mobilenet_v2_small"),
+        ([*QUICK, *MODEL, "--quantizer", "kmeans", "--image_bits", "7"], "no price on an accelerator"),
+        ([*QUICK, *MODEL, "--lr_c", "nan"], "must be positive"),
         ([*QUICK, *MODEL, "--population", "3"], "belongs to --mode evolution or --mode sequential"),
         ([*MODEL, "--constraint", "1"], "--model belongs to --mode ddpg"),
         ([*QUICK, "--model", "exps/linear"], "holds the policy"),

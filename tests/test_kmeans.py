@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from apq.errors import UserError
 from elastic_nn.quantizers import KMeansWeightQuantizer
 from elastic_nn.quantizers.kmeans import fit_kmeans
+from elastic_nn.training.engine import averaged
 
 
 def test_published_errors(golden):
@@ -77,6 +79,21 @@ def test_state_brings_its_own_shapes():
         empty(w)
     empty.load_state_dict(saved.state_dict())
     assert torch.equal(empty(w), saved(w))
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9995])
+def test_a_moving_average_keeps_clusters(decay):
+    net = nn.Module()
+    net.quantizer, w = quantizer(8, torch.randn(300, 3)), torch.zeros(300, 3)
+    average = averaged(net, decay)
+    for _ in range(20):
+        average.update_parameters(net)
+    assert torch.equal(average.module.quantizer.labels, net.quantizer.labels)
+    torch.testing.assert_close(average.module.quantizer(w), net.quantizer(w))
+    with torch.no_grad():
+        net.quantizer.centroids.add_(1)
+    average.update_parameters(net)
+    torch.testing.assert_close(average.module.quantizer(w), net.quantizer(w) - decay)
 
 
 def test_switched_off():

@@ -28,6 +28,14 @@ train = script("train")
 SUBNET = subnet_model(DIGITS, largest_subnet(DIGITS))
 
 
+def test_only_our_small_networks_are_for_small_images():
+    assert (named_model("mobilenet_v3_small").dataset, named_model("mobilenet_v3_small").resolution) == (
+        "imagenet",
+        224,
+    )
+    assert (named_model("mobilenet_v2_small").dataset, named_model("mobilenet_v2_small").resolution) == ("glyphs", 32)
+
+
 @pytest.mark.parametrize(
     ("name", "layers", "params", "macs"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apq.errors import UserError
+from apq.files import write_json
 from apq.layers import ConvLayer
-from apq.policy import Policy, policy_from_dict, policy_from_strategy, policy_to_dict, priced_layers
+from apq.policy import (
+    Policy,
+    layer_names,
+    load_strategy,
+    policy_from_dict,
+    policy_from_strategy,
+    policy_to_dict,
+    priced_layers,
+)
 from lut.accelerator import Accelerator
 from lut.costs import CostSource, cost_of
 from lut.traced import traced_layers
+from methods.ddpg.bit_search import Task
 from methods.ddpg.environment import FREE, BitEnvironment, action_to_bits, fixed_bits
 from utils.bit_costs import kmeans_costs, linear_costs, measured_costs
 
@@ -164,6 +175,7 @@ def test_costs_equal_those_of_the_layers(networks):
     layers = networks["mobilenetv2"]
     rng = np.random.default_rng(0)
     bits = rng.integers(2, 9, (len(layers), 2))
+    bits[0, 1] = 8  # the image
     policy = Policy(quantizer="linear", names=tuple(x.name for x in layers), bits=tuple(map(tuple, bits.tolist())))
     cost = cost_of(priced_layers(layers, policy), BITFUSION)
     for quantity, expected in (("latency", cost.latency_ms), ("bitops", cost.bitops), ("size", cost.size_bytes)):
@@ -196,6 +208,7 @@ def test_policy_on_disk(networks):
         ("kmeans", [[4, 4], [4, 4]], "must be weight bits"),
         ("kmeans", [0, 4], "from 1 to 8"),
         ("kmeans", [True, 4], "layer 0"),
+        ("linear", [[8, 4], [4, 4]], r"layer 0 \(a\)"),  # the image is not quantized again
         ("linear", {"a": 1}, "one entry a layer"),
         ("log", [4, 4], "unknown quantizer"),
     ],
@@ -208,10 +221,37 @@ def test_bad_policies(quantizer, strategy, message):
 
 def test_bad_tables(tmp_path):
     file = tmp_path / "table.csv"
-    for text in ("layer,w,a,cost\n9,1,1,5\n", "layer,w,a,cost\n0,1,1\n", "layer,w,a,cost\n0,9,1,5\n"):
-        file.write_text(text)
+    for row in ("9,1,1,5", "0,1,1", "0,9,1,5", "0,1,1,nan", "0,1,1,-1", "0,1,1,inf", "zero,1,1,5"):
+        file.write_text(f"layer,w,a,cost\n{row}\n")
         with pytest.raises(UserError, match=r"table\.csv is no table"):
             measured_costs(file, 3, "cycles")
+    for head in ("", "layer,w_bits,a_bits,cost\n"):
+        file.write_text(f"{head}0,1,1,5\n0,8,8,7\n")
+        found = measured_costs(file, 3, "cycles")
+        assert (found.cells[0, 0, 0], found.reference, found.n_priced) == (5, 7, 1)
+
+
+def test_strategies_within_a_file(tmp_path):
+    write_json(tmp_path / "many.json", {"a": [{"strategy": [1, 2]}, [3]]})
+    assert load_strategy(Path(f"{tmp_path}/many.json#/a/0")) == [1, 2]
+    assert load_strategy(Path(f"{tmp_path}/many.json#/a/1")) == [3]
+    for pointer, message in (("", "holds no policy"), ("#/b", "nothing at /b"), ("#/a/5", "nothing at /a/5")):
+        with pytest.raises(UserError, match=message):
+            load_strategy(Path(f"{tmp_path}/many.json{pointer}"))
+
+
+def test_layers_of_an_agent_are_those_of_the_costs():
+    """A module that runs again later keeps the place of its first run."""
+    layers = [ConvLayer(8, 8, 4, 1, 1, 1, 8, 8, name=name) for name in "abcbd"]
+    task = Task(net=None, spec=None, layers=layers, costs=None, splits=None)
+    assert tuple(layer.name for layer in task.own_layers) == layer_names(layers) == ("a", "b", "c", "d")
+
+
+def test_nothing_to_choose():
+    layers = [ConvLayer(8, 8, 4, 1, 1, 1, 8, 8, name=name) for name in "ab"]
+    fixed = fixed_bits(2, activations=True, keep_ends=True)
+    with pytest.raises(UserError, match="nothing to choose"):
+        BitEnvironment(layers=layers, costs=kmeans_costs(layers), budget=1e9, fixed=fixed, min_bit=2, max_bit=8)
 
 
 def test_wall_leaves_what_single_bits_cannot(networks):

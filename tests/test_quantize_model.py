@@ -100,6 +100,11 @@ def test_what_cannot_be_quantized_is_named():
     net = nn.Sequential(Own(3, 4, 3))
     with pytest.raises(UserError, match="layer 0 is a Own"):
         quantize_model(net, ["0"], LINEAR, {"0": True})
+    with pytest.raises(UserError, match="a single Linear"):
+        quantize_model(nn.Linear(2, 2), [""], LINEAR, {"": True})
+    hooked = nn.Sequential(nn.utils.weight_norm(nn.Linear(2, 2)))
+    with pytest.raises(UserError, match="layer 0 is a Linear"):
+        quantize_model(hooked, ["0"], LINEAR, {"0": True})
 
 
 def test_signs_and_bits():

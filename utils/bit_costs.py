@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,13 @@ class BitCosts:
     def total(self, bits: np.ndarray) -> float:
         """Cost of the whole network, or of those layers that a table prices."""
         return float(np.nansum(self.per_layer(bits)))
+
+    def check_priced(self, bits: np.ndarray) -> None:
+        """UserError if a layer has a price at 8 bits but none at these."""
+        lacking = np.isnan(self.per_layer(bits)) & ~np.isnan(self.cells[:, -1, -1])
+        if lacking.any():
+            layer = int(lacking.argmax())
+            raise UserError(f"the table of costs lacks layer {layer} at its bits, {bits[layer].tolist()}")
 
     @property
     def n_priced(self) -> int:
@@ -73,16 +81,24 @@ def kmeans_costs(layers: Sequence[ConvLayer]) -> BitCosts:
 def measured_costs(path: Path, n_layers: int, unit: str) -> BitCosts:
     """Costs that were measured, in HAQ's form: a CSV file of layer number, weight bits, activation bits and cost.
 
-    Cells that the file lacks are NaN; UserError where it is not such a file.
+    The first line may name the columns. Cells that the file lacks are NaN; UserError where it is not such a file.
     """
     cells = np.full((n_layers, MOST_BITS, MOST_BITS), np.nan)
     try:
         with path.open(newline="") as file:
-            for layer, w, a, cost in list(csv.reader(file))[1:]:
-                cells[_index(layer, n_layers), _index(w, MOST_BITS, 1), _index(a, MOST_BITS, 1)] = float(cost)
+            rows = list(csv.reader(file))
+            for layer, w, a, cost in rows[1:] if rows and rows[0][:1] == ["layer"] else rows:
+                cells[_index(layer, n_layers), _index(w, MOST_BITS, 1), _index(a, MOST_BITS, 1)] = _cost(cost)
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no table of layer,w_bits,a_bits,cost for {n_layers} layers: {error}") from error
     return BitCosts(cells=cells, unit=unit, reference=float(np.nansum(cells[:, -1, -1])), of_what="the 8-bit cost")
+
+
+def _cost(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"a cost of {text}")
+    return value
 
 
 def _index(text: str, n: int, first: int = 0) -> int:

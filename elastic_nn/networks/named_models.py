@@ -96,14 +96,18 @@ OWN: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+def check_known(name: str) -> None:
+    """UserError for a name that no network has, naming those nearest to it."""
+    known = [*OWN, *models.list_models(module=models)]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=5)
+        raise UserError(f"unknown model {name!r}; {'nearest' if near else 'known'}: {', '.join(near or known)}")
+
+
 def _own_or_torchvision(spec: ModelSpec) -> nn.Module:
     if spec.name in OWN:
         return OWN[spec.name](spec.n_classes)
-    torchvision_names = models.list_models(module=models)
-    if spec.name not in torchvision_names:
-        known = [*OWN, *torchvision_names]
-        near = difflib.get_close_matches(spec.name, known, n=5)
-        raise UserError(f"unknown model {spec.name!r}; {'nearest' if near else 'known'}: {', '.join(near or known)}")
+    check_known(spec.name)
     if spec.name in AUXILIARY:
         raise UserError(f"{spec.name} has auxiliary classifiers, which are not supported here")
     sized = {"image_size": spec.resolution} if spec.name.startswith("vit_") else {}

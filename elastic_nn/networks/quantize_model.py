@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from apq.errors import UserError
-from apq.policy import NOT_QUANTIZED, Policy
+from apq.policy import Policy
 from elastic_nn.modules.elastic_conv import ElasticConv2d
 from elastic_nn.modules.quant_layers import QuantConv2d, QuantLinear, quantized_layers
 from elastic_nn.quantizers import QuantScheme
@@ -23,6 +23,8 @@ def quantize_model(
     `signed` says of each whether its inputs may be negative. The image that enters the first is not quantized.
     UserError for a layer of a kind that has no quantized twin.
     """
+    if "" in names:
+        raise UserError(f"the network is a single {type(net).__name__}: its layers must be modules within it")
     before = {name: net.get_submodule(name) for name in names}
     twins = {name: _twin(name, layer, scheme, signed[name], name != names[0]) for name, layer in before.items()}
     _put(net, twins)
@@ -39,7 +41,7 @@ def set_policy(net: nn.Module, policy: Policy) -> None:
     layers = quantized_layers(net)
     for name, row in zip(policy.names, policy.bits, strict=True):
         layers[name].weight_quant.bits = row[0]
-        if row[-1] != NOT_QUANTIZED:
+        if not isinstance(layers[name].act_quant, nn.Identity):
             layers[name].act_quant.bits = row[-1]
 
 
@@ -56,7 +58,7 @@ def _twin(name: str, layer: nn.Module, scheme: QuantScheme, signed: bool, quanti
         twin._modules = dict(layer._modules)
         twin.weight_quant = scheme.weight()
         twin.act_quant = scheme.activation(signed) if quantize_input else nn.Identity()
-    elif kind in (nn.Conv2d, nn.Linear):
+    elif kind in (nn.Conv2d, nn.Linear) and isinstance(layer.weight, nn.Parameter):  # not one computed by a hook
         with torch.device("meta"):  # its weights are those of the layer
             twin = _conv(layer, scheme, signed, quantize_input) if kind is nn.Conv2d else _linear(layer, scheme, signed)
         twin.weight, twin.bias = layer.weight, layer.bias
@@ -65,7 +67,10 @@ def _twin(name: str, layer: nn.Module, scheme: QuantScheme, signed: bool, quanti
             twin.act_quant = scheme.activation(signed)
         twin.train(layer.training)
     else:
-        raise UserError(f"layer {name} is a {kind.__name__}; only Conv2d and Linear of torch can be quantized")
+        raise UserError(
+            f"layer {name} is a {kind.__name__}; only Conv2d and Linear of torch, with weights of their own, can be "
+            "quantized"
+        )
     twin.weight_quant.to(layer.weight.device)
     twin.act_quant.to(layer.weight.device)
     return twin

@@ -240,10 +240,22 @@ def _parallel(net: nn.Module) -> DistributedDataParallel:
 
 
 def averaged(net: nn.Module, decay: float | None) -> AveragedModel | None:
-    """An exponential moving average of a network's weights and statistics, to be updated after each step."""
+    """An exponential moving average of a network's weights and statistics, to be updated after each step.
+
+    Whole numbers, such as the clusters that weights belong to, have no average: the latest ones count.
+    """
     if decay is None:
         return None
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    moving_average = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def average(averages: list[Tensor], latest: list[Tensor], n_averaged: Tensor | int) -> None:  # of one dtype
+        if averages[0].is_floating_point():
+            moving_average(averages, latest, n_averaged)
+        else:
+            torch._foreach_copy_(averages, latest)
+
+    return AveragedModel(net, multi_avg_fn=average, use_buffers=True)
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +30,8 @@ class AgentConfig:
     """Settings of an agent; the defaults are HAQ's.
 
     `warmup` episodes act at random; then a truncated normal of width `noise`, decaying by `noise_decay` an episode, is
-    put around each action. The last `replay_episodes` are learned from, in `updates` gradient steps an episode; None:
-    one for each of its steps. `reward_momentum` is the weight of a new batch in the moving average of rewards.
+    put around each action. The last `replay_episodes` are learned from, in `updates` gradient steps for each action of
+    an episode. `reward_momentum` is the weight of a new batch in the moving average of rewards.
     """
 
     episodes: int = 600
@@ -44,16 +45,17 @@ class AgentConfig:
     noise: float = 0.5
     noise_decay: float = 0.99
     replay_episodes: int = 128
-    updates: int | None = None
+    updates: int = 1
     reward_momentum: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.batch_size, self.hidden, self.replay_episodes) < 1:
             raise UserError("an agent needs episodes, batch size, hidden units and replayed episodes of at least 1")
-        if self.warmup < 0 or (self.updates or 0) < 0:
+        if min(self.warmup, self.updates) < 0:
             raise UserError("warm-up episodes and updates cannot be negative")
-        if not (min(self.actor_lr, self.critic_lr, self.noise) > 0 and 0 <= self.discount <= 1):
+        rates = self.actor_lr, self.critic_lr, self.noise
+        if not (all(0 < rate < math.inf for rate in rates) and 0 <= self.discount <= 1):
             raise UserError("learning rates and exploration must be positive, the discount from 0 to 1")
         if not (0 < self.target_rate <= 1 and 0 < self.noise_decay <= 1 and 0 < self.reward_momentum <= 1):
             raise UserError("target average, decay of exploration and weight of new rewards lie above 0 and up to 1")
@@ -144,8 +146,7 @@ class Agent:
     def learn(self) -> None:
         """The gradient steps of one episode, once there is more to learn from than the warm-up."""
         if self.replay.seen > self.config.warmup:
-            n_updates = len(self.features) if self.config.updates is None else self.config.updates
-            for _ in range(n_updates):
+            for _ in range(self.config.updates * len(self.features)):
                 self.update(*self.replay.sample(self.config.batch_size, self.rng))
 
     def update(self, states: Tensor, actions: Tensor, rewards: Tensor, following: Tensor, goes_on: Tensor) -> None:

@@ -74,8 +74,11 @@ class Task:
 
     @property
     def own_layers(self) -> list[ConvLayer]:
-        """One layer a name: those that have bits of their own."""
-        return list({layer.name: layer for layer in reversed(self.layers)}.values())[::-1]
+        """One layer a name, in the order of `layer_names`: those that have bits of their own."""
+        first: dict[str, ConvLayer] = {}
+        for layer in self.layers:
+            first.setdefault(layer.name, layer)
+        return list(first.values())
 
 
 def make_task(

@@ -24,6 +24,7 @@ from apq.policy import Policy, load_strategy, policy_from_strategy
 from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
 from elastic_nn.networks.model_file import load_model, save_model
+from elastic_nn.networks.named_models import check_known
 from elastic_nn.networks.subnet_file import load_float_subnet
 from elastic_nn.training.distributed import check_agreement, processes
 from elastic_nn.training.engine import Execution
@@ -44,9 +45,12 @@ def load_float(model: str, weights: Path | None) -> tuple[nn.Module, ModelSpec, 
         experiment = Experiment(Path(model))
         if experiment.policy.exists():
             raise UserError(f"{model} holds the policy of a network: name that network, or a found subnet's experiment")
+        if ModelFolder(Path(model)).model.exists():
+            raise UserError(f"{model} is not an experiment: a network of models/ goes by its name, {Path(model).name}")
         return *load_float_subnet(experiment), experiment.best_checkpoint
     file = weights or ModelFolder(Path("models") / model).model
     if not file.exists():
+        check_known(model)
         raise UserError(f"no weights at {file}: train them (train.py --model {model}) or name a file with --weights")
     return *load_model(file, model), file
 
@@ -63,6 +67,12 @@ def run(args: argparse.Namespace) -> None:
     check_classes(splits, images, file)
     recipe = get_recipe(args.recipe, spec)
     config, agent = bit_search(args, recipe), agent_config(args)
+    if args.policy is not None and (config.budget, args.preserve_ratio, agent) != (
+        None,
+        None,
+        AgentConfig(seed=args.seed),
+    ):
+        raise UserError("--policy takes the bits as they are: leave the budget and the agent's flags out")
     measured = args.table if args.table is not None and args.table.suffix == ".csv" else None
     source = cost_source(args.config, None if measured else args.table)
     task = make_task(net, spec, splits, config.quantizer, config.quantity, measured or source)
@@ -103,8 +113,11 @@ def run(args: argparse.Namespace) -> None:
 
 def given_policy(file: Path, task: Task, config: BitSearch) -> Policy:
     """The policy of a file, for this network."""
+    strategy = load_strategy(file)
     try:
-        return policy_from_strategy(config.quantizer, task.layers, load_strategy(file))
+        policy = policy_from_strategy(config.quantizer, task.layers, strategy)
+        task.costs.check_priced(policy.matrix(config.image_bits))
+        return policy
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 

@@ -109,9 +109,12 @@ def _save(
 def _load(file: Path, asked: dict[str, Any] | None, restart: bool) -> dict[str, Any] | None:
     if not file.exists():
         return None
-    state = load_checkpoint(file, STATE_KEYS)
-    if state["asked"] == asked:
-        return state
-    if not restart:
-        raise UserError(f"{file} belongs to another search; remove it or give --overwrite")
-    return None
+    try:
+        state = load_checkpoint(file, STATE_KEYS)
+        if state["asked"] == asked:
+            return state
+        raise UserError(f"{file} belongs to another search")
+    except UserError as error:
+        if restart:
+            return None
+        raise UserError(f"{error}; remove it or give --overwrite") from error

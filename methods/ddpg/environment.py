@@ -62,6 +62,8 @@ class BitEnvironment:
     def __post_init__(self) -> None:
         if not 1 <= self.min_bit <= self.max_bit <= 8:
             raise UserError(f"bits go from 1 to 8, not from {self.min_bit} to {self.max_bit}")
+        if not len(self.steps):
+            raise UserError(f"the network's {len(self.layers)} layers are all kept at 8 bits: nothing to choose")
         cells = self._allowed_cells()
         if np.isnan(cells).any():
             layer = int(np.argwhere(np.isnan(cells))[0][0])

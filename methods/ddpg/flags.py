@@ -21,7 +21,12 @@ def add_flags(parser: argparse.ArgumentParser) -> set[str]:
     group = parser.add_argument_group("--mode ddpg")
     group.add_argument("--model", metavar="NAME|exps/NAME", help="network of models/NAME, or that of an experiment")
     group.add_argument("--weights", type=Path, help="file of --model's weights (default: models/NAME/model.pt)")
-    group.add_argument("--policy", type=Path, help="bits to take instead of searching: a JSON list, HAQ's strategy")
+    group.add_argument(
+        "--policy",
+        type=Path,
+        metavar="FILE[#/POINTER]",
+        help="bits to take instead of searching: a JSON list, HAQ's strategy, or what the pointer leads to in the file",
+    )
     group.add_argument(
         "--keep_ends",
         action=argparse.BooleanOptionalAction,
@@ -72,7 +77,7 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> set[str]:
     group.add_argument("--init_delta", type=float, default=agent.noise, help="width of the exploration after warm-up")
     group.add_argument("--delta_decay", type=float, default=agent.noise_decay, help="its decay an episode")
     group.add_argument("--rmsize", type=at_least(1), default=agent.replay_episodes, help="episodes remembered")
-    group.add_argument("--n_update", type=at_least(0), help="gradient steps an episode (default: one for each action)")
+    group.add_argument("--n_update", type=at_least(0), default=agent.updates, help="gradient steps for each action")
     group.add_argument("--moving_alpha", type=float, default=agent.reward_momentum, help="step of the reward's average")
     return {action.dest for action in group._group_actions}
 
@@ -102,6 +107,8 @@ def bit_search(args: argparse.Namespace, recipe: Recipe) -> BitSearch:
     kmeans = args.quantizer == "kmeans"
     if args.constraint is not None and args.preserve_ratio is not None:
         raise UserError("give one budget: --constraint or --preserve_ratio")
+    if kmeans and (args.table is not None or args.image_bits != FIXED_BITS):
+        raise UserError("k-means weights have no price on an accelerator: leave --table and --image_bits out")
     return BitSearch(
         quantizer=args.quantizer,
         quantity=args.type or ("size" if kmeans else "latency"),

@@ -43,7 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> set[str]:
         "(default: --constraint / --preserve_ratio / --prune_ratio)",
     )
     group.add_argument(
-        "--prune_ratio", type=float, default=split.prune_ratio, help="share of the 8-bit cost that pruning leaves"
+        "--prune_ratio", type=float, default=split.prune_ratio, help="budget of pruning, share of the architecture's"
     )
     group.add_argument("--prune_episode", type=at_least(1), help="episodes of pruning (default: --train_episode)")
     group.add_argument("--prune_epochs", type=at_least(1), help="float epochs after pruning (default: the recipe's)")

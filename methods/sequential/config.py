@@ -14,10 +14,11 @@ from methods.sequential.pruning import WidthSearch
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """How the way from the architecture's cost to the final one, `constraint`, is shared by pruning and quantization.
+    """Budgets of the stages on the way to the final one, `constraint`.
 
-    Pruning leaves `prune_ratio` of the architecture's 8-bit cost, bits leave `preserve_ratio` of the pruned network's.
-    `architecture` replaces the first stage's budget; the others stay.
+    Bits have to leave `preserve_ratio` of the pruned network's budget, and pruning `prune_ratio` of the architecture's,
+    both at 8 bits. These are limits: a stage that ends below its own leaves the next one less to do. `architecture`
+    replaces the first stage's budget; the others stay.
     """
 
     constraint: float

@@ -218,8 +218,15 @@ class _Run:
             **self.loop("pruning", PRUNING),
         )
         spec = subnet_model(space, pruned_subnet)
-        # A hopeless last budget shows before the long part.
-        environment_of(make_task(net, spec, self.splits, "linear", config.quantity, self.source), config.bits)
+        try:  # a hopeless last budget shows before the long part
+            environment_of(make_task(net, spec, self.splits, "linear", config.quantity, self.source), config.bits)
+        except UserError as error:
+            for name in (ARCHITECTURE, PRUNING):  # of these settings, which lead nowhere
+                (self.folder / name).unlink(missing_ok=True)
+            raise UserError(
+                f"the pruned network leaves bits too much to do: {error}; "
+                "raise --preserve_ratio, so that pruning takes more, or the constraint"
+            ) from error
         top1, weights = finetune(
             self.recalibrated(net, side),
             self.splits,
