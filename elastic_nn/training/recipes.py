@@ -198,16 +198,16 @@ OQA_GLYPHS_RECIPE = replace(
     GLYPHS_RECIPE,
     name="oqa-glyphs",
     phases=(
-        Phase(name="largest", elastic=(), train=TrainConfig(epochs=10, lr=0.3, warmup_epochs=1), epoch_images=10_000),
-        _sandwich(TrainConfig(epochs=6, lr=0.1), epoch_images=5000),
+        Phase(name="largest", elastic=(), train=TrainConfig(epochs=16, lr=0.3, warmup_epochs=1)),
+        _sandwich(TrainConfig(epochs=12, lr=0.1), epoch_images=10_000),
     ),
     epoch_val_images=1000,
 )
 OQA_GLYPHS_3BIT_RECIPE = replace(
-    OQA_GLYPHS_RECIPE, name="oqa-glyphs-3bit", phases=(_sandwich(TrainConfig(epochs=5, lr=0.02), epoch_images=5000),)
+    OQA_GLYPHS_RECIPE, name="oqa-glyphs-3bit", phases=(_sandwich(TrainConfig(epochs=6, lr=0.05), epoch_images=10_000),)
 )
 OQA_GLYPHS_2BIT_RECIPE = replace(
-    OQA_GLYPHS_RECIPE, name="oqa-glyphs-2bit", phases=(_sandwich(TrainConfig(epochs=5, lr=0.05), epoch_images=5000),)
+    OQA_GLYPHS_RECIPE, name="oqa-glyphs-2bit", phases=(_sandwich(TrainConfig(epochs=8, lr=0.05), epoch_images=10_000),)
 )
 
 RECIPES = {
