@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from apq.files import atomic_open
 from apq.layers import ConvLayer
 from apq.policy import Policy
+
+STYLES = ("-", "--", ":", "-.")
 
 
 def plot_history(
@@ -49,6 +51,29 @@ def plot_history(
         axes.legend(loc="best", frameon=False)
     if title:
         figure.suptitle(title)
+    write_figure(figure, path)
+
+
+def plot_top1(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, *, xlabel: str, title: str = ""
+) -> None:
+    """Write a PNG of top-1 (0 to 1) against something else: a line of (x, top-1) for each name.
+
+    Names that end alike after a comma share a colour, those that begin alike a style.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    starts, ends = (list(dict.fromkeys(name.rpartition(", ")[i] for name in lines)) for i in (0, 2))
+    for name, (x, top1) in lines.items():
+        start, _, end = name.rpartition(", ")
+        style = STYLES[starts.index(start) % len(STYLES)]
+        axes.plot(x, 100 * np.asarray(top1), style, marker="o", color=f"C{ends.index(end)}", label=name)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     write_figure(figure, path)
 
 

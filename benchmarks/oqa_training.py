@@ -1,0 +1,145 @@
+"""Does a supernet of few bits learn better from one of more bits (bit inheritance) than from the float one (QAT)?
+
+Of each seed: a float supernet is trained; from it, by quantization-aware training, one of 5 bits, which is where the
+inheritance starts, and one each of 4, 3 and 2 bits; by inheritance 4 bits from 5, 3 from 4, 2 from 3. All but the float
+one have the same recipe, and the largest network of what they started from as the teacher. Supernets and records are
+kept in --out: a killed run continues, and runs of other --seeds may share the machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from apq.cli import Parser, run
+from apq.device import resolve_device
+from apq.files import read_json, write_json
+from apq.model_folder import ModelFolder
+from apq.presets import at_bits, get_space
+from apq.space import SearchSpace
+from benchmarks.markdown import markdown
+from dataset import Splits, load_splits
+from elastic_nn.networks.supernet_file import load_supernet, save_supernet
+from elastic_nn.quantizers import FLOAT, LSQ
+from elastic_nn.training.progressive_shrinking import train_supernet
+from elastic_nn.training.recipes import Recipe, get_recipe
+from utils.plots import plot_top1
+
+
+@dataclass(frozen=True)
+class Task:
+    """One supernet: its number of bits (None: float) and the name of the one that it starts from."""
+
+    name: str
+    bits: int | None = None
+    start: str | None = None
+
+
+TASKS = (  # each after what it starts from
+    Task("float"),
+    Task("qat-5", 5, "float"),
+    Task("qat-4", 4, "float"),
+    Task("inherited-4", 4, "qat-5"),
+    Task("qat-3", 3, "float"),
+    Task("inherited-3", 3, "inherited-4"),
+    Task("qat-2", 2, "float"),
+    Task("inherited-2", 2, "inherited-3"),
+)
+# Shorter than the recipes that they are made of: eight supernets a seed.
+FLOAT_EPOCHS, EPOCHS, EPOCH_IMAGES = (10, 8), 6, 5000
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--space", default="oqa-mbv2-glyphs", help="an OQA space")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
+    parser.add_argument("--out", type=Path, default=Path("exps/oqa_training"), help="folder of supernets and records")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    device = resolve_device(args.device)
+    space = get_space(args.space)
+    splits = load_splits(space)
+    for seed, task in tqdm([(seed, task) for seed in args.seeds for task in TASKS], disable=None):
+        train(task, space, splits, seed, args.out / str(seed), device)
+    print_table(args)
+
+
+def recipe_of(task: Task, space: SearchSpace) -> Recipe:
+    """The space's own recipe for float, that of 2 bits for all others; both shortened."""
+    recipe = get_recipe(None, space if task.bits is None else at_bits(space, 2))
+    epochs = FLOAT_EPOCHS if task.bits is None else (EPOCHS,)
+    phases = tuple(
+        replace(phase, train=replace(phase.train, epochs=n), epoch_images=EPOCH_IMAGES * (1 if phase.sandwich else 2))
+        for phase, n in zip(recipe.phases, epochs, strict=True)
+    )
+    return replace(recipe, phases=phases)
+
+
+def train(task: Task, space: SearchSpace, splits: Splits, seed: int, folder: Path, device: torch.device) -> None:
+    """Train one supernet unless it is there."""
+    own = ModelFolder(folder / task.name)
+    if own.supernet.exists():
+        return
+    start = None if task.start is None else load_supernet(ModelFolder(folder / task.start).supernet)[0]
+    recipe = recipe_of(task, space)
+    net, records = train_supernet(
+        space if task.bits is None else at_bits(space, task.bits),
+        splits,
+        recipe,
+        seed=seed,
+        device=device,
+        state_file=own.supernet_state,
+        scheme=FLOAT if task.bits is None else LSQ,
+        start=start,
+    )
+    write_json(own.training, records)
+    save_supernet(own.supernet, net.cpu(), recipe.name, splits.source, seed=seed)
+    own.supernet_state.unlink(missing_ok=True)
+
+
+def print_table(args: Any) -> None:
+    """Top-1 of the largest subnet before, after the first and after the last epoch, and of the smallest at the end."""
+    rows, found = [], {}
+    for seed in args.seeds:
+        for task in TASKS:
+            (*_, last) = read_json(ModelFolder(args.out / str(seed) / task.name).training)
+            scores = [epoch["largest_top1"] for epoch in last["epochs"]]
+            after_one = scores[1] if task.start else scores[0]
+            figures = [scores[0] if task.start else None, after_one, last["largest_top1"], last["smallest_top1"]]
+            found[seed, task.name] = figures
+            rows.append((str(seed), task.name, task.start or "", *map(percent, figures)))
+    means = [
+        ("mean", task.name, task.start or "", *map(percent, np.mean([found[s, task.name] for s in args.seeds], axis=0)))
+        for task in TASKS
+        if task.start
+    ]
+    titles = ("seed", "supernet", "from", "at the start", "after one epoch", "largest", "smallest")
+    lines = {}
+    for task in TASKS:
+        if task.name.startswith(("qat", "inherited")) and task.bits < 5:
+            of = [read_json(ModelFolder(args.out / str(s) / task.name).training)[-1]["epochs"] for s in args.seeds]
+            top1 = np.mean([[epoch["largest_top1"] for epoch in epochs] for epochs in of], axis=0)
+            lines[f"{task.name.split('-')[0]}, {task.bits} bits"] = (range(len(top1)), top1)
+    plot_top1(lines, args.out / "training.png", xlabel="epoch")
+    print(markdown(titles, [*rows, *means]))
+
+
+def percent(share: float | None) -> str:
+    """As a percentage."""
+    return "" if share is None else f"{100 * share:.2f}"
+
+
+if __name__ == "__main__":
+    run(main)
