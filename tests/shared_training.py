@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from apq.presets import DIGITS
+from apq.presets import DIGITS, at_bits
 from dataset import load_splits
-from dataset.splits import Splits, TensorImages
+from dataset.splits import Splits, TensorImages, make_loader
 from elastic_nn.networks import DynamicQuantizedProxylessNASNets
+from elastic_nn.quantizers import LSQ
 from elastic_nn.training.distributed import processes
-from elastic_nn.training.engine import (
-    Execution,
-    TrainConfig,
-)
+from elastic_nn.training.engine import Execution, TrainConfig, make_optimizer, seed_epoch, train_one_epoch
 from elastic_nn.training.finetune import finetune
-from elastic_nn.training.progressive_shrinking import train_supernet
+from elastic_nn.training.inheritance import first_supernet
+from elastic_nn.training.progressive_shrinking import draw_subnets, train_supernet
 from elastic_nn.training.recipes import RECIPES
 
 CPU = torch.device("cpu")
@@ -53,10 +54,31 @@ def main() -> None:
         quantized = DynamicQuantizedProxylessNASNets(space=DIGITS)
         config = TrainConfig(epochs=2, lr=0.01, batch_size=32)
         top1, weights = finetune(quantized, splits, config, seed=0, device=CPU, side=32, execution=execution, ema=0.9)
+        learned = learned_steps(splits, execution)
         if execution.main:
-            torch.save(
-                {"net": net.state_dict(), "records": records, "top1": top1, "finetuned": weights}, out / "all.pt"
-            )
+            made = {"net": net.state_dict(), "finetuned": weights, "learned": learned.state_dict()}
+            torch.save({**made, "records": records, "top1": top1}, out / "all.pt")
+
+
+def learned_steps(splits: Splits, execution: Execution) -> torch.nn.Module:
+    """A 4-bit supernet after two epochs of the sandwich rule.
+
+    Its BatchNorm does not start with biases of 0: a channel whose weights are all rounded to 0 would then stand where
+    ReLU bends, and the rounding of the last digit decide on its gradient.
+    """
+    torch.manual_seed(0)
+    net = first_supernet(at_bits(DIGITS, 4), LSQ, None, splits, 64, CPU)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.bias, 0.1, 0.5)
+    phase = next(phase for phase in RECIPES["tiny-sandwich"].phases if phase.sandwich)
+    optimizer, rng = make_optimizer(net, phase.train), np.random.default_rng(0)
+    batches = make_loader(splits.train, 32, shuffle=True, share=execution.share, sides=DIGITS.resolutions)
+    for epoch in range(2):
+        seed_epoch(0, epoch)
+        choose = partial(draw_subnets, net, phase, rng)
+        train_one_epoch(net, batches, optimizer, phase.train, epoch, device=CPU, choose=choose, execution=execution)
+    return net
 
 
 if __name__ == "__main__":
