@@ -49,7 +49,7 @@ from utils.plots import plot_top1
 
 METHODS = ("joint", "NAS, cut", "NAS, trained")
 BITS = (4, 2)
-N_COARSE, INTERVALS, N_FINE, SEARCH_IMAGES = 100, 5, 3, 2000
+N_COARSE, INTERVALS, N_FINE, SEARCH_IMAGES = 60, 5, 2, 1000
 FINETUNE = TrainConfig(epochs=4, lr=0.05)
 
 
