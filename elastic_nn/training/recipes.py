@@ -204,10 +204,10 @@ OQA_GLYPHS_RECIPE = replace(
     epoch_val_images=1000,
 )
 OQA_GLYPHS_3BIT_RECIPE = replace(
-    OQA_GLYPHS_RECIPE, name="oqa-glyphs-3bit", phases=(_sandwich(TrainConfig(epochs=6, lr=0.05), epoch_images=10_000),)
+    OQA_GLYPHS_RECIPE, name="oqa-glyphs-3bit", phases=(_sandwich(TrainConfig(epochs=4, lr=0.05), epoch_images=10_000),)
 )
 OQA_GLYPHS_2BIT_RECIPE = replace(
-    OQA_GLYPHS_RECIPE, name="oqa-glyphs-2bit", phases=(_sandwich(TrainConfig(epochs=8, lr=0.05), epoch_images=10_000),)
+    OQA_GLYPHS_RECIPE, name="oqa-glyphs-2bit", phases=(_sandwich(TrainConfig(epochs=6, lr=0.05), epoch_images=10_000),)
 )
 
 RECIPES = {

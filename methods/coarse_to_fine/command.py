@@ -185,7 +185,7 @@ def record(
         plot_front(found.flops, found.top1, found.n_coarse, found.coarse_front(), found.front(), new.front_plot)
         facts = {"train": None, "seed": asked["coarse_to_fine"]["seed"], "val_top1": settings["top1"]}
         images = measurement.splits.source
-        save_subnet(new.best_checkpoint, space, subnets[best], state, images=images, scheme=net.scheme.name, **facts)
+        save_subnet(new.best_checkpoint, space, subnets[best], state, images=images, scheme=net.scheme, **facts)
         write_json(new.acc, [settings["top1"]])
         new.save_found(space, subnets[best], cost, settings, history_of(found))
 
