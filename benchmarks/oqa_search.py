@@ -50,7 +50,7 @@ from utils.plots import plot_top1
 METHODS = ("joint", "NAS, cut", "NAS, trained")
 BITS = (4, 2)
 N_COARSE, INTERVALS, N_FINE, SEARCH_IMAGES = 60, 5, 2, 1000
-FINETUNE = TrainConfig(epochs=4, lr=0.05)
+FINETUNE = TrainConfig(epochs=2, lr=0.05)
 
 
 def build_parser() -> Parser:
@@ -59,7 +59,7 @@ def build_parser() -> Parser:
     parser.add_argument("--supernets", type=Path, default=Path("exps/oqa_training"), help="folder of the supernets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
     parser.add_argument(
-        "--budgets", type=float, nargs="+", default=[0.25, 0.45, 0.75], help="budgets, millions of MACs"
+        "--budgets", type=float, nargs="+", default=[0.3, 0.6], help="budgets, millions of MACs"
     )
     parser.add_argument("--out", type=Path, default=Path("exps/oqa_search"), help="folder of records and the plot")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present")
