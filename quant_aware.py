@@ -79,7 +79,7 @@ def finetune_experiment(args: argparse.Namespace, device: torch.device, executio
     """Check, calibrate, train, save, print."""
     experiment = get_experiment(args.exp_name, args.exp_dir)
     if experiment.acc.exists() and not args.overwrite:
-        raise UserError(f"{experiment.path} is finetuned already; give --overwrite to do it again")
+        raise UserError(f"{experiment.path} has weights already, of a finetune or its search; give --overwrite")
     torch.manual_seed(args.seed)
     plan = (policy_plan if experiment.policy.exists() else subnet_plan)(args, experiment, device)
     check_writable(experiment.path)

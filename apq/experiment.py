@@ -109,6 +109,8 @@ class Experiment:
         check_writable(self.path)
         if (self.arch.exists() or self.policy.exists()) and not overwrite:
             raise UserError(f"experiment {self.path} exists; choose another --exp_name or give --overwrite")
+        if any(self.path.glob("evaluated*.json*")) and not overwrite:
+            raise UserError(f"{self.path} has measured subnets; choose another --exp_name or give --overwrite")
 
     @contextlib.contextmanager
     def replaced(self) -> Iterator[Experiment]:
@@ -121,6 +123,7 @@ class Experiment:
         shutil.rmtree(new.path, ignore_errors=True)
         yield new
         evaluated = [file for file in self.path.glob("evaluated*.json*") if not (new.path / file.name).exists()]
+        evaluated += [self.path / f"{name}.png" for name in ("depths", "shapes", "diagram")]  # of utils.analyse
         own = (self.arch, self.policy, self.model, self.plot, self.bits_plot, self.acc, self.front, self.front_plot)
         for item in (*own, *evaluated):
             item.unlink(missing_ok=True)

@@ -139,7 +139,7 @@ def _words(value: object) -> str:
 
 APQ_IMAGENET = published_space()  # APQ (CVPR 2020): ProxylessNAS widths, MobileNetV2-like strides
 
-BITS_SUFFIX = re.compile(r"-(\d)bit$")  # `oqa-mbv3-2bit` is `oqa-mbv3` at 2 bits; `oqa-mbv3` itself has 4
+BITS_SUFFIX = re.compile(r"-([2-8])bit$")  # `oqa-mbv3-2bit` is `oqa-mbv3` at 2 bits; `oqa-mbv3` itself has 4
 
 
 def at_bits(space: SearchSpace, bits: int) -> SearchSpace:
@@ -244,9 +244,8 @@ OQA_MBV3_GLYPHS = _oqa_space(
     pooled_width=96,
 )
 
-SPACES = {
-    space.name: space for space in (DIGITS, GLYPHS, APQ_IMAGENET, OQA_MBV2, OQA_MBV3, OQA_MBV2_GLYPHS, OQA_MBV3_GLYPHS)
-}
+OQA_SPACES = {space.name: space for space in (OQA_MBV2, OQA_MBV3, OQA_MBV2_GLYPHS, OQA_MBV3_GLYPHS)}
+SPACES = {space.name: space for space in (DIGITS, GLYPHS, APQ_IMAGENET)} | OQA_SPACES
 
 
 def get_space(name: str) -> SearchSpace:
@@ -254,11 +253,13 @@ def get_space(name: str) -> SearchSpace:
     this path; UserError names the known ones."""
     if name in SPACES:
         return SPACES[name]
-    if (suffix := BITS_SUFFIX.search(name)) and suffix.string[: suffix.start()] in SPACES:
+    if (suffix := BITS_SUFFIX.search(name)) and suffix.string[: suffix.start()] in OQA_SPACES:
         return at_bits(SPACES[suffix.string[: suffix.start()]], int(suffix[1]))
     if name.endswith(".json"):
         try:
             return space_from_dict(read_json(Path(name)))
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
-    raise UserError(f"unknown space {name!r}; known: {', '.join(SPACES)}, or the path of a space in a .json file")
+    raise UserError(
+        f"unknown space {name!r}; known: {', '.join(SPACES)}, those of OQA with -2bit to -8bit behind them, or the path of a space in a .json file"
+    )

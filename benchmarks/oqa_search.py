@@ -6,9 +6,10 @@ multiply-accumulates:
 
   joint         the best subnet of the quantized search, as it is cut out of the quantized supernet, without finetune
   NAS, cut      the best subnet of the float search, cut out of the quantized supernet, without finetune
-  NAS, trained  the best subnet of the float search with the float weights, quantized and finetuned
+  NAS, trained  the best subnet of the float search with the float weights, quantized and finetuned, without a teacher
 
-All are measured on the test images. Every result is kept in --out: a killed run continues.
+All are measured on the test images. Every result is kept in --out: a killed run continues, and runs of other --seeds
+may share the machine. Remove --out/SEED.jsonl when a supernet or a setting has changed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from apq.checkpoint import digest
 from apq.cli import Parser, run
 from apq.device import resolve_device
 from apq.errors import UserError
@@ -58,9 +60,7 @@ def build_parser() -> Parser:
     parser.add_argument("--space", default="oqa-mbv2-glyphs", help="an OQA space")
     parser.add_argument("--supernets", type=Path, default=Path("exps/oqa_training"), help="folder of the supernets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
-    parser.add_argument(
-        "--budgets", type=float, nargs="+", default=[0.3, 0.6], help="budgets, millions of MACs"
-    )
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.3, 0.6], help="budgets, millions of MACs")
     parser.add_argument("--out", type=Path, default=Path("exps/oqa_search"), help="folder of records and the plot")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present")
     return parser
@@ -86,10 +86,10 @@ class Bench:
 
     def search(self, seed: int, bits: int | None) -> Measured:
         """What a coarse-to-fine search measures; kept."""
-        file = self.out / f"{seed}-{'float' if bits is None else bits}.npz"
+        supernet, flops = self.supernet(seed, bits), LatencyPredictor("flops", "full", self.space)
+        file = self.out / f"{seed}-{'float' if bits is None else bits}-{digest(supernet.state_dict())[:8]}.npz"
         if file.exists():
             return Measured(**{k: v if v.ndim else int(v) for k, v in read_arrays(file).items()})
-        supernet, flops = self.supernet(seed, bits), LatencyPredictor("flops", "full", self.space)
         few = replace(self.splits, val=self.splits.val.thinned(SEARCH_IMAGES))
         images = self.recipe.recalibration_images
         measurement = Measurement(supernet=supernet, splits=few, recalibration_images=images, device=self.device)
@@ -114,6 +114,10 @@ class Bench:
     def measure(self, seed: int, bits: int, method: str, budget: float) -> dict[str, Any]:
         """One cell of the table; the budget in MACs."""
         found = self.search(seed, bits if method == "joint" else None)
+        if budget < found.flops.min():
+            raise UserError(
+                f"the budget of {budget:g} MACs is below the smallest measured subnet: {found.flops.min():g}"
+            )
         best = int(np.argmax(np.where(found.flops <= budget, found.top1, -1)))
         space = at_bits(self.space, bits)
         (subnet,) = subnets_of(space, found.genes[best : best + 1])
@@ -148,14 +152,15 @@ def main(argv: list[str] | None = None) -> None:
         out=args.out,
         device=resolve_device(args.device),
     )
-    file = args.out / ("records-" + "-".join(map(str, args.seeds)) + ".jsonl")
-    done = {(r["seed"], r["bits"], r["method"], r["budget"]): r for r in read_jsonl(file)}
     budgets = [1e6 * budget for budget in args.budgets]
     keys = [(s, k, m, b) for s in args.seeds for k in BITS for m in METHODS for b in budgets]
+    done = {}
     for key in tqdm(keys, disable=None):
-        if key not in done:
-            done[key] = bench.measure(*key)
-            append_jsonl(file, done[key])
+        file = args.out / f"{key[0]}.jsonl"
+        known = {(r["seed"], r["bits"], r["method"], r["budget"]): r for r in read_jsonl(file)}
+        if key not in known:
+            append_jsonl(file, bench.measure(*key))
+        done[key] = known.get(key) or read_jsonl(file)[-1]
     print_table(args.seeds, budgets, done)
     means = {
         f"{method}, {bits} bits": (args.budgets, [mean_of(done, args.seeds, bits, method, b) for b in budgets])

@@ -198,7 +198,7 @@ def test_the_fine_stage_keeps_skeletons(space):
 
 
 def test_a_skeleton_is_varied_from_its_best_kernels():
-    small, large = genes_of(DIGITS, [largest_subnet(DIGITS)] * 2).repeat(1, axis=0)
+    small, large = genes_of(DIGITS, [largest_subnet(DIGITS)] * 2)
     small = small.copy()
     small[0] = 0  # a smaller kernel: the same skeleton
     other = canonical(DIGITS, np.zeros((1, len(small)), dtype=np.int64))[0]
@@ -366,6 +366,25 @@ def test_lines_of_another_search_are_refused(here, line):
     (root / "exps/a/evaluated.jsonl").write_text("\n".join([*lines[:3], line, *lines[4:]]) + "\n")
     with pytest.raises(UserError, match="line 4: not a subnet of this search"):
         search([*FLAGS, "--exp_name", "a"])
+    search([*FLAGS, "--exp_name", "a", "--overwrite"])  # measures again what is damaged
+    assert sorted((root / "exps/a/evaluated.jsonl").read_text().splitlines()) == sorted(lines)
+    (root / "exps/a/evaluated.jsonl").write_text("torn\n")
+    search([*FLAGS, "--exp_name", "a", "--overwrite"])
+    assert sorted((root / "exps/a/evaluated.jsonl").read_text().splitlines()) == sorted(lines)
+
+
+def test_other_searches_leave_measurements_alone(here, monkeypatch):
+    root, _ = here
+    monkeypatch.setattr(command, "record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search([*FLAGS, "--exp_name", "a"])
+    with pytest.raises(UserError, match="has measured subnets"):
+        search(["--constraint", "0.05", "--generations", "2", "--population", "20", "--exp_name", "a"])
+    assert (root / "exps/a/evaluated.jsonl").exists()
+
+
+def interrupted(*args):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

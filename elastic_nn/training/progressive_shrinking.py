@@ -83,7 +83,8 @@ def train_supernet(
     learned steps and no fewer bits. UserError if that does not fit or if the recipe needs one.
 
     A record has the validation top-1 of the largest and the smallest subnet after the phase. Where the recipe says so,
-    its "epochs" have that of the largest after every epoch, on fewer images; epoch 0 is `start` before any training.
+    its "epochs" have that of the largest after every epoch, on fewer images; epoch 0 is the net before any
+    training, with what came from `start`.
 
     The state is saved to `state_file` after every epoch; the same call continues from there. With `ema`, a decay, the
     net that comes back is the moving average over the last phase. All processes of `execution` sample the same subnets.
@@ -109,6 +110,7 @@ def train_supernet(
         "ema": ema,
     }
     last, share = len(recipe.phases) - 1, execution.share
+    few = None if recipe.epoch_val_images is None else splits.val.thinned(recipe.epoch_val_images)
     average: AveragedModel | None = None
     epochs: list[dict[str, Any]] = []
     state = _load_state(state_file, asked) if state_file.exists() else None
@@ -119,7 +121,7 @@ def train_supernet(
             teacher = frozen_largest(net, device) if teacher is None else teacher
             teacher.load_state_dict(state["teacher"])
     elif start is not None:
-        epochs = _epoch_score(net, splits, recipe, device, execution, {"epoch": 0})
+        epochs = _epoch_score(net, splits, few, recipe, device, execution, {"epoch": 0})
     check_agreement({"state to continue from": state and (state["phase"], state["epoch"])}, share)
     epochs_before = 0
     for index, phase in enumerate(recipe.phases):
@@ -170,7 +172,7 @@ def train_supernet(
             )
             bar.set_postfix(loss=f"{loss:.3f}")
             scored = net if average is None else average.module
-            epochs += _epoch_score(scored, splits, recipe, device, execution, {"epoch": epoch + 1, "loss": loss})
+            epochs += _epoch_score(scored, splits, few, recipe, device, execution, {"epoch": epoch + 1, "loss": loss})
             if epoch + 1 == phase.train.epochs:
                 scores = _phase_scores(scored, splits, recipe, device, execution)
                 records.append({"phase": phase.name, "loss": loss, **scores, **({"epochs": epochs} if epochs else {})})
@@ -222,16 +224,16 @@ def _phase_scores(
 def _epoch_score(
     net: DynamicProxylessNASNets,
     splits: Splits,
+    few: Dataset | None,
     recipe: Recipe,
     device: torch.device,
     execution: Execution,
     epoch: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """The record of an epoch with the largest subnet's top-1 on part of the validation images; none if not asked."""
-    if recipe.epoch_val_images is None:
+    if few is None:
         return []
-    val = splits.val.thinned(recipe.epoch_val_images)
-    return [{**epoch, "largest_top1": _top1(net, largest_subnet(net.space), splits, val, recipe, device, execution)}]
+    return [{**epoch, "largest_top1": _top1(net, largest_subnet(net.space), splits, few, recipe, device, execution)}]
 
 
 def _top1(

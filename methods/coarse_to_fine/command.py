@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     )
     with processes(device) as share:
         check_agreement(asked, share)
-        store = EvaluatedStore(experiment.path, share[0])
+        store = EvaluatedStore(experiment.path, share[0], lenient=args.overwrite)
         continued = open_store(experiment, store, asked, overwrite=args.overwrite)
         wait(share)  # nobody writes before all have looked
 

@@ -19,10 +19,14 @@ from apq.subnet import Subnet, spec_of
 
 @dataclass(frozen=True)
 class EvaluatedStore:
-    """Measured subnets in the folder of an experiment, as the process of this rank sees it."""
+    """Measured subnets in the folder of an experiment, as the process of this rank sees it.
+
+    With `lenient` a line of another subnet counts as not measured, instead of being an error.
+    """
 
     path: Path
     rank: int = 0
+    lenient: bool = False
 
     @property
     def asked_file(self) -> Path:
@@ -43,6 +47,10 @@ class EvaluatedStore:
                 "choose another --exp_name or give --overwrite"
             )
         return True
+
+    def readable(self) -> bool:
+        """Whether every file is one of JSON lines; UserError where not."""
+        return all(isinstance(read_jsonl(file), list) for file in self._files())
 
     def start(self, asked: dict[str, Any]) -> None:
         """Begin with nothing measured."""
@@ -68,6 +76,8 @@ class EvaluatedStore:
                     same = record == expected and 0 <= top1 <= 1
                 except (KeyError, TypeError, ValueError, IndexError):
                     same = False
+                if not same and self.lenient:
+                    continue
                 if not same:
                     raise UserError(f"{file}, line {line + 1}: not a subnet of this search; give --overwrite")
                 found.setdefault(index, top1)

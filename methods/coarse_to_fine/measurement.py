@@ -50,7 +50,7 @@ def open_store(experiment: Experiment, store: EvaluatedStore, asked: dict[str, A
     if overwrite:
         experiment.check_free(overwrite)
         with contextlib.suppress(UserError):
-            return store.holds(asked)
+            return store.holds(asked) and store.readable()
         return False
     if not store.holds(asked):
         experiment.check_free(overwrite)
@@ -80,7 +80,9 @@ def measure(
         },
         share,
     )
-    missing = [i for i in range(len(subnets)) if i not in done][share[0] :: share[1]]
+    # Resolution by resolution: loaders with worker processes are kept for the last few sizes only.
+    missing = sorted((i for i in range(len(subnets)) if i not in done), key=lambda i: subnets[i].resolution)
+    missing = missing[share[0] :: share[1]]
     for i in tqdm(missing, desc=stage, unit="subnet", disable=None if share[0] == 0 else True):
         store.append(space, stage, i, subnets[i], float(flops[i]), measurement.top1(subnets[i]))
     wait(share)
