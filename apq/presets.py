@@ -261,6 +261,6 @@ def get_space(name: str) -> SearchSpace:
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
     raise UserError(
-        f"unknown space {name!r}; known: {', '.join(SPACES)}, those of OQA with -2bit to -8bit behind them, or the path "
-        "of a space in a .json file"
+        f"unknown space {name!r}; known: {', '.join(SPACES)}, those of OQA with -2bit to -8bit behind them, or the "
+        "path of a space in a .json file"
     )
