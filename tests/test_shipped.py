@@ -7,12 +7,15 @@ import torch
 from conftest import ROOT
 
 from apq.checkpoint import digest
+from apq.experiment import Experiment
 from apq.files import read_json
 from apq.genes import largest_subnet
+from apq.layers import layers_of
 from apq.presets import DIGITS
 from dataset import load_splits
 from dataset.pairs import PairStore
 from dataset.splits import make_loader
+from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
 from elastic_nn.training.batchnorm import recalibrate
 from elastic_nn.training.engine import evaluate
@@ -32,6 +35,22 @@ def test_supernet_reaches_its_recorded_accuracy():
     top1 = evaluate(alone, make_loader(splits.val, 256), CPU).top1
     assert top1 == pytest.approx(records["phases"][-1]["largest_top1"], abs=0.01)
     assert top1 > 0.9
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_oqa_experiments_have_what_their_search_measured(bits):
+    experiment = Experiment(ROOT / f"exps/oqa-{bits}bit")
+    net, space, subnet, images = load_finetuned(experiment)
+    assert {(layer.w_bits, layer.a_bits) for layer in layers_of(space, subnet)} == {(bits, bits), (32, 32)}
+    splits = load_splits(space)
+    assert images == splits.source
+    top1 = evaluate(net, make_loader(splits.val, 256, sides=(subnet.resolution,)), CPU).top1
+    front = read_json(experiment.front)
+    assert [top1] == pytest.approx(read_json(experiment.acc), abs=0.005)
+    assert max(point["top1"] for point in front) == read_json(experiment.acc)[0]
+    supernet, _ = load_supernet(ROOT / experiment.load_config()["acc_predictor_dir"] / "supernet.pt")
+    assert supernet.space == space
+    assert digest(supernet.state_dict()) == read_json(experiment.path / "evaluated.json")["supernet"]
 
 
 @pytest.mark.parametrize("part", ["acc", "acc_quant"])
