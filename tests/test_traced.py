@@ -286,6 +286,7 @@ def test_command_prints_a_torchvision_model(capsys):
         ["energy, mJ", "12.4587"],
         ["BitOps, M", "19249.6"],
         ["MACs, M", "300.774"],
+        ["MACs w a / 64, M", "300.774"],
         ["parameters, k", "3504.9"],
         ["model size, kB", "3542.0"],
     ]
