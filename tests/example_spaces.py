@@ -66,3 +66,14 @@ def every_row(space: SearchSpace) -> np.ndarray:
     rows = np.array(list(itertools.product(*(range(n) for n in cardinalities(space)))))
     rows = np.unique(canonical(space, rows), axis=0)
     return rows[~forbidden_slots(space, rows).any(axis=1)]
+
+
+def made_up(space, seed=0):
+    """A top-1 that grows with every gene, and no two are alike."""
+    worth = np.random.default_rng(seed).uniform(0.1, 1, len(cardinalities(space)))
+    return lambda genes: 0.2 + 0.6 * np.tanh(genes @ worth / worth.sum())
+
+
+def brute_force_front(costs, values):
+    points = set(zip(costs.tolist(), values.tolist(), strict=True))
+    return {(c, v) for c, v in points if not any(c2 <= c and v2 >= v and (c2, v2) != (c, v) for c2, v2 in points)}
