@@ -126,15 +126,15 @@ class _QuantizeLsq(torch.autograd.Function):
         size, out, slope = _size(step), torch.empty_like(v), 0.0
         for v_, grad_, out_ in pieces(v, grad, out):
             exact = torch.div(v_, size, out=torch.empty_like(v_))
-            inside = _where_inside(exact, exact, low, high)  # elsewhere 0
-            _where_inside(grad_, exact, low, high, grad_input=out_)
+            inside = where_inside(exact, exact, low, high)  # elsewhere 0
+            where_inside(grad_, exact, low, high, grad_input=out_)
             slope = slope + dot(grad_, _codes(exact, low, high, sign_only).sub_(inside))
         if not ctx.needs_input_grad[1]:
             return out, None, None, None, None, None
         return out, slope * step.sign() / math.sqrt(ctx.count * high), None, None, None, None
 
 
-def _where_inside(values: Tensor, exact: Tensor, low: int, high: int, **out: Tensor) -> Tensor:
+def where_inside(values: Tensor, exact: Tensor, low: int, high: int, **out: Tensor) -> Tensor:
     """The values where low < exact < high, else 0: many times faster than by a mask."""
     kernel = torch.ops.aten.hardtanh_backward
     return kernel.grad_input(values, exact, low, high, **out) if out else kernel(values, exact, low, high)

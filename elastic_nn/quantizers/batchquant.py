@@ -1,0 +1,257 @@
+"""BatchQuant: activations quantized by the range of their own batch, which a learned scale and offset correct.
+
+QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952). The subnets of a supernet have activations of very different sizes, so
+that one learned range cannot serve them all; the range of the batch at hand does, as BatchNorm's mean and variance do.
+How a range is estimated is a function: `channel_range` is the published one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from apq.errors import UserError
+from elastic_nn.quantizers.functional import dot, pieces
+from elastic_nn.quantizers.lsq import code_range, where_inside
+
+RangeEstimator = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (activations, bits) -> lowest, highest: both ()
+
+SMALLEST_STEP = torch.finfo(torch.float32).eps
+SAMPLE = 1 << 16  # activations that a percentile or an error is estimated on
+PERCENT = 99.9  # of the activations that the percentile estimator keeps, on each side
+SHRUNK = tuple(i / 20 for i in range(20, 0, -1))  # shares of the full range that the MSE estimator tries
+NOT_CALIBRATED = "has no statistics of this network's activations at {bits} bits: calibrate the network first"
+
+
+def channel_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Mean over the channels of each channel's lowest and highest value: x is (N, C, ...).
+
+    >>> [edge.item() for edge in channel_range(torch.tensor([[-1.0, 2.0], [3.0, -4.0]]), 4)]
+    [-2.5, 2.5]
+    """
+    return _mean_extremes(x.transpose(0, 1))
+
+
+def sample_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Mean over the images of each image's lowest and highest value."""
+    return _mean_extremes(x)
+
+
+def full_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value."""
+    return x.aminmax()
+
+
+def percentile_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """What all but the outermost 0.1 % of the values on each side lie between."""
+    kept = torch.tensor([1 - PERCENT / 100, PERCENT / 100], device=x.device)
+    low, high = _thinned(x).float().quantile(kept)
+    return low, high
+
+
+def least_error_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The share of the full range, in steps of 5 %, that loses least to rounding and clipping in squared error."""
+    values = _thinned(x)
+    low, high = values.aminmax()
+    one, zero = torch.ones_like(low), torch.zeros_like(low)
+    candidates = [(low * share, high * share) for share in SHRUNK]
+    errors = []
+    for candidate in candidates:
+        step, zero_point = affine_of_range(*candidate, bits, signed=False)
+        quantized = quantize_affine(values, step, zero_point, one, zero, bits, signed=False)
+        errors.append((quantized - values).square().mean())
+    best = torch.stack(errors).argmin()
+    lows, highs = (torch.stack(edges) for edges in zip(*candidates, strict=True))
+    return lows[best], highs[best]
+
+
+def affine_of_range(low: Tensor, high: Tensor, bits: int, *, signed: bool) -> tuple[Tensor, Tensor]:
+    """Step and zero point, both () float64, with which the codes of `bits` bits cover the range and 0.
+
+    0 is a code, so that what padding and ReLU make is exact. An empty range has step 1 and zero point 0.
+
+    >>> step, zero = affine_of_range(torch.tensor(-1.25), torch.tensor(2.5), 2, signed=True)
+    >>> step.item(), zero.item()
+    (1.25, -1.0)
+    """
+    first, last = code_range(bits, signed=signed)
+    low, high = low.double().clamp_max(0), high.double().clamp_min(0)
+    step = ((high - low) / (last - first)).clamp_min(SMALLEST_STEP)
+    zero_point = (first - torch.round(low / step)).clamp(first, last)
+    empty = low == high
+    return torch.where(empty, 1.0, step), torch.where(empty, 0.0, zero_point)
+
+
+def gain_of_scale(scale: Tensor) -> Tensor:
+    """What a learned scale multiplies the codes by: softplus with beta = ln 2, log2(1 + 2^scale), 1 for 0."""
+    return nn.functional.softplus(scale, beta=math.log(2))
+
+
+def quantize_affine(
+    x: Tensor,
+    step: Tensor,
+    zero_point: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    bits: int,
+    *,
+    signed: bool,
+    gradient_factor: float = 1.0,
+) -> Tensor:
+    """`x` rounded to the codes of `bits` bits: round(clip(x gain / step + zero_point + offset)), and back.
+
+    Gradient of x: 1 strictly inside the range of the codes, else 0. So the zeros that ReLU makes pass none where the
+    lowest code is theirs. Gain and offset learn too, with their gradients multiplied by `gradient_factor`; step and
+    zero point are constants.
+    """
+    first, last = code_range(bits, signed=signed)
+    dtype = torch.promote_types(x.dtype, gain.dtype)  # codes of half precision would be rounded twice
+    affine = (step.to(dtype), zero_point.to(dtype), gain, offset)
+    return _QuantizeAffine.apply(x, *affine, first, last, gradient_factor)
+
+
+class _QuantizeAffine(torch.autograd.Function):
+    """Written out because autograd would keep six full-size tensors for what needs one."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        step: Tensor,
+        zero_point: Tensor,
+        gain: Tensor,
+        offset: Tensor,
+        first: int,
+        last: int,
+        gradient_factor: float,
+    ) -> Tensor:
+        ctx.save_for_backward(x, step, zero_point, gain, offset)
+        ctx.codes, ctx.factor = (first, last), gradient_factor
+        codes = _exact_codes(x, step, zero_point, gain, offset).clamp_(first, last).round_()
+        return _values(codes, step, zero_point, gain, offset).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *affine = ctx.saved_tensors
+        step, _, gain, offset = affine
+        first, last = ctx.codes
+        out, for_gain, clipped = torch.empty_like(x), 0.0, 0.0
+        for x_, grad_, out_ in pieces(x, grad, out):
+            exact = _exact_codes(x_, *affine)
+            grad_ = grad_.to(exact.dtype)
+            passed = where_inside(grad_, exact, first, last)
+            out_.copy_(passed)
+            quantized = _values(exact.clamp_(first, last).round_(), *affine)
+            for_gain = for_gain + dot(passed, x_.to(passed.dtype)) - dot(grad_, quantized)
+            clipped = clipped + grad_.sum() - passed.sum()
+        if not any(ctx.needs_input_grad[3:5]):
+            return out, None, None, None, None, None, None, None
+        for_gain, for_offset = ctx.factor * for_gain / gain, -ctx.factor * clipped * step / gain
+        return out, None, None, for_gain.view_as(gain), for_offset.view_as(offset), None, None, None
+
+
+def _exact_codes(x: Tensor, step: Tensor, zero_point: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    # One operation after the other, as published: codes that lie on an edge between two then round the same way.
+    return (x * gain).div_(step).add_(zero_point).add_(offset)
+
+
+def _values(codes: Tensor, step: Tensor, zero_point: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    """In place."""
+    return codes.sub_(zero_point).sub_(offset).mul_(step).div_(gain)
+
+
+class BatchQuantizer(nn.Module):
+    """Activation quantizer of one number of bits whose range comes from its inputs.
+
+    In training the range is that of the batch at hand; with a `momentum` the running average of the batches' ranges,
+    which trains on. In evaluation it is `low` to `high`, an average over `seen` images that only a calibration pass
+    collects (`collecting`), or the running one: evaluation without is an error. `label` names the layer in it.
+
+    The statistics are those of one subnet: a supernet forgets them when it becomes another. `scale` and `offset` are
+    learned by all.
+    """
+
+    def __init__(self, signed: bool, estimate: RangeEstimator = channel_range, momentum: float | None = None) -> None:
+        super().__init__()
+        self.signed, self.estimate, self.momentum = signed, estimate, momentum
+        self.bits, self.enabled, self.collecting, self.label = 8, True, False, "a layer"
+        self.scale, self.offset = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        for edge in ("low", "high"):
+            self.register_buffer(edge, torch.zeros(1))
+        self.register_buffer("seen", torch.zeros(1, dtype=torch.int64))
+        self._calibrated: bool | None = False  # None: as `seen` says; spares a GPU the wait for it in every call
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return x
+        step, zero_point = affine_of_range(*self._range(x), self.bits, signed=self.signed)
+        gain = gain_of_scale(self.scale)
+        return quantize_affine(x, step, zero_point, gain, self.offset, self.bits, signed=self.signed)
+
+    @torch.no_grad()
+    def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:  # both (1,)
+        if not self.training and not self.collecting:
+            if not self.calibrated and not x.is_meta:
+                raise UserError(f"the activation quantizer of {self.label} {NOT_CALIBRATED.format(bits=self.bits)}")
+            return self.low, self.high
+        low, high = (edge.reshape(1) for edge in self.estimate(x, self.bits))
+        if self.collecting:
+            self.seen.add_(len(x))
+            self._average(low, high, len(x) / self.seen)
+        elif self.momentum is not None:
+            self._average(low, high, torch.where(self.seen > 0, self.momentum, 1.0))
+            self.seen.add_(len(x))
+            return self.low.clone(), self.high.clone()
+        return low, high
+
+    def _average(self, low: Tensor, high: Tensor, share: Tensor) -> None:
+        self.low.lerp_(low.to(self.low.dtype), share.to(self.low.dtype))
+        self.high.lerp_(high.to(self.high.dtype), share.to(self.high.dtype))
+        self._calibrated = True
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether there are statistics to evaluate with."""
+        if not self._calibrated:
+            self._calibrated = bool(self.seen.item())
+        return self._calibrated
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Drop the statistics."""
+        if self._calibrated is not False:
+            for statistic in (self.low, self.high, self.seen):
+                statistic.zero_()
+            self._calibrated = False
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Take the statistics from this one batch."""
+        self.forget()
+        low, high = (edge.reshape(1) for edge in self.estimate(x, self.bits))
+        self.seen.fill_(len(x))
+        self._average(low, high, torch.ones_like(self.low))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._calibrated = None
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, signed={self.signed}, estimate={self.estimate.__name__}, momentum={self.momentum}"
+
+
+def _mean_extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over the first axis of the lowest and the highest value of each row."""
+    low, high = x.flatten(1).aminmax(dim=1)
+    return low.float().mean(), high.float().mean()
+
+
+def _thinned(x: Tensor) -> Tensor:
+    """At most twice `SAMPLE` values of a tensor, evenly spread."""
+    flat = x.detach().flatten()
+    return flat[:: max(1, flat.numel() // SAMPLE)]
