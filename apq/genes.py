@@ -1,8 +1,8 @@
 """Gene matrices: a population as one int array `(n, genes)` of choice indices.
 
 Columns, in order: kernel of every slot, width of every slot, bits of every slot for each operand kind, depth of every
-stage, resolution. A row is *canonical* when the slots that do not run hold the defaults: smallest kernel, smallest
-width, highest bits. Everything here keeps rows canonical and legal.
+stage, bits of every fixed operand, resolution. A row is *canonical* when the slots that do not run hold the defaults:
+smallest kernel, smallest width, highest bits. Everything here keeps rows canonical and legal.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class GeneView:
     e: np.ndarray  # (n, slots)
     bits: np.ndarray  # (n, kinds, slots)
     d: np.ndarray  # (n, stages)
+    fixed_bits: np.ndarray  # (n, fixed operands)
     resolution: np.ndarray  # (n,)
 
 
@@ -39,6 +40,7 @@ def view(space: SearchSpace, genes: np.ndarray) -> GeneView:
         e=genes[:, slots : 2 * slots],
         bits=genes[:, 2 * slots : bits_end].reshape(n, kinds, slots),
         d=genes[:, bits_end : bits_end + stages],
+        fixed_bits=genes[:, bits_end + stages : -1],
         resolution=genes[:, -1],
     )
 
@@ -50,8 +52,9 @@ def cardinalities(space: SearchSpace) -> np.ndarray:
     counts = [len(space.kernel_sizes)] * slots + [len(slot.mid_channels) for slot in space.slots]
     for kind in space.operands:
         counts += [len(kind.choices)] * slots
-    counts += [len(stage.depths) for stage in space.stages] + [len(space.resolutions)]
-    return _frozen(np.array(counts))
+    counts += [len(stage.depths) for stage in space.stages]
+    counts += [len(fixed.choices) for fixed in space.fixed_operands]
+    return _frozen(np.array([*counts, len(space.resolutions)]))
 
 
 @lru_cache(maxsize=64)
@@ -134,6 +137,7 @@ def genes_of(space: SearchSpace, subnets: list[Subnet]) -> np.ndarray:
         for kind, values in zip(space.operands, net.bits, strict=True):
             row += [kind.choices.index(b) for b in values]
         row += [stage.depths.index(d) for d, stage in zip(net.d, space.stages, strict=True)]
+        row += [fixed.choices.index(b) for b, fixed in zip(net.fixed_bits, space.fixed_operands, strict=True)]
         rows.append([*row, space.resolutions.index(net.resolution)])
     return np.array(rows, dtype=np.int64).reshape(len(subnets), len(cardinalities(space)))
 
@@ -149,6 +153,9 @@ def subnets_of(space: SearchSpace, genes: np.ndarray) -> list[Subnet]:
             resolution=space.resolutions[parts.resolution[i]],
             bits=tuple(
                 tuple(kind.choices[g] for g in row) for kind, row in zip(space.operands, parts.bits[i], strict=True)
+            ),
+            fixed_bits=tuple(
+                fixed.choices[g] for fixed, g in zip(space.fixed_operands, parts.fixed_bits[i], strict=True)
             ),
         )
         for i in range(len(genes))

@@ -109,28 +109,28 @@ def squeezed_channels(mid: int) -> int:
     return int(make_divisible(mid // SQUEEZE))
 
 
-def first_layers(space: SearchSpace, resolution: int, scope: str = "full") -> list[ConvLayer]:
-    """The layers before the slots: first convolution and, in `full` scope, the fixed first block."""
-    side, width, b = math.ceil(resolution / space.stem_stride), space.stem_width, space.fixed_bits
-    shape = (space.in_channels, width, resolution, 3, space.stem_stride, 1)
+def first_layers(
+    space: SearchSpace, resolution: int, scope: str = "full", fixed_bits: tuple[int, ...] | None = None
+) -> list[ConvLayer]:
+    """The layers before the slots: first convolution and, in `full` scope, the fixed first block.
+
+    `fixed_bits` are a subnet's; None: the highest.
+    """
+    shape = (space.in_channels, space.stem_width, resolution, 3, space.stem_stride, 1)
     stem = ConvLayer(*shape, space.end_bits, space.end_bits, image_input=True, name="first_conv")
     if _check_scope(scope) == "published":
         return [stem]
-    return [
-        stem,
-        ConvLayer(width, width, side, 3, 1, width, b, b, name="blocks.0.depthwise"),
-        ConvLayer(width, space.first_block_width, side, 1, 1, 1, b, b, name="blocks.0.project"),
-    ]
+    names = ("blocks.0.depthwise", "blocks.0.project")
+    return [stem, *(fixed_layer(space, name, resolution, *_bits(space, name, fixed_bits)) for name in names)]
 
 
-def last_layers(space: SearchSpace, resolution: int, scope: str = "full") -> list[ConvLayer]:
+def last_layers(
+    space: SearchSpace, resolution: int, scope: str = "full", fixed_bits: tuple[int, ...] | None = None
+) -> list[ConvLayer]:
     """The layers after the slots: 1x1 convolutions before and after pooling and, in `full` scope, the classifier."""
-    side, b, ends = space.input_sides(resolution)[-1], space.fixed_bits, space.end_bits
-    width = space.head_width
-    layers = [ConvLayer(space.stages[-1].width, width, side, 1, 1, 1, b, b, name="feature_mix_layer")]
-    if space.pooled_width is not None:
-        layers.append(ConvLayer(width, space.pooled_width, 1, 1, 1, 1, b, b, norm=False, name="pooled_mix_layer"))
-        width = space.pooled_width
+    names, ends = ["feature_mix_layer", *([] if space.pooled_width is None else ["pooled_mix_layer"])], space.end_bits
+    layers = [fixed_layer(space, name, resolution, *_bits(space, name, fixed_bits)) for name in names]
+    width = layers[-1].out_channels
     if _check_scope(scope) == "published":
         return layers
     return [
@@ -139,13 +139,40 @@ def last_layers(space: SearchSpace, resolution: int, scope: str = "full") -> lis
     ]
 
 
+def fixed_layer(space: SearchSpace, name: str, resolution: int, w_bits: int, a_bits: int) -> ConvLayer:
+    """One of the layers that every network has and whose bits may be a choice."""
+    stem, head = space.stem_width, space.head_width
+    if name.startswith("blocks.0"):
+        side = math.ceil(resolution / space.stem_stride)
+        shape = (
+            (stem, stem, side, 3, 1, stem) if "depthwise" in name else (stem, space.first_block_width, side, 1, 1, 1)
+        )
+    elif name == "feature_mix_layer":
+        shape = (space.stages[-1].width, head, space.input_sides(resolution)[-1], 1, 1, 1)
+    else:
+        shape = (head, space.pooled_width, 1, 1, 1, 1)
+    return ConvLayer(*shape, w_bits, a_bits, norm=name != "pooled_mix_layer", name=name)
+
+
+def fixed_choices(space: SearchSpace, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What weight bits and what activation bits such a layer may have: one of each where there is no choice."""
+    chosen = {fixed.operand: fixed.choices for fixed in space.fixed_operands if fixed.layer == name}
+    return tuple(chosen.get(operand, (space.fixed_bits,)) for operand in "wa")
+
+
+def _bits(space: SearchSpace, name: str, fixed_bits: tuple[int, ...] | None) -> tuple[int, int]:
+    if fixed_bits is None:
+        fixed_bits = tuple(fixed.choices[-1] for fixed in space.fixed_operands)
+    return space.bits_of_fixed(name, fixed_bits)
+
+
 def layers_of(space: SearchSpace, subnet: Subnet, scope: str = "full") -> list[ConvLayer]:
     """Every convolution that the subnet runs, in order, with its bits.
 
     Scope `published` leaves out the first inverted-residual block and the classifier, as the published totals do.
     """
     sides = space.input_sides(subnet.resolution)
-    layers = first_layers(space, subnet.resolution, scope)
+    layers = first_layers(space, subnet.resolution, scope, subnet.fixed_bits)
     for slot in space.slots:
         if slot.position < subnet.d[slot.stage]:
             i = slot.index
@@ -155,11 +182,12 @@ def layers_of(space: SearchSpace, subnet: Subnet, scope: str = "full") -> list[C
                     layers += squeeze_layers(space, slot, mid)
                 w, a = (subnet.bits[space.kind_of(role, operand)][i] for operand in "wa")
                 layers.append(slot_layer(space, slot, role, sides[i], mid, subnet.ks[i], w, a))
-    return layers + last_layers(space, subnet.resolution, scope)
+    return layers + last_layers(space, subnet.resolution, scope, subnet.fixed_bits)
 
 
 def searchable_layers(space: SearchSpace) -> list[ConvLayer]:
-    """Every distinct legal layer that some slot can run, in slot order, then squeezes: the rows of a cost table."""
+    """Every distinct legal layer that some slot can run, in slot order, then squeezes and the layers that every network
+    has at bits of choice: the rows of a cost table."""
     layers: dict[ConvLayer, None] = {}
     for resolution, slot, role in itertools.product(space.resolutions, space.slots, BLOCK_LAYERS):
         side = space.input_sides(resolution)[slot.index]
@@ -170,7 +198,14 @@ def searchable_layers(space: SearchSpace) -> list[ConvLayer]:
             if not any((rule.kernel_size, rule.operand, rule.bits) in said for rule in space.forbidden):
                 layers[slot_layer(space, slot, role, side, mid, kernel, w, a)] = None
     squeezes = (squeeze_layers(space, slot, mid) for slot in space.slots for mid in slot.mid_channels)
-    return list(layers | dict.fromkeys(itertools.chain(*squeezes)))
+    chosen = (
+        fixed_layer(space, name, resolution, w, a)
+        for resolution, name in itertools.product(
+            space.resolutions, dict.fromkeys(f.layer for f in space.fixed_operands)
+        )
+        for w, a in itertools.product(*fixed_choices(space, name))
+    )
+    return list(layers | dict.fromkeys(itertools.chain(*squeezes, chosen)))
 
 
 def _check_scope(scope: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,9 @@ from apq.files import read_json
 from apq.rounding import make_divisible
 from apq.space import (
     BLOCK_LAYERS,
+    FIXED_LAYERS,
     FULL_PRECISION,
+    FixedOperand,
     Forbidden,
     OperandBits,
     SearchSpace,
@@ -152,6 +155,7 @@ def at_bits(space: SearchSpace, bits: int) -> SearchSpace:
         forbidden=(),  # rules are about bits, of which there is no choice
         mix_activation_bits=bits,
         fixed_bits=bits,
+        fixed_operands=(),
     )
 
 
@@ -159,6 +163,7 @@ def bits_throughout(space: SearchSpace) -> int | None:
     """The one bit-width of its networks, whose ends may be in full precision; None where bits are chosen or differ."""
     ends = {space.end_bits} - {FULL_PRECISION}
     found = {space.fixed_bits, space.mix_activation_bits, *(b for kind in space.operands for b in kind.choices)} | ends
+    found |= {bits for fixed in space.fixed_operands for bits in fixed.choices}
     return space.fixed_bits if len(found) == 1 else None
 
 
@@ -244,8 +249,43 @@ OQA_MBV3_GLYPHS = _oqa_space(
     pooled_width=96,
 )
 
+
+def _qfa_space(oqa: SearchSpace, name: str, width_mult: float = 1.0) -> SearchSpace:
+    """QFA (NeurIPS 2021, arXiv 2105.08952): OQA's networks, the bits of every convolution chosen apart.
+
+    First convolution and classifier stay in full precision; 4 bits are those of what is not chosen: nothing.
+    """
+    choices = (2, 3, 4)
+
+    def widened(width: int) -> int:
+        return int(make_divisible(width * width_mult))
+
+    return replace(
+        oqa,
+        name=name,
+        stem_width=widened(oqa.stem_width),
+        first_block_width=widened(oqa.first_block_width),
+        stages=tuple(replace(stage, width=widened(stage.width)) for stage in oqa.stages),
+        head_width=widened(oqa.head_width),
+        pooled_width=widened(oqa.pooled_width),
+        operands=tuple(
+            OperandBits(name=f"{layer}_{operand}", layers=(layer,), operand=operand, choices=choices)
+            for layer, operand in itertools.product(BLOCK_LAYERS, "wa")
+        ),
+        fixed_operands=tuple(
+            FixedOperand(layer=layer, operand=operand, choices=choices)
+            for layer, operand in itertools.product(FIXED_LAYERS, "wa")
+        ),
+    )
+
+
+QFA_MBV3 = _qfa_space(OQA_MBV3, "qfa-mbv3", width_mult=1.2)  # 24 | 24 | 32, 48, 96, 136, 192 | 1152 | 1536
+QFA_MBV3_GLYPHS = _qfa_space(OQA_MBV3_GLYPHS, "qfa-mbv3-glyphs")
+
 OQA_SPACES = {space.name: space for space in (OQA_MBV2, OQA_MBV3, OQA_MBV2_GLYPHS, OQA_MBV3_GLYPHS)}
-SPACES = {space.name: space for space in (DIGITS, GLYPHS, APQ_IMAGENET)} | OQA_SPACES
+SPACES = {
+    space.name: space for space in (DIGITS, GLYPHS, APQ_IMAGENET, *OQA_SPACES.values(), QFA_MBV3, QFA_MBV3_GLYPHS)
+}
 
 
 def get_space(name: str) -> SearchSpace:

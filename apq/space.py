@@ -20,6 +20,7 @@ from apq.errors import UserError
 from apq.rounding import make_divisible
 
 BLOCK_LAYERS = ("expand", "depthwise", "project")
+FIXED_LAYERS = ("blocks.0.depthwise", "blocks.0.project", "feature_mix_layer", "pooled_mix_layer")  # of every network
 SCOPES = ("published", "full")
 ACTIVATIONS = ("relu6", "relu", "h_swish")
 LATER_FIELDS = (  # that files of before do not have
@@ -30,7 +31,9 @@ LATER_FIELDS = (  # that files of before do not have
     "pooled_width",
     "first_block_activation",
     "end_activation",
+    "fixed_operands",
 )
+FIXED_SETTING = "fixed_bits_setting"  # name of the fixed layers' list in a policy
 FULL_PRECISION = 32  # as a number of bits: float32, in a network without quantizers
 
 
@@ -79,6 +82,22 @@ class OperandBits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FixedOperand:
+    """Bit choices of the weights ("w") or the inputs ("a") of a layer that every network has, by its name there."""
+
+    layer: str
+    operand: str
+    choices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.layer not in FIXED_LAYERS or self.operand not in ("w", "a"):
+            raise UserError(f"fixed operand {self.layer} {self.operand}: layers are {FIXED_LAYERS}, operands 'w', 'a'")
+        if not self.choices or list(self.choices) != sorted(set(self.choices)):
+            raise UserError(f"fixed operand {self.layer}: choices {self.choices} must be ascending and distinct")
+        _check_whole(f"fixed operand {self.layer}", lowest=2, choices=self.choices)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Forbidden:
     """A depthwise kernel size that may not meet a bit-width of an operand kind, and why."""
 
@@ -115,9 +134,10 @@ class SearchSpace:
     `mix_activation_bits` are those that networks give the last 1x1 convolution's input, sign included; it costs
     `fixed_bits`.
 
-    What is not chosen: the first block and the 1x1 layers behind the slots run at `fixed_bits`, the first convolution
-    and the classifier at `end_bits` (FULL_PRECISION: they have no quantizers). `pooled_width` is that of the 1x1 layer
-    between pooling and classifier. The first convolution and the last 1x1 layers have `end_activation`.
+    What is not chosen: the first block and the 1x1 layers behind the slots run at `fixed_bits`, but for those of their
+    bits that `fixed_operands` make a choice; the first convolution and the classifier at `end_bits` (FULL_PRECISION:
+    they have no quantizers). `pooled_width` is that of the 1x1 layer between pooling and classifier. The first
+    convolution and the last 1x1 layers have `end_activation`.
 
     Networks of one bit-width K throughout, as OQA's, are a space of that K: one choice an operand kind, `fixed_bits` K
     (see `presets.at_bits`). So K is a property of the supernet and no gene of its subnets; a space with an operand kind
@@ -146,6 +166,7 @@ class SearchSpace:
     pooled_width: int | None = None
     first_block_activation: str = "relu6"
     end_activation: str = "relu6"
+    fixed_operands: tuple[FixedOperand, ...] = ()
 
     def __post_init__(self) -> None:
         for what in ("resolutions", "kernel_sizes", "ratios"):
@@ -186,6 +207,11 @@ class SearchSpace:
                 raise UserError(f"space {self.name}: {operand}-bits of {layer} are set by {owners}, not by one kind")
         if unknown := {rule.operand for rule in self.forbidden} - {kind.name for kind in self.operands}:
             raise UserError(f"space {self.name}: rules name unknown operand kinds {sorted(unknown)}")
+        chosen = [(fixed.layer, fixed.operand) for fixed in self.fixed_operands]
+        if len(set(chosen)) != len(chosen):
+            raise UserError(f"space {self.name}: fixed operands {chosen} must be distinct")
+        if self.pooled_width is None and any(layer == "pooled_mix_layer" for layer, _ in chosen):
+            raise UserError(f"space {self.name} has no pooled_mix_layer whose bits could be chosen")
 
     def __hash__(self) -> int:
         return hash(self.name)  # spaces key many caches: hashing every field would show in a search's time
@@ -193,6 +219,11 @@ class SearchSpace:
     def kind_of(self, layer: str, operand: str) -> int:
         """Index of the operand kind that sets the "w" or "a" bits of one of a block's layers."""
         return next(i for i, k in enumerate(self.operands) if layer in k.layers and k.operand == operand)
+
+    def bits_of_fixed(self, layer: str, chosen: tuple[int, ...]) -> tuple[int, int]:
+        """Weight and activation bits of a layer that every network has, where `chosen` are a subnet's `fixed_bits`."""
+        said = {(f.layer, f.operand): bits for f, bits in zip(self.fixed_operands, chosen, strict=True)}
+        return said.get((layer, "w"), self.fixed_bits), said.get((layer, "a"), self.fixed_bits)
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
@@ -237,7 +268,7 @@ class SearchSpace:
             for kernel in self.kernel_sizes
             for bits in itertools.product(*(kind.choices for kind in self.operands))
         )
-        total = len(self.resolutions)
+        total = len(self.resolutions) * math.prod(len(fixed.choices) for fixed in self.fixed_operands)
         for stage_index, stage in enumerate(self.stages):
             options = [len(slot.mid_channels) * legal for slot in self.slots if slot.stage == stage_index]
             total *= sum(math.prod(options[:depth]) for depth in stage.depths)
@@ -266,6 +297,9 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
             OperandBits(**{**k, "layers": tuple(k["layers"]), "choices": tuple(k["choices"])})
             for k in given["operands"]
         )
+        if "fixed_operands" in given:
+            rows = given["fixed_operands"]
+            given["fixed_operands"] = tuple(FixedOperand(**{**f, "choices": tuple(f["choices"])}) for f in rows)
         given["forbidden"] = tuple(Forbidden(**rule) for rule in given.get("forbidden", ()))
         for what in ("resolutions", "kernel_sizes", "ratios"):
             given[what] = tuple(given[what])

@@ -10,18 +10,18 @@ from typing import Any
 from apq.errors import UserError
 from apq.rounding import make_divisible
 from apq.rules import check_block
-from apq.space import SearchSpace, Slot
+from apq.space import FIXED_SETTING, SearchSpace, Slot
 
 ARCHITECTURE_KEYS = ("wid", "ks", "e", "d")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subnet:
-    """Kernels, expansion ratios and bits of every slot, depth of every stage.
+    """Kernels, expansion ratios and bits of every slot, depth of every stage, bits of the layers that all have.
 
     Build one with `subnet_from_spec` or `genes.subnets_of`: they check it against its space and make it canonical
     (slots that do not run hold the smallest kernel and ratio and the highest bits), so equal networks are equal values.
-    `bits` has one row an operand kind, in the space's order.
+    `bits` has one row an operand kind, `fixed_bits` one number a fixed operand, in the space's order.
     """
 
     ks: tuple[int, ...]
@@ -29,6 +29,7 @@ class Subnet:
     d: tuple[int, ...]
     resolution: int
     bits: tuple[tuple[int, ...], ...]
+    fixed_bits: tuple[int, ...] = ()
     wid: None = None  # the published files carry a width multiplier; it is always null
 
 
@@ -39,8 +40,9 @@ def architecture_of(space: SearchSpace, subnet: Subnet) -> dict[str, Any]:
 
 
 def policy_of(space: SearchSpace, subnet: Subnet) -> dict[str, list[int]]:
-    """The second object of a published `arch` file: one list of bits an operand kind."""
-    return {kind.setting: list(row) for kind, row in zip(space.operands, subnet.bits, strict=True)}
+    """The second object of a published `arch` file: one list of bits an operand kind, one of the fixed operands."""
+    policy = {kind.setting: list(row) for kind, row in zip(space.operands, subnet.bits, strict=True)}
+    return {**policy, FIXED_SETTING: list(subnet.fixed_bits)} if space.fixed_operands else policy
 
 
 def spec_of(space: SearchSpace, subnet: Subnet) -> dict[str, dict[str, Any]]:
@@ -55,6 +57,7 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
     """
     n_slots = len(space.slots)
     keys = {*ARCHITECTURE_KEYS, "resolution", *(kind.setting for kind in space.operands)}
+    keys |= {FIXED_SETTING} if space.fixed_operands else set()
     optional = {"wid", "resolution"} if len(space.resolutions) == 1 else {"wid"}
     if missing := keys - optional - set(spec):
         raise UserError(f"spec for space {space.name} lacks {', '.join(sorted(missing))}")
@@ -70,6 +73,9 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
     ks = _numbers("ks", spec["ks"], n_slots)
     ratios = _numbers("e", spec["e"], n_slots)
     bits = [_numbers(kind.setting, spec[kind.setting], n_slots) for kind in space.operands]
+    fixed_bits = _numbers(FIXED_SETTING, spec.get(FIXED_SETTING, []), len(space.fixed_operands))
+    for i, (chosen, fixed) in enumerate(zip(fixed_bits, space.fixed_operands, strict=True)):
+        _check_choice(f"{FIXED_SETTING}[{i}]", chosen, fixed.choices)
     for slot in space.slots:
         i = slot.index
         if slot.position >= depths[slot.stage]:
@@ -88,6 +94,7 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
         d=depths,
         resolution=int(resolution),
         bits=tuple(tuple(map(int, row)) for row in bits),
+        fixed_bits=tuple(map(int, fixed_bits)),
     )
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apq.genes import cardinalities
 from apq.presets import APQ_IMAGENET
 from apq.space import SearchSpace
 from apq.subnet import Subnet
@@ -86,10 +87,13 @@ class FastPredictor:
         biases = [first_bias, weights.get("quantize_fc.bias")]
         sections = {int(column): i for i, column in enumerate(converter.columns)}
 
-        def rows_of(what: str | int, slot: int) -> Tensor:  # (choices, hidden) weights of one one-hot
-            section = sections[gene_column(space, what, slot)]
+        def rows_of_column(column: int) -> Tensor:  # (choices, hidden) weights of one one-hot
+            section = sections[column]
             start = converter.offsets[section]
             return first[start : start + converter.choices[section]]
+
+        def rows_of(what: str | int, slot: int) -> Tensor:
+            return rows_of_column(gene_column(space, what, slot))
 
         groups = [("ks", "e"), *(_kind_groups(space) if predictor.quantize else [])]
         self._tables = GeneTables(space, groups)
@@ -100,6 +104,9 @@ class FastPredictor:
                 rows += rows_of(what, slot).view([-1 if a == axis else 1 for a in range(len(shape))] + [first.shape[1]])
             if slot == 0 and group < 2:  # the first slot always runs, so it can carry the bias
                 rows += biases[group]
+        self._fixed_rows = [  # (gene column, its rows) of the bits of layers that every network has
+            (column, rows_of_column(column)) for column in _fixed_columns(space) if predictor.quantize
+        ]
         self._resolution_rows = rows_of("resolution", 0) if len(space.resolutions) > 1 else None
         self._hidden = [
             (weights[f"layers.{i}.0.weight"].T.contiguous(), weights[f"layers.{i}.0.bias"])
@@ -140,6 +147,8 @@ class FastPredictor:
         x.relu_()
         for group in policy:
             x += F.embedding_bag(group, self._rows, mode="sum")
+        for column, rows in self._fixed_rows:
+            x += rows[torch.from_numpy(genes[:, column].copy())]
         for (weight, bias), buffer in zip(self._hidden, itertools.cycle(buffers), strict=False):
             x = torch.addmm(bias, x, weight, out=buffer).relu_()
         weight, bias = self._regressor
@@ -180,6 +189,12 @@ def scale_output(predictor: AccuracyPredictor, factor: float, shift: float) -> N
     """Change a predictor, in place, to output `factor * accuracy + shift`, by its regressor alone."""
     predictor.regressor.weight.mul_(factor)
     predictor.regressor.bias.mul_(factor).add_(shift)
+
+
+def _fixed_columns(space: SearchSpace) -> range:
+    """Gene columns of the fixed operands: those before the resolution."""
+    last = len(cardinalities(space)) - 1
+    return range(last - len(space.fixed_operands), last)
 
 
 def _kind_groups(space: SearchSpace) -> list[tuple[int, ...]]:

@@ -18,8 +18,8 @@ class Converter:
     """One-hot encoding of the subnets of a space, laid out as published for APQ (Wang et al., CVPR 2020).
 
     Architecture half (`half_dim` entries): kernel of every slot, width of every slot, and the resolution where the
-    space has several. Policy half: bits of every slot, one section an operand kind. A slot that does not run is all
-    zeros, which is also how depth is said. `apq-imagenet` has 520 + 252 = 772 entries.
+    space has several. Policy half: bits of every slot, one section an operand kind, then those of fixed operands. A
+    slot that does not run is all zeros, which is also how depth is said. `apq-imagenet` has 520 + 252 = 772 entries.
     `seed` is for `random_spec` alone.
     """
 
@@ -28,13 +28,17 @@ class Converter:
         self._rng = np.random.default_rng(seed)
         counts, slots, several = cardinalities(space), len(space.slots), len(space.resolutions) > 1
         architecture = np.arange(2 * slots)
-        policy = np.arange(2 * slots, (2 + len(space.operands)) * slots)
+        per_slot = (2 + len(space.operands)) * slots
+        policy = np.arange(2 * slots, per_slot)
+        fixed = np.arange(len(counts) - 1 - len(space.fixed_operands), len(counts) - 1)
         resolution = np.array([len(counts) - 1] if several else [], dtype=np.int64)
         # The depth columns are left out; the resolution moves from the last column to the end of the first half.
-        self.columns = np.concatenate([architecture, resolution, policy])  # (sections,) gene column of every one-hot
+        self.columns = np.concatenate(
+            [architecture, resolution, policy, fixed]
+        )  # (sections,) gene column of every one-hot
         self.choices = counts[self.columns]  # (sections,)
         self.offsets = np.concatenate([[0], np.cumsum(self.choices)[:-1]])  # (sections,) first entry of each
-        self.slot_of_section = np.where(self.columns < len(counts) - 1, self.columns % slots, -1)  # -1: always there
+        self.slot_of_section = np.where(self.columns < per_slot, self.columns % slots, -1)  # -1: always there
         self.half_dim = int(self.choices[: len(architecture) + several].sum())
         self.full_dim = int(self.choices.sum())
 
@@ -84,6 +88,7 @@ class Converter:
         if not quantize:
             for k, kind in enumerate(self.space.operands):
                 view(self.space, genes).bits[:, k] = len(kind.choices) - 1
+            view(self.space, genes).fixed_bits[:] = [len(fixed.choices) - 1 for fixed in self.space.fixed_operands]
         return self.encode(genes)[0]
 
     def feature2spec(self, vector: np.ndarray) -> dict[str, Any]:

@@ -10,7 +10,15 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.genes import cardinalities, genes_of, subnets_of, view
-from apq.layers import ConvLayer, first_layers, last_layers, slot_layer, squeeze_layers
+from apq.layers import (
+    ConvLayer,
+    first_layers,
+    fixed_choices,
+    fixed_layer,
+    last_layers,
+    slot_layer,
+    squeeze_layers,
+)
 from apq.presets import APQ_IMAGENET
 from apq.space import BLOCK_LAYERS, SearchSpace, Slot
 from apq.subnet import Subnet, subnet_from_spec
@@ -63,10 +71,10 @@ class LatencyPredictor:
         self._tables = GeneTables(space, [("resolution", *axes) for axes in self._axes])
 
         ids: dict[ConvLayer, int] = {}  # every distinct layer once: many slots share theirs
-        fixed = [
-            [ids.setdefault(layer, len(ids)) for part in (first_layers, last_layers) for layer in part(space, r, scope)]
-            for r in space.resolutions
-        ]
+        ends = [[*first_layers(space, r, scope), *last_layers(space, r, scope)] for r in space.resolutions]
+        choosing = [layer.name for layer in ends[0] if layer.name in {f.layer for f in space.fixed_operands}]
+        fixed = [[ids.setdefault(layer, len(ids)) for layer in row if layer.name not in choosing] for row in ends]
+        chosen = {name: _chosen_ids(space, name, ids) for name in choosing}
         layers_at = {
             (role, r, slot.index): _layer_ids(space, slot, role, resolution, ids)
             for r, resolution in enumerate(space.resolutions)
@@ -82,6 +90,7 @@ class LatencyPredictor:
         ]
         costs = np.append(layer_costs(list(ids), type, accelerator, table), np.inf)  # id -1 is forbidden
         self._fixed = np.array([costs[row].sum() for row in fixed])  # (resolutions,)
+        self._chosen = [(_columns_of(space, name), costs[ids_of]) for name, ids_of in chosen.items()]
         self._cells = np.zeros(self._tables.size + 1)  # the last one is for slots that do not run
         for group, slot, shape, place in self._tables:
             cells = self._cells[place].reshape(shape)  # (resolutions, choices of the group's axes ...)
@@ -92,7 +101,10 @@ class LatencyPredictor:
 
     def predict(self, genes: np.ndarray) -> np.ndarray:
         """(n,) float64 costs of a gene matrix, in `unit`."""
-        fixed = self._fixed[view(self.space, genes).resolution]
+        parts = view(self.space, genes)
+        fixed = self._fixed[parts.resolution]
+        for columns, costs in self._chosen:
+            fixed = fixed + costs[(parts.resolution, *(0 if c is None else parts.fixed_bits[:, c] for c in columns))]
         return self._cells.take(self._tables.index(genes)).sum(axis=(0, 2)) + fixed
 
     def predict_lat(self, spec: Mapping[str, Any] | Subnet) -> float:
@@ -116,6 +128,13 @@ class LatencyPredictor:
             view(space, row).resolution[:] = r
             costs = np.array([self._set_cheapest_block(row[0], r, slot.index) for slot in space.slots])  # (slots,)
             total = self._fixed[r]
+            for columns, of_layer in self._chosen:
+                total += of_layer[r].min()
+                for column, gene in zip(
+                    columns, np.unravel_index(of_layer[r].argmin(), of_layer[r].shape), strict=True
+                ):
+                    if column is not None:
+                        view(space, row).fixed_bits[0, column] = gene
             for i, stage in enumerate(space.stages):
                 by_depth = costs[space.stage_of_slot == i].cumsum()[np.array(stage.depths) - 1]  # (depths,)
                 view(space, row).d[0, i] = by_depth.argmin()
@@ -139,6 +158,20 @@ class LatencyPredictor:
         for axis, gene in zip(axes, choice, strict=True):
             row[gene_column(space, axis, slot)] = gene
         return float(block[choice])
+
+
+def _columns_of(space: SearchSpace, name: str) -> tuple[int | None, int | None]:
+    """Which fixed operands are the weight and activation bits of a layer that every network has; None: no choice."""
+    columns = {f.operand: i for i, f in enumerate(space.fixed_operands) if f.layer == name}
+    return columns.get("w"), columns.get("a")
+
+
+def _chosen_ids(space: SearchSpace, name: str, ids: dict[ConvLayer, int]) -> np.ndarray:
+    """(resolutions, weight choices, activation choices) numbers in `ids` of a layer that every network has."""
+    w_bits, a_bits = fixed_choices(space, name)
+    points = itertools.product(space.resolutions, w_bits, a_bits)
+    numbers = [ids.setdefault(fixed_layer(space, name, *point), len(ids)) for point in points]
+    return np.array(numbers).reshape(len(space.resolutions), len(w_bits), len(a_bits))
 
 
 def _axes_of(space: SearchSpace, roles: tuple[str, ...]) -> tuple[str | int, ...]:

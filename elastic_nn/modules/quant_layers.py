@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elastic_nn.quantizers import QuantScheme
+from elastic_nn.quantizers import BatchQuantizer, QuantScheme
 
 
 class QuantConv2d(nn.Conv2d):
@@ -58,6 +58,11 @@ def quantizers(net: nn.Module) -> list[nn.Module]:
     """Every quantizer of weights and activations; none in a float network."""
     both = (part for layer in quantized_layers(net).values() for part in (layer.weight_quant, layer.act_quant))
     return [quantizer for quantizer in both if not isinstance(quantizer, nn.Identity)]
+
+
+def batch_quantizers(net: nn.Module) -> list[BatchQuantizer]:
+    """Every quantizer that keeps statistics of its inputs, of all numbers of bits."""
+    return [module for module in net.modules() if isinstance(module, BatchQuantizer)]
 
 
 def set_quantize(net: nn.Module, on: bool) -> None:

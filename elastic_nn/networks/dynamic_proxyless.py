@@ -50,11 +50,13 @@ class DynamicProxylessNASNets(MBConvNet):
         super().__init__(space, supernet_blocks(space), scheme)
         self.set_bn_param(*bn_param)
         self.dropout.p = dropout_rate
-        self.space = space
-        self.activate(largest_subnet(space))
+        self.space, self.active = space, largest_subnet(space)
+        self.activate(self.active)
 
     def activate(self, subnet: Subnet) -> None:
         """Run as this subnet (of the network's space, canonical) from now on."""
+        if subnet != self.active:
+            self.forget_ranges()
         blocks = [0]
         for slot in self.space.slots:
             if slot.position < subnet.d[slot.stage]:
@@ -62,6 +64,7 @@ class DynamicProxylessNASNets(MBConvNet):
                 self.blocks[i + 1].set_shape(subnet.ks[i], round(subnet.e[i] * slot.in_channels))
                 self.set_block_bits(i + 1, self.space, tuple(row[i] for row in subnet.bits))
                 blocks.append(i + 1)
+        self.set_fixed_bits(self.space, subnet.fixed_bits)
         self.active_blocks = tuple(blocks)
         self.active = subnet
         self._said = {**architecture_of(self.space, subnet), **policy_of(self.space, subnet)}

@@ -8,7 +8,7 @@ from apq.space import FULL_PRECISION, SearchSpace, Slot
 from apq.subnet import Subnet
 from elastic_nn.modules.elastic_conv import ElasticConv2d
 from elastic_nn.modules.mbconv import ACTIVATIONS, BlockShape, ConvNormAct, ElasticMBConv
-from elastic_nn.modules.quant_layers import QuantLinear
+from elastic_nn.modules.quant_layers import QuantLinear, batch_quantizers, quantized_layers
 from elastic_nn.quantizers import FLOAT, QuantScheme
 
 
@@ -79,6 +79,10 @@ class MBConvNet(nn.Module):
         self.scheme = scheme
         self.active_blocks: tuple[int, ...] = tuple(range(len(blocks)))
         self._set_fixed_bits(space)
+        for name, layer in quantized_layers(self).items():
+            for quantizer in batch_quantizers(layer):
+                quantizer.label = name.removesuffix(".conv")
+        self._of_one_subnet = tuple(part for part in batch_quantizers(self) if part.momentum is None)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, classes)
         x = self.first_conv(x)
@@ -88,6 +92,13 @@ class MBConvNet(nn.Module):
         x = self.pooled_act(self.pooled_mix_layer(x))
         return self.classifier(self.dropout(x))
 
+    def set_fixed_bits(self, space: SearchSpace, fixed_bits: tuple[int, ...]) -> None:
+        """Give the layers that every network has the bits that a subnet chose for them."""
+        for name in dict.fromkeys(fixed.layer for fixed in space.fixed_operands):
+            unit = self.get_submodule(name)
+            layer = unit.conv if isinstance(unit, ConvNormAct) else unit
+            _set_bits(layer, *space.bits_of_fixed(name, fixed_bits))
+
     def _set_fixed_bits(self, space: SearchSpace) -> None:
         mix, first = self.feature_mix_layer.conv, (unit.conv for unit in self.blocks[0].layers().values())
         for layer in (*first, mix, self.pooled_mix_layer):
@@ -95,6 +106,11 @@ class MBConvNet(nn.Module):
         _set_bits(mix, space.fixed_bits, space.mix_activation_bits)
         for layer in (self.first_conv.conv, self.classifier):
             _set_bits(layer, space.end_bits, space.end_bits)
+
+    def forget_ranges(self) -> None:
+        """Drop what was collected of the activations of one subnet, before the network becomes another."""
+        for quantizer in self._of_one_subnet:
+            quantizer.forget()
 
     def set_block_bits(self, index: int, space: SearchSpace, bits: tuple[int, ...]) -> None:
         """Give a block its bits, one an operand kind of the space. A float network has none to give."""

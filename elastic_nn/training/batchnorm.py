@@ -1,12 +1,16 @@
-"""BatchNorm recalibration: give a chosen subnet the statistics of its own activations."""
+"""Recalibration: give a chosen subnet the statistics of its own activations, BatchNorm's and BatchQuant's."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
+from elastic_nn.modules.quant_layers import batch_quantizers
 from elastic_nn.training.engine import to_device
 
 RECALIBRATION_BATCH = 64
@@ -14,7 +18,8 @@ RECALIBRATION_BATCH = 64
 
 @torch.no_grad()
 def recalibrate(net: nn.Module, loader: DataLoader, device: torch.device, n_images: int | None = None) -> None:
-    """Replace every running mean and variance by the average over a loader's first `n_images` or all of them.
+    """Replace every running mean and variance by the average over a loader's first `n_images` or all of them, and so
+    the ranges of BatchQuant; in the pass each batch is normalised and quantized by its own.
 
     Whole batches are taken, and each counts by its images: a short last one does not weigh as much as a full one.
     """
@@ -25,13 +30,46 @@ def recalibrate(net: nn.Module, loader: DataLoader, device: torch.device, n_imag
         norm.reset_running_stats()
     net.train()
     seen = 0
-    for images, _ in loader:
-        if n_images is not None and seen >= n_images:
-            break
-        seen += len(images)
-        for norm in norms:
-            norm.momentum = len(images) / seen  # new share of a cumulative average
-        net(to_device(images, device))
+    with _collecting_ranges(net):
+        for images, _ in loader:
+            if n_images is not None and seen >= n_images:
+                break
+            seen += len(images)
+            for norm in norms:
+                norm.momentum = len(images) / seen  # new share of a cumulative average
+            net(to_device(images, device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     net.train(was_training)
+
+
+@torch.no_grad()
+def collect_ranges(net: nn.Module, loader: DataLoader, device: torch.device, n_images: int | None = None) -> None:
+    """Replace the ranges of BatchQuant alone, in evaluation mode: what training has changed since they were collected.
+
+    A network without such quantizers is not run.
+    """
+    if not batch_quantizers(net):
+        return
+    was_training, seen = net.training, 0
+    net.eval()
+    with _collecting_ranges(net):
+        for images, _ in loader:
+            if n_images is not None and seen >= n_images:
+                break
+            seen += len(images)
+            net(to_device(images, device))
+    net.train(was_training)
+
+
+@contextlib.contextmanager
+def _collecting_ranges(net: nn.Module) -> Iterator[None]:
+    parts = batch_quantizers(net)
+    for quantizer in parts:
+        quantizer.forget()
+        quantizer.collecting = True
+    try:
+        yield
+    finally:
+        for quantizer in parts:
+            quantizer.collecting = False

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from elastic_nn.modules.quant_layers import quantized_layers, quantizers, set_quantize
+from elastic_nn.modules.quant_layers import quantized_layers, set_quantize
 from elastic_nn.quantizers import LsqQuantizer
 
 
@@ -24,7 +24,7 @@ def quantizers_off(net: nn.Module) -> Iterator[None]:
 
 def steps_learned(net: nn.Module) -> bool:
     """Whether the network has learned-step quantizers that were started: calibration must leave these alone."""
-    return any(isinstance(part, LsqQuantizer) and bool(part.step.item()) for part in quantizers(net))
+    return any(isinstance(part, LsqQuantizer) and bool(part.step.item()) for part in net.modules())
 
 
 def calibrate_ranges(net: nn.Module, images: Tensor) -> None:

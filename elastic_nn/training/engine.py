@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ from torch.utils.data import DataLoader
 
 from apq.errors import UserError
 from dataset.splits import ALONE
-from elastic_nn.modules.quant_layers import quantizers
+from elastic_nn.modules.quant_layers import quantized_layers
 from elastic_nn.quantizers import LsqQuantizer
 from elastic_nn.training.distributed import shared_statistics, sum_over
 
 EVALUATION_BATCH = 256
+LEARNED_RANGES = (".range", ".step", ".scale", ".offset")  # how the names of quantizers' parameters end
 
 
 class DivergedError(UserError):
@@ -72,7 +74,7 @@ def derived_seed(*key: int) -> int:
 
 
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD in three named groups: decayed weights; what has no reason to shrink; quantizer ranges and steps.
+    """SGD in three named groups: decayed weights; what has no reason to shrink; quantizer ranges, steps and offsets.
 
     Norms, biases and kernel transforms, which start as the identity, are not decayed, nor are ranges and steps: a
     smaller one is no simpler. These have a group of their own because their gradients, sums over all that they clip or
@@ -80,7 +82,7 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     """
     groups: dict[str, list[nn.Parameter]] = {"decayed": [], "free": [], "ranges": []}
     for name, parameter in net.named_parameters():
-        if name.endswith((".range", ".step")):
+        if name.endswith(LEARNED_RANGES):
             groups["ranges"].append(parameter)
         else:
             groups["free" if parameter.ndim < 2 or "kernel_transforms" in name else "decayed"].append(parameter)
@@ -171,7 +173,8 @@ def train_one_epoch(
     """
     net.train()
     share = execution.share
-    learned = [part for part in quantizers(net) if isinstance(part, LsqQuantizer) and not part.signed]  # activations'
+    inputs = (layer.act_quant.modules() for layer in quantized_layers(net).values())
+    learned = [part for part in itertools.chain(*inputs) if isinstance(part, LsqQuantizer)]
     groups = {group["name"]: group["params"] for group in optimizer.param_groups}
     total, seen = torch.zeros((), dtype=torch.float64, device=device), 0  # on the device: no step waits for it
 

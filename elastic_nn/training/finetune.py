@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from apq.checkpoint import load_checkpoint, save_checkpoint
@@ -16,7 +17,7 @@ from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
-from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
+from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, collect_ranges, recalibrate
 from elastic_nn.training.calibration import calibrate_ranges, quantizers_off, steps_learned
 from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.engine import (
@@ -46,12 +47,13 @@ def quantized_subnet(
 
 
 def calibrate(net: MBConvNet, splits: Splits, side: int, n_images: int, device: torch.device) -> None:
-    """Choose a network's quantizer ranges, unless they are learned steps, and recalibrate its BatchNorm at its bits.
+    """Choose a network's quantizer ranges, unless they are learned steps, and recalibrate its BatchNorm at its bits,
+    with it the ranges of BatchQuant.
 
     For ranges BatchNorm is recalibrated in full precision first: under the statistics of another network, such as the
     supernet that a subnet is cut out of, activations have other sizes and every range would be wrong.
     """
-    batches = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=(side,))
+    batches = _calibration_batches(splits, side)
     if not steps_learned(net):
         with quantizers_off(net):
             recalibrate(net, batches, device, n_images)
@@ -73,7 +75,8 @@ def train_epochs(
 ) -> None:
     """Train a network for all epochs and leave it as the last one made it, without looking at the validation images.
 
-    With `n_images` an epoch is so many training images, drawn anew.
+    With `n_images` an epoch is so many training images, drawn anew. The ranges of BatchQuant are collected anew at the
+    end: it keeps none while it trains.
     """
     optimizer = make_optimizer(net, config)
     share = execution.share
@@ -81,6 +84,7 @@ def train_epochs(
     for epoch in range(config.epochs):
         seed_epoch(seed, epoch)
         train_one_epoch(net, train, optimizer, config, epoch, device=device, execution=execution)
+    collect_ranges(net, _calibration_batches(splits, side), device, CALIBRATION_IMAGES)
 
 
 def finetune(
@@ -108,6 +112,11 @@ def finetune(
     """
     optimizer, average = make_optimizer(net, config), averaged(net, ema)
     measured = net if average is None else average.module
+
+    def val_top1() -> float:
+        collect_ranges(measured, _calibration_batches(splits, side), device, CALIBRATION_IMAGES)
+        return evaluate(measured, val, device, execution=execution).top1
+
     after_step = (lambda: None) if average is None else (lambda: average.update_parameters(net))
     share = execution.share
     train = make_loader(splits.train, config.batch_size, shuffle=True, share=share, sides=(side,))
@@ -128,7 +137,8 @@ def finetune(
             average.load_state_dict(state["average"])
         start, best, best_top1 = state["epoch"], state["best"], state["best_top1"]
     else:
-        start, best, best_top1 = 0, _copy(measured), evaluate(measured, val, device, execution=execution).top1
+        start, best_top1 = 0, val_top1()
+        best = _copy(measured)
         log({"epoch": 0, "val_top1": best_top1})
     bar = tqdm(range(start, config.epochs), desc=describe, disable=None if describe and execution.main else True)
     for epoch in bar:
@@ -136,7 +146,7 @@ def finetune(
         loss = train_one_epoch(
             net, train, optimizer, config, epoch, device=device, execution=execution, after_step=after_step
         )
-        top1 = evaluate(measured, val, device, execution=execution).top1
+        top1 = val_top1()
         bar.set_postfix(loss=f"{loss:.3f}", val_top1=f"{top1:.4f}")
         log({"epoch": epoch + 1, "loss": loss, "val_top1": top1})
         if top1 >= best_top1:  # of equals the later one: it has seen more
@@ -155,6 +165,10 @@ def finetune(
                 },
             )
     return best_top1, best
+
+
+def _calibration_batches(splits: Splits, side: int) -> DataLoader:
+    return make_loader(splits.calibration, RECALIBRATION_BATCH, sides=(side,))
 
 
 def _copy(net: nn.Module) -> dict[str, torch.Tensor]:

@@ -10,7 +10,6 @@ from apq.genes import largest_subnet
 from apq.presets import bits_throughout, same_architectures
 from apq.space import SearchSpace
 from dataset.splits import Splits, make_loader
-from elastic_nn.modules.quant_layers import quantizers
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import build_supernet
 from elastic_nn.quantizers import FLOAT, LSQ, LsqQuantizer, QuantScheme
@@ -38,7 +37,7 @@ def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, schem
         raise UserError(
             f"the supernet to start from has {start.space.fixed_bits} bits: {bits} cannot inherit from fewer"
         )
-    if any(isinstance(part, LsqQuantizer) and part.step.item() == 0 for part in quantizers(start)):
+    if any(isinstance(part, LsqQuantizer) and part.step.item() == 0 for part in start.modules()):
         raise UserError("the supernet to start from has steps that were never trained")
 
 

@@ -1,0 +1,179 @@
+"""QFA's space, and its published genes, features and FLOPs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from apq.errors import UserError
+from apq.genes import canonical, cardinalities, genes_of, sample, subnets_of, view
+from apq.layers import layers_of
+from apq.presets import DIGITS, OQA_MBV3, QFA_MBV3, QFA_MBV3_GLYPHS, at_bits, bits_throughout, get_space
+from apq.space import FULL_PRECISION, FixedOperand, space_to_dict
+from apq.subnet import policy_of, spec_of, subnet_from_spec
+from utils.converter import Converter
+from utils.qfa import encode_qfa, genes_of_published, published_flops, published_of_genes
+
+twins = pytest.mark.parametrize("space", [QFA_MBV3, QFA_MBV3_GLYPHS], ids=lambda s: s.name)
+
+
+def published_row(row):
+    return [*row["ks"], *row["e"], *row["d"], row["r"], *row["bits"]]
+
+
+def test_published_features(golden):
+    rows = golden("qfa_onehot.json")["rows"]
+    genes = genes_of_published(QFA_MBV3, np.array([row["gene"] for row in rows]))
+    for row, features in zip(rows, encode_qfa(QFA_MBV3, genes), strict=True):
+        assert features.dtype == np.float32
+        assert features.shape == (row["dim"],) == (555,)
+        assert np.flatnonzero(features).tolist() == row["ones"]
+        assert set(features) == {0, 1}
+
+
+def test_published_flops(golden):
+    rows = golden("qfa_flops.json")["rows"]
+    published = np.array([published_row(row) for row in rows])
+    assert published_flops(published) / 1e6 == pytest.approx([row["flops_M_8bit_equivalent"] for row in rows], rel=1e-9)
+    assert published_flops(published) * 64 / 1e9 == pytest.approx([row["bitops_G"] for row in rows], rel=1e-9)
+    for bits in (8, 4, 2):
+        published[:, -130:] = bits
+        found = published_flops(published) / 1e6
+        assert found == pytest.approx([row[f"flops_M_all_{bits}bit"] for row in rows], rel=1e-9)
+    at_8 = published_flops(published * 0 + np.where(np.arange(176) < 46, published, 8))
+    published[:, -130:] = 16
+    assert (published_flops(published) == at_8).all()  # bits above 8 count as 8
+
+
+def test_true_macs_are_not_the_published_ones(golden):
+    row = golden("qfa_flops.json")["rows"][0]
+    genes = genes_of_published(QFA_MBV3, np.array([published_row(row)]))
+    (subnet,) = subnets_of(QFA_MBV3, genes)
+    true = sum(layer.macs for layer in layers_of(QFA_MBV3, subnet)) / 1e6
+    assert 0.9 < true / row["flops_M_all_8bit"] < 1.2
+    assert true != pytest.approx(row["flops_M_all_8bit"], rel=1e-2)
+
+
+@twins
+def test_published_genes_round_trip(space):
+    genes = sample(space, 50, np.random.default_rng(0))
+    published = published_of_genes(space, genes)
+    assert (genes_of_published(space, published) == genes).all()
+    if space is QFA_MBV3:
+        assert published.shape[1] == 176
+    for bad in (published[:, 1:], published * 0 + 1, published[0]):
+        with pytest.raises(UserError, match="published gene"):
+            genes_of_published(space, bad)
+
+
+@twins
+def test_one_changed_gene_changes_the_features(space):
+    genes = sample(space, 1, np.random.default_rng(1))
+    counts = cardinalities(space)
+    changed = np.repeat(genes, len(counts), axis=0)
+    diagonal = np.arange(len(counts))
+    changed[diagonal, diagonal] = (changed[diagonal, diagonal] + 1) % counts
+    changed = canonical(space, changed)
+    different = (changed != genes).any(axis=1)
+    assert ((encode_qfa(space, changed) != encode_qfa(space, genes)).any(axis=1) == different).all()
+    assert different[-1 - len(space.fixed_operands) :].all()
+
+
+def test_other_spaces_have_no_such_form():
+    for space in (DIGITS, OQA_MBV3):
+        with pytest.raises(UserError, match=f"{space.name} does not choose the bits"):
+            encode_qfa(space, sample(space, 1, np.random.default_rng(0)))
+
+
+def test_the_space_is_as_published():
+    space = get_space("qfa-mbv3")
+    blocks = 3 * 3 * 3**6
+    by_hand = 25 * 3**8 * (blocks**2 + blocks**3 + blocks**4) ** 5
+    assert space.size() == by_hand > 10**76
+    bits = len(space.operands) * len(space.slots) + len(space.fixed_operands) + 2
+    assert bits == 130
+    rounded = [space.stem_width, *(stage.width for stage in space.stages), space.head_width, space.pooled_width]
+    assert rounded == [24, 32, 48, 96, 136, 192, 1152, 1536]
+    assert all(slot.ratios == (3.0, 4.0, 6.0) for slot in space.slots)
+
+
+@twins
+def test_every_convolution_has_bits_of_its_own(space):
+    genes = sample(space, 1, np.random.default_rng(0))
+    row, counts = genes[0], cardinalities(space)
+    (subnet,) = subnets_of(space, genes)
+
+    def bits(net):
+        return {layer.name: (layer.w_bits, layer.a_bits) for layer in layers_of(space, net)}
+
+    before = bits(subnet)
+    ends = {name for name, pair in before.items() if pair == (FULL_PRECISION, FULL_PRECISION)}
+    assert {name for name in ends if "squeeze" not in name} == {"first_conv", "classifier"}
+    n_fixed, moved = len(space.fixed_operands), {}
+    for column in range(len(row) - 1 - n_fixed, len(row) - 1):
+        other = row.copy()
+        other[column] = (other[column] + 1) % counts[column]
+        after = bits(subnets_of(space, other[None])[0])
+        (name,) = (name for name in before if before[name] != after[name])
+        moved.setdefault(name, []).append([a != b for a, b in zip(before[name], after[name], strict=True)])
+    assert moved == {f.layer: [[True, False], [False, True]] for f in space.fixed_operands}
+
+
+@twins
+def test_specs_say_the_fixed_bits(space):
+    genes = sample(space, 5, np.random.default_rng(2))
+    for net in subnets_of(space, genes):
+        parts = spec_of(space, net)
+        assert parts["policy"]["fixed_bits_setting"] == list(net.fixed_bits)
+        spec = {**parts["arch"], **parts["policy"]}
+        assert subnet_from_spec(space, {**spec, "resolution": net.resolution}) == net
+        with pytest.raises(UserError, match=r"fixed_bits_setting\[1\] is 5; allowed: 2, 3, 4"):
+            subnet_from_spec(space, {**spec, "fixed_bits_setting": [2, 5, *net.fixed_bits[2:]]})
+        with pytest.raises(UserError, match="lacks fixed_bits_setting"):
+            subnet_from_spec(space, {key: value for key, value in spec.items() if key != "fixed_bits_setting"})
+
+
+def test_spaces_without_fixed_operands_do_not_speak_of_them():
+    (net,) = subnets_of(DIGITS, sample(DIGITS, 1, np.random.default_rng(0)))
+    assert net.fixed_bits == ()
+    assert "fixed_bits_setting" not in policy_of(DIGITS, net)
+    assert "fixed_operands" not in space_to_dict(DIGITS)
+    assert view(DIGITS, genes_of(DIGITS, [net])).fixed_bits.shape == (1, 0)
+
+
+def test_the_converter_tells_fixed_bits_apart():
+    space, rng = QFA_MBV3_GLYPHS, np.random.default_rng(0)
+    converter, genes = Converter(space), sample(space, 20, rng)
+    assert (converter.decode(converter.encode(genes)) == genes).all()
+    other = genes.copy()
+    view(space, other).fixed_bits[:, 0] = (view(space, other).fixed_bits[:, 0] + 1) % 3
+    assert (converter.encode(other) != converter.encode(genes)).sum(axis=1).tolist() == [2] * len(genes)
+
+
+def test_one_bit_width_leaves_nothing_to_choose():
+    assert bits_throughout(QFA_MBV3) is None
+    space = at_bits(QFA_MBV3_GLYPHS, 2)
+    assert bits_throughout(space) == 2
+    assert space.fixed_operands == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer": "classifier"}, "layers are"),
+        ({"operand": "b"}, "operands"),
+        ({"choices": (4, 2)}, "ascending"),
+        ({"choices": (1, 2)}, "at least 2"),
+    ],
+)
+def test_impossible_fixed_operands_are_refused(change, message):
+    good = {"layer": "feature_mix_layer", "operand": "w", "choices": (2, 4)}
+    with pytest.raises(UserError, match=message):
+        FixedOperand(**{**good, **change})
+    twice = (FixedOperand(**good), FixedOperand(**good))
+    with pytest.raises(UserError, match="distinct"):
+        dataclasses.replace(DIGITS, fixed_operands=twice)
+    with pytest.raises(UserError, match="no pooled_mix_layer"):
+        dataclasses.replace(DIGITS, fixed_operands=(FixedOperand(**{**good, "layer": "pooled_mix_layer"}),))

@@ -1,0 +1,156 @@
+"""QFA's published forms of a subnet: a gene of 176 numbers, 555 features, and the FLOPs that its search counted.
+
+QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952). A gene says: kernel and expansion of every slot, depth of every stage,
+resolution, then weight and activation bits, six numbers a block (expand, depthwise, project; the first block has no
+expand layer, and its first two mean nothing) and two for each of the last 1x1 convolutions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.genes import active, canonical, cardinalities, view
+from apq.layers import COUNTED_BITS, SQUEEZE
+from apq.presets import QFA_MBV3
+from apq.rounding import make_divisible
+from apq.space import BLOCK_LAYERS, FIXED_LAYERS, SearchSpace
+
+BLOCK_BITS = 2 * len(BLOCK_LAYERS)  # bits of a block: weights and activations of each layer
+UNUSED = 2  # of the first block's: the expand layer that it lacks
+
+# The widths that the published table counts with: 1.2 times MobileNetV3's, not rounded to multiples of 8.
+COUNTED_WIDTHS = (19, 29, 48, 96, 134, 192)  # first convolution and first block, then the five stages
+COUNTED_IMAGE = 4  # channels: even these are round(3 x 1.2)
+COUNTED_CLASSES = 1200  # and these
+
+
+def encode_qfa(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
+    """(n, features) float32 one-hot rows of a gene matrix: 555 features in `qfa-mbv3`.
+
+    Kernels, expansions, depth of every stage as so many leading ones, resolution, bits of the first block, of the slots
+    and of the last 1x1 convolutions. Slots that do not run are zero. The two unused bits are always at their highest.
+    """
+    _check_layout(space)
+    n, parts = len(genes), view(space, genes)
+    runs = active(space, genes)[:, :, None]  # (n, slots, 1)
+    depths = np.stack(
+        [np.array(stage.depths)[gene] for stage, gene in zip(space.stages, parts.d.T, strict=True)], axis=1
+    )  # (n, stages)
+    n_bits = len(space.operands[0].choices)
+    bits = np.eye(n_bits)[parts.bits.transpose(0, 2, 1)] * runs[..., None]  # (n, slots, kinds, choices)
+    first, last = np.split(parts.fixed_bits, [BLOCK_BITS - UNUSED], axis=1)
+    first = np.concatenate([np.full((n, UNUSED), n_bits - 1), first], axis=1)
+    sections = [
+        np.eye(len(space.kernel_sizes))[parts.ks] * runs,
+        np.eye(len(space.ratios))[parts.e] * runs,
+        np.arange(max(stage.depths[-1] for stage in space.stages)) < depths[:, :, None],
+        np.eye(len(space.resolutions))[parts.resolution],
+        np.eye(n_bits)[first],
+        bits,
+        np.eye(n_bits)[last],
+    ]
+    return np.concatenate([section.reshape(n, -1) for section in sections], axis=1, dtype=np.float32)
+
+
+def published_of_genes(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
+    """(n, published) numbers as in the published files: 176 a subnet of `qfa-mbv3`."""
+    _check_layout(space)
+    parts, bits = view(space, genes), np.array(space.operands[0].choices)
+    d = [np.array(stage.depths)[gene] for stage, gene in zip(space.stages, parts.d.T, strict=True)]
+    columns = [
+        np.array(space.kernel_sizes)[parts.ks],
+        np.array(space.ratios).astype(np.int64)[parts.e],
+        np.stack(d, axis=1),
+        np.array(space.resolutions)[parts.resolution][:, None],
+        np.full((len(genes), UNUSED), bits[-1]),
+        bits[parts.fixed_bits[:, : BLOCK_BITS - UNUSED]],
+        bits[parts.bits.transpose(0, 2, 1).reshape(len(genes), -1)],
+        bits[parts.fixed_bits[:, BLOCK_BITS - UNUSED :]],
+    ]
+    return np.concatenate(columns, axis=1)
+
+
+def genes_of_published(space: SearchSpace, published: np.ndarray) -> np.ndarray:
+    """(n, genes) canonical rows of published numbers; UserError where one is no choice of the space."""
+    _check_layout(space)
+    slots, stages, fixed = len(space.slots), len(space.stages), BLOCK_BITS - UNUSED
+    bits, wide = space.operands[0].choices, tuple(int(ratio) for ratio in space.ratios)
+    lengths = [slots, slots, stages, 1, UNUSED, fixed, BLOCK_BITS * slots, len(space.fixed_operands) - fixed]
+    published = np.asarray(published)
+    if published.ndim != 2 or published.shape[1] != sum(lengths):
+        raise UserError(f"published genes of {space.name} have shape (n, {sum(lengths)}), not {published.shape}")
+    ks, e, d, resolution, unused, first, of_slots, last = np.split(published, np.cumsum(lengths)[:-1], axis=1)
+    genes = np.zeros((len(published), len(cardinalities(space))), dtype=np.int64)
+    parts = view(space, genes)
+    parts.ks[:] = _indices("kernel", ks, space.kernel_sizes)
+    parts.e[:] = _indices("expansion", e, wide)
+    for i, stage in enumerate(space.stages):
+        parts.d[:, i] = _indices("depth", d[:, i], stage.depths)
+    parts.resolution[:] = _indices("resolution", resolution[:, 0], space.resolutions)
+    _indices("number of bits", unused, bits)
+    parts.bits[:] = _indices("number of bits", of_slots, bits).reshape(-1, slots, BLOCK_BITS).transpose(0, 2, 1)
+    parts.fixed_bits[:] = _indices("number of bits", np.concatenate([first, last], axis=1), bits)
+    return canonical(space, genes)
+
+
+def published_flops(published: np.ndarray) -> np.ndarray:
+    """(n,) float64 operations, in 8-bit equivalents, that the published search counted for published genes `(n, 176)`.
+
+    Not multiply-accumulates of the network (those are sums over `layers_of`): widths are not rounded to multiples of 8,
+    the image and the classes are widened too, BatchNorm adds two operations an output, and maps of odd sides shrink to
+    the smaller half but for the depthwise layer's. A layer counts times w x a / 64, where bits above 8 count as 8.
+    """
+    space, roles = QFA_MBV3, len(BLOCK_LAYERS)
+    slots, ends = len(space.slots), [len(space.slots), 2 * len(space.slots), 2 * len(space.slots) + len(space.stages)]
+    ks, e, d, rest = np.split(np.asarray(published, dtype=np.int64), ends, axis=1)
+    runs = space.position_of_slot < d[:, space.stage_of_slot]  # (n, slots)
+    counted = np.minimum(rest[:, 1:], COUNTED_BITS).reshape(len(rest), -1, 2)
+    share = counted.prod(axis=2) / COUNTED_BITS**2  # (n, layers): three of the first block, of every slot, two last
+    of_slots = share[:, roles:-2].reshape(len(rest), slots, roles)
+    stem, last = COUNTED_WIDTHS[0], COUNTED_WIDTHS[-1]
+    side = rest[:, 0] // 2  # (n,)
+
+    total = (COUNTED_IMAGE * 3**2 + 2) * stem * side**2.0  # first convolution, in full
+    total += stem * (3**2 + 2) * side**2 * share[:, 1] + stem * (stem + 2) * side**2 * share[:, 2]
+    for i, slot in enumerate(space.slots):
+        stage = space.stages[slot.stage]
+        c_in, c_out = COUNTED_WIDTHS[slot.stage + (slot.position > 0)], COUNTED_WIDTHS[slot.stage + 1]
+        mid, larger, smaller = c_in * e[:, i], -(-side // slot.stride), side // slot.stride
+        expand = mid * (c_in + 2) * side**2
+        depthwise = mid * (ks[:, i] ** 2 + 2) * larger**2
+        if stage.squeeze:
+            inside = make_divisible(mid // SQUEEZE)
+            depthwise = depthwise + 2 * mid * inside + mid + inside
+        project = c_out * (mid + 2) * smaller**2
+        lost = (
+            c_out * (mid + 2) * (larger**2 - smaller**2)
+        )  # is in the table's total of a block, but in no layer's part
+        block = expand * of_slots[:, i, 0] + depthwise * of_slots[:, i, 1] + project * of_slots[:, i, 2] + lost
+        total += np.where(runs[:, i], block, 0)
+        side = smaller
+    total += space.head_width * (last + 2) * side**2 * share[:, -2]
+    total += (space.pooled_width * space.head_width + 2 * space.pooled_width) * share[:, -1]
+    return total + space.pooled_width * COUNTED_CLASSES
+
+
+def _indices(what: str, values: np.ndarray, choices: tuple[int, ...]) -> np.ndarray:
+    indices = np.searchsorted(choices, values).clip(max=len(choices) - 1)
+    if len(wrong := values[np.array(choices)[indices] != values]):
+        raise UserError(f"published gene: {what} {wrong[0]} is not among {choices}")
+    return indices
+
+
+def _check_layout(space: SearchSpace) -> None:
+    """UserError unless the space chooses what QFA chooses."""
+    layers = [(layer, operand) for layer in FIXED_LAYERS for operand in "wa"]
+    choices = {kind.choices for kind in (*space.operands, *space.fixed_operands)}
+    kinds = [((layer,), operand) for layer in BLOCK_LAYERS for operand in "wa"]
+    fits = (
+        [(fixed.layer, fixed.operand) for fixed in space.fixed_operands] == layers
+        and [(kind.layers, kind.operand) for kind in space.operands] == kinds
+        and len(choices) == 1
+        and space.channel_step is None
+    )
+    if not fits:
+        raise UserError(f"space {space.name} does not choose the bits of every convolution apart, as QFA does")
