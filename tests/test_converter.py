@@ -51,6 +51,7 @@ def test_published_decoding(golden):
 def test_dimensions(space):
     converter = Converter(space)
     n_bits = sum(len(kind.choices) for kind in space.operands) * len(space.slots)
+    n_bits += sum(len(fixed.choices) for fixed in space.fixed_operands)
     widths = sum(len(slot.mid_channels) for slot in space.slots)
     several = len(space.resolutions) if len(space.resolutions) > 1 else 0
     assert converter.half_dim == len(space.kernel_sizes) * len(space.slots) + widths + several
@@ -111,6 +112,8 @@ def test_quantize_off_sees_no_policy(space):
     converter = Converter(space, seed=0)
     spec = converter.random_spec()
     settings = {kind.setting: [kind.choices[-1]] * len(space.slots) for kind in space.operands}
+    if space.fixed_operands:
+        settings["fixed_bits_setting"] = [fixed.choices[-1] for fixed in space.fixed_operands]
     highest = converter.spec2feature({**spec, **settings})
     assert (converter.spec2feature(spec, quantize=False) == highest).all()
     assert (converter.spec2feature(spec) != highest).any() == (space.name in CHOOSING_BITS)
