@@ -7,6 +7,8 @@
   search.py --mode sequential --constraint 0.05                  architecture, then pruning, then bits: the baseline
   search.py --mode coarse_to_fine                                measure subnets as they are: for supernets that need
                                                                  no finetune. Next: test.py
+  search.py --mode nsga2 --objectives accuracy,latency           the front for all budgets at once; then, without a
+  search.py --mode nsga2 --pick 'latency<=0.03'                  search, its best point for one. Next: quant_aware.py
 
 What was killed continues with the same command. Preparing appends to dataset/NetInfo/SPACE; torchrun shares it among
 processes.
@@ -28,13 +30,14 @@ import methods.coarse_to_fine.command as coarse_to_fine
 import methods.ddpg.command as ddpg
 import methods.ddpg.flags as ddpg_flags
 import methods.evolution.command as evolution
+import methods.nsga2.command as nsga2
 import methods.sequential.command as sequential
 from apq.checkpoint import digest
 from apq.cli import Parser, add_common_flags, run
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.files import check_writable
-from apq.model_folder import ModelFolder
+from apq.model_folder import DEFAULT_MODELS, ModelFolder
 from apq.space import space_to_dict
 from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
@@ -53,6 +56,7 @@ MODES = {
     "ddpg": ddpg.run,
     "sequential": sequential.run,
     "coarse_to_fine": coarse_to_fine.run,
+    "nsga2": nsga2.run,
 }
 OF_ANY = {"help", "mode", "type", "config", "table", "exp_name", "exp_dir", "overwrite", "seed", "device", "json"}
 
@@ -70,7 +74,7 @@ def build_parser() -> tuple[Parser, dict[str, set[str]]]:
     )
     add_cost_flags(parser, "the published BitFusion")
     parser.add_argument(
-        "--acc_predictor_dir", type=Path, default=Path("models/digits"), help="folder of predictors and supernet"
+        "--acc_predictor_dir", type=Path, default=DEFAULT_MODELS, help="folder of predictors and supernet"
     )
     parser.add_argument("--exp_name", default="test", help="name of the experiment: its folder is exps/NAME")
     parser.add_argument("--exp_dir", type=Path, help="folder of the experiment (default: exps/EXP_NAME)")
@@ -94,6 +98,7 @@ def build_parser() -> tuple[Parser, dict[str, set[str]]]:
             *images,
             *coarse_to_fine.add_flags(parser),
         },
+        "nsga2": {"acc_predictor_dir", "scope", *evolution.SHARED_WITH_NSGA2, *nsga2.add_flags(parser)},
     }
     add_common_flags(parser)
     return parser, flags

@@ -18,6 +18,7 @@ setup(
         "scikit-learn>=1.4",  # the digits images; k-means
         "matplotlib>=3.8",  # search history plots
         "tqdm>=4.66",  # progress bars
+        "pymoo>=0.6.2",  # NSGA-II: non-dominated sorting (compiled from this version on), crowding; hypervolume
     ],
     extras_require={
         # pytest-xdist: a process a core, for tests that mostly train small networks on one thread

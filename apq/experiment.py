@@ -33,9 +33,9 @@ class Experiment:
     """`exps/NAME`: `arch` (a list of two objects, architecture then policy), `lat` (a list of its one cost),
     `config.json`, `history.jsonl`, `history.png`, `acc` and `checkpoint/model_best.pth.tar`.
 
-    One that was searched coarse to fine has `evaluated.jsonl`, all subnets that were measured, and `front.json` and
-    `front.png`, the best of them. One that quantizes a given network has, instead of `arch`, its `policy`, and
-    `model.pt`, the float network.
+    One for many budgets has `front.json` and `front.png`, the best subnets of a search by NSGA-II or coarse to fine, of
+    which `arch` is one; coarse to fine also `evaluated.jsonl`, all that were measured. One that quantizes a given
+    network has, instead of `arch`, its `policy`, and `model.pt`, the float network.
     """
 
     path: Path
@@ -79,6 +79,10 @@ class Experiment:
     @property
     def search_state(self) -> Path:
         return self.path / "search.state.npz"
+
+    @property
+    def front_state(self) -> Path:
+        return self.path / "front.state.npz"
 
     @property
     def evaluated(self) -> Path:
@@ -130,7 +134,11 @@ class Experiment:
         shutil.rmtree(self.best_checkpoint.parent, ignore_errors=True)
         for item in sorted(new.path.iterdir(), key=lambda item: item.name in (new.arch.name, new.policy.name)):
             item.replace(self.path / item.name)
-        for state in (self.search_state, self.agent_state):  # last: until here a killed run continues from it
+        for state in (
+            self.search_state,
+            self.front_state,
+            self.agent_state,
+        ):  # last: until here a killed run continues from it
             state.unlink(missing_ok=True)
         new.path.rmdir()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+DEFAULT_MODELS = Path("models/digits")
+
 
 @dataclass(frozen=True)
 class ModelFolder:

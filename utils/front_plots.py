@@ -1,4 +1,4 @@
-"""Figures of fronts: what a coarse-to-fine search measured, and what its networks look like."""
+"""Figures of fronts: what a search measured or predicted, and what its networks look like."""
 
 from __future__ import annotations
 
@@ -29,6 +29,28 @@ def plot_front(
     axes.set_ylabel("top-1 accuracy without finetune (%)")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
+    write_figure(figure, path)
+
+
+def plot_predicted_front(
+    accuracy: np.ndarray, costs: Mapping[str, np.ndarray], units: Mapping[str, str], picked: int, path: Path
+) -> None:
+    """Write a PNG of a front of predicted accuracies `(n,)`: against each cost a panel, with the `picked` point marked.
+
+    With several costs the points of a panel are a cloud, since each is best in some way; colours tell the first cost.
+    """
+    figure = Figure(figsize=(1 + 5.5 * len(costs), 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    (first, colours), *_ = costs.items()
+    for axes, (name, cost) in zip(panels, costs.items(), strict=True):
+        points = axes.scatter(cost, 100 * accuracy, s=9, c=colours)
+        axes.plot(cost[picked], 100 * accuracy[picked], "o", markersize=10, markerfacecolor="none", color="C3")
+        axes.set_xlabel(f"{name} ({units[name]})")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("predicted top-1 accuracy (%)")
+    if len(costs) > 1:
+        figure.colorbar(points, ax=panels, label=f"{first} ({units[first]})")
     write_figure(figure, path)
 
 

@@ -20,20 +20,28 @@ from apq.subnet import spec_of
 from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
 from methods.evolution.search_state import load_state
+from methods.nsga2.front_finder import Nsga2Config
 from utils.latency_predictor import UNITS, LatencyPredictor
 from utils.plots import plot_history
 from utils.predictor_files import load_predictor
 
+SHARED_WITH_NSGA2 = {
+    "population": "candidates a generation",
+    "generations": "generations to run",
+    "mutation_prob": "chance of each gene",
+}
+
 
 def add_flags(parser: argparse.ArgumentParser) -> set[str]:
     """Add the flags of the search; returns their names."""
-    group = parser.add_argument_group("evolution, of --mode evolution and sequential")
-    evolution = EvolutionConfig()
+    group = parser.add_argument_group("evolution, of --mode evolution and sequential; in part of nsga2")
+    evolution, nsga2 = EvolutionConfig(), Nsga2Config()
     parser.add_argument("--scope", choices=SCOPES, help="layers that a budget counts (default: the space's own)")
-    group.add_argument("--population", type=int, default=evolution.population, help="candidates a generation")
-    group.add_argument("--generations", type=int, default=evolution.generations, help="generations to run")
+    for name, told in SHARED_WITH_NSGA2.items():  # without a default here: each mode has its own
+        default = getattr(evolution, name)
+        told = f"{told} (default: {default}, of nsga2 {getattr(nsga2, name)})"
+        group.add_argument(f"--{name}", type=type(default), help=told)
     group.add_argument("--parent_ratio", type=float, default=evolution.parent_ratio, help="share kept as parents")
-    group.add_argument("--mutation_prob", type=float, default=evolution.mutation_prob, help="chance of each gene")
     group.add_argument("--mutation_ratio", type=float, default=evolution.mutation_ratio, help="mutants among children")
     return {action.dest for action in group._group_actions}
 
@@ -41,7 +49,8 @@ def add_flags(parser: argparse.ArgumentParser) -> set[str]:
 def evolution_config(args: argparse.Namespace) -> EvolutionConfig:
     """The settings that the flags give."""
     names = ("population", "generations", "parent_ratio", "mutation_prob", "mutation_ratio", "seed")
-    return EvolutionConfig(**{name: getattr(args, name) for name in names})
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return EvolutionConfig(**given)
 
 
 def run(args: argparse.Namespace) -> None:

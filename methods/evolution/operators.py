@@ -22,9 +22,12 @@ def mutate(space: SearchSpace, genes: np.ndarray, probability: np.ndarray, rng: 
     return legalise(space, genes, rng)
 
 
-def crossover(space: SearchSpace, mothers: np.ndarray, fathers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Children `(n, genes)` with every gene from either parent, evenly; slots that run in one parent come from it."""
-    swap = rng.random(mothers.shape, dtype=np.float32) < 0.5
+def crossover(
+    space: SearchSpace, mothers: np.ndarray, fathers: np.ndarray, rng: np.random.Generator, father_prob: float = 0.5
+) -> np.ndarray:
+    """Children `(n, genes)` with every gene from either parent, the father with `father_prob`; slots that run in one
+    parent come from it."""
+    swap = rng.random(mothers.shape, dtype=np.float32) < father_prob
     swap |= _of_slots(space, ~active(space, mothers))
     swap &= ~_of_slots(space, ~active(space, fathers))
     return legalise(space, np.where(swap, fathers, mothers), rng)

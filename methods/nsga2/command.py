@@ -1,0 +1,246 @@
+"""The command line of multi-objective search: `search.py --mode nsga2`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from apq.checkpoint import digest
+from apq.cli import table
+from apq.errors import UserError
+from apq.experiment import Experiment, get_experiment
+from apq.genes import subnets_of
+from apq.model_folder import DEFAULT_MODELS, ModelFolder
+from apq.space import SearchSpace, space_from_dict, space_to_dict
+from apq.subnet import spec_of
+from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs, recorded_cost_source
+from methods.evolution.budget import Budget, check_reachable
+from methods.nsga2.front_file import MODE, has_front, load_front, save_front
+from methods.nsga2.front_finder import Front, Nsga2Config, Objective, find_front
+from methods.nsga2.front_state import load_front_state
+from methods.nsga2.picking import Bound, parse_bounds, pick
+from utils.front_plots import plot_predicted_front
+from utils.latency_predictor import UNITS, LatencyPredictor
+from utils.predictor_files import load_predictor
+
+ACCURACY = "accuracy"
+OBJECTIVES = (ACCURACY, "latency")
+CONFIG_FLAGS = ("population", "generations", "crossover_prob", "mutation_prob", "seed")
+MOST_SHOWN = 12  # points of a printed front
+
+
+def add_flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Add the flags that only this search has; returns their names."""
+    group = parser.add_argument_group("--mode nsga2")
+    group.add_argument(
+        "--objectives",
+        type=parse_objectives,
+        help=f"accuracy and 1 to 3 costs of {', '.join(UNITS)}, with commas (default: {','.join(OBJECTIVES)})",
+    )
+    group.add_argument(
+        "--crossover_prob",
+        type=float,
+        help=f"chance of each gene to come from the second parent (default: {Nsga2Config().crossover_prob})",
+    )
+    group.add_argument(
+        "--pick", help="bounds such as 'latency<=8.4,size<9000'; the most accurate point within them becomes arch"
+    )
+    group.add_argument(
+        "--front", type=Path, help="experiment whose front to pick from, instead of a search (default: its own)"
+    )
+    return {action.dest for action in group._group_actions}
+
+
+def parse_objectives(text: str) -> tuple[str, ...]:
+    """The names of `--objectives`: accuracy and 1 to 3 costs, none twice; accuracy is put first."""
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in (ACCURACY, *UNITS)]:
+        raise UserError(f"--objectives: no {unknown[0]!r}; known: {', '.join((ACCURACY, *UNITS))}")
+    costs = [name for name in names if name != ACCURACY]
+    if len(set(names)) < len(names) or len(costs) == len(names) or not 1 <= len(costs) <= 3:
+        raise UserError(f"--objectives {text}: give accuracy and 1 to 3 costs, each once")
+    return (ACCURACY, *costs)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Search a front, or take one that is there; pick a point, record, print."""
+    if args.type is not None:
+        raise UserError(f"--mode {MODE} has no --type: --objectives names the costs")
+    experiment = get_experiment(args.exp_name, args.exp_dir)
+    if args.front is not None:
+        pick_from(args, Experiment(args.front), experiment)
+    elif args.pick is not None and not args.overwrite and has_front(experiment):
+        pick_from(args, experiment, experiment)
+    else:
+        search(args, experiment)
+
+
+def search(args: argparse.Namespace, experiment: Experiment) -> None:
+    """Search the front and pick a point: without --pick, or where nothing fits it, the most accurate."""
+    experiment.check_free(args.overwrite)
+    given = {name: value for name in CONFIG_FLAGS if (value := getattr(args, name)) is not None}
+    config, names = Nsga2Config(**given), args.objectives or OBJECTIVES
+    bounds = parse_bounds(args.pick, names[1:])
+    predictor = load_predictor(ModelFolder(args.acc_predictor_dir).acc_quant)
+    if not predictor.quantize:
+        raise UserError(f"{args.acc_predictor_dir}/acc_quant.pt is a float predictor: it does not see the bits")
+    space, source = predictor.space, cost_source(args.config, args.table)
+    scope = args.scope or space.budget_scope
+    costs = {name: LatencyPredictor(name, scope, space, source.accelerator, source.table) for name in names[1:]}
+    for bound in bounds:
+        cost = costs[bound.name]
+        check_reachable(space, Budget(cost=cost.predict, limit=bound.limit, unit=cost.unit), cost.cheapest_genes())
+    settings = {
+        "mode": MODE,
+        "space": space_to_dict(space),
+        "acc_predictor_dir": str(args.acc_predictor_dir),
+        "objectives": list(names),
+        "scope": scope,
+        "nsga2": asdict(config),
+        **source.record(),
+    }
+    asked = {
+        **settings,
+        "predictor": digest(predictor.state_dict()),
+        "table_rows": source.table and hashlib.sha256(repr(source.table.rows).encode()).hexdigest(),
+    }
+    if args.overwrite and not _same_search(experiment, asked):
+        experiment.front_state.unlink(missing_ok=True)
+    objectives = [
+        Objective(name=ACCURACY, score=predictor.fast(), maximise=True),
+        *(Objective(name=k, score=c.predict, unit=c.unit, cheapest=c.cheapest_genes()) for k, c in costs.items()),
+    ]
+    with tqdm(total=config.generations, desc="search", disable=None) as bar:
+        front = find_front(
+            space,
+            objectives,
+            config,
+            lambda record: bar.update(record["generation"] - bar.n),
+            state_file=experiment.front_state,
+            asked=asked,
+        )
+    try:
+        chosen = choose(front, names, bounds)
+    except UserError as error:  # what was searched is kept
+        save(experiment, space, front, settings, (), choose(front, names, ()))
+        raise UserError(f"{error}; {experiment.path} has the front, with its most accurate point") from error
+    save(experiment, space, front, settings, bounds, chosen)
+    report(args.json, experiment, front, settings, bounds, chosen, source)
+
+
+def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experiment) -> None:
+    """Pick a point of a front that is there, into its own experiment or into another."""
+    front, settings = load_front(origin)
+    source = recorded_cost_source(origin)
+    check_agrees(args, origin, settings, source)
+    same = origin.path.resolve() == experiment.path.resolve()
+    if not same:
+        experiment.check_free(args.overwrite)
+    elif origin.best_checkpoint.exists() or origin.last_checkpoint.exists():
+        raise UserError(
+            f"{origin.path} is finetuned; pick into another experiment: --front {origin.path} --exp_name OTHER"
+        )
+    bounds = parse_bounds(args.pick, settings["objectives"][1:])
+    chosen = choose(front, settings["objectives"], bounds)
+    if not same:
+        settings["front"] = str(origin.path)
+    save(experiment, origin.load_space(), front, settings, bounds, chosen)
+    report(args.json, experiment, front, settings, bounds, chosen, source)
+
+
+def check_agrees(args: argparse.Namespace, origin: Experiment, settings: dict[str, Any], source: CostSource) -> None:
+    """UserError if a flag asks for another search than the one whose front is there. Silent flags agree."""
+    asked = {"objectives": args.objectives and list(args.objectives), "scope": args.scope}
+    asked |= {name: getattr(args, name) for name in CONFIG_FLAGS}
+    found = {"objectives": settings["objectives"], "scope": settings["scope"], **settings["nsga2"]}
+    odd = [name for name, value in asked.items() if value and value != found[name]]
+    given = cost_source(args.config, args.table).record() if args.config or args.table else source.record()
+    odd += ["config or table"] * (given != source.record())
+    if args.acc_predictor_dir not in (DEFAULT_MODELS, Path(settings["acc_predictor_dir"])):
+        odd.append("acc_predictor_dir")
+    if odd:
+        raise UserError(
+            f"the front of {origin.path} was searched with another {', '.join(odd)}: leave it out to pick from this "
+            "front, or search anew under another --exp_name or with --overwrite"
+        )
+
+
+def choose(front: Front, names: list[str] | tuple[str, ...], bounds: tuple[Bound, ...]) -> int:
+    """Index of the most accurate point within the bounds."""
+    accuracy, *costs = front.values.T
+    return pick(bounds, accuracy, dict(zip(names[1:], costs, strict=True)))
+
+
+def save(
+    experiment: Experiment,
+    space: SearchSpace,
+    front: Front,
+    settings: dict[str, Any],
+    bounds: tuple[Bound, ...],
+    chosen: int,
+) -> None:
+    """Write the experiment: the front, and of its chosen point the `arch` that the next scripts take."""
+    accuracy, *costs = front.values.T
+    names = settings["objectives"]
+    (subnet,) = subnets_of(space, front.genes[chosen : chosen + 1])
+    picked = dict(zip(names, front.values[chosen].tolist(), strict=True))
+    settings = {
+        **settings,
+        "pick": ",".join(map(str, bounds)) or None,
+        "picked": picked,
+        "predicted_accuracy": picked[ACCURACY],
+    }
+    with experiment.replaced() as new:
+        save_front(new, space, names, front)
+        plot_predicted_front(accuracy, dict(zip(names[1:], costs, strict=True)), UNITS, chosen, new.front_plot)
+        new.save_found(space, subnet, picked[names[1]], settings, front.history)
+
+
+def report(
+    as_json: bool,
+    experiment: Experiment,
+    front: Front,
+    settings: dict[str, Any],
+    bounds: tuple[Bound, ...],
+    chosen: int,
+    source: CostSource,
+) -> None:
+    """Print the front, its chosen point and that one's costs."""
+    space, names = space_from_dict(settings["space"]), settings["objectives"]
+    (subnet,) = subnets_of(space, front.genes[chosen : chosen + 1])
+    costs, spec = network_costs(space, subnet, source), spec_of(space, subnet)
+    picked, asked = dict(zip(names, front.values[chosen].tolist(), strict=True)), " and ".join(map(str, bounds))
+    if as_json:
+        shown = {"objectives": names, "scope": settings["scope"], "front": len(front.genes)}
+        network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec}
+        facts = {"exp_dir": str(experiment.path), "space": space.name, **shown, "pick": asked or None, "picked": picked}
+        print(json.dumps({**facts, "priced_by": str(source), **network}))
+        return
+    print(f"{experiment.path}: front of {len(front.genes)} subnets of space {space.name} ({settings['scope']} scope)")
+    evenly = np.linspace(0, len(front.genes) - 1, min(MOST_SHOWN, len(front.genes))).round().astype(int).tolist()
+    rows = [
+        (f"{front.values[i, 0]:.2%}", *(f"{cost:g}" for cost in front.values[i, 1:]), "<-" if i == chosen else "")
+        for i in sorted({*evenly, chosen})
+    ]
+    titles = ("predicted top-1", *(f"{name}, {UNITS[name]}" for name in names[1:]), "")
+    print(table([titles, *rows]))
+    print(f"picked: the most accurate subnet{' with ' + asked if asked else ''}")
+    for key, value in {**spec["arch"], **spec["policy"]}.items():
+        print(f"  {key:18} {value}")
+    print(table(cost_rows(by_scope(costs))))
+    print(f"latency and energy: {source}")
+
+
+def _same_search(experiment: Experiment, asked: dict[str, Any]) -> bool:
+    """Whether an unfinished search was asked for the same."""
+    try:
+        return load_front_state(experiment.front_state, asked) is not None
+    except UserError:
+        return False
