@@ -48,6 +48,7 @@ clean-models:
 benchmarks: $(VENV)/installed
 	$(PY) benchmarks/lut.py
 	$(PY) benchmarks/search.py
+	$(PY) benchmarks/nsga2.py
 	$(PY) benchmarks/train_step.py
 	$(PY) benchmarks/train_step.py --space oqa-mbv2-glyphs --batch_size 64
 	$(PY) benchmarks/ddpg.py

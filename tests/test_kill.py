@@ -112,6 +112,15 @@ def test_search(root):
     assert not (root / "killed/exps/e/search.state.npz").exists()
 
 
+def test_search_of_a_front(root):
+    command = ["search.py", "--mode", "nsga2", "--population", "200", "--generations", "4000", "--exp_name", "front"]
+    run_both(command, root, "exps/front/front.state.npz", 6, 0.5)
+    for name in ("arch", "lat", "history.jsonl", "config.json", "front.json"):
+        one, other = ((root / side / "exps/front" / name).read_text() for side in ("whole", "killed"))
+        assert one == other, name
+    assert not (root / "killed/exps/front/front.state.npz").exists()
+
+
 def test_finetune(root):
     command = ["quant_aware.py", "--exp_name", "e", "--epochs", "8"]
     run_both(command, root, "exps/e/checkpoint/checkpoint.pth.tar", 4, 0.5)

@@ -41,7 +41,6 @@ def add_flags(parser: argparse.ArgumentParser) -> set[str]:
     group = parser.add_argument_group("--mode nsga2")
     group.add_argument(
         "--objectives",
-        type=parse_objectives,
         help=f"accuracy and 1 to 3 costs of {', '.join(UNITS)}, with commas (default: {','.join(OBJECTIVES)})",
     )
     group.add_argument(
@@ -58,8 +57,10 @@ def add_flags(parser: argparse.ArgumentParser) -> set[str]:
     return {action.dest for action in group._group_actions}
 
 
-def parse_objectives(text: str) -> tuple[str, ...]:
+def parse_objectives(text: str | None) -> tuple[str, ...]:
     """The names of `--objectives`: accuracy and 1 to 3 costs, none twice; accuracy is put first."""
+    if text is None:
+        return OBJECTIVES
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in (ACCURACY, *UNITS)]:
         raise UserError(f"--objectives: no {unknown[0]!r}; known: {', '.join((ACCURACY, *UNITS))}")
@@ -86,7 +87,7 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
     """Search the front and pick a point: without --pick, or where nothing fits it, the most accurate."""
     experiment.check_free(args.overwrite)
     given = {name: value for name in CONFIG_FLAGS if (value := getattr(args, name)) is not None}
-    config, names = Nsga2Config(**given), args.objectives or OBJECTIVES
+    config, names = Nsga2Config(**given), parse_objectives(args.objectives)
     bounds = parse_bounds(args.pick, names[1:])
     predictor = load_predictor(ModelFolder(args.acc_predictor_dir).acc_quant)
     if not predictor.quantize:
@@ -157,7 +158,7 @@ def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experime
 
 def check_agrees(args: argparse.Namespace, origin: Experiment, settings: dict[str, Any], source: CostSource) -> None:
     """UserError if a flag asks for another search than the one whose front is there. Silent flags agree."""
-    asked = {"objectives": args.objectives and list(args.objectives), "scope": args.scope}
+    asked = {"objectives": args.objectives and list(parse_objectives(args.objectives)), "scope": args.scope}
     asked |= {name: getattr(args, name) for name in CONFIG_FLAGS}
     found = {"objectives": settings["objectives"], "scope": settings["scope"], **settings["nsga2"]}
     odd = [name for name, value in asked.items() if value and value != found[name]]

@@ -22,7 +22,8 @@ from methods.nsga2.front_state import FrontState, load_front_state, save_front_s
 from methods.nsga2.sorting import survivors, tournament
 
 SAVE_SECONDS = 1.0
-MOST_ROUNDS = 4  # of proposals for one generation: a small space may have no more that are new
+MOST_ROUNDS = 6  # of proposals for one generation: a small space may have no more that are new
+FEWEST_PROPOSALS = 32  # a round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,18 +166,19 @@ def _children(space: SearchSpace, pool: _Population, config: Nsga2Config, rng: n
     """(up to population, genes) rows that are neither in the pool nor twice."""
     seen = Seen.nothing(space)
     seen = seen.with_keys(seen.key(pool.genes))
-    found, wanted = [pool.genes[:0]], config.population
+    found, wanted, size = [pool.genes[:0]], config.population, config.population
     for _ in range(MOST_ROUNDS):
-        parents = pool.genes[tournament(pool.ranks, pool.crowding, 2 * wanted, rng)]
-        children = crossover(space, parents[:wanted], parents[wanted:], rng, config.crossover_prob)
-        children = mutate(space, children, np.full(wanted, config.mutation_prob), rng)
+        parents = pool.genes[tournament(pool.ranks, pool.crowding, 2 * size, rng)]
+        children = crossover(space, parents[:size], parents[size:], rng, config.crossover_prob)
+        children = mutate(space, children, np.full(size, config.mutation_prob), rng)
         keys = seen.key(children)
-        fresh = seen.new(keys)
+        fresh = seen.new(keys)[:wanted]
         found.append(children[fresh])
         wanted -= len(fresh)
         if not wanted:
             break
         seen = seen.with_keys(keys[fresh])
+        size = max(2 * wanted, FEWEST_PROPOSALS)
     return np.concatenate(found)
 
 

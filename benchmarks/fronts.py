@@ -1,0 +1,128 @@
+"""Is one search for the whole front as good at each budget as a search for that budget alone?
+
+On a space's predictors, for each seed: one run of NSGA-II, and an evolution for each of five budgets. The budgets lie
+evenly in the logarithm between the cost of the cheapest subnet and that of the most accurate one of the first seed's
+front. `separate` are the evolutions with their own number of candidates each; all of them together score about as many
+as NSGA-II does unless the flags say otherwise. Told are the predicted accuracy at each budget, and the hypervolume
+(pymoo's; predicted accuracy from 0, cost up to the largest budget, as a share of that area) of the whole front, of its
+points at the five budgets alone, and of what the evolutions found: only the last two have equally many points.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from pymoo.indicators.hv import HV
+from tqdm import tqdm
+
+from apq.cli import Parser, run
+from apq.model_folder import ModelFolder
+from benchmarks.markdown import markdown
+from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
+from methods.nsga2.front_finder import Front, Nsga2Config, Objective, find_front
+from methods.nsga2.picking import Bound, pick
+from utils.accuracy_predictor import FastPredictor
+from utils.latency_predictor import UNITS, LatencyPredictor
+from utils.predictor_files import load_predictor
+
+
+@dataclass(frozen=True)
+class Points:
+    """What one method has at each budget, and how much it scored for it."""
+
+    costs: np.ndarray  # (budgets,)
+    accuracies: np.ndarray  # (budgets,)
+    scored: int
+    seconds: float  # of the processor
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--models", type=Path, default=Path("models/glyphs"), help="folder of the predictors")
+    parser.add_argument("--cost", choices=tuple(UNITS), default="latency", help="what the budgets limit")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
+    parser.add_argument("--n_budgets", type=int, default=5, help="budgets, each of which is an evolution")
+    parser.add_argument("--population", type=int, default=500, help="of NSGA-II")
+    parser.add_argument("--generations", type=int, default=1000, help="of NSGA-II")
+    parser.add_argument("--evolution_population", type=int, default=100, help="of each evolution")
+    parser.add_argument("--evolution_generations", type=int, default=1000, help="of each evolution")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    predictor = load_predictor(ModelFolder(args.models).acc_quant)
+    space, accuracy = predictor.space, predictor.fast()
+    cost = LatencyPredictor(args.cost, space.budget_scope, space)
+    budgets, rows = np.zeros(0), []
+    for seed in tqdm(args.seeds, disable=None):
+        config = Nsga2Config(population=args.population, generations=args.generations, seed=seed)
+        front, seconds = front_of(accuracy, cost, config)
+        if not len(budgets):
+            low, high = np.log(front.values[[0, -1], 1])
+            budgets = np.exp(np.linspace(low, high, args.n_budgets + 1))[1:]
+        at_budgets = points_of(front, budgets, seconds)
+        evolution = EvolutionConfig(
+            population=args.evolution_population, generations=args.evolution_generations, seed=seed
+        )
+        separate = evolutions(accuracy, cost, budgets, evolution)
+        whole = hypervolume(front.values[:, 1], front.values[:, 0], budgets[-1])
+        for name, points, all_points in (("NSGA-II", at_budgets, f"{whole:.4f}"), ("separate", separate, "")):
+            volume = hypervolume(points.costs, points.accuracies, budgets[-1])
+            of_points = (f"{100 * value:.2f}" for value in points.accuracies)
+            work = (f"{points.scored:,}", f"{points.seconds:.1f}")
+            rows.append((seed, name, *of_points, all_points, f"{volume:.4f}", *work))
+    titles = (f"<= {budget:.4g}" for budget in budgets)
+    print(f"Predicted top-1 (%) of {space.name} at each budget of {args.cost} ({cost.unit}), and hypervolume:\n")
+    volumes = ("volume, front", "volume, points")
+    print(markdown(("seed", "search", *titles, *volumes, "scored", "processor, s"), rows))
+
+
+def front_of(accuracy: FastPredictor, cost: LatencyPredictor, config: Nsga2Config) -> tuple[Front, float]:
+    """The front of one search, and the seconds it took."""
+    started = time.process_time()
+    objectives = [
+        Objective(name="accuracy", score=accuracy, maximise=True),
+        Objective(name=cost.type, score=cost.predict, unit=cost.unit, cheapest=cost.cheapest_genes()),
+    ]
+    front = find_front(cost.space, objectives, config)
+    return front, time.process_time() - started
+
+
+def points_of(front: Front, budgets: np.ndarray, seconds: float) -> Points:
+    """The most accurate point of a front within each budget."""
+    accuracies, costs = front.values.T
+    chosen = [pick((Bound("cost", float(budget)),), accuracies, {"cost": costs}) for budget in budgets]
+    return Points(costs[chosen], accuracies[chosen], front.history[-1]["evaluated"], seconds)
+
+
+def evolutions(accuracy: FastPredictor, cost: LatencyPredictor, budgets: np.ndarray, config: EvolutionConfig) -> Points:
+    """What a search of its own finds for each budget."""
+    started = time.process_time()
+    found = [
+        EvolutionFinder(
+            cost.space, accuracy, cost.predict, float(budget), config, cost.cheapest_genes(), cost.unit
+        ).run()
+        for budget in budgets
+    ]
+    return Points(
+        np.array([one.cost for one in found]),
+        np.array([one.accuracy for one in found]),
+        sum(one.history[-1]["evaluated"] for one in found),
+        time.process_time() - started,
+    )
+
+
+def hypervolume(costs: np.ndarray, accuracies: np.ndarray, largest: float) -> float:
+    """Share of the area from no cost to the largest and from accuracy 0 to 1 that points dominate."""
+    return float(HV(ref_point=np.array([1.0, 0.0]))(np.stack([costs / largest, -accuracies], axis=1)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,107 @@
+"""Time a million candidates through NSGA-II, and tell where the time goes: by default on apq-imagenet, random weights.
+
+Each part is timed as it runs in the search. Processor seconds stand beside those of the clock: where other programs use
+the cores the clock shows more, and only the processor's seconds are the search's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import moocore
+import numpy as np
+import pymoo
+import torch
+
+from apq.cli import table
+from apq.presets import get_space
+from benchmarks.machine import describe
+from methods.nsga2 import front_finder
+from methods.nsga2.front_finder import Nsga2Config, Objective, find_front
+from utils.accuracy_predictor import AccuracyPredictor
+from utils.latency_predictor import UNITS, LatencyPredictor
+
+
+class Stopwatch:
+    """Clock and processor seconds that calls of functions take together; none of them may call another."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, np.ndarray] = {}  # name -> (clock, processor)
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed under a name."""
+        self.seconds.setdefault(name, np.zeros(2))
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = now()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[name] += now() - started
+
+        return call
+
+
+def now() -> np.ndarray:
+    """(2,) seconds of the clock and of this process, on all its threads."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--space", default="apq-imagenet", help="space to search")
+    parser.add_argument("--costs", nargs="+", choices=tuple(UNITS), default=["latency"], help="objectives but accuracy")
+    parser.add_argument("--population", type=int, default=500, help="candidates a generation")
+    parser.add_argument("--generations", type=int, default=2000, help="generations to run")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+
+    space = get_space(args.space)
+    torch.manual_seed(0)
+    watch, predictor = Stopwatch(), AccuracyPredictor(space).fast()
+    objectives = [Objective(name="accuracy", score=watch.timed("accuracy predictor", predictor), maximise=True)]
+    for name in args.costs:
+        cost = LatencyPredictor(name, space.budget_scope, space)
+        score = watch.timed("costs", cost.predict)
+        objectives.append(Objective(name=name, score=score, unit=cost.unit, cheapest=cost.cheapest_genes()))
+    config = Nsga2Config(population=args.population, generations=args.generations)
+    sorting = watch.timed("sorting and crowding", front_finder.survivors)
+    children = watch.timed("children: parents, crossover, mutation, doubles", front_finder._children)
+    with patch.object(front_finder, "survivors", sorting), patch.object(front_finder, "_children", children):
+        started = now()
+        front = find_front(space, objectives, config)
+        total = now() - started
+    parts = {**watch.seconds, "the rest": total - sum(watch.seconds.values())}
+    n = front.history[-1]["evaluated"]
+    outside = 1 - watch.seconds["sorting and crowding"] / total
+    if args.json:
+        facts = {"space": space.name, "candidates": n, "objectives": len(objectives), "front": len(front.genes)}
+        seconds = {name: of.tolist() for name, of in {**parts, "all": total}.items()}
+        print(json.dumps({**facts, "seconds": seconds, "outside_sorting": outside.tolist(), "machine": machine()}))
+        return
+    print(table([*machine().items(), ("space", space.name), ("front", str(len(front.genes)))]))
+    print(f"{n:,} candidates, {len(objectives)} objectives, population {config.population}")
+    rows = [
+        (name, *(f"{s:.2f}" for s in of), f"{of[1] / total[1]:.1%}") for name, of in {**parts, "all": total}.items()
+    ]
+    print(table([("seconds", "clock", "processor", "share"), *rows]))
+    print(f"outside sorting: {outside[1]:.1%} of the processor's time, {outside[0]:.1%} of the clock's")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, threads and versions."""
+    versions = {"pymoo": pymoo.__version__, "moocore": moocore.__version__}
+    return {**{k: str(v) for k, v in describe().items()}, "threads": str(torch.get_num_threads()), **versions}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""`search.py --mode nsga2` end to end, and picking from a front that is there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import ROOT, script
+
+from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.files import read_json, read_jsonl, write_json
+from methods.nsga2 import command, front_finder
+from methods.nsga2.front_file import load_front
+
+search, quant_aware, report = (script(name) for name in ("search", "quant_aware", "test"))
+
+FLAGS = ["--mode", "nsga2", "--population", "40", "--generations", "12"]
+THREE = ["--objectives", "size,accuracy,latency"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def searches(monkeypatch):
+    """What every search that is started gets as its state file."""
+    started, real = [], front_finder.find_front
+
+    def counted(*args, **kwargs):
+        started.append(kwargs["state_file"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(command, "find_front", counted)
+    return started
+
+
+def files_of(folder):
+    return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_from_front_to_accuracy(here, capsys):
+    """The whole way: front, pick, finetune, test."""
+    search([*FLAGS, "--exp_name", "a", "--pick", "latency<=0.04", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["picked"]["latency"] <= 0.04
+    assert found["costs"]["full"]["latency_ms"] == pytest.approx(found["picked"]["latency"])
+    assert read_json(here / "exps/a/arch") == [found["subnet"]["arch"], found["subnet"]["policy"]]
+    quant_aware(["--exp_name", "a", "--recipe", "tiny", "--epochs", "1"])
+    capsys.readouterr()
+    report(["--exp_dir", "exps/a", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["subnet"] == found["subnet"]
+    assert shown["costs"] == found["costs"]
+    assert shown["top1"] > 0.5
+    before = files_of(here / "exps/a")
+    with pytest.raises(UserError, match=r"is finetuned; pick into another experiment: --front exps/a"):
+        search(["--mode", "nsga2", "--exp_name", "a", "--pick", "latency<=0.03"])
+    assert files_of(here / "exps/a") == before
+    search(["--mode", "nsga2", "--exp_name", "b", "--front", "exps/a", "--pick", "latency<=0.03"])
+    assert files_of(here / "exps/a") == before
+    assert read_json(here / "exps/b/lat")[0] <= 0.03
+
+
+def test_what_an_experiment_holds(here, capsys):
+    search([*FLAGS, *THREE, "--exp_name", "a"])
+    text = capsys.readouterr().out
+    folder = here / "exps/a"
+    assert {p.name for p in folder.iterdir()} == {
+        "arch",
+        "lat",
+        "config.json",
+        "history.jsonl",
+        "front.json",
+        "front.png",
+    }
+    front, config = read_json(folder / "front.json"), read_json(folder / "config.json")
+    assert all(list(point["objectives"]) == ["accuracy", "size", "latency"] for point in front)
+    sizes = [point["objectives"]["size"] for point in front]
+    assert sizes == sorted(sizes)
+    best = max(front, key=lambda point: point["objectives"]["accuracy"])  # without --pick
+    assert read_json(folder / "arch") == [best["arch"], best["policy"]]
+    assert read_json(folder / "lat") == [best["objectives"]["size"]]
+    assert (config["pick"], config["picked"]) == (None, best["objectives"])
+    assert f"{best['objectives']['accuracy']:.2%}" in text
+    assert f"front of {len(front)} subnets" in text
+    assert len(read_jsonl(folder / "history.jsonl")) == 13
+    assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
+    loaded, _ = load_front(Experiment(folder))
+    assert loaded.values.tolist() == [list(point["objectives"].values()) for point in front]
+
+
+def test_a_later_pick_needs_no_search(here, searches, capsys):
+    search([*FLAGS, *THREE, "--exp_name", "a"])
+    before = files_of(here / "exps/a")
+    front = read_json(here / "exps/a/front.json")
+    assert len(searches) == 1
+    middle = front[len(front) // 2]["objectives"]
+    for flags in ([], [*FLAGS, *THREE], ["--objectives", "accuracy,size,latency", "--scope", "full"]):
+        text = f"size<={middle['size']!r},latency<={middle['latency']!r}"
+        search(["--mode", "nsga2", "--exp_name", "a", "--pick", text, *flags, "--json"])
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])["picked"]
+        within = [p for p in front if all(p["objectives"][k] <= middle[k] for k in ("size", "latency"))]
+        best = max(within, key=lambda point: point["objectives"]["accuracy"])
+        assert found == best["objectives"]
+        assert read_json(here / "exps/a/arch") == [best["arch"], best["policy"]]
+    after = files_of(here / "exps/a")
+    changed = {name for name in before if before[name] != after[name]}
+    assert before.keys() == after.keys()
+    assert changed <= {"arch", "lat", "config.json", "front.png"}
+    cheapest = front[0]["objectives"]["size"]
+    with pytest.raises(
+        UserError, match=f"no point of the front has size<{cheapest:.15g}; the cheapest: size {cheapest:g}"
+    ):
+        search(["--mode", "nsga2", "--exp_name", "a", "--pick", f"size<{cheapest}"])
+    assert files_of(here / "exps/a") == after
+    assert len(searches) == 1
+
+
+def test_picks_into_another_experiment(here, searches):
+    search([*FLAGS, "--exp_name", "a", "--scope", "published"])
+    search(["--mode", "nsga2", "--front", "exps/a", "--exp_name", "b"])
+    for name in ("arch", "lat", "front.json", "history.jsonl"):
+        assert (here / "exps/a" / name).read_bytes() == (here / "exps/b" / name).read_bytes()
+    assert read_json(here / "exps/b/config.json")["front"] == "exps/a"
+    assert read_json(here / "exps/b/config.json")["scope"] == "published"
+    with pytest.raises(UserError, match=r"exists.*--overwrite"):
+        search(["--mode", "nsga2", "--front", "exps/a", "--exp_name", "b"])
+    search(["--mode", "nsga2", "--front", "exps/a", "--exp_name", "b", "--pick", "latency<=0.04", "--overwrite"])
+    assert read_json(here / "exps/b/lat")[0] <= 0.04
+    assert len(searches) == 1
+
+
+@pytest.mark.parametrize("killed_at", [3, 9])
+def test_a_killed_search_continues(here, monkeypatch, killed_at):
+    monkeypatch.setattr(front_finder, "SAVE_SECONDS", -1.0)
+    search([*FLAGS, *THREE, "--exp_name", "whole"])
+    saved, real = [], front_finder.save_front_state
+
+    def save(*args):
+        real(*args)
+        saved.append(args)
+        if len(saved) == killed_at:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(front_finder, "save_front_state", save)
+        with pytest.raises(KeyboardInterrupt):
+            search([*FLAGS, *THREE, "--exp_name", "killed"])
+    folder = here / "exps/killed"
+    assert [file.name for file in folder.iterdir()] == ["front.state.npz"]
+    with pytest.raises(UserError, match=r"other nsga2; give --overwrite"):
+        search([*FLAGS, *THREE, "--seed", "1", "--exp_name", "killed"])
+    search([*FLAGS, *THREE, "--exp_name", "killed", "--overwrite"])  # of the same search: it continues, too
+    assert files_of(folder) == files_of(here / "exps/whole")
+
+
+def test_nothing_fits_after_a_search_and_the_front_is_kept(here, searches):
+    with pytest.raises(UserError, match=r"no point of the front has latency<=.*size<=.*exps/a has the front"):
+        search([*FLAGS, *THREE, "--exp_name", "a", "--pick", "latency<=0.01317,size<=2000"])
+    assert read_json(here / "exps/a/config.json")["pick"] is None
+    search(["--mode", "nsga2", "--exp_name", "a", "--pick", "latency<=0.04"])
+    assert len(searches) == 1
+
+
+def test_overwrite_searches_anew(here, searches):
+    search([*FLAGS, "--exp_name", "a"])
+    with pytest.raises(UserError, match="exists"):
+        search([*FLAGS, "--exp_name", "a"])
+    search([*FLAGS, "--exp_name", "a", "--pick", "latency<=0.04", "--seed", "1", "--overwrite"])
+    assert len(searches) == 2
+    assert read_json(here / "exps/a/config.json")["nsga2"]["seed"] == 1
+    search(["--constraint", "0.05", "--population", "20", "--generations", "2", "--exp_name", "a", "--overwrite"])
+    assert not (here / "exps/a/front.json").exists()
+    with pytest.raises(UserError, match="has no front"):
+        search(["--mode", "nsga2", "--front", "exps/a", "--exp_name", "b"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--objectives", "latency,size"], "accuracy and 1 to 3 costs"),
+        (["--objectives", "accuracy"], "accuracy and 1 to 3 costs"),
+        (["--objectives", "accuracy,size,size"], "accuracy and 1 to 3 costs"),
+        (["--objectives", "accuracy,latency,energy,size,flops"], "accuracy and 1 to 3 costs"),
+        (["--objectives", "accuracy,speed"], "'speed'.*bitops"),
+        (["--pick", "energy<=3"], "'energy' is no cost of this front; known: latency"),
+        (["--pick", "latency<=0.001"], "below the cheapest subnet of space digits, which needs 0.013164 ms"),
+        (["--front", "exps/none"], "has no front"),
+        (["--population", "1"], "population"),
+        (["--mutation_prob", "0"], "mutation_prob"),
+        (["--type", "energy"], "--objectives"),
+        (["--constraint", "0.05"], "--constraint belongs to"),
+        (["--parent_ratio", "0.5"], "--parent_ratio belongs to"),
+        (["--acc_predictor_dir", "nowhere"], "nowhere"),
+        (["--mode", "evolution", "--constraint", "1", "--pick", "latency<=1"], "--pick belongs to --mode nsga2"),
+        (["--mode", "evolution", "--constraint", "1", "--objectives", "accuracy,size"], "belongs to --mode nsga2"),
+        (["--mode", "coarse_to_fine", "--front", "exps/a"], "--front belongs to --mode nsga2"),
+    ],
+)
+def test_mistakes_get_one_clear_line(here, searches, flags, match):
+    with pytest.raises(UserError, match=match):
+        search(["--mode", "nsga2", *flags])
+    assert not searches
+    assert not (here / "exps").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--population", "41"], "another population"),
+        (["--objectives", "accuracy,energy"], "another objectives"),
+        (["--scope", "published", "--seed", "3"], "another scope, seed"),
+        (["--acc_predictor_dir", "models/glyphs"], "another acc_predictor_dir"),
+        (["--config", "wide.json"], "another config or table"),
+        (["--pick", "size<=3"], "'size' is no cost of this front"),
+    ],
+)
+def test_a_pick_from_a_front_of_another_search_is_refused(here, searches, flags, match):
+    write_json(here / "wide.json", {"columns": 64})
+    search([*FLAGS, "--exp_name", "a"])
+    before = files_of(here / "exps/a")
+    with pytest.raises(UserError, match=match):
+        search(["--mode", "nsga2", "--exp_name", "a", "--pick", "latency<=0.04", *flags])
+    assert len(searches) == 1
+    assert files_of(here / "exps/a") == before
+
+
+@pytest.mark.parametrize("damage", ["{}", "[]", "[1]", '[{"objectives": {}}]', "torn"])
+def test_a_damaged_front_is_an_error(here, damage):
+    search([*FLAGS, "--exp_name", "a"])
+    (here / "exps/a/front.json").write_text(damage)
+    with pytest.raises(UserError, match=r"front\.json"):
+        search(["--mode", "nsga2", "--exp_name", "a", "--pick", "latency<=0.04"])
