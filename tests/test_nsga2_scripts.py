@@ -213,6 +213,7 @@ def test_mistakes_get_one_clear_line(here, searches, flags, match):
     ("flags", "match"),
     [
         (["--population", "41"], "another population"),
+        (["--generations", "0", "--crossover_prob", "0"], "another generations, crossover_prob"),
         (["--objectives", "accuracy,energy"], "another objectives"),
         (["--scope", "published", "--seed", "3"], "another scope, seed"),
         (["--acc_predictor_dir", "models/glyphs"], "another acc_predictor_dir"),

@@ -159,9 +159,9 @@ def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experime
 def check_agrees(args: argparse.Namespace, origin: Experiment, settings: dict[str, Any], source: CostSource) -> None:
     """UserError if a flag asks for another search than the one whose front is there. Silent flags agree."""
     asked = {"objectives": args.objectives and list(parse_objectives(args.objectives)), "scope": args.scope}
-    asked |= {name: getattr(args, name) for name in CONFIG_FLAGS}
+    asked |= {name: getattr(args, name) for name in CONFIG_FLAGS} | {"seed": args.seed or None}  # 0 is its default
     found = {"objectives": settings["objectives"], "scope": settings["scope"], **settings["nsga2"]}
-    odd = [name for name, value in asked.items() if value and value != found[name]]
+    odd = [name for name, value in asked.items() if value is not None and value != found[name]]
     given = cost_source(args.config, args.table).record() if args.config or args.table else source.record()
     odd += ["config or table"] * (given != source.record())
     if args.acc_predictor_dir not in (DEFAULT_MODELS, Path(settings["acc_predictor_dir"])):
