@@ -36,7 +36,8 @@ from elastic_nn.training.distributed import check_agreement, processes
 from elastic_nn.training.engine import Execution, TrainConfig
 from elastic_nn.training.finetune import finetune, quantized_subnet
 from elastic_nn.training.policies import quantized_model
-from elastic_nn.training.recipes import RECIPES, Recipe, get_recipe
+from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipes import RECIPES, get_recipe
 
 
 def build_parser() -> Parser:

@@ -2,12 +2,15 @@
 
 Writes models/SPACE/supernet.pt or models/NAME/model.pt; a run that was killed continues with the same command. Next,
 for a supernet: search.py --prepare acc. A space of one bit-width throughout, as oqa-mbv2, is trained quantized, with
-learned step sizes; its supernet of fewer bits starts from one of more.
+learned step sizes; its supernet of fewer bits starts from one of more. A space that chooses the bits of every
+convolution, as qfa-mbv3, is trained in mixed precision (BatchQuant) from a float supernet.
 
   torchrun --nproc_per_node=8 train.py --space apq-imagenet --data DIR --amp     on all GPUs of a machine
   train.py --model mobilenet_v2_small                                            a small network on glyphs
   train.py --space oqa-mbv2-glyphs                                               a supernet at 4 bits, then at 3:
   train.py --space oqa-mbv2-glyphs-3bit --start_from models/oqa-mbv2-glyphs
+  train.py --space qfa-mbv3-glyphs --quantizer float                             a float supernet, then mixed precision:
+  train.py --space qfa-mbv3-glyphs --start_from models/qfa-mbv3-glyphs-float
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any
 
 import torch
 
+from apq.bit_widths import bits_throughout
 from apq.checkpoint import digest
 from apq.cli import Parser, add_common_flags, add_execution_flags, at_least, run, table
 from apq.device import resolve_device
@@ -29,7 +33,7 @@ from apq.errors import UserError
 from apq.files import check_writable, write_json
 from apq.model import IMAGES, ModelSpec, model_to_dict, named_model
 from apq.model_folder import ModelFolder
-from apq.presets import bits_throughout, get_space
+from apq.presets import get_space
 from apq.space import SearchSpace, space_to_dict
 from dataset import check_classes, load_splits
 from dataset.imagenet import image_folder_model, image_folder_space, tell_unreadable
@@ -38,12 +42,13 @@ from elastic_nn.networks import DynamicProxylessNASNets
 from elastic_nn.networks.model_file import save_model
 from elastic_nn.networks.named_models import build_model
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
-from elastic_nn.quantizers import FLOAT, LSQ, scheme_named
+from elastic_nn.quantizers import BATCHQUANT, FLOAT, LSQ, MIXED, QuantScheme, scheme_named
 from elastic_nn.training.distributed import check_agreement, processes
 from elastic_nn.training.engine import Execution, TrainConfig
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.progressive_shrinking import train_supernet
-from elastic_nn.training.recipes import RECIPES, get_recipe, with_batch_size
+from elastic_nn.training.recipe import with_batch_size
+from elastic_nn.training.recipes import RECIPES, get_recipe
 
 OF_MODELS = ("images", "epochs", "lr")  # flags that a supernet does not have
 OF_SUPERNETS = ("quantizer", "start_from")  # flags that a network by name does not have
@@ -63,8 +68,9 @@ def build_parser() -> Parser:
     parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the space's or images' own)")
     parser.add_argument(
         "--quantizer",
-        choices=(FLOAT.name, LSQ.name),
-        help="train the supernet in full precision or with learned steps (default: lsq for spaces of one bit-width)",
+        choices=(FLOAT.name, LSQ.name, *MIXED),
+        help="train the supernet in full precision, with learned steps, or in mixed precision by one of the others "
+        "(default: lsq for spaces of one bit-width, batchquant for QFA's)",
     )
     parser.add_argument(
         "--start_from",
@@ -105,7 +111,7 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
     space: SearchSpace = get_space(args.space or "digits")
     if args.data:
         space = image_folder_space(space, args.data)
-    usual = FLOAT if bits_throughout(space) is None else LSQ
+    usual = usual_scheme(space)
     scheme = usual if args.quantizer is None else scheme_named(args.quantizer)
     folder = ModelFolder(
         args.out or Path("models") / (space.name if scheme == usual else f"{space.name}-{scheme.name}")
@@ -113,7 +119,7 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
     if folder.supernet.exists() and not args.overwrite:
         raise UserError(f"{folder.supernet} exists; choose another --out or give --overwrite")
     check_writable(folder.path)
-    splits, recipe = load_splits(space, args.data), get_recipe(args.recipe, space)
+    splits, recipe = load_splits(space, args.data), get_recipe(args.recipe, space, in_float=scheme == FLOAT)
     if args.batch_size:
         recipe = with_batch_size(recipe, args.batch_size)
     start, start_facts = (None, {}) if args.start_from is None else load_start(args.start_from, splits)
@@ -159,6 +165,13 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
     rows = [(r["phase"], f"{r['loss']:.3f}", f"{r['largest_top1']:.2%}", f"{r['smallest_top1']:.2%}") for r in records]
     print(table([("phase", "loss", "largest", "smallest"), *rows]))
     print(f"validation top-1 after each phase; supernet in {folder.supernet}")
+
+
+def usual_scheme(space: SearchSpace) -> QuantScheme:
+    """How a supernet of the space is quantized unless told otherwise."""
+    if space.fixed_operands:  # the bits of every convolution are chosen apart
+        return BATCHQUANT
+    return FLOAT if bits_throughout(space) is None else LSQ
 
 
 def load_start(given: Path, splits: Splits) -> tuple[DynamicProxylessNASNets, dict[str, Any]]:

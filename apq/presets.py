@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from apq.bit_widths import BITS_SUFFIX, at_bits
 from apq.errors import UserError
 from apq.files import read_json
+from apq.operands import BLOCK_LAYERS, FIXED_LAYERS, FixedOperand, Forbidden, OperandBits
 from apq.rounding import make_divisible
-from apq.space import (
-    BLOCK_LAYERS,
-    FIXED_LAYERS,
-    FULL_PRECISION,
-    FixedOperand,
-    Forbidden,
-    OperandBits,
-    SearchSpace,
-    Stage,
-    space_from_dict,
-)
+from apq.space import FULL_PRECISION, SearchSpace, Stage, space_from_dict
 
 
 def _apq_operands(choices: tuple[int, ...]) -> tuple[OperandBits, ...]:
@@ -141,36 +132,6 @@ def _words(value: object) -> str:
 
 
 APQ_IMAGENET = published_space()  # APQ (CVPR 2020): ProxylessNAS widths, MobileNetV2-like strides
-
-BITS_SUFFIX = re.compile(r"-([2-8])bit$")  # `oqa-mbv3-2bit` is `oqa-mbv3` at 2 bits; `oqa-mbv3` itself has 4
-
-
-def at_bits(space: SearchSpace, bits: int) -> SearchSpace:
-    """The space of the same architectures whose networks are quantized to `bits` bits throughout, as OQA's are."""
-    base = BITS_SUFFIX.sub("", space.name)
-    return replace(
-        space,
-        name=f"{base}-{bits}bit",
-        operands=tuple(replace(kind, choices=(bits,)) for kind in space.operands),
-        forbidden=(),  # rules are about bits, of which there is no choice
-        mix_activation_bits=bits,
-        fixed_bits=bits,
-        fixed_operands=(),
-    )
-
-
-def bits_throughout(space: SearchSpace) -> int | None:
-    """The one bit-width of its networks, whose ends may be in full precision; None where bits are chosen or differ."""
-    ends = {space.end_bits} - {FULL_PRECISION}
-    found = {space.fixed_bits, space.mix_activation_bits, *(b for kind in space.operands for b in kind.choices)} | ends
-    found |= {bits for fixed in space.fixed_operands for bits in fixed.choices}
-    return space.fixed_bits if len(found) == 1 else None
-
-
-def same_architectures(one: SearchSpace, other: SearchSpace) -> bool:
-    """Whether two spaces differ in nothing but bits and names."""
-    one, other = (at_bits(space, space.fixed_bits) for space in (one, other))
-    return replace(at_bits(one, other.fixed_bits), name=other.name) == other
 
 
 def _oqa_space(**fields: Any) -> SearchSpace:

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from apq.errors import UserError
+from apq.operands import BLOCK_LAYERS, FixedOperand, Forbidden, OperandBits, check_whole
 from apq.rounding import make_divisible
 
-BLOCK_LAYERS = ("expand", "depthwise", "project")
-FIXED_LAYERS = ("blocks.0.depthwise", "blocks.0.project", "feature_mix_layer", "pooled_mix_layer")  # of every network
 SCOPES = ("published", "full")
 ACTIVATIONS = ("relu6", "relu", "h_swish")
 LATER_FIELDS = (  # that files of before do not have
@@ -53,58 +52,10 @@ class Stage:
     def __post_init__(self) -> None:
         if self.depths != tuple(sorted(set(self.depths))) or min(self.depths, default=0) < 1:
             raise UserError(f"stage depths {self.depths} must be ascending, distinct and at least 1")
-        _check_whole("stage", width=self.width, stride=self.stride)
+        check_whole("stage", width=self.width, stride=self.stride)
         _check_activation("stage", self.activation)
         if not isinstance(self.squeeze, bool):
             raise UserError(f"stage: squeeze must be true or false, not {self.squeeze!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OperandBits:
-    """Bit choices of one operand kind, say the weights ("w") of a block's expand and project layers."""
-
-    name: str
-    layers: tuple[str, ...]
-    operand: str
-    choices: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.layers or set(self.layers) - set(BLOCK_LAYERS) or self.operand not in ("w", "a"):
-            raise UserError(f"operand kind {self.name}: layers are {BLOCK_LAYERS}, operands 'w' and 'a'")
-        if not self.choices or list(self.choices) != sorted(set(self.choices)):
-            raise UserError(f"operand kind {self.name}: choices {self.choices} must be ascending and distinct")
-        _check_whole(f"operand kind {self.name}", lowest=2, choices=self.choices)
-
-    @property
-    def setting(self) -> str:
-        """Name of this kind's list in a published policy, say `pw_w_bits_setting`."""
-        return f"{self.name}_bits_setting"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FixedOperand:
-    """Bit choices of the weights ("w") or the inputs ("a") of a layer that every network has, by its name there."""
-
-    layer: str
-    operand: str
-    choices: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if self.layer not in FIXED_LAYERS or self.operand not in ("w", "a"):
-            raise UserError(f"fixed operand {self.layer} {self.operand}: layers are {FIXED_LAYERS}, operands 'w', 'a'")
-        if not self.choices or list(self.choices) != sorted(set(self.choices)):
-            raise UserError(f"fixed operand {self.layer}: choices {self.choices} must be ascending and distinct")
-        _check_whole(f"fixed operand {self.layer}", lowest=2, choices=self.choices)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forbidden:
-    """A depthwise kernel size that may not meet a bit-width of an operand kind, and why."""
-
-    kernel_size: int
-    operand: str
-    bits: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -140,8 +91,8 @@ class SearchSpace:
     convolution and the last 1x1 layers have `end_activation`.
 
     Networks of one bit-width K throughout, as OQA's, are a space of that K: one choice an operand kind, `fixed_bits` K
-    (see `presets.at_bits`). So K is a property of the supernet and no gene of its subnets; a space with an operand kind
-    for each layer and operand, of several choices, has the bits of every convolution apart.
+    (see `bit_widths.at_bits`). So K is a property of the supernet and no gene of its subnets. A space with an operand
+    kind for each layer and operand, of several choices, has the bits of every convolution apart, as QFA's do.
     """
 
     name: str
@@ -175,7 +126,7 @@ class SearchSpace:
                 raise UserError(f"space {self.name}: {what} {values} must be ascending and distinct")
         if not isinstance(self.name, str) or "/" in self.name or not self.name:
             raise UserError(f"a space's name must be a word that can name a folder, not {self.name!r}")
-        _check_whole(
+        check_whole(
             f"space {self.name}",
             in_channels=self.in_channels,
             n_classes=self.n_classes,
@@ -309,13 +260,6 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
     except (KeyError, TypeError, ValueError) as error:
         missing = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"not a search space: {missing}") from error
-
-
-def _check_whole(owner: str, lowest: int = 1, **values: int | tuple[int, ...]) -> None:
-    for what, value in values.items():
-        for number in value if isinstance(value, tuple) else (value,):
-            if not isinstance(number, int) or isinstance(number, bool) or number < lowest:
-                raise UserError(f"{owner}: {what} must be whole and at least {lowest}, not {number!r}")
 
 
 def _check_activation(owner: str, name: str) -> None:

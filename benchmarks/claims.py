@@ -37,7 +37,8 @@ from dataset.splits import Splits, TensorImages, make_loader
 from elastic_nn.networks.supernet_file import load_quantized_supernet
 from elastic_nn.training.engine import evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
-from elastic_nn.training.recipes import Recipe, get_recipe
+from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipes import get_recipe
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
 from utils.accuracy_predictor import AccuracyPredictor
 from utils.latency_predictor import LatencyPredictor

@@ -31,7 +31,8 @@ from elastic_nn.networks.model_file import load_model
 from elastic_nn.training.engine import EVALUATION_BATCH, evaluate, seed_epoch
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.policies import quantized_model
-from elastic_nn.training.recipes import Recipe, get_recipe
+from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipes import get_recipe
 from lut.accelerator import Accelerator
 from lut.costs import CostSource
 from methods.ddpg.agent import AgentConfig

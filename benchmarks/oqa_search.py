@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from apq.bit_widths import at_bits
 from apq.checkpoint import digest
 from apq.cli import Parser, run
 from apq.device import resolve_device
@@ -33,7 +34,7 @@ from apq.errors import UserError
 from apq.files import append_jsonl, atomic_open, read_arrays, read_jsonl
 from apq.genes import genes_of, largest_subnet, subnets_of
 from apq.model_folder import ModelFolder
-from apq.presets import at_bits, get_space
+from apq.presets import get_space
 from apq.space import SearchSpace
 from benchmarks.markdown import markdown
 from dataset import Splits, load_splits
@@ -43,7 +44,8 @@ from elastic_nn.networks.supernet_file import build_supernet, load_supernet
 from elastic_nn.quantizers import LSQ
 from elastic_nn.training.engine import EVALUATION_BATCH, TrainConfig, evaluate, seed_epoch
 from elastic_nn.training.finetune import finetune, quantized_subnet
-from elastic_nn.training.recipes import Recipe, get_recipe
+from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipes import get_recipe
 from methods.coarse_to_fine.finder import CoarseToFineConfig, Measured, coarse_to_fine
 from methods.coarse_to_fine.measurement import Measurement
 from utils.latency_predictor import LatencyPredictor

@@ -23,18 +23,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from apq.bit_widths import at_bits
 from apq.cli import Parser, run
 from apq.device import resolve_device
 from apq.files import read_json, write_json
 from apq.model_folder import ModelFolder
-from apq.presets import at_bits, get_space
+from apq.presets import get_space
 from apq.space import SearchSpace
 from benchmarks.markdown import markdown
 from dataset import Splits, load_splits
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import FLOAT, LSQ
 from elastic_nn.training.progressive_shrinking import train_supernet
-from elastic_nn.training.recipes import Recipe, get_recipe
+from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipes import get_recipe
 from utils.plots import plot_top1
 
 

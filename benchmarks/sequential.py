@@ -31,7 +31,8 @@ from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supe
 from elastic_nn.training.engine import EVALUATION_BATCH, evaluate, seed_epoch
 from elastic_nn.training.finetune import finetune, quantized_subnet
 from elastic_nn.training.policies import quantized_model
-from elastic_nn.training.recipes import Recipe, get_recipe
+from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipes import get_recipe
 from lut.accelerator import Accelerator
 from lut.costs import CostSource, network_costs
 from methods.ddpg.agent import AgentConfig

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apq.bit_widths import bits_throughout
 from apq.cli import Parser, at_least, run
 from apq.device import resolve_device
 from apq.genes import largest_subnet, smallest_subnet
-from apq.presets import bits_throughout, get_space
+from apq.presets import get_space
 from apq.space import SearchSpace
 from benchmarks.machine import describe
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets

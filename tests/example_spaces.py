@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 
 from apq.genes import canonical, cardinalities, forbidden_slots
+from apq.operands import BLOCK_LAYERS, Forbidden, OperandBits
 from apq.presets import SPACES
-from apq.space import BLOCK_LAYERS, Forbidden, OperandBits, SearchSpace, Stage
+from apq.space import SearchSpace, Stage
 
 TINY = SearchSpace(
     name="tiny",

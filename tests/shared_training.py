@@ -12,7 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from apq.presets import DIGITS, at_bits
+from apq.bit_widths import at_bits
+from apq.presets import DIGITS
 from dataset import load_splits
 from dataset.splits import Splits, TensorImages, make_loader
 from elastic_nn.networks import DynamicQuantizedProxylessNASNets

@@ -20,7 +20,7 @@ from apq.genes import (
     subnets_of,
     view,
 )
-from apq.space import Forbidden
+from apq.operands import Forbidden
 
 spaces = pytest.mark.parametrize("space", ALL.values(), ids=ALL)
 seeds = given(seed=st.integers(0, 2**32 - 1))

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from apq.bit_widths import at_bits, bits_throughout, same_architectures
 from apq.errors import UserError
 from apq.genes import largest_subnet, smallest_subnet
-from apq.presets import DIGITS, OQA_MBV2, OQA_MBV2_GLYPHS, OQA_MBV3_GLYPHS, at_bits, bits_throughout, same_architectures
+from apq.presets import DIGITS, OQA_MBV2, OQA_MBV2_GLYPHS, OQA_MBV3_GLYPHS
 from dataset.splits import make_loader
 from elastic_nn.modules.quant_layers import quantizers
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets

@@ -8,11 +8,12 @@ import pytest
 import torch
 from conftest import script
 
+from apq.bit_widths import at_bits
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import read_json, write_json
 from apq.genes import smallest_subnet
-from apq.presets import OQA_MBV2_GLYPHS, at_bits
+from apq.presets import OQA_MBV2_GLYPHS
 from apq.space import space_to_dict
 from elastic_nn.modules.quant_layers import quantizers
 from elastic_nn.networks.subnet_file import load_finetuned

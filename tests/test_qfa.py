@@ -7,11 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from apq.bit_widths import at_bits, bits_throughout
 from apq.errors import UserError
 from apq.genes import canonical, cardinalities, genes_of, sample, subnets_of, view
 from apq.layers import layers_of
-from apq.presets import DIGITS, OQA_MBV3, QFA_MBV3, QFA_MBV3_GLYPHS, at_bits, bits_throughout, get_space
-from apq.space import FULL_PRECISION, FixedOperand, space_to_dict
+from apq.operands import FixedOperand
+from apq.presets import DIGITS, OQA_MBV3, QFA_MBV3, QFA_MBV3_GLYPHS, get_space
+from apq.space import FULL_PRECISION, space_to_dict
 from apq.subnet import policy_of, spec_of, subnet_from_spec
 from utils.converter import Converter
 from utils.qfa import encode_qfa, genes_of_published, published_flops, published_of_genes

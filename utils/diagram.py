@@ -9,7 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch
 
-from apq.space import BLOCK_LAYERS, SearchSpace
+from apq.operands import BLOCK_LAYERS
+from apq.space import SearchSpace
 from apq.subnet import Subnet
 from utils.plots import write_figure
 

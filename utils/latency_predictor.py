@@ -19,8 +19,9 @@ from apq.layers import (
     slot_layer,
     squeeze_layers,
 )
+from apq.operands import BLOCK_LAYERS
 from apq.presets import APQ_IMAGENET
-from apq.space import BLOCK_LAYERS, SearchSpace, Slot
+from apq.space import SearchSpace, Slot
 from apq.subnet import Subnet, subnet_from_spec
 from lut.accelerator import Accelerator
 from lut.table import PublishedTable, price

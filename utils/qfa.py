@@ -12,9 +12,10 @@ import numpy as np
 from apq.errors import UserError
 from apq.genes import active, canonical, cardinalities, view
 from apq.layers import COUNTED_BITS, SQUEEZE
+from apq.operands import BLOCK_LAYERS, FIXED_LAYERS
 from apq.presets import QFA_MBV3
 from apq.rounding import make_divisible
-from apq.space import BLOCK_LAYERS, FIXED_LAYERS, SearchSpace
+from apq.space import SearchSpace
 
 BLOCK_BITS = 2 * len(BLOCK_LAYERS)  # bits of a block: weights and activations of each layer
 UNUSED = 2  # of the first block's: the expand layer that it lacks

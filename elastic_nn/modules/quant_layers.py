@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elastic_nn.quantizers import BatchQuantizer, QuantScheme
+from elastic_nn.quantizers import BatchQuantizer, PerBits, QuantScheme
 
 
 class QuantConv2d(nn.Conv2d):
@@ -63,6 +63,11 @@ def quantizers(net: nn.Module) -> list[nn.Module]:
 def batch_quantizers(net: nn.Module) -> list[BatchQuantizer]:
     """Every quantizer that keeps statistics of its inputs, of all numbers of bits."""
     return [module for module in net.modules() if isinstance(module, BatchQuantizer)]
+
+
+def per_bits_quantizers(net: nn.Module) -> list[PerBits]:
+    """Every operand of a mixed-precision network, in module order."""
+    return [module for module in net.modules() if isinstance(module, PerBits)]
 
 
 def set_quantize(net: nn.Module, on: bool) -> None:

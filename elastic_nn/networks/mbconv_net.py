@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from apq.bit_widths import all_bits
 from apq.space import FULL_PRECISION, SearchSpace, Slot
 from apq.subnet import Subnet
 from elastic_nn.modules.elastic_conv import ElasticConv2d
 from elastic_nn.modules.mbconv import ACTIVATIONS, BlockShape, ConvNormAct, ElasticMBConv
-from elastic_nn.modules.quant_layers import QuantLinear, batch_quantizers, quantized_layers
+from elastic_nn.modules.quant_layers import QuantLinear, batch_quantizers, per_bits_quantizers, quantized_layers
 from elastic_nn.quantizers import FLOAT, QuantScheme
 
 
@@ -78,7 +79,9 @@ class MBConvNet(nn.Module):
         self.classifier = QuantLinear(width, space.n_classes, ends)
         self.scheme = scheme
         self.active_blocks: tuple[int, ...] = tuple(range(len(blocks)))
-        self._set_fixed_bits(space)
+        self.set_fixed_bits(space, tuple(fixed.choices[-1] for fixed in space.fixed_operands))
+        for part in per_bits_quantizers(self):
+            part.restrict(all_bits(space))
         for name, layer in quantized_layers(self).items():
             for quantizer in batch_quantizers(layer):
                 quantizer.label = name.removesuffix(".conv")
@@ -93,19 +96,17 @@ class MBConvNet(nn.Module):
         return self.classifier(self.dropout(x))
 
     def set_fixed_bits(self, space: SearchSpace, fixed_bits: tuple[int, ...]) -> None:
-        """Give the layers that every network has the bits that a subnet chose for them."""
-        for name in dict.fromkeys(fixed.layer for fixed in space.fixed_operands):
-            unit = self.get_submodule(name)
-            layer = unit.conv if isinstance(unit, ConvNormAct) else unit
-            _set_bits(layer, *space.bits_of_fixed(name, fixed_bits))
-
-    def _set_fixed_bits(self, space: SearchSpace) -> None:
+        """Give the layers that every network has their bits: the space's, or what a subnet chose."""
         mix, first = self.feature_mix_layer.conv, (unit.conv for unit in self.blocks[0].layers().values())
         for layer in (*first, mix, self.pooled_mix_layer):
             _set_bits(layer, space.fixed_bits, space.fixed_bits)
         _set_bits(mix, space.fixed_bits, space.mix_activation_bits)
         for layer in (self.first_conv.conv, self.classifier):
             _set_bits(layer, space.end_bits, space.end_bits)
+        for name in dict.fromkeys(fixed.layer for fixed in space.fixed_operands):
+            unit = self.get_submodule(name)
+            layer = unit.conv if isinstance(unit, ConvNormAct) else unit
+            _set_bits(layer, *space.bits_of_fixed(name, fixed_bits))
 
     def forget_ranges(self) -> None:
         """Drop what was collected of the activations of one subnet, before the network becomes another."""

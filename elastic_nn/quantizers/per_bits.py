@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,11 @@ class PerBits(nn.Module):
         if (key := str(self.bits)) not in self.of_bits:
             raise UserError(f"no quantizer of {self.bits} bits; there are {', '.join(self.of_bits)}")
         return self.of_bits[key](v)
+
+    def restrict(self, choices: Collection[int]) -> None:
+        """Drop the quantizers of other numbers of bits."""
+        for bits in [key for key in self.of_bits if int(key) not in choices]:
+            del self.of_bits[bits]
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:

@@ -17,6 +17,7 @@ from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
+from elastic_nn.training.averaging import averaged
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, collect_ranges, recalibrate
 from elastic_nn.training.calibration import calibrate_ranges, quantizers_off, steps_learned
 from elastic_nn.training.distributed import check_agreement
@@ -25,7 +26,6 @@ from elastic_nn.training.engine import (
     ONE_PROCESS,
     Execution,
     TrainConfig,
-    averaged,
     evaluate,
     make_optimizer,
     seed_epoch,

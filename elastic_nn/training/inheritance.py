@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from apq.bit_widths import bits_throughout, same_architectures
 from apq.errors import UserError
 from apq.genes import largest_subnet
-from apq.presets import bits_throughout, same_architectures
 from apq.space import SearchSpace
 from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import build_supernet
-from elastic_nn.quantizers import FLOAT, LSQ, LsqQuantizer, QuantScheme
+from elastic_nn.quantizers import FLOAT, LSQ, MIXED, LsqQuantizer, QuantScheme
 from elastic_nn.quantizers.lsq import inherited_state
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.finetune import calibrate
@@ -21,10 +21,14 @@ from elastic_nn.training.finetune import calibrate
 def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, scheme: QuantScheme) -> None:
     """UserError unless a supernet of this space and these quantizers can be trained, from `start` where it is given."""
     bits = bits_throughout(space)
-    if scheme not in (FLOAT, LSQ):
-        raise UserError(f"a supernet is trained in full precision or with learned steps, not with {scheme.name}")
+    if scheme not in (FLOAT, LSQ, *MIXED.values()):
+        raise UserError(
+            f"supernets are not trained with {scheme.name} quantizers, but with float, lsq or mixed-precision ones"
+        )
     if scheme == LSQ and bits is None:
         raise UserError(f"a supernet with learned steps has one number of bits throughout; space {space.name} has more")
+    if scheme.name in MIXED and (start is None or start.scheme != FLOAT):
+        raise UserError(f"a supernet of mixed precision ({scheme.name}) starts from a float one, which teaches it")
     if start is None:
         return
     if not same_architectures(start.space, space):

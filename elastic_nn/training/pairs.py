@@ -20,7 +20,7 @@ from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProx
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, derived_seed, evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
-from elastic_nn.training.recipes import Recipe
+from elastic_nn.training.recipe import Recipe
 
 LOG_SECONDS = 60
 

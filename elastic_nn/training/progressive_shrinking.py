@@ -23,25 +23,26 @@ from tqdm import tqdm
 from apq.checkpoint import digest, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.genes import cardinalities, genes_of, largest_subnet, legalise, sample, smallest_subnet, subnets_of, view
-from apq.space import SearchSpace, space_to_dict
+from apq.space import FULL_PRECISION, SearchSpace, space_to_dict
 from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
+from elastic_nn.modules.quant_layers import per_bits_quantizers
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
-from elastic_nn.quantizers import FLOAT, QuantScheme
+from elastic_nn.quantizers import FLOAT, MIXED, QuantScheme
+from elastic_nn.training.averaging import averaged
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.engine import (
     EVALUATION_BATCH,
     ONE_PROCESS,
     Execution,
-    averaged,
     evaluate,
     make_optimizer,
     seed_epoch,
     train_one_epoch,
 )
 from elastic_nn.training.inheritance import check_start, first_supernet, first_teacher, frozen_largest
-from elastic_nn.training.recipes import Phase, Recipe
+from elastic_nn.training.recipe import Phase, Recipe
 
 
 def sample_phase(
@@ -49,13 +50,16 @@ def sample_phase(
 ) -> list[Subnet]:
     """Random subnets that differ from the largest one only in the elastic gene parts ("ks", "d", "e", "bits").
 
-    Of the last part only the largest choices are drawn, so many that they are a share of `reach`.
+    Of the last part only the largest choices are drawn, so many that they are a share of `reach`. Bits are those of
+    the blocks and of the layers that every network has.
     """
     largest = genes_of(space, [largest_subnet(space)])
     genes = np.repeat(largest, n, axis=0)
     drawn = sample(space, n, rng)
     for part in elastic:
         getattr(view(space, genes), part)[:] = getattr(view(space, drawn), part)
+        if part == "bits":
+            view(space, genes).fixed_bits[:] = view(space, drawn).fixed_bits
     if elastic and reach < 1:
         newest = getattr(view(space, genes), elastic[-1])
         choices = getattr(view(space, cardinalities(space)[None]), elastic[-1])  # (1, ...) like newest
@@ -80,7 +84,8 @@ def train_supernet(
     """Train a supernet with the quantizers of a scheme through all phases; returns it and one record a phase.
 
     It starts from nothing or from `start`, a trained supernet of the same architectures: a float one, or one with
-    learned steps and no fewer bits. UserError if that does not fit or if the recipe needs one.
+    learned steps and no fewer bits. One of mixed precision starts from a float one. UserError if that does not fit or
+    if the recipe needs one.
 
     A record has the validation top-1 of the largest and the smallest subnet after the phase. Where the recipe says so,
     its "epochs" have that of the largest after every epoch, on fewer images; epoch 0 is the net before any
@@ -92,6 +97,8 @@ def train_supernet(
     check_start(start, space, scheme)
     if start is None and recipe.phases[0].sandwich:
         raise UserError(f"recipe {recipe.name} trains all sizes at once from the start: give a supernet to start from")
+    if scheme.name not in MIXED and any(phase.float_share for phase in recipe.phases):
+        raise UserError(f"recipe {recipe.name} mixes full precision with bits: {scheme.name} quantizers cannot")
     torch.manual_seed(seed)
     n_images = recipe.recalibration_images
     net = first_supernet(space, scheme, start, splits, n_images, device)
@@ -203,11 +210,30 @@ def train_supernet(
 
 
 def draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Generator) -> list[Callable[[], None]]:
-    """A step's subnets, as calls that activate them."""
+    """A step's subnets, as calls that activate them.
+
+    Where the phase mixes in full precision, it is one more number of bits, the highest: the largest subnet has it in
+    all operands, the smallest in none, a random one in a random share of them.
+    """
     always = [largest_subnet(net.space), smallest_subnet(net.space)] if phase.sandwich else []
     n_random = phase.subnets_per_step - len(always)
     drawn = [sample_phase(net.space, phase.elastic, 1, rng, phase.reach)[0] for _ in range(n_random)]
-    return [partial(net.activate, subnet) for subnet in (*always, *drawn)]
+    if not phase.float_share:
+        return [partial(net.activate, subnet) for subnet in (*always, *drawn)]
+    shares = [1.0, 0.0][: len(always)] + [phase.float_share] * n_random
+    n_operands = len(per_bits_quantizers(net))
+    return [
+        partial(activate_partly_float, net, subnet, rng.random(n_operands) < share)
+        for subnet, share in zip((*always, *drawn), shares, strict=True)
+    ]
+
+
+def activate_partly_float(net: DynamicProxylessNASNets, subnet: Subnet, stays_float: np.ndarray) -> None:
+    """Run as this subnet, but for operands `(operands,)` in full precision, until the next is activated."""
+    net.activate(subnet)
+    for operand, stays in zip(per_bits_quantizers(net), stays_float, strict=True):
+        if stays:
+            operand.bits = FULL_PRECISION
 
 
 def _phase_scores(

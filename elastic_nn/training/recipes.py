@@ -2,51 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from apq.bit_widths import BITS_SUFFIX
 from apq.errors import UserError
-from apq.presets import BITS_SUFFIX
 from dataset.splits import ImageSpec
 from elastic_nn.training.engine import TrainConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """One phase of a supernet's training: which gene parts vary ("ks", "d", "e") and how many subnets share a step.
-
-    Of the part that became elastic last only the largest choices are drawn, a share of `reach`. With `sandwich` the
-    largest and the smallest subnet are among those of every step. `epoch_images`: an epoch draws so many training
-    images anew; None: all.
-    """
-
-    name: str
-    elastic: tuple[str, ...]
-    train: TrainConfig
-    subnets_per_step: int = 1
-    reach: float = 1.0
-    sandwich: bool = False
-    epoch_images: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.subnets_per_step < (2 if self.sandwich else 1):
-            raise UserError(f"phase {self.name}: {self.subnets_per_step} subnets a step are too few")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """All that a space needs to go from nothing, or from another supernet, to predictors."""
-
-    name: str
-    phases: tuple[Phase, ...]
-    pair_finetune: TrainConfig  # short: one for each quantized pair
-    finetune: TrainConfig  # what quant_aware.py gives a found subnet
-    recalibration_images: int
-    pairs_float: int
-    pairs_quant: int
-    episode_images: int  # training images of the short finetune that scores one policy, by `pair_finetune`
-    episode_val_images: int  # validation images that its score is measured on
-    pair_epoch_images: int | None = None  # an epoch of `pair_finetune` draws so many training images; None: all
-    epoch_val_images: int | None = None  # validation images that every epoch of a supernet is scored on; None: none
+from elastic_nn.training.recipe import Phase, Recipe
 
 
 def _phases(train: dict[str, TrainConfig]) -> tuple[Phase, ...]:
@@ -210,6 +172,41 @@ OQA_GLYPHS_2BIT_RECIPE = replace(
     OQA_GLYPHS_RECIPE, name="oqa-glyphs-2bit", phases=(_sandwich(TrainConfig(epochs=6, lr=0.05), epoch_images=10_000),)
 )
 
+
+def _qfa_phases(with_float: TrainConfig, bits: TrainConfig, epoch_images: int | None = None) -> tuple[Phase, ...]:
+    """QFA's two stages: full precision is among the choices of bits, then no longer. Four random subnets a step."""
+    both = {"elastic": ("ks", "d", "e", "bits"), "subnets_per_step": 6, "sandwich": True, "epoch_images": epoch_images}
+    return (
+        Phase(name="bits and float", train=with_float, float_share=1 / 4, **both),
+        Phase(name="bits", train=bits, **both),
+    )
+
+
+# QFA (arXiv 2105.08952): epochs, learning rate (2.5e-3 for every 64 images) and weight decay are the paper's; 1,024
+# images a step, and what is said of pairs, are ours.
+QFA_IMAGENET_RECIPE = replace(
+    OQA_IMAGENET_RECIPE,
+    name="qfa-imagenet",
+    phases=_qfa_phases(
+        TrainConfig(epochs=60, lr=0.04, batch_size=1024, weight_decay=3e-5),
+        TrainConfig(epochs=120, lr=0.04, batch_size=1024, weight_decay=3e-5),
+    ),
+    pairs_quant=16_000,
+    predictor_hidden=600,
+)
+QFA_GLYPHS_RECIPE = replace(
+    OQA_GLYPHS_RECIPE,
+    name="qfa-glyphs",
+    phases=_qfa_phases(TrainConfig(epochs=3, lr=0.05), TrainConfig(epochs=6, lr=0.05), epoch_images=8000),
+    pairs_quant=600,
+    predictor_hidden=600,
+)
+TINY_QFA_RECIPE = replace(
+    TINY_SANDWICH_RECIPE,
+    name="tiny-qfa",
+    phases=_qfa_phases(TrainConfig(epochs=1, lr=0.05), TrainConfig(epochs=1, lr=0.05), epoch_images=128),
+)
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -224,32 +221,34 @@ RECIPES = {
         OQA_GLYPHS_RECIPE,
         OQA_GLYPHS_3BIT_RECIPE,
         OQA_GLYPHS_2BIT_RECIPE,
+        QFA_IMAGENET_RECIPE,
+        QFA_GLYPHS_RECIPE,
+        TINY_QFA_RECIPE,
     )
 }
-OQA_RECIPES = {  # of spaces that share one; with a number of bits behind the name where that has its own
+SHARED_RECIPES = {  # of spaces that share one; with a number of bits behind the name where that has its own
     "oqa-mbv2": "oqa-imagenet",
     "oqa-mbv3": "oqa-imagenet",
     "oqa-mbv2-glyphs": "oqa-glyphs",
     "oqa-mbv3-glyphs": "oqa-glyphs",
+    "qfa-mbv3": "qfa-imagenet",
+    "qfa-mbv3-glyphs": "qfa-glyphs",
 }
+FLOAT_FIRST = {"qfa-imagenet": "oqa-imagenet", "qfa-glyphs": "oqa-glyphs"}  # how their float supernets are trained
 
 
-def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
-    """The recipe with another number of images a step in every phase; the learning rates stay."""
-    phases = (replace(phase, train=replace(phase.train, batch_size=batch_size)) for phase in recipe.phases)
-    return replace(recipe, phases=tuple(phases))
-
-
-def get_recipe(name: str | None, spec: ImageSpec) -> Recipe:
+def get_recipe(name: str | None, spec: ImageSpec, *, in_float: bool = False) -> Recipe:
     """A recipe by name; None: that of the space (or model), else of its images. UserError names the known ones.
 
-    A space of one bit-width without a recipe for that many is trained by the one for 4.
+    A space of one bit-width without a recipe for that many is trained by the one for 4. `in_float`: one of mixed
+    precision, for the float supernet that its own starts from.
     """
     known = ", ".join(RECIPES)
     if name is None:
         name = next((known for known in (*_own_recipes(spec), spec.dataset) if known in RECIPES), "")
         if not name:
             raise UserError(f"{spec.name} has no training recipe of its own: give --recipe, one of {known}")
+        name = FLOAT_FIRST.get(name, name) if in_float else name
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}; known: {known}")
     return RECIPES[name]
@@ -258,5 +257,5 @@ def get_recipe(name: str | None, spec: ImageSpec) -> Recipe:
 def _own_recipes(spec: ImageSpec) -> tuple[str, ...]:
     """What the recipe of a space's own may be called, best first."""
     base = BITS_SUFFIX.sub("", spec.name)
-    shared = OQA_RECIPES.get(base, "")
+    shared = SHARED_RECIPES.get(base, "")
     return spec.name, shared + spec.name.removeprefix(base), shared

@@ -28,7 +28,8 @@ from elastic_nn.networks.named_models import check_known
 from elastic_nn.networks.subnet_file import load_float_subnet
 from elastic_nn.training.distributed import check_agreement, processes
 from elastic_nn.training.engine import Execution
-from elastic_nn.training.recipes import Recipe, get_recipe
+from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipes import get_recipe
 from lut.costs import cost_source
 from methods.ddpg.agent import AgentConfig
 from methods.ddpg.bit_search import BitSearch, Task, make_task, search_bits

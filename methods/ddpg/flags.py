@@ -9,7 +9,7 @@ from apq.cli import at_least
 from apq.errors import UserError
 from apq.layers import FIXED_BITS
 from apq.policy import QUANTIZERS
-from elastic_nn.training.recipes import Recipe
+from elastic_nn.training.recipe import Recipe
 from methods.ddpg.agent import AgentConfig
 from methods.ddpg.bit_search import BitSearch
 

@@ -20,7 +20,8 @@ from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.distributed import processes
 from elastic_nn.training.engine import Execution
-from elastic_nn.training.recipes import Recipe, get_recipe
+from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipes import get_recipe
 from lut.costs import cost_source
 from methods.ddpg.bit_search import make_task
 from methods.ddpg.command import facts_of, record, report

@@ -28,7 +28,7 @@ from elastic_nn.networks.model_file import load_model, save_model
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, ONE_PROCESS, Execution, evaluate
 from elastic_nn.training.finetune import finetune
-from elastic_nn.training.recipes import Recipe
+from elastic_nn.training.recipe import Recipe
 from lut.costs import CostSource
 from methods.ddpg.bit_search import environment_of, make_task, search_bits
 from methods.ddpg.ddpg_finder import Found

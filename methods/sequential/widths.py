@@ -8,7 +8,8 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.layers import first_layers, last_layers, layers_of
-from apq.space import BLOCK_LAYERS, SearchSpace, Slot
+from apq.operands import BLOCK_LAYERS
+from apq.space import SearchSpace, Slot
 from apq.subnet import Subnet
 from lut.costs import CostSource
 from methods.ddpg.environment import action_to_bits, scaled_columns

@@ -1,0 +1,66 @@
+"""What bits are chosen for: kinds of operands of the elastic blocks, and operands of layers that every network has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from apq.errors import UserError
+
+BLOCK_LAYERS = ("expand", "depthwise", "project")
+FIXED_LAYERS = ("blocks.0.depthwise", "blocks.0.project", "feature_mix_layer", "pooled_mix_layer")  # of every network
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperandBits:
+    """Bit choices of one operand kind, say the weights ("w") of a block's expand and project layers."""
+
+    name: str
+    layers: tuple[str, ...]
+    operand: str
+    choices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers or set(self.layers) - set(BLOCK_LAYERS) or self.operand not in ("w", "a"):
+            raise UserError(f"operand kind {self.name}: layers are {BLOCK_LAYERS}, operands 'w' and 'a'")
+        if not self.choices or list(self.choices) != sorted(set(self.choices)):
+            raise UserError(f"operand kind {self.name}: choices {self.choices} must be ascending and distinct")
+        check_whole(f"operand kind {self.name}", lowest=2, choices=self.choices)
+
+    @property
+    def setting(self) -> str:
+        """Name of this kind's list in a published policy, say `pw_w_bits_setting`."""
+        return f"{self.name}_bits_setting"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedOperand:
+    """Bit choices of the weights ("w") or the inputs ("a") of a layer that every network has, by its name there."""
+
+    layer: str
+    operand: str
+    choices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.layer not in FIXED_LAYERS or self.operand not in ("w", "a"):
+            raise UserError(f"fixed operand {self.layer} {self.operand}: layers are {FIXED_LAYERS}, operands 'w', 'a'")
+        if not self.choices or list(self.choices) != sorted(set(self.choices)):
+            raise UserError(f"fixed operand {self.layer}: choices {self.choices} must be ascending and distinct")
+        check_whole(f"fixed operand {self.layer}", lowest=2, choices=self.choices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forbidden:
+    """A depthwise kernel size that may not meet a bit-width of an operand kind, and why."""
+
+    kernel_size: int
+    operand: str
+    bits: int
+    reason: str
+
+
+def check_whole(owner: str, lowest: int = 1, **values: int | tuple[int, ...]) -> None:
+    """UserError unless every value, of tuples every item, is a whole number of at least `lowest`."""
+    for what, value in values.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, int) or isinstance(number, bool) or number < lowest:
+                raise UserError(f"{owner}: {what} must be whole and at least {lowest}, not {number!r}")
