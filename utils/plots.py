@@ -61,16 +61,28 @@ def plot_top1(
 
     Names that end alike after a comma share a colour, those that begin alike a style.
     """
+    percent = {name: (x, 100 * np.asarray(top1)) for name, (x, top1) in lines.items()}
+    _plot_lines(percent, path, xlabel=xlabel, ylabel="top-1 accuracy (%)", title=title)
+
+
+def plot_losses(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, *, xlabel: str) -> None:
+    """Write a PNG of training losses, named as those of `plot_top1`."""
+    _plot_lines(lines, path, xlabel=xlabel, ylabel="training loss", title="")
+
+
+def _plot_lines(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, *, xlabel: str, ylabel: str, title: str
+) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     starts, ends = (list(dict.fromkeys(name.rpartition(", ")[i] for name in lines)) for i in (0, 2))
-    for name, (x, top1) in lines.items():
+    for name, (x, y) in lines.items():
         start, _, end = name.rpartition(", ")
         style = STYLES[starts.index(start) % len(STYLES)]
-        axes.plot(x, 100 * np.asarray(top1), style, marker="o", color=f"C{ends.index(end)}", label=name)
+        axes.plot(x, y, style, marker="o", color=f"C{ends.index(end)}", label=name)
     axes.set_xlabel(xlabel)
-    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set_ylabel(ylabel)
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -1,0 +1,196 @@
+"""Which activation quantizer trains one supernet for all mixed-precision policies: BatchQuant, learned steps, ranges
+that run?
+
+Of each seed and quantizer: a supernet trained by the space's recipe from the same float supernet, then its accuracy at
+30 fixed random policies, without any training: of the largest architecture, and each of a random architecture. A
+supernet whose loss stops being a number has diverged; a policy near chance (under 5 %) is counted apart.
+
+Supernets and records are kept in --out: a killed run continues, and runs of other --seeds or --quantizers may share the
+machine. Another space, --recipe or --start_from needs another --out.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from apq.checkpoint import digest, load_checkpoint
+from apq.cli import Parser, run
+from apq.device import resolve_device
+from apq.files import read_json, write_json
+from apq.genes import canonical, genes_of, largest_subnet, sample, subnets_of, view
+from apq.model_folder import ModelFolder
+from apq.presets import get_space
+from apq.space import SearchSpace
+from apq.subnet import Subnet
+from benchmarks.markdown import markdown
+from dataset import Splits, load_splits
+from dataset.splits import make_loader
+from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
+from elastic_nn.networks.supernet_file import load_supernet, save_supernet
+from elastic_nn.quantizers import MIXED
+from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
+from elastic_nn.training.engine import EVALUATION_BATCH, DivergedError, evaluate
+from elastic_nn.training.progressive_shrinking import train_supernet
+from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipes import RECIPES, get_recipe
+from utils.plots import plot_losses
+
+QUANTIZERS = ("batchquant", "lsq-per-bits", "running-minmax")
+N_POLICIES, POLICY_SEED = 30, 0
+NEAR_CHANCE = 0.05
+VAL_IMAGES = 2500
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--space", default="qfa-mbv3-glyphs", help="a space of mixed precision")
+    parser.add_argument("--start_from", type=Path, help="folder of its float supernet (default: models/SPACE-float)")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), help="training recipe (default: the space's own)")
+    parser.add_argument("--quantizers", nargs="+", choices=tuple(MIXED), default=QUANTIZERS, help="what to compare")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
+    parser.add_argument("--out", type=Path, default=Path("exps/qfa_training"), help="folder of supernets and records")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    device, space = resolve_device(args.device), get_space(args.space)
+    splits, recipe = load_splits(space), get_recipe(args.recipe, space)
+    for seed, name in tqdm([(seed, name) for seed in args.seeds for name in args.quantizers], disable=None):
+        folder = ModelFolder(args.out / str(seed) / name)
+        if not folder.training.exists():
+            train(folder, name, space, splits, recipe, seed, args, device)
+        if not scores_file(folder).exists() and folder.supernet.exists():
+            net, _ = load_supernet(folder.supernet)
+            write_json(scores_file(folder), measure(net.to(device), splits, recipe, device))
+    print_tables(args)
+
+
+def scores_file(folder: ModelFolder) -> Path:
+    """Where the accuracies of the policies are kept."""
+    return folder.path / "policies.json"
+
+
+def train(
+    folder: ModelFolder,
+    name: str,
+    space: SearchSpace,
+    splits: Splits,
+    recipe: Recipe,
+    seed: int,
+    args: Namespace,
+    device: torch.device,
+) -> None:
+    """Train one supernet; if it diverges, keep what its epochs were until then."""
+    source = ModelFolder(args.start_from or Path("models") / f"{space.name}-float").supernet
+    start, _ = load_supernet(source)
+    try:
+        net, records = train_supernet(
+            space,
+            splits,
+            recipe,
+            seed=seed,
+            device=device,
+            state_file=folder.supernet_state,
+            scheme=MIXED[name],
+            start=start,
+        )
+    except DivergedError as error:
+        state = load_checkpoint(folder.supernet_state) if folder.supernet_state.exists() else {}
+        records = [*state.get("records", []), {"diverged": str(error), "epochs": state.get("epochs", [])}]
+        write_json(folder.training, {"seed": seed, "phases": records})
+        return
+    facts = {"seed": seed, "started_from": {"file": str(source), "weights": digest(start.state_dict())}}
+    save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, records=records, **facts)
+    write_json(folder.training, {"space": space.name, "recipe": recipe.name, **facts, "phases": records})
+    folder.supernet_state.unlink(missing_ok=True)
+
+
+def policies(space: SearchSpace) -> dict[str, list[Subnet]]:
+    """The fixed random policies, of the largest architecture and of random ones."""
+    genes = sample(space, N_POLICIES, np.random.default_rng(POLICY_SEED))
+    rng = np.random.default_rng(POLICY_SEED + 1)  # bits of slots that `genes` leave idle count in the largest
+    largest = np.repeat(genes_of(space, [largest_subnet(space)]), N_POLICIES, axis=0)
+    parts = view(space, largest)
+    for k, kind in enumerate(space.operands):
+        parts.bits[:, k] = rng.integers(len(kind.choices), size=parts.bits[:, k].shape)
+    for i, fixed in enumerate(space.fixed_operands):
+        parts.fixed_bits[:, i] = rng.integers(len(fixed.choices), size=N_POLICIES)
+    return {"largest": subnets_of(space, canonical(space, largest)), "random": subnets_of(space, genes)}
+
+
+def measure(
+    net: DynamicProxylessNASNets, splits: Splits, recipe: Recipe, device: torch.device
+) -> dict[str, list[float]]:
+    """Validation top-1 of each policy, recalibrated."""
+    images = splits.val.thinned(VAL_IMAGES)
+
+    def top1(subnet: Subnet) -> float:
+        net.activate(subnet)
+        alone, sides = net.get_active_subnet(), (subnet.resolution,)
+        calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
+        recalibrate(alone, calibration, device, recipe.recalibration_images)
+        return evaluate(alone, make_loader(images, EVALUATION_BATCH, sides=sides), device).top1
+
+    return {name: [top1(subnet) for subnet in subnets] for name, subnets in policies(net.space).items()}
+
+
+def print_tables(args: Namespace) -> None:
+    """Of each supernet: losses, accuracies, what diverged. Then means over the seeds, and a plot of the losses."""
+    rows, lines, totals = [], {}, {name: [] for name in args.quantizers}
+    for name in args.quantizers:
+        for seed in args.seeds:
+            folder = ModelFolder(args.out / str(seed) / name)
+            phases = read_json(folder.training)["phases"]
+            losses = [epoch["loss"] for phase in phases for epoch in phase.get("epochs", ()) if "loss" in epoch]
+            lines[f"{name}, seed {seed}"] = (range(1, len(losses) + 1), losses)
+            if "diverged" in phases[-1]:
+                rows.append((name, seed, f"after epoch {len(losses)}", *[""] * 7))
+                continue
+            scores = {of: np.array(values) for of, values in read_json(scores_file(folder)).items()}
+            totals[name].append((losses, scores))
+            ends = [phases[-1][f"{size}_top1"] for size in ("largest", "smallest")]
+            rows.append((name, seed, "no", *loss_columns(losses), *map(percent, ends), *columns(scores)))
+    for name, found in totals.items():
+        if found:
+            losses, scores = zip(*found, strict=True)
+            mean = {of: np.mean([s[of] for s in scores], axis=0) for of in scores[0]}
+            diverged = f"{len(args.seeds) - len(found)} of {len(args.seeds)}"
+            rows.append((name, "mean", diverged, *loss_columns(np.mean(losses, axis=0)), "", "", *columns(mean)))
+    titles = ("quantizer", "seed", "diverged", "first loss", "last loss", "all at 4 bits", "smallest, 2 bits")
+    of = [f"{n}, {what}" for n in ("largest", "random") for what in ("mean", "lowest to highest", "under 5 %")]
+    print(markdown((*titles, *of), rows))
+    plot_losses(lines, args.out / "losses.png", xlabel="epoch")
+
+
+def loss_columns(losses: Any) -> tuple[str, str]:
+    """First and last mean loss of an epoch."""
+    return f"{losses[0]:.3f}", f"{losses[-1]:.3f}"
+
+
+def columns(scores: dict[str, np.ndarray]) -> list[str]:
+    """Of the policies of each architecture: mean, range, and how many are near chance."""
+    found = []
+    for values in scores.values():
+        spread = f"{percent(values.min())} to {percent(values.max())}"
+        found += [percent(values.mean()), spread, str(int((values < NEAR_CHANCE).sum()))]
+    return found
+
+
+def percent(share: float) -> str:
+    """As a percentage."""
+    return f"{100 * share:.2f}"
+
+
+if __name__ == "__main__":
+    run(main)
