@@ -43,8 +43,9 @@ from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
 from dataset.pairs import NETINFO, PairStore
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
+from elastic_nn.quantizers import FLOAT, LINEAR
 from elastic_nn.training.distributed import check_agreement, processes, wait
-from elastic_nn.training.pairs import gather_float, gather_quantized
+from elastic_nn.training.pairs import gather_as_is, gather_finetuned
 from elastic_nn.training.recipes import RECIPES, get_recipe
 from lut.costs import add_cost_flags
 from utils.latency_predictor import UNITS
@@ -131,14 +132,17 @@ def prepare(args: argparse.Namespace) -> None:
 
 def gather(
     args: argparse.Namespace, device: torch.device, share: tuple[int, int]
-) -> tuple[PairStore, int, dict[str, Any]]:
-    """Measure the pairs that are missing, each process its part; returns their store, number and origin."""
+) -> tuple[PairStore, int, dict[str, Any], int]:
+    """Measure the pairs that are missing, each process its part; returns their store, number and origin, and the width
+    of the predictor that the recipe trains on them."""
     folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
     target = folder.acc_quant if quantized else folder.acc
     if target.exists() and not args.overwrite:
         raise UserError(f"{target} exists; give --overwrite to train it anew (pairs that are there are kept)")
     supernet, facts = (load_quantized_supernet if quantized else load_supernet)(folder.supernet)
-    space = supernet.space
+    space, as_is = supernet.space, supernet.scheme != LINEAR  # linear quantizers were added to a float supernet
+    if supernet.scheme != FLOAT and not quantized:
+        raise UserError(f"{folder.supernet} was trained quantized: its pairs are gathered by --prepare acc_quant")
     recipe, splits = get_recipe(args.recipe or facts.recipe, space), load_splits(space, args.data)
     check_classes(splits, facts.images, folder.supernet)
     n_pairs = recipe.pairs_quant if quantized else recipe.pairs_float
@@ -155,7 +159,7 @@ def gather(
         "supernet": digest(supernet.state_dict()),
         "images": splits.source,
     }
-    if quantized:
+    if not as_is:
         made_by["finetune"] = asdict(recipe.pair_finetune)
         if recipe.pair_epoch_images is not None:
             made_by["epoch_images"] = recipe.pair_epoch_images
@@ -164,7 +168,7 @@ def gather(
     check_agreement({"pairs (their folder must be shared)": missing}, share)
     wait(share)  # nobody adds pairs before all have seen which are missing
     started = time.perf_counter()
-    (gather_quantized if quantized else gather_float)(
+    (gather_as_is if as_is else gather_finetuned)(
         supernet.to(device), splits, recipe, store, missing[share[0] :: share[1]], args.seed, device
     )
     wait(share)
@@ -175,24 +179,32 @@ def gather(
         print(
             f"{len(missing)} pairs measured, {a_minute:.1f} subnets a minute on {share[1]} process(es)", file=sys.stderr
         )
-    return store, n_pairs, made_by
+    return store, n_pairs, made_by, recipe.predictor_hidden
 
 
 def fit(
-    args: argparse.Namespace, device: torch.device, store: PairStore, n_pairs: int, made_by: dict[str, Any]
+    args: argparse.Namespace,
+    device: torch.device,
+    store: PairStore,
+    n_pairs: int,
+    made_by: dict[str, Any],
+    hidden: int,
 ) -> None:
-    """Train the predictor of gathered pairs, save it, print its scores."""
+    """Train the predictor of gathered pairs, save it, print its scores.
+
+    One of finetuned pairs, which are few, is transferred from the float predictor; others start from nothing.
+    """
     folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
     target = folder.acc_quant if quantized else folder.acc
     space = load_supernet(folder.supernet)[0].space
     genes, accuracies = store.load(space, n_pairs)
-    config = PredictorConfig(seed=args.seed)
+    config = PredictorConfig(seed=args.seed, hidden=hidden)
     predictor, scores = train_predictor(
         genes,
         accuracies,
         space,
         quantize=quantized,
-        initial=load_predictor(folder.acc, space) if quantized else None,
+        initial=load_predictor(folder.acc, space) if "finetune" in made_by else None,
         config=config,
         device=device,
         state_file=folder.state_of(target),

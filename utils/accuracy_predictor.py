@@ -23,6 +23,7 @@ from apq.space import SearchSpace
 from apq.subnet import Subnet
 from utils.converter import Converter
 from utils.gene_tables import GeneTables, gene_column
+from utils.qfa import chooses_as_qfa
 
 CHUNK = 512  # candidates at a time: their activations (0.8 MB a layer) stay in cache
 MOST_ROWS_A_TABLE = 256
@@ -30,6 +31,9 @@ MOST_ROWS_A_TABLE = 256
 
 class AccuracyPredictor(nn.Module):
     """relu(W x_arch + b) + Q x_policy + q, then `n_layers - 1` relu layers and a linear regressor.
+
+    In spaces that choose as QFA does, whose predictor is a plain MLP, the first layer is relu(W x_arch + b + Q x_policy
+    + q).
 
     `quantize=False` builds the full-precision predictor, which has no Q and reads only the architecture half. State
     dict keys are the published ones: `layers.<i>.0.*`, `quantize_fc.*`, `regressor.*`.
@@ -40,7 +44,7 @@ class AccuracyPredictor(nn.Module):
     ) -> None:
         super().__init__()
         self.space, self.hidden, self.n_layers, self.quantize = space, hidden, n_layers, quantize
-        self.converter = Converter(space)
+        self.converter, self.plain = Converter(space), chooses_as_qfa(space)
         widths = [self.converter.half_dim, *[hidden] * n_layers]
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(n_in, n_out), nn.ReLU()) for n_in, n_out in itertools.pairwise(widths)
@@ -51,9 +55,14 @@ class AccuracyPredictor(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:  # (n, full_dim) -> (n,); full precision: (n, >= half_dim)
         half = self.converter.half_dim
-        x = self.layers[0](features[:, :half])  # (n, hidden)
-        if self.quantize:
-            x = x + self.quantize_fc(features[:, half:])
+        first, relu = self.layers[0]
+        x = first(features[:, :half])  # (n, hidden)
+        if not self.quantize:
+            x = relu(x)
+        elif self.plain:
+            x = relu(x + self.quantize_fc(features[:, half:]))
+        else:
+            x = relu(x) + self.quantize_fc(features[:, half:])
         for layer in self.layers[1:]:
             x = layer(x)
         return self.regressor(x).squeeze(1)
@@ -85,6 +94,8 @@ class FastPredictor:
         if predictor.quantize:
             first = torch.cat([first, weights["quantize_fc.weight"].T])  # (full_dim, hidden)
         biases = [first_bias, weights.get("quantize_fc.bias")]
+        if predictor.quantize:
+            biases[1] = biases[1] + first[converter.always].sum(0)
         sections = {int(column): i for i, column in enumerate(converter.columns)}
 
         def rows_of_column(column: int) -> Tensor:  # (choices, hidden) weights of one one-hot
@@ -107,7 +118,13 @@ class FastPredictor:
         self._fixed_rows = [  # (gene column, its rows) of the bits of layers that every network has
             (column, rows_of_column(column)) for column in _fixed_columns(space) if predictor.quantize
         ]
-        self._resolution_rows = rows_of("resolution", 0) if len(space.resolutions) > 1 else None
+        self._depth_rows = [  # (gene column, its rows) of stages whose depth is said apart
+            (column, first[start : start + width].cumsum(0)[torch.tensor(stage.depths) - 1])
+            for (column, start, width), stage in zip(converter.depths, space.stages, strict=False)
+        ]
+        self._plain = predictor.plain and predictor.quantize
+        said = len(cardinalities(space)) - 1 in sections  # where there is more than one resolution, and in QFA's layout
+        self._resolution_rows = rows_of("resolution", 0) if said else None
         self._hidden = [
             (weights[f"layers.{i}.0.weight"].T.contiguous(), weights[f"layers.{i}.0.bias"])
             for i in range(1, predictor.n_layers)
@@ -144,11 +161,16 @@ class FastPredictor:
         x = F.embedding_bag(architecture, self._rows, mode="sum")  # (n, hidden)
         if self._resolution_rows is not None:
             x += self._resolution_rows[torch.from_numpy(genes[:, -1].copy())]
-        x.relu_()
+        for column, rows in self._depth_rows:
+            x += rows[torch.from_numpy(genes[:, column].copy())]
+        if not self._plain:
+            x.relu_()
         for group in policy:
             x += F.embedding_bag(group, self._rows, mode="sum")
         for column, rows in self._fixed_rows:
             x += rows[torch.from_numpy(genes[:, column].copy())]
+        if self._plain:
+            x.relu_()
         for (weight, bias), buffer in zip(self._hidden, itertools.cycle(buffers), strict=False):
             x = torch.addmm(bias, x, weight, out=buffer).relu_()
         weight, bias = self._regressor

@@ -12,38 +12,37 @@ from apq.genes import active, canonical, cardinalities, genes_of, sample, subnet
 from apq.presets import APQ_IMAGENET
 from apq.space import SearchSpace
 from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
+from utils.encoding_layout import layout_of
 
 
 class Converter:
-    """One-hot encoding of the subnets of a space, laid out as published for APQ (Wang et al., CVPR 2020).
+    """One-hot encoding of the subnets of a space, laid out as published for APQ (CVPR 2020) or QFA (NeurIPS 2021).
 
-    Architecture half (`half_dim` entries): kernel of every slot, width of every slot, and the resolution where the
-    space has several. Policy half: bits of every slot, one section an operand kind, then those of fixed operands. A
-    slot that does not run is all zeros, which is also how depth is said. `apq-imagenet` has 520 + 252 = 772 entries.
-    `seed` is for `random_spec` alone.
+    The architecture half (`half_dim` entries) says kernels, widths and the resolution, the policy half bits; see
+    `encoding_layout`. A slot that does not run is all zeros. `apq-imagenet` has 520 + 252 = 772 entries, `qfa-mbv3`
+    165 + 390 = 555. `seed` is for `random_spec` alone.
     """
 
     def __init__(self, space: SearchSpace = APQ_IMAGENET, seed: int | None = None) -> None:
         self.space = space
         self._rng = np.random.default_rng(seed)
-        counts, slots, several = cardinalities(space), len(space.slots), len(space.resolutions) > 1
-        architecture = np.arange(2 * slots)
-        per_slot = (2 + len(space.operands)) * slots
-        policy = np.arange(2 * slots, per_slot)
-        fixed = np.arange(len(counts) - 1 - len(space.fixed_operands), len(counts) - 1)
-        resolution = np.array([len(counts) - 1] if several else [], dtype=np.int64)
-        # The depth columns are left out; the resolution moves from the last column to the end of the first half.
-        self.columns = np.concatenate(
-            [architecture, resolution, policy, fixed]
-        )  # (sections,) gene column of every one-hot
-        self.choices = counts[self.columns]  # (sections,)
-        self.offsets = np.concatenate([[0], np.cumsum(self.choices)[:-1]])  # (sections,) first entry of each
+        architecture, policy = layout_of(space)
+        sections = [*architecture, *policy]
+        starts = np.cumsum([0, *(section.width for section in sections)])
+        self.half_dim, self.full_dim = int(starts[len(architecture)]), int(starts[-1])
+        placed = list(zip(sections, starts[:-1].tolist(), strict=True))
+        one_hot = [(section, start) for section, start in placed if section.kind == "choice"]
+        self.columns = np.array([section.column for section, _ in one_hot])  # (sections,) gene column of every one-hot
+        self.choices = np.array([section.width for section, _ in one_hot])  # (sections,)
+        self.offsets = np.array([start for _, start in one_hot])  # (sections,) first entry of each
+        per_slot, slots = (2 + len(space.operands)) * len(space.slots), len(space.slots)
         self.slot_of_section = np.where(self.columns < per_slot, self.columns % slots, -1)  # -1: always there
-        self.half_dim = int(self.choices[: len(architecture) + several].sum())
-        self.full_dim = int(self.choices.sum())
+        # Where depths are said apart, (gene column, first entry, entries) of every stage; entries that are always 1.
+        self.depths = [(section.column, start, section.width) for section, start in placed if section.kind == "depth"]
+        self.always = [start + section.width - 1 for section, start in placed if section.kind == "unused"]
 
-    def active_features(self, genes: np.ndarray) -> np.ndarray:
-        """(n, sections) int64 indices of the ones; `full_dim` pads the sections of slots that do not run."""
+    def _one_hots(self, genes: np.ndarray) -> np.ndarray:
+        """(n, sections) int64 indices of the one-hots' ones; `full_dim` pads those of slots that do not run."""
         runs = np.ones((len(genes), len(self.space.slots) + 1), dtype=bool)  # the last column serves section slot -1
         runs[:, :-1] = active(self.space, genes)
         return np.where(runs[:, self.slot_of_section], genes[:, self.columns] + self.offsets, self.full_dim)
@@ -51,7 +50,10 @@ class Converter:
     def encode(self, genes: np.ndarray) -> np.ndarray:
         """(n, full_dim) float32 one-hot rows of a gene matrix."""
         features = np.zeros((len(genes), self.full_dim + 1), dtype=np.float32)  # the last column takes the padding
-        np.put_along_axis(features, self.active_features(genes), 1.0, axis=1)
+        np.put_along_axis(features, self._one_hots(genes), 1.0, axis=1)
+        for (column, start, width), stage in zip(self.depths, self.space.stages, strict=False):
+            features[:, start : start + width] = np.arange(width) < np.array(stage.depths)[genes[:, column], None]
+        features[:, self.always] = 1
         return features[:, :-1]
 
     def decode(self, features: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""QFA's published forms of a subnet: a gene of 176 numbers, 555 features, and the FLOPs that its search counted.
+"""QFA's published forms of a subnet: a gene of 176 numbers, and the FLOPs that its search counted.
 
 QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952). A gene says: kernel and expansion of every slot, depth of every stage,
 resolution, then weight and activation bits, six numbers a block (expand, depthwise, project; the first block has no
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from apq.errors import UserError
-from apq.genes import active, canonical, cardinalities, view
+from apq.genes import canonical, cardinalities, view
 from apq.layers import COUNTED_BITS, SQUEEZE
 from apq.operands import BLOCK_LAYERS, FIXED_LAYERS
 from apq.presets import QFA_MBV3
@@ -26,32 +26,16 @@ COUNTED_IMAGE = 4  # channels: even these are round(3 x 1.2)
 COUNTED_CLASSES = 1200  # and these
 
 
-def encode_qfa(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
-    """(n, features) float32 one-hot rows of a gene matrix: 555 features in `qfa-mbv3`.
-
-    Kernels, expansions, depth of every stage as so many leading ones, resolution, bits of the first block, of the slots
-    and of the last 1x1 convolutions. Slots that do not run are zero. The two unused bits are always at their highest.
-    """
-    _check_layout(space)
-    n, parts = len(genes), view(space, genes)
-    runs = active(space, genes)[:, :, None]  # (n, slots, 1)
-    depths = np.stack(
-        [np.array(stage.depths)[gene] for stage, gene in zip(space.stages, parts.d.T, strict=True)], axis=1
-    )  # (n, stages)
-    n_bits = len(space.operands[0].choices)
-    bits = np.eye(n_bits)[parts.bits.transpose(0, 2, 1)] * runs[..., None]  # (n, slots, kinds, choices)
-    first, last = np.split(parts.fixed_bits, [BLOCK_BITS - UNUSED], axis=1)
-    first = np.concatenate([np.full((n, UNUSED), n_bits - 1), first], axis=1)
-    sections = [
-        np.eye(len(space.kernel_sizes))[parts.ks] * runs,
-        np.eye(len(space.ratios))[parts.e] * runs,
-        np.arange(max(stage.depths[-1] for stage in space.stages)) < depths[:, :, None],
-        np.eye(len(space.resolutions))[parts.resolution],
-        np.eye(n_bits)[first],
-        bits,
-        np.eye(n_bits)[last],
-    ]
-    return np.concatenate([section.reshape(n, -1) for section in sections], axis=1, dtype=np.float32)
+def chooses_as_qfa(space: SearchSpace) -> bool:
+    """Whether a space chooses what QFA's do: expansion ratios, and among the same bits for every operand apart."""
+    layers = [(layer, operand) for layer in FIXED_LAYERS for operand in "wa"]
+    kinds = [((layer,), operand) for layer in BLOCK_LAYERS for operand in "wa"]
+    return (
+        [(fixed.layer, fixed.operand) for fixed in space.fixed_operands] == layers
+        and [(kind.layers, kind.operand) for kind in space.operands] == kinds
+        and len({operand.choices for operand in (*space.operands, *space.fixed_operands)}) == 1
+        and space.channel_step is None
+    )
 
 
 def published_of_genes(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
@@ -143,15 +127,5 @@ def _indices(what: str, values: np.ndarray, choices: tuple[int, ...]) -> np.ndar
 
 
 def _check_layout(space: SearchSpace) -> None:
-    """UserError unless the space chooses what QFA chooses."""
-    layers = [(layer, operand) for layer in FIXED_LAYERS for operand in "wa"]
-    choices = {kind.choices for kind in (*space.operands, *space.fixed_operands)}
-    kinds = [((layer,), operand) for layer in BLOCK_LAYERS for operand in "wa"]
-    fits = (
-        [(fixed.layer, fixed.operand) for fixed in space.fixed_operands] == layers
-        and [(kind.layers, kind.operand) for kind in space.operands] == kinds
-        and len(choices) == 1
-        and space.channel_step is None
-    )
-    if not fits:
+    if not chooses_as_qfa(space):
         raise UserError(f"space {space.name} does not choose the bits of every convolution apart, as QFA does")

@@ -17,6 +17,7 @@ from dataset.pairs import PairStore
 from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
+from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, derived_seed, evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
@@ -29,11 +30,12 @@ def pair_subnet(space: SearchSpace, seed: int, index: int, *, quantized: bool) -
     """The subnet of pair `index`; a float pair has no policy, its bits are the highest."""
     genes = sample(space, 1, np.random.default_rng([seed, index, int(quantized)]))
     if not quantized:
-        view(space, genes).bits[:] = view(space, genes_of(space, [largest_subnet(space)])).bits
+        highest = view(space, genes_of(space, [largest_subnet(space)]))
+        view(space, genes).bits[:], view(space, genes).fixed_bits[:] = highest.bits, highest.fixed_bits
     return subnets_of(space, genes)[0]
 
 
-def gather_float(
+def gather_as_is(
     supernet: DynamicProxylessNASNets,
     splits: Splits,
     recipe: Recipe,
@@ -42,9 +44,13 @@ def gather_float(
     seed: int,
     device: torch.device,
 ) -> None:
-    """Append the pairs of these indices: subnets as they are in the float supernet, recalibrated and evaluated."""
-    for index in _with_pace(indices, "float pairs", store.rank):
-        subnet = pair_subnet(supernet.space, seed, index, quantized=False)
+    """Append the pairs of these indices: subnets as they are in the supernet, recalibrated and evaluated.
+
+    Those of a float supernet have no policy; those of one that was trained quantized need no finetune.
+    """
+    quantized = supernet.scheme != FLOAT
+    for index in _with_pace(indices, f"{'quantized' if quantized else 'float'} pairs", store.rank):
+        subnet = pair_subnet(supernet.space, seed, index, quantized=quantized)
         supernet.activate(subnet)
         net, sides = supernet.get_active_subnet(), (subnet.resolution,)
         calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
@@ -53,7 +59,7 @@ def gather_float(
         store.append(supernet.space, index, subnet, top1)
 
 
-def gather_quantized(
+def gather_finetuned(
     supernet: DynamicQuantizedProxylessNASNets,
     splits: Splits,
     recipe: Recipe,

@@ -1,0 +1,55 @@
+"""How the features of an accuracy predictor are laid out: APQ's published way, or QFA's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from apq.genes import cardinalities
+from apq.space import SearchSpace
+from utils.qfa import BLOCK_BITS, UNUSED, chooses_as_qfa
+
+
+@dataclass(frozen=True)
+class Section:
+    """A run of features.
+
+    `kind` says what they tell: the "choice" of gene `column`, one-hot; the "depth" of a stage, whose gene is `column`,
+    as so many leading ones; what is "unused", always the last one.
+    """
+
+    kind: str
+    column: int
+    width: int
+
+
+def layout_of(space: SearchSpace) -> tuple[list[Section], list[Section]]:
+    """The sections of the architecture half and of the policy half.
+
+    APQ's: kernel and width of every slot, the resolution where there are several; bits of every slot, one operand kind
+    after the other, then those of fixed operands. QFA's, for spaces that choose as it does: kernels, widths, depths,
+    resolution; bits of the first block, of every slot, of the last layers.
+    """
+    counts, slots, kinds, stages = cardinalities(space), len(space.slots), len(space.operands), len(space.stages)
+    per_slot = (2 + kinds) * slots
+    widths, bits = np.arange(2 * slots), np.arange(2 * slots, per_slot)
+    depths, fixed = np.split(np.arange(per_slot, len(counts) - 1), [stages])
+    resolution = len(counts) - 1
+
+    def choices(columns: np.ndarray | list[int]) -> list[Section]:
+        return [Section("choice", int(column), int(counts[column])) for column in columns]
+
+    if not chooses_as_qfa(space):
+        several = [resolution] if len(space.resolutions) > 1 else []
+        return choices(widths) + choices(several), choices(bits) + choices(fixed)
+    of_first = BLOCK_BITS - UNUSED
+    unused = [Section("unused", -1, len(space.operands[0].choices))] * UNUSED
+    of_depths = [
+        Section("depth", int(column), stage.depths[-1]) for column, stage in zip(depths, space.stages, strict=True)
+    ]
+    by_slot = bits.reshape(kinds, slots).T.ravel()
+    return (
+        choices(widths) + of_depths + choices([resolution]),
+        unused + choices(fixed[:of_first]) + choices(by_slot) + choices(fixed[of_first:]),
+    )
