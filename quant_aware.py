@@ -23,7 +23,6 @@ from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
 from apq.files import check_writable, write_json
-from apq.model_folder import ModelFolder
 from apq.policy import policy_to_dict
 from apq.subnet import spec_of
 from dataset import Splits, check_classes, load_splits
@@ -31,10 +30,10 @@ from dataset.imagenet import tell_unreadable
 from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.policy_file import save_policy_model
 from elastic_nn.networks.subnet_file import save_subnet
-from elastic_nn.networks.supernet_file import load_quantized_supernet
 from elastic_nn.training.distributed import check_agreement, processes
 from elastic_nn.training.engine import Execution, TrainConfig
-from elastic_nn.training.finetune import finetune, quantized_subnet
+from elastic_nn.training.finetune import finetune
+from elastic_nn.training.found_subnet import load_found
 from elastic_nn.training.policies import quantized_model
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import RECIPES, get_recipe
@@ -128,24 +127,19 @@ def finetune_experiment(args: argparse.Namespace, device: torch.device, executio
 
 def subnet_plan(args: argparse.Namespace, experiment: Experiment, device: torch.device) -> Plan:
     """A found subnet, cut out of its supernet and calibrated."""
-    space = experiment.load_space()
-    subnet = experiment.load_subnet(space)
-    supernet_file = args.supernet or ModelFolder(Path(experiment.load_config()["acc_predictor_dir"])).supernet
-    supernet, origin = load_quantized_supernet(supernet_file, space)
-    recipe = get_recipe(args.recipe or origin.recipe, space)
-    train, splits = train_config(args, recipe), load_splits(space, args.data)
-    check_classes(splits, origin.images, supernet_file)
+    found = load_found(experiment, supernet=args.supernet, data=args.data, recipe=args.recipe)
+    space, subnet, weights = found.space, found.subnet, digest(found.supernet.state_dict())
     return Plan(
-        net=quantized_subnet(supernet.to(device), subnet, splits, recipe.recalibration_images, device),
+        net=found.network(device),
         side=subnet.resolution,
-        splits=splits,
-        train=train,
+        splits=found.splits,
+        train=train_config(args, found.recipe),
         asked={
             "subnet": spec_of(space, subnet),
-            "recalibration_images": recipe.recalibration_images,
-            "supernet": digest(supernet.state_dict()),
+            "recalibration_images": found.recipe.recalibration_images,
+            "supernet": weights,
         },
-        save=partial(save_subnet, experiment.best_checkpoint, space, subnet, scheme=supernet.scheme),
+        save=partial(save_subnet, experiment.best_checkpoint, space, subnet, scheme=found.supernet.scheme),
     )
 
 

@@ -1,9 +1,10 @@
-"""Accuracy and cost of a finetuned experiment, recomputed from its checkpoint and arch file.
+"""Accuracy and cost of an experiment, recomputed from its checkpoint and arch file.
 
-Accuracy is measured on the test images. Of a quantized network of given architecture the costs at 8 bits stand beside
-its own, and its bits are drawn. Latency and energy are priced as the search priced them, at batch 1, in both
-cost scopes: "full" prices every layer; "published" leaves out the first inverted-residual block and the classifier.
-A network whose search had a table of measured costs is priced by it too, beside the BitFusion model.
+Accuracy is measured on the test images. Without a checkpoint, a subnet of a supernet that was trained quantized is
+measured as it is there, calibrated but not finetuned. Of a quantized network of given architecture the costs at 8 bits
+stand beside its own, and its bits are drawn. Latency and energy are priced as the search priced them, at batch 1, in
+both cost scopes: "full" prices every layer; "published" leaves out the first inverted-residual block and the
+classifier. A network whose search had a table of measured costs is priced by it too, beside the BitFusion model.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ from torch import nn
 
 from apq.cli import Parser, add_common_flags, at_least, run, table
 from apq.device import resolve_device
+from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.policy import priced_layers
-from apq.subnet import spec_of
+from apq.space import SearchSpace
+from apq.subnet import Subnet, spec_of
 from dataset import check_classes, load_splits
 from dataset.imagenet import unreadable
 from dataset.splits import ImageSpec, make_loader
+from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.policy_file import load_finetuned_policy
 from elastic_nn.networks.subnet_file import load_finetuned
+from elastic_nn.quantizers import LINEAR
 from elastic_nn.training.engine import Accuracy, evaluate
+from elastic_nn.training.found_subnet import load_found
 from lut.costs import (
     CostSource,
     add_cost_flags,
@@ -44,6 +50,11 @@ from utils.plots import plot_policy
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--exp_dir", type=Path, default=Path("exps/test"), help="folder of the experiment")
+    parser.add_argument(
+        "--supernet",
+        type=Path,
+        help="file of the supernet, without a checkpoint (default: the one beside the predictor)",
+    )
     parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
     add_cost_flags(parser, "what the search used")
     parser.add_argument("--batch_size", type=at_least(1), default=256, help="images evaluated at a time")
@@ -62,22 +73,41 @@ def main(argv: list[str] | None = None) -> None:
 
 def report_subnet(args: argparse.Namespace, experiment: Experiment) -> None:
     """Measure and print a found subnet."""
-    net, space, subnet, images = load_finetuned(experiment)
-    source = source_of(args, experiment)
+    net, space, subnet, images = load_network(args, experiment)
+    finetuned, source = experiment.best_checkpoint.exists(), source_of(args, experiment)
     accuracy, skipped = measure(args, net, space, subnet.resolution, images, experiment)
     costs = network_costs(space, subnet, source)
     if args.json:
         network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec_of(space, subnet)}
         facts = {"space": space.name, **asdict(accuracy), "n_skipped": skipped, "priced_by": str(source)}
-        print(json.dumps(facts | network))
+        print(json.dumps({**facts, "from_supernet": not finetuned, **network}))
         return
-    print_accuracy(f"{experiment.path}: space {space.name}", accuracy, skipped)
+    how = "" if finetuned else " as it is in its supernet, not finetuned"
+    print_accuracy(f"{experiment.path}: space {space.name}{how}", accuracy, skipped)
     print(table(cost_rows(by_scope(costs))))
     print(f"latency and energy: {source}")
 
 
+def load_network(
+    args: argparse.Namespace, experiment: Experiment
+) -> tuple[MBConvNet, SearchSpace, Subnet, dict[str, Any] | None]:
+    """The network of the checkpoint, else the calibrated one of the supernet; its space, spec and images."""
+    if experiment.best_checkpoint.exists():
+        if args.supernet is not None:
+            raise UserError(f"{experiment.best_checkpoint} has the network's weights: leave --supernet out")
+        return load_finetuned(experiment)
+    found = load_found(experiment, supernet=args.supernet, data=args.data)
+    if found.supernet.scheme == LINEAR:
+        raise UserError(
+            f"{experiment.path} has no checkpoint, and {found.file} is a float supernet: run quant_aware.py"
+        )
+    return found.network(resolve_device(args.device)), found.space, found.subnet, found.splits.source
+
+
 def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
     """Measure and print a quantized network of given architecture; draw its bits."""
+    if args.supernet is not None:
+        raise UserError(f"{experiment.path} has its own network: leave --supernet out")
     net, spec, policy, layers, images = load_finetuned_policy(experiment)
     config = experiment.load_config()
     accuracy, skipped = measure(args, net, spec, spec.resolution, images, experiment)

@@ -1,0 +1,54 @@
+"""What an experiment found, as it is in its supernet: cut out and calibrated, before any finetune."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from apq.experiment import Experiment
+from apq.model_folder import ModelFolder
+from apq.space import SearchSpace
+from apq.subnet import Subnet
+from dataset import Splits, check_classes, load_splits
+from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
+from elastic_nn.networks.mbconv_net import MBConvNet
+from elastic_nn.networks.supernet_file import load_quantized_supernet
+from elastic_nn.training.finetune import quantized_subnet
+from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipes import get_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundSubnet:
+    """A subnet, the supernet that it is part of, the images and the recipe to go on with."""
+
+    space: SearchSpace
+    subnet: Subnet
+    supernet: DynamicQuantizedProxylessNASNets
+    file: Path
+    splits: Splits
+    recipe: Recipe
+
+    def network(self, device: torch.device) -> MBConvNet:
+        """The subnet by itself, its quantizers and BatchNorm calibrated."""
+        supernet = self.supernet.to(device)
+        return quantized_subnet(supernet, self.subnet, self.splits, self.recipe.recalibration_images, device)
+
+
+def load_found(
+    experiment: Experiment, *, supernet: Path | None = None, data: Path | None = None, recipe: str | None = None
+) -> FoundSubnet:
+    """The subnet of an experiment's `arch`, in the file `supernet` or else the one beside its predictor.
+
+    `data` is the image folder of spaces that need one; `recipe` a name, by default that of the supernet. UserError
+    where they do not fit together.
+    """
+    space = experiment.load_space()
+    subnet = experiment.load_subnet(space)
+    file = supernet or ModelFolder(Path(experiment.load_config()["acc_predictor_dir"])).supernet
+    net, origin = load_quantized_supernet(file, space)
+    chosen, splits = get_recipe(recipe or origin.recipe, space), load_splits(space, data)
+    check_classes(splits, origin.images, file)
+    return FoundSubnet(space=space, subnet=subnet, supernet=net, file=file, splits=splits, recipe=chosen)
