@@ -15,14 +15,17 @@ from apq.layers import layers_of
 from apq.presets import QFA_MBV3_GLYPHS
 from apq.space import FULL_PRECISION, Stage
 from dataset.splits import Splits, TensorImages, make_loader
-from elastic_nn.modules.quant_layers import batch_quantizers, quantized_layers
+from elastic_nn.modules.quant_layers import batch_quantizers, per_bits_quantizers, quantized_layers
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.subnet_file import load_subnet, save_subnet
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import BATCHQUANT, MIXED, BatchQuantizer
+from elastic_nn.training import progressive_shrinking
 from elastic_nn.training.batchnorm import recalibrate
 from elastic_nn.training.engine import TrainConfig, evaluate, make_optimizer, train_one_epoch
 from elastic_nn.training.finetune import finetune, quantized_subnet
+from elastic_nn.training.progressive_shrinking import draw_subnets, sample_phase, train_supernet
+from elastic_nn.training.recipes import RECIPES
 
 CPU = torch.device("cpu")
 SPACE = replace(  # two stages of the twin: as much as is needed to meet every kind of layer
@@ -93,7 +96,8 @@ def test_a_supernet_trains_and_its_subnets_live(scheme, noise, tmp_path):
     subnet = some_subnets(1, seed=5)[-1]
     alone = quantized_subnet(net, subnet, noise, 40, CPU)
     found = evaluate(alone, make_loader(noise.val, 16, sides=(24,)), CPU)
-    assert found == evaluate(alone, make_loader(noise.val, 48, sides=(24,)), CPU) or found.top1 >= 0
+    whole = evaluate(alone, make_loader(noise.val, 48, sides=(24,)), CPU)
+    assert found.loss == pytest.approx(whole.loss, rel=1e-3)  # however batches are cut: none has statistics of its own
     save_subnet(tmp_path / "n.pt", SPACE, subnet, alone.state_dict(), scheme=scheme)
     loaded, space, again = load_subnet(tmp_path / "n.pt")
     assert (space, again) == (SPACE, subnet)
@@ -201,3 +205,79 @@ def test_a_finetune_measures_with_the_ranges_of_its_weights(noise):
     assert evaluate(net, make_loader(noise.val, 48, sides=(24,)), CPU).top1 == best
     labels = noise.val.labels[:4]
     assert torch.isfinite(F.cross_entropy(net.eval()(noise.val.images[:4]), labels))
+
+
+def phases():
+    first, last = RECIPES["tiny-qfa"].phases
+    return first, last
+
+
+def bits_after(net, call):
+    """Of every operand that runs."""
+    call()
+    parts = [net.blocks[i] for i in net.active_blocks] + [net.feature_mix_layer, net.pooled_mix_layer]
+    return [operand.bits for part in parts for operand in per_bits_quantizers(part)]
+
+
+def test_a_step_of_the_first_stage_mixes_full_precision_in():
+    net = supernet()
+    first, last = phases()
+    largest, smallest, *drawn = draw_subnets(net, first, np.random.default_rng(0))
+    assert len(drawn) == 4
+    assert set(bits_after(net, largest)) == {FULL_PRECISION}
+    assert set(bits_after(net, smallest)) == {2}
+    found = [bits_after(net, call) for call in drawn]
+    assert found == [bits_after(net, call) for call in drawn]  # a call draws nothing: all processes run the same
+    assert len({tuple(row) for row in found}) == 4
+    of_all = np.concatenate(found)
+    assert 0.1 < (of_all == FULL_PRECISION).mean() < 0.4  # a quarter of them
+    assert set(of_all.tolist()) == {2, 3, 4, FULL_PRECISION}
+    for call in draw_subnets(net, last, np.random.default_rng(0)):
+        assert FULL_PRECISION not in bits_after(net, call)
+
+
+def test_random_subnets_of_a_phase_have_random_bits_everywhere():
+    drawn = sample_phase(SPACE, ("ks", "d", "e", "bits"), 300, np.random.default_rng(0))
+    of_first_slot = np.array([[row[0] for row in subnet.bits] for subnet in drawn])  # it always runs
+    for bits in (of_first_slot, np.array([subnet.fixed_bits for subnet in drawn])):
+        shares = np.stack([(bits == b).mean(axis=0) for b in (2, 3, 4)])
+        assert (abs(shares - 1 / 3) < 0.12).all()
+    assert {subnet.bits for subnet in sample_phase(SPACE, ("ks",), 5, np.random.default_rng(0))} == {
+        largest_subnet(SPACE).bits
+    }
+
+
+@pytest.mark.parametrize("killed_after", [1, 2])
+def test_a_training_that_was_killed_continues_alike(noise, tmp_path, monkeypatch, killed_after):
+    torch.manual_seed(0)
+    start = DynamicProxylessNASNets(space=SPACE)
+    recipe = replace(
+        RECIPES["tiny-qfa"],
+        phases=tuple(replace(p, train=replace(p.train, epochs=2, batch_size=32)) for p in phases()),
+        recalibration_images=40,
+        epoch_val_images=16,
+    )
+
+    def train(file):
+        return train_supernet(
+            SPACE, noise, recipe, seed=0, device=CPU, state_file=tmp_path / file, scheme=BATCHQUANT, start=start
+        )
+
+    expected, records = train("whole")
+    assert [len(record["epochs"]) for record in records] == [3, 2]  # the first also has what it starts from
+    real, saves = progressive_shrinking.save_checkpoint, []
+
+    def save(path, state):
+        real(path, state)
+        saves.append(path)
+        if len(saves) == killed_after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progressive_shrinking, "save_checkpoint", save)
+        with pytest.raises(KeyboardInterrupt):
+            train("killed")
+    found, again = train("killed")
+    assert again == records
+    for key, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, found.state_dict()[key]), key
