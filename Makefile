@@ -37,13 +37,21 @@ format: $(VENV)/installed
 # What models/SPACE lacks: supernet, pairs, predictors. A run that was killed continues. From nothing: clean-models first.
 NAME = $(if $(findstring /,$(SPACE)),,$(filter-out . ..,$(SPACE)))
 MODELS = models/$(or $(NAME),$(error SPACE must name a space, not "$(SPACE)"))
+ifeq (,$(filter qfa-%,$(SPACE)))
+FIRST = $(PY) train.py --space $(SPACE)
+FLOAT_ACC = test -e $(MODELS)/acc.pt || $(PY) search.py --prepare acc --acc_predictor_dir $(MODELS)
+else  # mixed precision starts from a float supernet and needs no float predictor
+FIRST = { test -e $(MODELS)-float/supernet.pt || $(PY) train.py --space $(SPACE) --quantizer float; } && \
+	$(PY) train.py --space $(SPACE) --start_from $(MODELS)-float
+FLOAT_ACC = :
+endif
 models: $(VENV)/installed
-	test -e $(MODELS)/supernet.pt || $(PY) train.py --space $(SPACE)
-	test -e $(MODELS)/acc.pt || $(PY) search.py --prepare acc --acc_predictor_dir $(MODELS)
+	test -e $(MODELS)/supernet.pt || { $(FIRST); }
+	$(FLOAT_ACC)
 	test -e $(MODELS)/acc_quant.pt || $(PY) search.py --prepare acc_quant --acc_predictor_dir $(MODELS)
 
 clean-models:
-	rm -rf $(MODELS) dataset/NetInfo/$(NAME)
+	rm -rf $(MODELS) $(MODELS)-float dataset/NetInfo/$(NAME)
 
 benchmarks: $(VENV)/installed
 	$(PY) benchmarks/lut.py

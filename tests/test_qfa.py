@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
+from apq.__main__ import main as show_space
 from apq.bit_widths import at_bits, bits_throughout
 from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.files import write_json
 from apq.genes import cardinalities, genes_of, sample, subnets_of, view
 from apq.layers import layers_of
 from apq.operands import FixedOperand
@@ -17,6 +21,7 @@ from apq.space import FULL_PRECISION, space_to_dict
 from apq.subnet import policy_of, spec_of, subnet_from_spec
 from utils.converter import Converter
 from utils.qfa import genes_of_published, published_flops, published_of_genes
+from utils.qfa import main as show_published
 
 twins = pytest.mark.parametrize("space", [QFA_MBV3, QFA_MBV3_GLYPHS], ids=lambda s: s.name)
 
@@ -166,3 +171,33 @@ def test_impossible_fixed_operands_are_refused(change, message):
         dataclasses.replace(DIGITS, fixed_operands=twice)
     with pytest.raises(UserError, match="no pooled_mix_layer"):
         dataclasses.replace(DIGITS, fixed_operands=(FixedOperand(**{**good, "layer": "pooled_mix_layer"}),))
+
+
+def test_a_space_prints_its_exact_size(capsys):
+    show_space(["qfa-mbv3", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["networks"] == QFA_MBV3.size() > 10**76
+    assert facts["ends"]["largest"]["MACs, M"] > facts["ends"]["smallest"]["MACs, M"] > 0
+    show_space(["qfa-mbv3"])
+    assert f"{QFA_MBV3.size():,} networks" in capsys.readouterr().out
+
+
+def test_published_figures_of_an_experiment_and_of_genes(tmp_path, capsys):
+    genes = sample(QFA_MBV3, 3, np.random.default_rng(0))
+    subnets = subnets_of(QFA_MBV3, genes)
+    published = published_of_genes(QFA_MBV3, genes)
+    write_json(tmp_path / "genes.json", published.tolist())
+    show_published([str(tmp_path / "genes.json"), "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["genes"] == published.tolist()
+    assert shown["published_flops"] == published_flops(published).tolist()
+    assert shown["macs"] == [sum(layer.macs for layer in layers_of(QFA_MBV3, subnet)) for subnet in subnets]
+    config = {"space": space_to_dict(QFA_MBV3), "acc_predictor_dir": "x", "accelerator": {}, "table": None}
+    Experiment(tmp_path / "e").save_found(QFA_MBV3, subnets[1], 1.0, config, [])
+    show_published([str(tmp_path / "e")])
+    said = capsys.readouterr().out
+    assert " ".join(map(str, published[1])) in said
+    assert f"{published_flops(published)[1] / 1e6:.3f}" in said
+    write_json(tmp_path / "genes.json", [["a"]])
+    with pytest.raises(UserError, match="must hold a list of lists"):
+        show_published([str(tmp_path / "genes.json")])

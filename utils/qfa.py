@@ -3,15 +3,24 @@
 QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952). A gene says: kernel and expansion of every slot, depth of every stage,
 resolution, then weight and activation bits, six numbers a block (expand, depthwise, project; the first block has no
 expand layer, and its first two mean nothing) and two for each of the last 1x1 convolutions.
+
+  python -m utils.qfa exps/A           an experiment's subnet as a published gene, and its FLOPs as published
+  python -m utils.qfa genes.json       the same of published genes, a JSON list of them
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 
+from apq.cli import Parser, run, table
 from apq.errors import UserError
-from apq.genes import canonical, cardinalities, view
-from apq.layers import COUNTED_BITS, SQUEEZE
+from apq.experiment import Experiment
+from apq.files import read_json
+from apq.genes import canonical, cardinalities, genes_of, subnets_of, view
+from apq.layers import COUNTED_BITS, SQUEEZE, layers_of
 from apq.operands import BLOCK_LAYERS, FIXED_LAYERS
 from apq.presets import QFA_MBV3
 from apq.rounding import make_divisible
@@ -129,3 +138,43 @@ def _indices(what: str, values: np.ndarray, choices: tuple[int, ...]) -> np.ndar
 def _check_layout(space: SearchSpace) -> None:
     if not chooses_as_qfa(space):
         raise UserError(f"space {space.name} does not choose the bits of every convolution apart, as QFA does")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("source", type=Path, help="folder of an experiment of qfa-mbv3, or a JSON list of genes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(argv)
+    genes = _genes_at(args.source)
+    subnets = subnets_of(QFA_MBV3, genes)
+    published = published_of_genes(QFA_MBV3, genes)
+    macs = [sum(layer.macs for layer in layers_of(QFA_MBV3, subnet)) for subnet in subnets]
+    counted = published_flops(published)
+    if args.json:
+        print(json.dumps({"genes": published.tolist(), "macs": macs, "published_flops": counted.tolist()}))
+        return
+    rows = [
+        (f"{m / 1e6:.3f}", f"{c / 1e6:.3f}", f"{c * COUNTED_BITS**2 / 1e9:.3f}")
+        for m, c in zip(macs, counted, strict=True)
+    ]
+    print(table([("MACs, M", "FLOPs as published, M", "BitOps as published, G"), *rows]))
+    for gene in published.tolist():
+        print(" ".join(map(str, gene)))
+
+
+def _genes_at(source: Path) -> np.ndarray:
+    if source.is_dir():
+        space = (experiment := Experiment(source)).load_space()
+        if space != QFA_MBV3:
+            raise UserError(f"{source} is of space {space.name}, not of {QFA_MBV3.name}")
+        return genes_of(space, [experiment.load_subnet(space)])
+    rows = read_json(source)
+    try:
+        published = np.array(rows, dtype=np.int64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source} must hold a list of lists of whole numbers") from error
+    return genes_of_published(QFA_MBV3, published)
+
+
+if __name__ == "__main__":
+    run(main, "python -m utils.qfa")

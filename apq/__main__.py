@@ -1,0 +1,73 @@
+"""What a space offers: how many networks it has, exactly, what is chosen, and the costs of its ends.
+
+python -m apq qfa-mbv3
+"""
+
+from __future__ import annotations
+
+import json
+
+from apq.cli import Parser, run, table
+from apq.genes import cardinalities, largest_subnet, smallest_subnet
+from apq.layers import layers_of
+from apq.presets import SPACES, get_space
+from apq.space import FULL_PRECISION, SearchSpace
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("space", help=f"a preset ({', '.join(SPACES)}) or the path of a space in a .json file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(argv)
+    space = get_space(args.space)
+    facts = facts_of(space)
+    if args.json:
+        print(json.dumps(facts))
+        return
+    print(f"{space.name}: {facts['networks']:,} networks (about {facts['networks']:.2e})")
+    ends = facts.pop("ends")
+    for name in [name for name in facts if name != "networks"]:
+        print(f"  {name.replace('_', ' '):18} {told(facts[name])}")
+    print(table([("", *ends), *((name, *(f"{end[name]:g}" for end in ends.values())) for name in ends["largest"])]))
+
+
+def facts_of(space: SearchSpace) -> dict[str, object]:
+    """What there is to say about a space, as plain data."""
+    ends = {}
+    for name, subnet in (("smallest", smallest_subnet(space)), ("largest", largest_subnet(space))):
+        layers = layers_of(space, subnet)
+        macs, bitops = sum(layer.macs for layer in layers), sum(layer.bitops for layer in layers)
+        ends[name] = {"MACs, M": macs / 1e6, "BitOps, M": bitops / 1e6}
+    return {
+        "networks": space.size(),
+        "images": space.dataset,
+        "resolutions": space.resolutions,
+        "kernels": space.kernel_sizes,
+        "expansion": space.ratios,
+        "channel_step": space.channel_step,
+        "widths": [stage.width for stage in space.stages],
+        "depths": [stage.depths for stage in space.stages],
+        "bits": {kind.name: kind.choices for kind in space.operands},
+        "bits_of_layers": {f"{fixed.layer} {fixed.operand}": fixed.choices for fixed in space.fixed_operands},
+        "bits_of_the_ends": "full precision" if space.end_bits == FULL_PRECISION else space.end_bits,
+        "genes": len(cardinalities(space)),
+        "ends": ends,
+    }
+
+
+def told(value: object) -> str:
+    """A fact in a table: long runs by their ends."""
+    if isinstance(value, dict):
+        by_value: dict[str, list[str]] = {}
+        for name, choices in value.items():
+            by_value.setdefault(told(choices), []).append(name)
+        return "; ".join(f"{choices} for {', '.join(names)}" for choices, names in by_value.items()) or "none"
+    if isinstance(value, (tuple, list)):
+        numbers = [told(item) for item in value]
+        joined = (", " if any(" " in number for number in numbers) else " ").join(numbers)
+        return f"{numbers[0]} to {numbers[-1]}, {len(numbers)} of them" if len(numbers) > 6 else joined
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    run(main, "python -m apq")
