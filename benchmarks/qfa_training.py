@@ -2,8 +2,8 @@
 that run?
 
 Of each seed and quantizer: a supernet trained by the space's recipe, shortened, from the same float supernet, then its
-accuracy at 30 fixed random policies, without any training: of the largest architecture, and each of a random
-architecture. A supernet whose loss stops being a number has diverged; a policy near chance (under 5 %) is counted apart.
+accuracy at 30 fixed random policies, without any training: of the largest architecture, and each of a random one. A
+supernet whose loss stops being a number has diverged; a policy near chance (under 5 %) is counted apart.
 
 Supernets and records are kept in --out: a killed run continues, and runs of other --seeds or --quantizers may share the
 machine. Another space, other constants or another --start_from need another --out.
