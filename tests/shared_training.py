@@ -14,10 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from apq.bit_widths import at_bits
 from apq.presets import DIGITS
+from apq.space import SearchSpace
 from dataset import load_splits
 from dataset.splits import Splits, TensorImages, make_loader
 from elastic_nn.networks import DynamicQuantizedProxylessNASNets
-from elastic_nn.quantizers import LSQ
+from elastic_nn.quantizers import BATCHQUANT, LSQ, QuantScheme
 from elastic_nn.training.distributed import processes
 from elastic_nn.training.engine import Execution, TrainConfig, make_optimizer, seed_epoch, train_one_epoch
 from elastic_nn.training.finetune import finetune
@@ -55,24 +56,28 @@ def main() -> None:
         quantized = DynamicQuantizedProxylessNASNets(space=DIGITS)
         config = TrainConfig(epochs=2, lr=0.01, batch_size=32)
         top1, weights = finetune(quantized, splits, config, seed=0, device=CPU, side=32, execution=execution, ema=0.9)
-        learned = learned_steps(splits, execution)
+        learned = sandwiched(at_bits(DIGITS, 4), LSQ, "tiny-sandwich", splits, execution)
+        mixed = sandwiched(DIGITS, BATCHQUANT, "tiny-qfa", splits, execution)
         if execution.main:
             made = {"net": net.state_dict(), "finetuned": weights, "learned": learned.state_dict()}
+            made["mixed"] = mixed.state_dict()
             torch.save({**made, "records": records, "top1": top1}, out / "all.pt")
 
 
-def learned_steps(splits: Splits, execution: Execution) -> torch.nn.Module:
-    """A 4-bit supernet after two epochs of the sandwich rule.
+def sandwiched(
+    space: SearchSpace, scheme: QuantScheme, recipe: str, splits: Splits, execution: Execution
+) -> torch.nn.Module:
+    """A quantized supernet after two epochs of the sandwich rule.
 
     Its BatchNorm does not start with biases of 0: a channel whose weights are all rounded to 0 would then stand where
     ReLU bends, and the rounding of the last digit decide on its gradient.
     """
     torch.manual_seed(0)
-    net = first_supernet(at_bits(DIGITS, 4), LSQ, None, splits, 64, CPU)
+    net = first_supernet(space, scheme, None, splits, 64, CPU)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.bias, 0.1, 0.5)
-    phase = next(phase for phase in RECIPES["tiny-sandwich"].phases if phase.sandwich)
+    phase = next(phase for phase in RECIPES[recipe].phases if phase.sandwich)
     optimizer, rng = make_optimizer(net, phase.train), np.random.default_rng(0)
     batches = make_loader(splits.train, 32, shuffle=True, share=execution.share, sides=DIGITS.resolutions)
     for epoch in range(2):

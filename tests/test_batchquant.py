@@ -23,7 +23,11 @@ from elastic_nn.quantizers.batchquant import (
     quantize_affine,
     sample_range,
 )
-from elastic_nn.quantizers.lsq import LsqQuantizer, code_range, initial_step, quantize_lsq
+from elastic_nn.quantizers.lsq import LsqQuantizer, code_range, initial_step, initial_step_of_spread, quantize_lsq
+
+
+def mean_range(x, bits, estimate=channel_range):
+    return tuple(edge.mean() for edge in estimate(x, bits))
 
 
 def quantizer_of(case):
@@ -48,7 +52,7 @@ def test_published_values_and_gradients(golden):
         np.testing.assert_allclose(x.grad, arrays[f"{case['key']}_gmask"] * grad.numpy(), atol=1e-5)
         assert quantizer.scale.grad.item() == pytest.approx(case["grad_scale"], rel=1e-5, abs=1e-5)
         assert quantizer.offset.grad.item() == pytest.approx(case["grad_offset"], rel=1e-5, abs=1e-5)
-        low, high = channel_range(x.detach(), case["bits"])
+        low, high = mean_range(x.detach(), case["bits"])
         assert (low.item(), high.item()) == pytest.approx((case["batch_min"], case["batch_max"]), abs=1e-5)
         step, zero_point = affine_of_range(low, high, case["bits"], signed=case["signed"])
         assert step.item() == pytest.approx(case["observer_scale"], rel=1e-6)
@@ -65,7 +69,7 @@ def test_published_scaled_gradients(golden):
         quantizer, x = quantizer_of(case), torch.tensor(arrays[case["x"]])
         bits, signed = case["bits"], case["signed"]
         factor = 1 / math.sqrt(x.numel() * code_range(bits, signed=signed)[1])
-        affine = affine_of_range(*channel_range(x, bits), bits, signed=signed)
+        affine = affine_of_range(*mean_range(x, bits), bits, signed=signed)
         gain = gain_of_scale(quantizer.scale)
         y = quantize_affine(x, *affine, gain, quantizer.offset, bits, signed=signed, gradient_factor=factor)
         y.backward(torch.tensor(arrays[f"grad_out_{case['x']}"]))
@@ -99,7 +103,7 @@ def test_published_running_statistics(golden):
     batches = [torch.tensor(arrays[f"stat_batch{i}"]) for i in range(3)]
     assert [len(batch) for batch in batches] == found["batch_sizes"]
     for batch, edges in zip(batches, found["per_batch_min_max"], strict=True):
-        assert [edge.item() for edge in channel_range(batch, 4)] == pytest.approx(edges, abs=1e-5)
+        assert [edge.item() for edge in mean_range(batch, 4)] == pytest.approx(edges, abs=1e-5)
         own = BatchQuantizer(signed=True)  # in the pass each batch is quantized with its own statistics
         assert torch.equal(quantizer(batch), own(batch))
     assert quantizer.low.item() == pytest.approx(found["running_min"], abs=1e-5)
@@ -112,18 +116,23 @@ def test_published_criteria(golden):
     criteria = {"mean": channel_range, "bmean": sample_range, "minmax": full_range}
     assert {case["criteria"] for case in data["minmax_criteria"]} == set(criteria)
     for case in data["minmax_criteria"]:
-        edges = criteria[case["criteria"]](torch.tensor(arrays[case["x"]]), 4)
+        edges = mean_range(torch.tensor(arrays[case["x"]]), 4, criteria[case["criteria"]])
         assert [edge.item() for edge in edges] == pytest.approx([case["min"], case["max"]], abs=1e-5)
 
 
 def test_published_weights(golden):
     data, arrays = golden("batchquant.json"), golden("batchquant.npz")
     w = torch.tensor(arrays["lsq_w"])
-    cases = [case for case in data["lsq_weight_quantizer"] if case["init"] == "lsq"]
-    weight = BATCHQUANT.weight()
-    for case in cases:
+    rules = {"lsq": initial_step, "lsq+": initial_step_of_spread}
+    assert {case["init"] for case in data["lsq_weight_quantizer"]} == set(rules)
+    for case in data["lsq_weight_quantizer"]:
+        quantizer = LsqQuantizer(signed=True, initial=rules[case["init"]])
+        quantizer.bits = case["bits"]
+        quantizer.calibrate(w)
+        assert quantizer.step.item() == pytest.approx(case["scale"], rel=1e-5)
+    weight = BATCHQUANT.weight()  # starts as LSQ does
+    for case in [case for case in data["lsq_weight_quantizer"] if case["init"] == "lsq"]:
         step = initial_step(w, case["bits"], signed=True)
-        assert step.item() == pytest.approx(case["scale"], rel=1e-5)
         weight.bits = case["bits"]
         np.testing.assert_allclose(weight(w).detach(), arrays[f"lsq_w_y{case['bits']}"], atol=1e-5)
     assert torch.equal(weight(w), quantize_lsq(w, step, case["bits"], signed=True))

@@ -33,14 +33,15 @@ def call(command, cwd, **env):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """Shrinking, a finetune with a moving average, learned steps by the sandwich rule; odd last batches."""
+    """Shrinking, a finetune with a moving average, learned steps and mixed precision by the sandwich rule; odd last
+    batches."""
     found = []
     for name, launcher in (("one", [sys.executable]), ("two", TWO)):
         (tmp_path / name).mkdir()
         call([*launcher, ROOT / "tests/shared_training.py", tmp_path / name], ROOT)
         found.append(torch.load(tmp_path / name / "all.pt"))
     one, two = found
-    for part in ("net", "finetuned", "learned"):
+    for part in ("net", "finetuned", "learned", "mixed"):
         for key, tensor in one[part].items():
             torch.testing.assert_close(two[part][key], tensor, atol=1e-9, rtol=1e-7, msg=key)
     assert [record["largest_top1"] for record in one["records"]] == [r["largest_top1"] for r in two["records"]]

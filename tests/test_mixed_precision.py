@@ -148,7 +148,7 @@ def test_recalibration_weighs_batches_by_their_images(noise):
     seen, part = [], net.blocks[1].expand.conv.act_quant.of_bits["4"]
     estimate = part.estimate
     part.estimate = lambda x, bits: (
-        seen.append((len(x), *(edge.item() for edge in estimate(x, bits)))) or estimate(x, bits)
+        seen.append((len(x), *(edge.mean().item() for edge in estimate(x, bits)))) or estimate(x, bits)
     )
     recalibrate(net, make_loader(noise.calibration, 16, sides=(24,)), CPU)
     sizes, lows, highs = np.array(seen).T

@@ -2,7 +2,7 @@
 
 QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952). The subnets of a supernet have activations of very different sizes, so
 that one learned range cannot serve them all; the range of the batch at hand does, as BatchNorm's mean and variance do.
-How a range is estimated is a function: `channel_range` is the published one.
+How a range is estimated is a function, whose means are the range: `channel_range` is the published one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
@@ -19,7 +20,7 @@ from apq.errors import UserError
 from elastic_nn.quantizers.functional import dot, pieces
 from elastic_nn.quantizers.lsq import code_range, where_inside
 
-RangeEstimator = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (activations, bits) -> lowest, highest: both ()
+RangeEstimator = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (activations, bits) -> lowest, highest values, meant
 
 SMALLEST_STEP = torch.finfo(torch.float32).eps
 SAMPLE = 1 << 16  # activations that a percentile or an error is estimated on
@@ -29,17 +30,17 @@ NOT_CALIBRATED = "has no statistics of this network's activations at {bits} bits
 
 
 def channel_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Mean over the channels of each channel's lowest and highest value: x is (N, C, ...).
+    """Each channel's lowest and highest value, both (C,): x is (N, C, ...).
 
-    >>> [edge.item() for edge in channel_range(torch.tensor([[-1.0, 2.0], [3.0, -4.0]]), 4)]
-    [-2.5, 2.5]
+    >>> [edge.tolist() for edge in channel_range(torch.tensor([[-1.0, 2.0], [3.0, -4.0]]), 4)]
+    [[-1.0, -4.0], [3.0, 2.0]]
     """
-    return _mean_extremes(x.transpose(0, 1))
+    return x.transpose(0, 1).flatten(1).aminmax(dim=1)
 
 
 def sample_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Mean over the images of each image's lowest and highest value."""
-    return _mean_extremes(x)
+    """Each image's lowest and highest value, both (N,)."""
+    return x.flatten(1).aminmax(dim=1)
 
 
 def full_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -170,7 +171,8 @@ class BatchQuantizer(nn.Module):
 
     In training the range is that of the batch at hand; with a `momentum` the running average of the batches' ranges,
     which trains on. In evaluation it is `low` to `high`, an average over `seen` images that only a calibration pass
-    collects (`collecting`), or the running one: evaluation without is an error. `label` names the layer in it.
+    collects (`collecting`), or the running one: evaluation without is an error. `label` names the layer in it. Where a
+    batch is shared by processes (`synchronised`) its range is that of all their images.
 
     The statistics are those of one subnet: a supernet forgets them when it becomes another. `scale` and `offset` are
     learned by all.
@@ -179,7 +181,8 @@ class BatchQuantizer(nn.Module):
     def __init__(self, signed: bool, estimate: RangeEstimator = channel_range, momentum: float | None = None) -> None:
         super().__init__()
         self.signed, self.estimate, self.momentum = signed, estimate, momentum
-        self.bits, self.enabled, self.collecting, self.label = 8, True, False, "a layer"
+        self.bits, self.enabled, self.label = 8, True, "a layer"
+        self.collecting = self.synchronised = False
         self.scale, self.offset = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
         for edge in ("low", "high"):
             self.register_buffer(edge, torch.zeros(1))
@@ -199,7 +202,7 @@ class BatchQuantizer(nn.Module):
             if not self.calibrated and not x.is_meta:
                 raise UserError(f"the activation quantizer of {self.label} {NOT_CALIBRATED.format(bits=self.bits)}")
             return self.low, self.high
-        low, high = (edge.reshape(1) for edge in self.estimate(x, self.bits))
+        low, high = self._estimated(x)
         if self.collecting:
             self.seen.add_(len(x))
             self._average(low, high, len(x) / self.seen)
@@ -208,6 +211,15 @@ class BatchQuantizer(nn.Module):
             self.seen.add_(len(x))
             return self.low.clone(), self.high.clone()
         return low, high
+
+    def _estimated(self, x: Tensor) -> tuple[Tensor, Tensor]:  # both (1,)
+        low, high = self.estimate(x, self.bits)
+        if self.synchronised:
+            # Of one tensor: the lowest of all processes is minus the highest of what is negated.
+            edges = torch.stack([-low, high])
+            dist.all_reduce(edges, dist.ReduceOp.MAX)
+            low, high = -edges[0], edges[1]
+        return low.float().mean().reshape(1), high.float().mean().reshape(1)
 
     def _average(self, low: Tensor, high: Tensor, share: Tensor) -> None:
         self.low.lerp_(low.to(self.low.dtype), share.to(self.low.dtype))
@@ -233,7 +245,7 @@ class BatchQuantizer(nn.Module):
     def calibrate(self, x: Tensor) -> None:
         """Take the statistics from this one batch."""
         self.forget()
-        low, high = (edge.reshape(1) for edge in self.estimate(x, self.bits))
+        low, high = self._estimated(x)
         self.seen.fill_(len(x))
         self._average(low, high, torch.ones_like(self.low))
 
@@ -243,12 +255,6 @@ class BatchQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, signed={self.signed}, estimate={self.estimate.__name__}, momentum={self.momentum}"
-
-
-def _mean_extremes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over the first axis of the lowest and the highest value of each row."""
-    low, high = x.flatten(1).aminmax(dim=1)
-    return low.float().mean(), high.float().mean()
 
 
 def _thinned(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ LSQ (Esser et al., ICLR 2020, arXiv 1902.08153) in the form of OQA (Shen et al.,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -44,6 +44,13 @@ def initial_step(v: Tensor, bits: int, *, signed: bool) -> Tensor:
     return (2 / math.sqrt(highest)) * v.float().abs().mean().reshape(1)
 
 
+def initial_step_of_spread(v: Tensor, bits: int, *, signed: bool) -> Tensor:
+    """(1,) step that LSQ+ (Bhalgat et al. 2020) starts weights from: its codes reach three deviations off the mean."""
+    deviation, mean = torch.std_mean(v.float())
+    furthest = torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs())
+    return furthest.reshape(1) / (code_range(bits, signed=signed)[1] + 1)
+
+
 def inherited_step(step: Tensor, from_bits: int, to_bits: int) -> Tensor:
     """The step that fewer bits start from: doubled for every bit that goes.
 
@@ -74,9 +81,9 @@ class LsqQuantizer(nn.Module):
     in one pass: the gradient of an activation's step must not depend on how a batch is cut.
     """
 
-    def __init__(self, signed: bool) -> None:
+    def __init__(self, signed: bool, initial: Callable[..., Tensor] = initial_step) -> None:
         super().__init__()
-        self.signed = signed
+        self.signed, self.initial = signed, initial
         self.bits, self.enabled, self.share = 8, True, 1.0
         self.step = nn.Parameter(torch.zeros(1))
         self._started = False  # spares a GPU the wait for the step in every call
@@ -90,15 +97,15 @@ class LsqQuantizer(nn.Module):
     def _start(self, v: Tensor) -> Tensor:
         self._started = bool(self.step.item())
         if not self._started and not torch.is_grad_enabled():
-            return initial_step(v, self.bits, signed=self.signed)
+            return self.initial(v, self.bits, signed=self.signed)
         if not self._started:
             self.calibrate(v)
         return self.step
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
-        """Set the step from the mean magnitude of the values."""
-        self.step.copy_(initial_step(v, self.bits, signed=self.signed))
+        """Set the step from the values, by their mean magnitude unless `initial` is another rule."""
+        self.step.copy_(self.initial(v, self.bits, signed=self.signed))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._started = False

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from apq.errors import UserError
 from dataset.splits import ALONE
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
+from elastic_nn.quantizers import BatchQuantizer
 
 
 @contextlib.contextmanager
@@ -60,12 +61,13 @@ def sum_over(values: Tensor, share: tuple[int, int]) -> Tensor:
 
 @contextlib.contextmanager
 def shared_statistics(net: nn.Module, share: tuple[int, int]) -> Iterator[None]:
-    """Let BatchNorm normalise by the statistics of all processes' images, as one process with them all would."""
-    norms = [module for module in net.modules() if isinstance(module, ElasticBatchNorm2d)]
-    for norm in norms:
-        norm.synchronised = share[1] > 1
+    """Let BatchNorm normalise, and BatchQuant quantize, by the statistics of all processes' images, as one process with
+    them all would."""
+    parts = [module for module in net.modules() if isinstance(module, (ElasticBatchNorm2d, BatchQuantizer))]
+    for part in parts:
+        part.synchronised = share[1] > 1
     try:
         yield
     finally:
-        for norm in norms:
-            norm.synchronised = False
+        for part in parts:
+            part.synchronised = False
