@@ -44,7 +44,7 @@ class Points:
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--models", type=Path, default=Path("models/glyphs"), help="folder of the predictors")
+    parser.add_argument("--models", type=Path, default=Path("models/qfa-mbv3-glyphs"), help="folder of the predictors")
     parser.add_argument("--cost", choices=tuple(UNITS), default="latency", help="what the budgets limit")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
     parser.add_argument("--n_budgets", type=int, default=5, help="budgets, each of which is an evolution")
