@@ -60,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="apq-imagenet", help="space to search")
     parser.add_argument("--costs", nargs="+", choices=tuple(UNITS), default=["latency"], help="objectives but accuracy")
+    parser.add_argument("--hidden", type=int, default=400, help="width of the predictor's three layers")
     parser.add_argument("--population", type=int, default=500, help="candidates a generation")
     parser.add_argument("--generations", type=int, default=2000, help="generations to run")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -67,7 +68,7 @@ def main() -> None:
 
     space = get_space(args.space)
     torch.manual_seed(0)
-    watch, predictor = Stopwatch(), AccuracyPredictor(space).fast()
+    watch, predictor = Stopwatch(), AccuracyPredictor(space, args.hidden).fast()
     objectives = [Objective(name="accuracy", score=watch.timed("accuracy predictor", predictor), maximise=True)]
     for name in args.costs:
         cost = LatencyPredictor(name, space.budget_scope, space)

@@ -77,6 +77,7 @@ def test_fast_is_the_same_function(space, quantize, seed, n_layers):
     fast = predictor.predict(genes)
     assert fast.dtype == np.float32
     assert fast == pytest.approx(forward(predictor, genes), abs=1e-5)
+    assert np.array_equal(predictor.predict(genes.astype(np.int16)), fast)  # as searches keep them
 
 
 def test_fast_in_chunks_and_threads_is_the_same_function(monkeypatch):

@@ -160,21 +160,26 @@ class FastPredictor:
         architecture, *policy = torch.from_numpy(self._tables.index(genes))  # each (n, slots)
         x = F.embedding_bag(architecture, self._rows, mode="sum")  # (n, hidden)
         if self._resolution_rows is not None:
-            x += self._resolution_rows[torch.from_numpy(genes[:, -1].copy())]
+            x += self._resolution_rows[_index(genes[:, -1])]
         for column, rows in self._depth_rows:
-            x += rows[torch.from_numpy(genes[:, column].copy())]
+            x += rows[_index(genes[:, column])]
         if not self._plain:
             x.relu_()
         for group in policy:
             x += F.embedding_bag(group, self._rows, mode="sum")
         for column, rows in self._fixed_rows:
-            x += rows[torch.from_numpy(genes[:, column].copy())]
+            x += rows[_index(genes[:, column])]
         if self._plain:
             x.relu_()
         for (weight, bias), buffer in zip(self._hidden, itertools.cycle(buffers), strict=False):
             x = torch.addmm(bias, x, weight, out=buffer).relu_()
         weight, bias = self._regressor
         torch.mv(x, weight, out=out).add_(bias)
+
+
+def _index(genes: np.ndarray) -> Tensor:
+    """A column of genes, whose numbers searches keep small, as torch wants an index."""
+    return torch.from_numpy(genes.astype(np.int64))
 
 
 @contextlib.contextmanager
