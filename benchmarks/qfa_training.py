@@ -3,7 +3,8 @@ that run?
 
 Of each seed and quantizer: a supernet trained by the space's recipe, shortened, from the same float supernet, then its
 accuracy at 30 fixed random policies, without any training: of the largest architecture, and each of a random one. A
-supernet whose loss stops being a number has diverged; a policy near chance (under 5 %) is counted apart.
+supernet whose loss stops being a number has diverged; a policy near chance (under 5 %) is counted apart. BatchNorm and
+BatchQuant are calibrated for each subnet; ranges that ran through training (`running-minmax`) stay as they are.
 
 Supernets and records are kept in --out: a killed run continues, and runs of other --seeds or --quantizers may share the
 machine. Another space, other constants or another --start_from need another --out.
@@ -45,7 +46,7 @@ from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from utils.plots import plot_losses
 
-QUANTIZERS = ("batchquant", "lsq-per-bits", "running-minmax")
+QUANTIZERS = tuple(MIXED)
 EPOCHS, EPOCH_IMAGES = (2, 4), 6000  # nine supernets and more
 N_POLICIES, POLICY_SEED = 30, 0
 NEAR_CHANCE = 0.05

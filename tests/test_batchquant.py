@@ -184,6 +184,46 @@ def test_robust_estimators_cut_an_outlier_off(estimate):
     assert full_range(x, 2)[1] == 100
 
 
+@pytest.mark.parametrize("shape", [(64, 32, 32, 32), (64, 48, 16, 16), (1024, 64, 14, 14)])
+def test_estimates_look_at_every_place_of_a_map(shape):
+    x = torch.zeros(shape)
+    x[..., 1:, 1:] = 1.0  # what a border hides
+    x[..., 5] = -1.0
+    for estimate in (percentile_range, least_error_range):
+        assert [edge.item() for edge in estimate(x, 8)] == pytest.approx([-1, 1], abs=0.01)
+
+
+def test_extremes_do_not_grow_with_the_batch():
+    x = torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole = mean_range(x, 4)
+    parts = [mean_range(part, 4) for part in x.split(64)]
+    assert [edge.item() for edge in whole] == pytest.approx([sum(p[i].item() for p in parts) / 4 for i in (0, 1)])
+    odd = mean_range(x[:150], 4)
+    parts = [mean_range(part, 4) for part in x[:150].tensor_split(2)]
+    assert [edge.item() for edge in odd] == pytest.approx([sum(p[i].item() for p in parts) / 2 for i in (0, 1)])
+
+
+def test_training_drops_statistics():
+    quantizer, x = BatchQuantizer(signed=True), torch.randn(8, 3, 4, 4)
+    quantizer.calibrate(x)
+    quantizer.eval()(x)
+    quantizer.train()(x)
+    with pytest.raises(UserError, match="calibrate the network first"):
+        quantizer.eval()(x)
+
+
+def test_half_precision_is_quantized_in_single():
+    quantizer, x = BatchQuantizer(signed=True), torch.randn(8, 3, 4, 4)
+    quantizer.bits = 4
+    half = x.bfloat16().requires_grad_()
+    y = quantizer(half)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), quantizer(half.detach().float()), atol=0, rtol=1 / 128)
+    y.sum().backward()
+    assert half.grad.dtype == torch.bfloat16
+    assert quantizer.scale.grad.dtype == torch.float32
+
+
 def test_the_least_error_is_the_least():
     x, bits = torch.randn(2000, generator=torch.Generator().manual_seed(1)), 2
 
@@ -215,7 +255,7 @@ def test_a_running_range_trains_on_its_average():
 
 def test_statistics_are_saved_and_forgotten():
     quantizer, x = BatchQuantizer(signed=False), torch.rand(3, 2, 4, 4)
-    quantizer.calibrate(x)
+    quantizer.eval().calibrate(x)
     expected, state = quantizer(x), quantizer.state_dict()
     loaded = BatchQuantizer(signed=False).eval()
     assert not loaded.calibrated

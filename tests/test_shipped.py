@@ -9,9 +9,9 @@ from conftest import ROOT
 from apq.checkpoint import digest
 from apq.experiment import Experiment
 from apq.files import read_json
-from apq.genes import largest_subnet
+from apq.genes import largest_subnet, subnets_of
 from apq.layers import layers_of
-from apq.presets import DIGITS
+from apq.presets import DIGITS, QFA_MBV3_GLYPHS
 from dataset import load_splits
 from dataset.pairs import PairStore
 from dataset.splits import make_loader
@@ -19,6 +19,8 @@ from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
 from elastic_nn.training.batchnorm import recalibrate
 from elastic_nn.training.engine import evaluate
+from elastic_nn.training.finetune import quantized_subnet
+from elastic_nn.training.recipes import get_recipe
 from utils.predictor_files import load_predictor, load_record
 from utils.predictor_training import holdout_split, score
 
@@ -53,16 +55,36 @@ def test_oqa_experiments_have_what_their_search_measured(bits):
     assert digest(supernet.state_dict()) == read_json(experiment.path / "evaluated.json")["supernet"]
 
 
-@pytest.mark.parametrize("part", ["acc", "acc_quant"])
-def test_predictors_belong_to_pairs_and_supernet(part):
-    store = PairStore(ROOT / "dataset/NetInfo/digits" / part)
-    genes, accuracies = store.load(DIGITS)
-    record = load_record(MODELS / f"{part}.pt")
+@pytest.mark.parametrize(
+    ("space", "part"),
+    [(DIGITS, "acc"), (DIGITS, "acc_quant"), (QFA_MBV3_GLYPHS, "acc_quant")],
+    ids=["digits-float", "digits", "qfa"],
+)
+def test_predictors_belong_to_pairs_and_supernet(space, part):
+    store, models = PairStore(ROOT / "dataset/NetInfo" / space.name / part), ROOT / "models" / space.name
+    genes, accuracies = store.load(space)
+    record = load_record(models / f"{part}.pt")
     assert record["data"]["n_pairs"] == len(genes) >= 300
     load = load_quantized_supernet if part == "acc_quant" else load_supernet
-    weights = digest(load(MODELS / "supernet.pt")[0].state_dict())
+    weights = digest(load(models / "supernet.pt")[0].state_dict())
     assert record["data"]["supernet"] == weights == read_json(store.path / "meta.json")["supernet"]
     _, held_out = holdout_split(len(genes), record["predictor_training"]["holdout"], record["data"]["seed"])
-    found = score(load_predictor(MODELS / f"{part}.pt", DIGITS), genes[held_out], accuracies[held_out])
+    found = score(load_predictor(models / f"{part}.pt", space), genes[held_out], accuracies[held_out])
     assert found.rmse == pytest.approx(record["scores"]["rmse"], abs=1e-4)
     assert found.kendall_tau > 0.5
+
+
+def test_pairs_of_mixed_precision_are_what_the_supernet_gives_without_training():
+    net, _ = load_supernet(ROOT / "models/qfa-mbv3-glyphs/supernet.pt")
+    genes, accuracies = PairStore(ROOT / "dataset/NetInfo/qfa-mbv3-glyphs/acc_quant").load(net.space)
+    splits = load_splits(net.space)
+    for subnet, accuracy in zip(subnets_of(net.space, genes[:2]), accuracies[:2], strict=True):
+        alone = quantized_subnet(net, subnet, splits, get_recipe("qfa-glyphs", net.space).recalibration_images, CPU)
+        top1 = evaluate(alone, make_loader(splits.val, 256, sides=(subnet.resolution,)), CPU).top1
+        assert top1 == pytest.approx(accuracy, abs=0.01)
+
+
+def test_mixed_precision_started_from_the_float_supernet():
+    start, _ = load_supernet(ROOT / "models/qfa-mbv3-glyphs-float/supernet.pt")
+    record = read_json(ROOT / "models/qfa-mbv3-glyphs/training.json")
+    assert record["started_from"]["weights"] == digest(start.state_dict())

@@ -111,7 +111,8 @@ class MBConvNet(nn.Module):
     def forget_ranges(self) -> None:
         """Drop what was collected of the activations of one subnet, before the network becomes another."""
         for quantizer in self._of_one_subnet:
-            quantizer.forget()
+            if not quantizer.surely_empty:
+                quantizer.forget()
 
     def set_block_bits(self, index: int, space: SearchSpace, bits: tuple[int, ...]) -> None:
         """Give a block its bits, one an operand kind of the space. A float network has none to give."""

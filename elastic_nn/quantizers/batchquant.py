@@ -2,7 +2,7 @@
 
 QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952). The subnets of a supernet have activations of very different sizes, so
 that one learned range cannot serve them all; the range of the batch at hand does, as BatchNorm's mean and variance do.
-How a range is estimated is a function, whose means are the range: `channel_range` is the published one.
+How a range is estimated is a function; what it returns is averaged. `channel_range` is the published one.
 """
 
 from __future__ import annotations
@@ -20,22 +20,31 @@ from apq.errors import UserError
 from elastic_nn.quantizers.functional import dot, pieces
 from elastic_nn.quantizers.lsq import code_range, where_inside
 
-RangeEstimator = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (activations, bits) -> lowest, highest values, meant
+RangeEstimator = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (activations, bits) -> lowest and highest values
 
+GROUP = 64  # images whose extremes count together, whatever the batch: the published code has 64 on each GPU
 SMALLEST_STEP = torch.finfo(torch.float32).eps
 SAMPLE = 1 << 16  # activations that a percentile or an error is estimated on
+STRIDE = 1_000_003  # prime: between them
 PERCENT = 99.9  # of the activations that the percentile estimator keeps, on each side
 SHRUNK = tuple(i / 20 for i in range(20, 0, -1))  # shares of the full range that the MSE estimator tries
 NOT_CALIBRATED = "has no statistics of this network's activations at {bits} bits: calibrate the network first"
 
 
 def channel_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Each channel's lowest and highest value, both (C,): x is (N, C, ...).
+    """Each channel's lowest and highest value in every group of about 64 images, both (groups, C): x is (N, C, ...).
+
+    Extremes grow with the number of images, and those of training and of calibration must mean the same.
 
     >>> [edge.tolist() for edge in channel_range(torch.tensor([[-1.0, 2.0], [3.0, -4.0]]), 4)]
-    [[-1.0, -4.0], [3.0, 2.0]]
+    [[[-1.0, -4.0]], [[3.0, 2.0]]]
     """
-    return x.transpose(0, 1).flatten(1).aminmax(dim=1)
+    groups = max(1, round(len(x) / GROUP))
+    if len(x) % groups == 0:
+        return x.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2).aminmax(dim=2)
+    edges = [part.transpose(0, 1).flatten(1).aminmax(dim=1) for part in x.tensor_split(groups)]
+    low, high = (torch.stack(of_groups) for of_groups in zip(*edges, strict=True))
+    return low, high
 
 
 def sample_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -172,7 +181,7 @@ class BatchQuantizer(nn.Module):
     In training the range is that of the batch at hand; with a `momentum` the running average of the batches' ranges,
     which trains on. In evaluation it is `low` to `high`, an average over `seen` images that only a calibration pass
     collects (`collecting`), or the running one: evaluation without is an error. `label` names the layer in it. Where a
-    batch is shared by processes (`synchronised`) its range is that of all their images.
+    batch is shared by processes (`synchronised`) its range is the mean of theirs.
 
     The statistics are those of one subnet: a supernet forgets them when it becomes another. `scale` and `offset` are
     learned by all.
@@ -198,6 +207,8 @@ class BatchQuantizer(nn.Module):
 
     @torch.no_grad()
     def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:  # both (1,)
+        if self.training and not self.collecting and self.momentum is None and not self.surely_empty:
+            self.forget()  # weights that change change the activations
         if not self.training and not self.collecting:
             if not self.calibrated and not x.is_meta:
                 raise UserError(f"the activation quantizer of {self.label} {NOT_CALIBRATED.format(bits=self.bits)}")
@@ -214,12 +225,11 @@ class BatchQuantizer(nn.Module):
 
     def _estimated(self, x: Tensor) -> tuple[Tensor, Tensor]:  # both (1,)
         low, high = self.estimate(x, self.bits)
+        edges = torch.stack([low.float().mean(), high.float().mean()])
         if self.synchronised:
-            # Of one tensor: the lowest of all processes is minus the highest of what is negated.
-            edges = torch.stack([-low, high])
-            dist.all_reduce(edges, dist.ReduceOp.MAX)
-            low, high = -edges[0], edges[1]
-        return low.float().mean().reshape(1), high.float().mean().reshape(1)
+            dist.all_reduce(edges)
+            edges /= dist.get_world_size()
+        return edges[:1], edges[1:]
 
     def _average(self, low: Tensor, high: Tensor, share: Tensor) -> None:
         self.low.lerp_(low.to(self.low.dtype), share.to(self.low.dtype))
@@ -233,13 +243,17 @@ class BatchQuantizer(nn.Module):
             self._calibrated = bool(self.seen.item())
         return self._calibrated
 
+    @property
+    def surely_empty(self) -> bool:
+        """Whether there can be no statistics, as far as is known without waiting for a GPU."""
+        return self._calibrated is False
+
     @torch.no_grad()
     def forget(self) -> None:
         """Drop the statistics."""
-        if self._calibrated is not False:
-            for statistic in (self.low, self.high, self.seen):
-                statistic.zero_()
-            self._calibrated = False
+        for statistic in (self.low, self.high, self.seen):
+            statistic.zero_()
+        self._calibrated = False
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
@@ -258,6 +272,9 @@ class BatchQuantizer(nn.Module):
 
 
 def _thinned(x: Tensor) -> Tensor:
-    """At most twice `SAMPLE` values of a tensor, evenly spread."""
+    """At most `SAMPLE` values of a tensor, evenly spread over its images, channels and places."""
     flat = x.detach().flatten()
-    return flat[:: max(1, flat.numel() // SAMPLE)]
+    if flat.numel() <= SAMPLE:
+        return flat
+    # A prime stride, unlike a round one, is no multiple of a row or a map.
+    return flat[torch.arange(SAMPLE, device=x.device) * STRIDE % flat.numel()]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -25,22 +24,11 @@ def recalibrate(net: nn.Module, loader: DataLoader, device: torch.device, n_imag
     """
     norms = [module for module in net.modules() if isinstance(module, ElasticBatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
-    was_training = net.training
     for norm in norms:
         norm.reset_running_stats()
-    net.train()
-    seen = 0
-    with _collecting_ranges(net):
-        for images, _ in loader:
-            if n_images is not None and seen >= n_images:
-                break
-            seen += len(images)
-            for norm in norms:
-                norm.momentum = len(images) / seen  # new share of a cumulative average
-            net(to_device(images, device))
+    _pass(net, loader, device, n_images, norms)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    net.train(was_training)
 
 
 @torch.no_grad()
@@ -49,27 +37,39 @@ def collect_ranges(net: nn.Module, loader: DataLoader, device: torch.device, n_i
 
     A network without such quantizers is not run.
     """
-    if not batch_quantizers(net):
-        return
+    if batch_quantizers(net):
+        _pass(net, loader, device, n_images, [])
+
+
+def _pass(
+    net: nn.Module,
+    loader: DataLoader,
+    device: torch.device,
+    n_images: int | None,
+    norms: Sequence[ElasticBatchNorm2d],
+) -> None:
+    """Run the network on the images, while it collects the ranges of its inputs and the statistics of `norms`.
+
+    Ranges that ran through training, as BatchNorm's do elsewhere, belong to no subnet and stay.
+    """
     was_training, seen = net.training, 0
-    net.eval()
-    with _collecting_ranges(net):
+    net.train(bool(norms))
+    quantizers = batch_quantizers(net)
+    for quantizer in quantizers:
+        if quantizer.momentum is None or not quantizer.calibrated:
+            quantizer.forget()
+            quantizer.collecting = True
+        else:
+            quantizer.eval()
+    try:
         for images, _ in loader:
             if n_images is not None and seen >= n_images:
                 break
             seen += len(images)
+            for norm in norms:
+                norm.momentum = len(images) / seen  # new share of a cumulative average
             net(to_device(images, device))
-    net.train(was_training)
-
-
-@contextlib.contextmanager
-def _collecting_ranges(net: nn.Module) -> Iterator[None]:
-    parts = batch_quantizers(net)
-    for quantizer in parts:
-        quantizer.forget()
-        quantizer.collecting = True
-    try:
-        yield
     finally:
-        for quantizer in parts:
+        for quantizer in quantizers:
             quantizer.collecting = False
+        net.train(was_training)
