@@ -8,7 +8,8 @@
   search.py --mode coarse_to_fine                                measure subnets as they are: for supernets that need
                                                                  no finetune. Next: test.py
   search.py --mode nsga2 --objectives accuracy,latency           the front for all budgets at once; then, without a
-  search.py --mode nsga2 --pick 'latency<=0.03'                  search, its best point for one. Next: quant_aware.py
+  search.py --mode nsga2 --pick 'latency<=0.03'                  search, its best point for one. Next: test.py, or for
+                                                                 a float supernet quant_aware.py
 
 What was killed continues with the same command. Preparing appends to dataset/NetInfo/SPACE; torchrun shares it among
 processes.
@@ -48,6 +49,7 @@ from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned
 from elastic_nn.training.recipes import RECIPES, get_recipe
 from lut.costs import add_cost_flags
+from methods.nsga2.front_finder import Nsga2Config
 from utils.latency_predictor import UNITS
 from utils.predictor_files import load_predictor, save_predictor
 from utils.predictor_training import FEWEST_PAIRS, PredictorConfig, train_predictor
@@ -85,7 +87,10 @@ def build_parser() -> tuple[Parser, dict[str, set[str]]]:
     parser.add_argument("--prepare", choices=("acc", "acc_quant"), help="gather pairs and train a predictor instead")
     parser.add_argument("--acc_train_sample", type=int, help="pairs to gather (default: the recipe's)")
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
-    images, searched = {"data", "recipe"}, {"constraint", "acc_predictor_dir", *evolution.add_flags(parser)}
+    images, searched = (
+        {"data", "recipe"},
+        {"constraint", "acc_predictor_dir", *evolution.add_flags(parser, asdict(Nsga2Config()))},
+    )
     bits = ddpg_flags.add_bit_flags(parser) | ddpg_flags.add_agent_flags(parser)
     flags = {
         "prepare": {"prepare", "acc_predictor_dir", "acc_train_sample", "netinfo", *images},

@@ -24,13 +24,12 @@ from apq.experiment import Experiment
 from apq.policy import priced_layers
 from apq.space import SearchSpace
 from apq.subnet import Subnet, spec_of
-from dataset import check_classes, load_splits
+from dataset import Splits, check_classes, load_splits
 from dataset.imagenet import unreadable
 from dataset.splits import ImageSpec, make_loader
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.policy_file import load_finetuned_policy
 from elastic_nn.networks.subnet_file import load_finetuned
-from elastic_nn.quantizers import LINEAR
 from elastic_nn.training.engine import Accuracy, evaluate
 from elastic_nn.training.found_subnet import load_found
 from lut.costs import (
@@ -73,9 +72,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def report_subnet(args: argparse.Namespace, experiment: Experiment) -> None:
     """Measure and print a found subnet."""
-    net, space, subnet, images = load_network(args, experiment)
+    net, space, subnet, splits = load_network(args, experiment)
     finetuned, source = experiment.best_checkpoint.exists(), source_of(args, experiment)
-    accuracy, skipped = measure(args, net, space, subnet.resolution, images, experiment)
+    accuracy, skipped = measure(args, net, splits, subnet.resolution)
     costs = network_costs(space, subnet, source)
     if args.json:
         network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec_of(space, subnet)}
@@ -88,20 +87,18 @@ def report_subnet(args: argparse.Namespace, experiment: Experiment) -> None:
     print(f"latency and energy: {source}")
 
 
-def load_network(
-    args: argparse.Namespace, experiment: Experiment
-) -> tuple[MBConvNet, SearchSpace, Subnet, dict[str, Any] | None]:
+def load_network(args: argparse.Namespace, experiment: Experiment) -> tuple[MBConvNet, SearchSpace, Subnet, Splits]:
     """The network of the checkpoint, else the calibrated one of the supernet; its space, spec and images."""
     if experiment.best_checkpoint.exists():
         if args.supernet is not None:
             raise UserError(f"{experiment.best_checkpoint} has the network's weights: leave --supernet out")
-        return load_finetuned(experiment)
-    found = load_found(experiment, supernet=args.supernet, data=args.data)
-    if found.supernet.scheme == LINEAR:
-        raise UserError(
-            f"{experiment.path} has no checkpoint, and {found.file} is a float supernet: run quant_aware.py"
-        )
-    return found.network(resolve_device(args.device)), found.space, found.subnet, found.splits.source
+        net, space, subnet, images = load_finetuned(experiment)
+        return net, space, subnet, load_images(args, space, images, experiment)
+    try:
+        found = load_found(experiment, supernet=args.supernet, data=args.data, finetuned=False)
+    except UserError as error:
+        raise UserError(f"{experiment.path} has no checkpoint, which quant_aware.py makes: {error}") from error
+    return found.network(resolve_device(args.device)), found.space, found.subnet, found.splits
 
 
 def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
@@ -110,7 +107,7 @@ def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
         raise UserError(f"{experiment.path} has its own network: leave --supernet out")
     net, spec, policy, layers, images = load_finetuned_policy(experiment)
     config = experiment.load_config()
-    accuracy, skipped = measure(args, net, spec, spec.resolution, images, experiment)
+    accuracy, skipped = measure(args, net, load_images(args, spec, images, experiment), spec.resolution)
     sizes = kmeans_costs(layers)  # of the weights alone, whatever the quantizer
     weights = policy.matrix()[:, :1]
     facts = {"weight_bytes": sizes.total(weights), "size_ratio": sizes.ratio(weights)}
@@ -153,18 +150,18 @@ def source_of(args: argparse.Namespace, experiment: Experiment) -> CostSource:
     return cost_source(args.config, args.table) if given else recorded_cost_source(experiment)
 
 
-def measure(
-    args: argparse.Namespace,
-    net: nn.Module,
-    spec: ImageSpec,
-    side: int,
-    images: dict[str, Any] | None,
-    experiment: Experiment,
-) -> tuple[Accuracy, int]:
-    """Accuracy on the test images, and how many of them could not be read."""
-    device = resolve_device(args.device)
+def load_images(
+    args: argparse.Namespace, spec: ImageSpec, images: dict[str, Any] | None, experiment: Experiment
+) -> Splits:
+    """The images to measure on, which have the classes of those that a checkpoint was trained on."""
     splits = load_splits(spec, args.data)
     check_classes(splits, images, experiment.best_checkpoint)
+    return splits
+
+
+def measure(args: argparse.Namespace, net: nn.Module, splits: Splits, side: int) -> tuple[Accuracy, int]:
+    """Accuracy on the test images, and how many of them could not be read."""
+    device = resolve_device(args.device)
     test = make_loader(splits.test, args.batch_size, sides=(side,))
     return evaluate(net.to(device), test, device), unreadable(splits.test)
 

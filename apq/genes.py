@@ -126,6 +126,13 @@ def sample(space: SearchSpace, n: int, rng: np.random.Generator) -> np.ndarray:
     return legalise(space, rng.integers(cardinalities(space), size=(n, len(cardinalities(space)))), rng)
 
 
+def with_highest_bits(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
+    """(n, genes) rows of the same architectures at their highest bits: what float networks are called."""
+    genes, counts = genes.copy(), view(space, cardinalities(space)[None])
+    view(space, genes).bits[:], view(space, genes).fixed_bits[:] = counts.bits - 1, counts.fixed_bits - 1
+    return genes
+
+
 def genes_of(space: SearchSpace, subnets: list[Subnet]) -> np.ndarray:
     """(n, genes) matrix of subnets of this space."""
     rows = []

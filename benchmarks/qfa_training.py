@@ -35,12 +35,11 @@ from apq.space import SearchSpace
 from apq.subnet import Subnet
 from benchmarks.markdown import markdown
 from dataset import Splits, load_splits
-from dataset.splits import make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import MIXED
-from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
-from elastic_nn.training.engine import EVALUATION_BATCH, DivergedError, evaluate
+from elastic_nn.training.engine import DivergedError
+from elastic_nn.training.measuring import subnet_top1
 from elastic_nn.training.progressive_shrinking import train_supernet
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
@@ -147,11 +146,7 @@ def measure(
     images = splits.val.thinned(VAL_IMAGES)
 
     def top1(subnet: Subnet) -> float:
-        net.activate(subnet)
-        alone, sides = net.get_active_subnet(), (subnet.resolution,)
-        calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
-        recalibrate(alone, calibration, device, recipe.recalibration_images)
-        return evaluate(alone, make_loader(images, EVALUATION_BATCH, sides=sides), device).top1
+        return subnet_top1(net, subnet, splits, images, recipe.recalibration_images, device)
 
     return {name: [top1(subnet) for subnet in subnets] for name, subnets in policies(net.space).items()}
 

@@ -18,7 +18,7 @@ from lut.table import build, load, price
 from utils.converter import Converter
 from utils.latency_predictor import UNITS, LatencyPredictor, layer_costs
 
-# The 15,495 layers of qfa-mbv3 take long to price; its twin has the same kinds of them.
+# Pricing the 15,495 layers of qfa-mbv3 one by one takes long; its twin has the same kinds of them.
 PRICED = {name: space for name, space in ALL.items() if name != "qfa-mbv3"}
 spaces = pytest.mark.parametrize("space", PRICED.values(), ids=PRICED)
 types = pytest.mark.parametrize("quantity", UNITS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from conftest import ROOT, script
@@ -188,8 +189,14 @@ def test_overwrite_searches_anew(here, searches):
         (["--objectives", "accuracy,size,size"], "accuracy and 1 to 3 costs"),
         (["--objectives", "accuracy,latency,energy,size,flops"], "accuracy and 1 to 3 costs"),
         (["--objectives", "accuracy,speed"], "'speed'.*bitops"),
-        (["--pick", "energy<=3"], "'energy' is no cost of this front; known: latency"),
-        (["--pick", "latency<=0.001"], "below the cheapest subnet of space digits, which needs 0.013164 ms"),
+        (
+            ["--objectives", "accuracy,latency", "--pick", "energy<=3"],
+            "'energy' is no cost of this front; known: latency",
+        ),
+        (
+            ["--population", "9", "--pick", "latency<=0.001"],
+            "below the cheapest subnet of space digits, which needs 0.013164 ms",
+        ),
         (["--front", "exps/none"], "has no front"),
         (["--population", "1"], "population"),
         (["--mutation_prob", "0"], "mutation_prob"),
@@ -237,3 +244,34 @@ def test_a_damaged_front_is_an_error(here, damage):
     (here / "exps/a/front.json").write_text(damage)
     with pytest.raises(UserError, match=r"front\.json"):
         search(["--mode", "nsga2", "--exp_name", "a", "--pick", "latency<=0.04"])
+
+
+def test_a_bare_pick_starts_no_search(here, searches):
+    with pytest.raises(UserError, match=r"exps/typo has no front to pick from; search one first: search.py"):
+        search(["--mode", "nsga2", "--exp_name", "typo", "--pick", "latency<=0.04"])
+    assert not searches
+    assert not (here / "exps/typo").exists()
+
+
+def test_a_pick_that_is_killed_leaves_the_front(here, monkeypatch):
+    search([*FLAGS, "--exp_name", "a"])
+    before, real = read_json(here / "exps/a/front.json"), os.replace
+    limit = before[0]["objectives"]["latency"]
+    for n_writes in range(1, 6):
+        written = []
+
+        def replace(*args, written=written, n_writes=n_writes):
+            written.append(args)
+            if len(written) == n_writes:
+                raise KeyboardInterrupt
+            real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            try:
+                search(["--mode", "nsga2", "--exp_name", "a", "--pick", f"latency<={limit}"])
+            except KeyboardInterrupt:
+                assert read_json(here / "exps/a/front.json") == before
+                assert load_front(Experiment(here / "exps/a"))
+    search(["--mode", "nsga2", "--exp_name", "a", "--pick", f"latency<={limit}"])
+    assert read_json(here / "exps/a/arch") == [before[0]["arch"], before[0]["policy"]]

@@ -118,5 +118,5 @@ def test_float_pairs_of_a_quantized_supernet_are_refused(here):
 
 def test_a_float_supernet_has_nothing_to_measure_as_it_is(here):
     search(["--mode", "nsga2", "--front", "exps/front", "--exp_name", "b", "--pick", "latency<9", *MODELS])
-    with pytest.raises(UserError, match=r"exps/b has no checkpoint, .* run quant_aware.py"):
+    with pytest.raises(UserError, match=r"exps/b has no checkpoint, which quant_aware.py makes: .* a float supernet"):
         report(["--exp_dir", "exps/b", "--supernet", "models/small-qfa-float/supernet.pt"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from apq.errors import UserError
-from apq.genes import active, canonical, cardinalities, genes_of, sample, subnets_of, view
+from apq.genes import active, canonical, cardinalities, genes_of, sample, subnets_of, view, with_highest_bits
 from apq.presets import APQ_IMAGENET
 from apq.space import SearchSpace
 from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
@@ -87,11 +87,7 @@ class Converter:
         rest on: every bit-width is encoded as the highest (8), so that the predictor never sees the policy.
         """
         genes = self.genes_of_specs([spec])
-        if not quantize:
-            for k, kind in enumerate(self.space.operands):
-                view(self.space, genes).bits[:, k] = len(kind.choices) - 1
-            view(self.space, genes).fixed_bits[:] = [len(fixed.choices) - 1 for fixed in self.space.fixed_operands]
-        return self.encode(genes)[0]
+        return self.encode(genes if quantize else with_highest_bits(self.space, genes))[0]
 
     def feature2spec(self, vector: np.ndarray) -> dict[str, Any]:
         """The published spec of a `(full_dim,)` vector. Idle slots get the smallest kernel and width and 8 bits."""

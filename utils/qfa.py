@@ -36,7 +36,7 @@ COUNTED_CLASSES = 1200  # and these
 
 
 def chooses_as_qfa(space: SearchSpace) -> bool:
-    """Whether a space chooses what QFA's do: expansion ratios, and among the same bits for every operand apart."""
+    """Whether a space chooses what QFA's do: whole expansion ratios, and for every operand among the same bits."""
     layers = [(layer, operand) for layer in FIXED_LAYERS for operand in "wa"]
     kinds = [((layer,), operand) for layer in BLOCK_LAYERS for operand in "wa"]
     return (
@@ -44,6 +44,7 @@ def chooses_as_qfa(space: SearchSpace) -> bool:
         and [(kind.layers, kind.operand) for kind in space.operands] == kinds
         and len({operand.choices for operand in (*space.operands, *space.fixed_operands)}) == 1
         and space.channel_step is None
+        and all(ratio == int(ratio) for ratio in space.ratios)
     )
 
 
@@ -169,11 +170,15 @@ def _genes_at(source: Path) -> np.ndarray:
             raise UserError(f"{source} is of space {space.name}, not of {QFA_MBV3.name}")
         return genes_of(space, [experiment.load_subnet(space)])
     rows = read_json(source)
-    try:
-        published = np.array(rows, dtype=np.int64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{source} must hold a list of lists of whole numbers") from error
-    return genes_of_published(QFA_MBV3, published)
+    if not (isinstance(rows, list) and all(isinstance(row, list) and _whole(row) for row in rows)):
+        raise UserError(f"{source} must hold a list of lists of whole numbers")
+    if len({len(row) for row in rows}) != 1:
+        raise UserError(f"{source} must hold genes of one length")
+    return genes_of_published(QFA_MBV3, np.array(rows))
+
+
+def _whole(row: list[object]) -> bool:
+    return all(isinstance(number, int) and not isinstance(number, bool) for number in row)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from apq.errors import UserError
-from apq.genes import genes_of, largest_subnet, sample, subnets_of, view
+from apq.genes import largest_subnet, sample, subnets_of, with_highest_bits
 from apq.presets import published_space
 from apq.space import SearchSpace
 from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
@@ -118,8 +118,7 @@ class DynamicProxylessNASNets(MBConvNet):
 
     def sample_active_subnet(self, rng: np.random.Generator) -> dict[str, Any]:
         """Choose an architecture at random and return its published spec; a float network has no policy to draw."""
-        genes = sample(self.space, 1, rng)
-        view(self.space, genes).bits[:] = view(self.space, genes_of(self.space, [largest_subnet(self.space)])).bits
+        genes = with_highest_bits(self.space, sample(self.space, 1, rng))
         self.activate(subnets_of(self.space, genes)[0])
         return architecture_of(self.space, self.active)
 

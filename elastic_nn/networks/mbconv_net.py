@@ -103,10 +103,10 @@ class MBConvNet(nn.Module):
         _set_bits(mix, space.fixed_bits, space.mix_activation_bits)
         for layer in (self.first_conv.conv, self.classifier):
             _set_bits(layer, space.end_bits, space.end_bits)
-        for name in dict.fromkeys(fixed.layer for fixed in space.fixed_operands):
-            unit = self.get_submodule(name)
+        for fixed, bits in zip(space.fixed_operands, fixed_bits, strict=True):
+            unit = self.get_submodule(fixed.layer)
             layer = unit.conv if isinstance(unit, ConvNormAct) else unit
-            _set_bits(layer, *space.bits_of_fixed(name, fixed_bits))
+            _set_operand(layer, {"w": "weight_quant", "a": "act_quant"}[fixed.operand], bits)
 
     def forget_ranges(self) -> None:
         """Drop what was collected of the activations of one subnet, before the network becomes another."""
@@ -121,7 +121,11 @@ class MBConvNet(nn.Module):
 
 
 def _set_bits(layer: nn.Module, w_bits: int, a_bits: int) -> None:
-    for kind, bits in (("weight_quant", w_bits), ("act_quant", a_bits)):
-        quantizer = getattr(layer, kind, None)
-        if not isinstance(quantizer, (nn.Identity, type(None))):
-            quantizer.bits = bits
+    _set_operand(layer, "weight_quant", w_bits)
+    _set_operand(layer, "act_quant", a_bits)
+
+
+def _set_operand(layer: nn.Module, kind: str, bits: int) -> None:
+    quantizer = getattr(layer, kind, None)
+    if not isinstance(quantizer, (nn.Identity, type(None))):
+        quantizer.bits = bits

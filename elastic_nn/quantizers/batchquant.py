@@ -34,15 +34,16 @@ NOT_CALIBRATED = "has no statistics of this network's activations at {bits} bits
 def channel_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Each channel's lowest and highest value in every group of about 64 images, both (groups, C): x is (N, C, ...).
 
-    Extremes grow with the number of images, and those of training and of calibration must mean the same.
+    Extremes grow with the number of images, and those of training and of calibration must mean the same. A group is
+    every so manyth image, as a process's share of a batch is.
 
     >>> [edge.tolist() for edge in channel_range(torch.tensor([[-1.0, 2.0], [3.0, -4.0]]), 4)]
     [[[-1.0, -4.0]], [[3.0, 2.0]]]
     """
     groups = max(1, round(len(x) / GROUP))
     if len(x) % groups == 0:
-        return x.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2).aminmax(dim=2)
-    edges = [part.transpose(0, 1).flatten(1).aminmax(dim=1) for part in x.tensor_split(groups)]
+        return x.unflatten(0, (-1, groups)).movedim(0, 2).flatten(2).aminmax(dim=2)
+    edges = [x[i::groups].transpose(0, 1).flatten(1).aminmax(dim=1) for i in range(groups)]
     low, high = (torch.stack(of_groups) for of_groups in zip(*edges, strict=True))
     return low, high
 

@@ -112,7 +112,8 @@ class Execution:
     """How the steps of a training are carried out.
 
     `amp` computes in bfloat16 where that is safe; `accumulate` cuts a batch into so many parts, which need less memory
-    (BatchNorm then normalises each part by itself). `share` is (rank, number) of the processes that share every batch.
+    (BatchNorm and BatchQuant then take each part by itself). `share` is (rank, number) of the processes that share
+    every batch.
     """
 
     amp: bool = False

@@ -34,6 +34,7 @@ from elastic_nn.training.engine import (
 )
 
 CALIBRATION_IMAGES = 256
+RANGE_IMAGES = 1024  # that BatchQuant's ranges are collected on between the epochs of a finetune
 
 
 def quantized_subnet(
@@ -84,7 +85,7 @@ def train_epochs(
     for epoch in range(config.epochs):
         seed_epoch(seed, epoch)
         train_one_epoch(net, train, optimizer, config, epoch, device=device, execution=execution)
-    collect_ranges(net, _calibration_batches(splits, side), device, CALIBRATION_IMAGES)
+    collect_ranges(net, _calibration_batches(splits, side), device, RANGE_IMAGES)
 
 
 def finetune(
@@ -105,16 +106,16 @@ def finetune(
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Train a network on images of `side`, measuring it on the validation split after each epoch and before the first.
 
-    Returns the best validation top-1 and the weights that reached it (with `ema`, a decay, those of the moving
-    average); the network is left as the last epoch made it. With a `state_file` the state is saved after every epoch
-    and the same call continues; `asked` guards against mixing runs: the state of another one is an error, or with
-    `restart` it is dropped. With `describe` a progress bar of that name is shown.
+    The ranges of BatchQuant, which training drops, are collected anew after each epoch: a network with them comes
+    calibrated. Returns the best validation top-1 and the weights that reached it (with `ema`, a decay, those of the
+    moving average); the network is left as the last epoch made it. With a `state_file` the state is saved after
+    every epoch and the same call continues; `asked` guards against mixing runs: the state of another one is an
+    error, or with `restart` it is dropped. With `describe` a progress bar of that name is shown.
     """
     optimizer, average = make_optimizer(net, config), averaged(net, ema)
     measured = net if average is None else average.module
 
     def val_top1() -> float:
-        collect_ranges(measured, _calibration_batches(splits, side), device, CALIBRATION_IMAGES)
         return evaluate(measured, val, device, execution=execution).top1
 
     after_step = (lambda: None) if average is None else (lambda: average.update_parameters(net))
@@ -146,6 +147,7 @@ def finetune(
         loss = train_one_epoch(
             net, train, optimizer, config, epoch, device=device, execution=execution, after_step=after_step
         )
+        collect_ranges(measured, _calibration_batches(splits, side), device, RANGE_IMAGES)
         top1 = val_top1()
         bar.set_postfix(loss=f"{loss:.3f}", val_top1=f"{top1:.4f}")
         log({"epoch": epoch + 1, "loss": loss, "val_top1": top1})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.model_folder import ModelFolder
 from apq.space import SearchSpace
@@ -15,6 +16,7 @@ from dataset import Splits, check_classes, load_splits
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.supernet_file import load_quantized_supernet
+from elastic_nn.quantizers import LINEAR
 from elastic_nn.training.finetune import quantized_subnet
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
@@ -38,17 +40,24 @@ class FoundSubnet:
 
 
 def load_found(
-    experiment: Experiment, *, supernet: Path | None = None, data: Path | None = None, recipe: str | None = None
+    experiment: Experiment,
+    *,
+    supernet: Path | None = None,
+    data: Path | None = None,
+    recipe: str | None = None,
+    finetuned: bool = True,
 ) -> FoundSubnet:
     """The subnet of an experiment's `arch`, in the file `supernet` or else the one beside its predictor.
 
     `data` is the image folder of spaces that need one; `recipe` a name, by default that of the supernet. UserError
-    where they do not fit together.
+    where they do not fit together, or where the subnet will not be `finetuned` and the supernet is a float one.
     """
     space = experiment.load_space()
     subnet = experiment.load_subnet(space)
     file = supernet or ModelFolder(Path(experiment.load_config()["acc_predictor_dir"])).supernet
     net, origin = load_quantized_supernet(file, space)
+    if not finetuned and net.scheme == LINEAR:  # added to a float supernet
+        raise UserError(f"{file} is a float supernet, whose subnets are nothing before a finetune")
     chosen, splits = get_recipe(recipe or origin.recipe, space), load_splits(space, data)
     check_classes(splits, origin.images, file)
     return FoundSubnet(space=space, subnet=subnet, supernet=net, file=file, splits=splits, recipe=chosen)

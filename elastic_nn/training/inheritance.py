@@ -28,7 +28,10 @@ def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, schem
     if scheme == LSQ and bits is None:
         raise UserError(f"a supernet with learned steps has one number of bits throughout; space {space.name} has more")
     if scheme.name in MIXED and (start is None or start.scheme != FLOAT):
-        raise UserError(f"a supernet of mixed precision ({scheme.name}) starts from a float one, which teaches it")
+        raise UserError(
+            f"a supernet of mixed precision ({scheme.name}) starts from a float one, which teaches it: train that with "
+            "--quantizer float, then name it by --start_from"
+        )
     if start is None:
         return
     if not same_architectures(start.space, space):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from apq.genes import genes_of, largest_subnet, sample, subnets_of, view
+from apq.genes import sample, subnets_of, with_highest_bits
 from apq.space import SearchSpace
 from apq.subnet import Subnet
 from dataset.pairs import PairStore
@@ -18,9 +18,9 @@ from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.quantizers import FLOAT
-from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, derived_seed, evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
+from elastic_nn.training.measuring import subnet_top1
 from elastic_nn.training.recipe import Recipe
 
 LOG_SECONDS = 60
@@ -29,10 +29,7 @@ LOG_SECONDS = 60
 def pair_subnet(space: SearchSpace, seed: int, index: int, *, quantized: bool) -> Subnet:
     """The subnet of pair `index`; a float pair has no policy, its bits are the highest."""
     genes = sample(space, 1, np.random.default_rng([seed, index, int(quantized)]))
-    if not quantized:
-        highest = view(space, genes_of(space, [largest_subnet(space)]))
-        view(space, genes).bits[:], view(space, genes).fixed_bits[:] = highest.bits, highest.fixed_bits
-    return subnets_of(space, genes)[0]
+    return subnets_of(space, genes if quantized else with_highest_bits(space, genes))[0]
 
 
 def gather_as_is(
@@ -51,11 +48,7 @@ def gather_as_is(
     quantized = supernet.scheme != FLOAT
     for index in _with_pace(indices, f"{'quantized' if quantized else 'float'} pairs", store.rank):
         subnet = pair_subnet(supernet.space, seed, index, quantized=quantized)
-        supernet.activate(subnet)
-        net, sides = supernet.get_active_subnet(), (subnet.resolution,)
-        calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
-        recalibrate(net, calibration, device, recipe.recalibration_images)
-        top1 = evaluate(net, make_loader(splits.val, EVALUATION_BATCH, sides=sides), device).top1
+        top1 = subnet_top1(supernet, subnet, splits, splits.val, recipe.recalibration_images, device)
         store.append(supernet.space, index, subnet, top1)
 
 

@@ -30,18 +30,16 @@ from elastic_nn.modules.quant_layers import per_bits_quantizers
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.quantizers import FLOAT, MIXED, QuantScheme
 from elastic_nn.training.averaging import averaged
-from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.engine import (
-    EVALUATION_BATCH,
     ONE_PROCESS,
     Execution,
-    evaluate,
     make_optimizer,
     seed_epoch,
     train_one_epoch,
 )
 from elastic_nn.training.inheritance import check_start, first_supernet, first_teacher, frozen_largest
+from elastic_nn.training.measuring import subnet_top1
 from elastic_nn.training.recipe import Phase, Recipe
 
 
@@ -242,7 +240,7 @@ def _phase_scores(
     """Validation top-1 of the largest and the smallest subnet, each recalibrated."""
     ends = {"largest": largest_subnet(net.space), "smallest": smallest_subnet(net.space)}
     return {
-        f"{name}_top1": _top1(net, subnet, splits, splits.val, recipe, device, execution)
+        f"{name}_top1": subnet_top1(net, subnet, splits, splits.val, recipe.recalibration_images, device, execution)
         for name, subnet in ends.items()
     }
 
@@ -259,24 +257,8 @@ def _epoch_score(
     """The record of an epoch with the largest subnet's top-1 on part of the validation images; none if not asked."""
     if few is None:
         return []
-    return [{**epoch, "largest_top1": _top1(net, largest_subnet(net.space), splits, few, recipe, device, execution)}]
-
-
-def _top1(
-    net: DynamicProxylessNASNets,
-    subnet: Subnet,
-    splits: Splits,
-    images: Dataset,
-    recipe: Recipe,
-    device: torch.device,
-    execution: Execution,
-) -> float:
-    net.activate(subnet)
-    alone, sides = net.get_active_subnet(), (subnet.resolution,)
-    calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
-    recalibrate(alone, calibration, device, recipe.recalibration_images)
-    val = make_loader(images, EVALUATION_BATCH, share=execution.share, sides=sides)
-    return evaluate(alone, val, device, execution=execution).top1
+    largest, n_images = largest_subnet(net.space), recipe.recalibration_images
+    return [{**epoch, "largest_top1": subnet_top1(net, largest, splits, few, n_images, device, execution)}]
 
 
 def _load_state(file: Path, asked: dict[str, Any]) -> dict[str, Any]:

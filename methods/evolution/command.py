@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from tqdm import tqdm
 
-from apq.checkpoint import digest
 from apq.cli import table
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
-from apq.model_folder import ModelFolder
 from apq.space import SCOPES, SearchSpace, space_to_dict
 from apq.subnet import spec_of
 from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
+from methods.evolution.predicted import asked_of, drop_other_state, load_quantized_predictor
 from methods.evolution.search_state import load_state
-from methods.nsga2.front_finder import Nsga2Config
 from utils.latency_predictor import UNITS, LatencyPredictor
 from utils.plots import plot_history
-from utils.predictor_files import load_predictor
 
 SHARED_WITH_NSGA2 = {
     "population": "candidates a generation",
@@ -32,14 +29,14 @@ SHARED_WITH_NSGA2 = {
 }
 
 
-def add_flags(parser: argparse.ArgumentParser) -> set[str]:
-    """Add the flags of the search; returns their names."""
+def add_flags(parser: argparse.ArgumentParser, nsga2: Mapping[str, Any]) -> set[str]:
+    """Add the flags of the search; returns their names. `nsga2` are the defaults of that one, which shares some."""
     group = parser.add_argument_group("evolution, of --mode evolution and sequential; in part of nsga2")
-    evolution, nsga2 = EvolutionConfig(), Nsga2Config()
+    evolution = EvolutionConfig()
     parser.add_argument("--scope", choices=SCOPES, help="layers that a budget counts (default: the space's own)")
     for name, told in SHARED_WITH_NSGA2.items():  # without a default here: each mode has its own
         default = getattr(evolution, name)
-        told = f"{told} (default: {default}, of nsga2 {getattr(nsga2, name)})"
+        told = f"{told} (default: {default}; of nsga2 {nsga2[name]})"
         group.add_argument(f"--{name}", type=type(default), help=told)
     group.add_argument("--parent_ratio", type=float, default=evolution.parent_ratio, help="share kept as parents")
     group.add_argument("--mutation_ratio", type=float, default=evolution.mutation_ratio, help="mutants among children")
@@ -60,9 +57,7 @@ def run(args: argparse.Namespace) -> None:
     experiment = get_experiment(args.exp_name, args.exp_dir)
     experiment.check_free(args.overwrite)
     config, quantity = evolution_config(args), args.type or "latency"
-    predictor = load_predictor(ModelFolder(args.acc_predictor_dir).acc_quant)
-    if not predictor.quantize:
-        raise UserError(f"{args.acc_predictor_dir}/acc_quant.pt is a float predictor: it does not see the bits")
+    predictor = load_quantized_predictor(args.acc_predictor_dir)
     space = predictor.space
     scope = args.scope or space.budget_scope
     source = cost_source(args.config, args.table)
@@ -80,13 +75,9 @@ def run(args: argparse.Namespace) -> None:
         "evolution": asdict(config),
         **source.record(),
     }
-    asked = {
-        **settings,
-        "predictor": digest(predictor.state_dict()),
-        "table_rows": source.table and hashlib.sha256(repr(source.table.rows).encode()).hexdigest(),
-    }
-    if args.overwrite and not _same_search(experiment, asked):
-        experiment.search_state.unlink(missing_ok=True)
+    asked = asked_of(settings, predictor, source)
+    if args.overwrite:
+        drop_other_state(experiment.search_state, load_state, asked)
     with tqdm(total=config.generations, desc="search", disable=None) as bar:
         found = finder.run(
             lambda record: bar.update(record["generation"] - bar.n), state_file=experiment.search_state, asked=asked
@@ -96,14 +87,6 @@ def run(args: argparse.Namespace) -> None:
         new.save_found(space, found.subnet, found.cost, settings, found.history)
         plot_history(found.history, new.plot, constraint=args.constraint, quantity=quantity, unit=cost.unit)
     report(args, experiment, space, found, settings, source)
-
-
-def _same_search(experiment: Experiment, asked: dict[str, Any]) -> bool:
-    """Whether an unfinished search was asked for the same."""
-    try:
-        return load_state(experiment.search_state, asked) is not None
-    except UserError:
-        return False
 
 
 def report(

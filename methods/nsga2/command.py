@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,23 +11,22 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from apq.checkpoint import digest
 from apq.cli import table
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
 from apq.genes import subnets_of
-from apq.model_folder import DEFAULT_MODELS, ModelFolder
+from apq.model_folder import DEFAULT_MODELS
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import spec_of
 from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs, recorded_cost_source
 from methods.evolution.budget import Budget, check_reachable
+from methods.evolution.predicted import asked_of, drop_other_state, load_quantized_predictor
 from methods.nsga2.front_file import MODE, has_front, load_front, save_front
 from methods.nsga2.front_finder import Front, Nsga2Config, Objective, find_front
 from methods.nsga2.front_state import load_front_state
 from methods.nsga2.picking import Bound, parse_bounds, pick
 from utils.front_plots import plot_predicted_front
 from utils.latency_predictor import UNITS, LatencyPredictor
-from utils.predictor_files import load_predictor
 
 ACCURACY = "accuracy"
 OBJECTIVES = (ACCURACY, "latency")
@@ -41,7 +39,8 @@ def add_flags(parser: argparse.ArgumentParser) -> set[str]:
     group = parser.add_argument_group("--mode nsga2")
     group.add_argument(
         "--objectives",
-        help=f"accuracy and 1 to 3 costs of {', '.join(UNITS)}, with commas (default: {','.join(OBJECTIVES)})",
+        help=f"accuracy and 1 to 3 costs of {', '.join(UNITS)}, with commas (default: {','.join(OBJECTIVES)}); flops "
+        "count the same at any bits, bitops do not",
     )
     group.add_argument(
         "--crossover_prob",
@@ -79,6 +78,11 @@ def run(args: argparse.Namespace) -> None:
         pick_from(args, Experiment(args.front), experiment)
     elif args.pick is not None and not args.overwrite and has_front(experiment):
         pick_from(args, experiment, experiment)
+    elif args.pick is not None and not _asks_for_a_search(args):
+        raise UserError(
+            f"{experiment.path} has no front to pick from; search one first: search.py --mode {MODE} "
+            f"--objectives {','.join(OBJECTIVES)} --acc_predictor_dir DIR --exp_name {experiment.path.name}"
+        )
     else:
         search(args, experiment)
 
@@ -89,9 +93,7 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
     given = {name: value for name in CONFIG_FLAGS if (value := getattr(args, name)) is not None}
     config, names = Nsga2Config(**given), parse_objectives(args.objectives)
     bounds = parse_bounds(args.pick, names[1:])
-    predictor = load_predictor(ModelFolder(args.acc_predictor_dir).acc_quant)
-    if not predictor.quantize:
-        raise UserError(f"{args.acc_predictor_dir}/acc_quant.pt is a float predictor: it does not see the bits")
+    predictor = load_quantized_predictor(args.acc_predictor_dir)
     space, source = predictor.space, cost_source(args.config, args.table)
     scope = args.scope or space.budget_scope
     costs = {name: LatencyPredictor(name, scope, space, source.accelerator, source.table) for name in names[1:]}
@@ -107,13 +109,9 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
         "nsga2": asdict(config),
         **source.record(),
     }
-    asked = {
-        **settings,
-        "predictor": digest(predictor.state_dict()),
-        "table_rows": source.table and hashlib.sha256(repr(source.table.rows).encode()).hexdigest(),
-    }
-    if args.overwrite and not _same_search(experiment, asked):
-        experiment.front_state.unlink(missing_ok=True)
+    asked = asked_of(settings, predictor, source)
+    if args.overwrite:
+        drop_other_state(experiment.front_state, load_front_state, asked)
     objectives = [
         Objective(name=ACCURACY, score=predictor.fast(), maximise=True),
         *(Objective(name=k, score=c.predict, unit=c.unit, cheapest=c.cheapest_genes()) for k, c in costs.items()),
@@ -150,9 +148,10 @@ def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experime
         )
     bounds = parse_bounds(args.pick, settings["objectives"][1:])
     chosen = choose(front, settings["objectives"], bounds)
-    if not same:
-        settings["front"] = str(origin.path)
-    save(experiment, origin.load_space(), front, settings, bounds, chosen)
+    if same:  # the front stays where it is, whatever happens
+        write_pick(experiment, origin.load_space(), front, settings, bounds, chosen)
+    else:
+        save(experiment, origin.load_space(), front, {**settings, "front": str(origin.path)}, bounds, chosen)
     report(args.json, experiment, front, settings, bounds, chosen, source)
 
 
@@ -188,6 +187,20 @@ def save(
     chosen: int,
 ) -> None:
     """Write the experiment: the front, and of its chosen point the `arch` that the next scripts take."""
+    with experiment.replaced() as new:
+        save_front(new, space, settings["objectives"], front)
+        write_pick(new, space, front, settings, bounds, chosen)
+
+
+def write_pick(
+    experiment: Experiment,
+    space: SearchSpace,
+    front: Front,
+    settings: dict[str, Any],
+    bounds: tuple[Bound, ...],
+    chosen: int,
+) -> None:
+    """Write what depends on the chosen point, `arch` last: where that was not reached the same pick repeats it."""
     accuracy, *costs = front.values.T
     names = settings["objectives"]
     (subnet,) = subnets_of(space, front.genes[chosen : chosen + 1])
@@ -198,10 +211,8 @@ def save(
         "picked": picked,
         "predicted_accuracy": picked[ACCURACY],
     }
-    with experiment.replaced() as new:
-        save_front(new, space, names, front)
-        plot_predicted_front(accuracy, dict(zip(names[1:], costs, strict=True)), UNITS, chosen, new.front_plot)
-        new.save_found(space, subnet, picked[names[1]], settings, front.history)
+    plot_predicted_front(accuracy, dict(zip(names[1:], costs, strict=True)), UNITS, chosen, experiment.front_plot)
+    experiment.save_found(space, subnet, picked[names[1]], settings, front.history)
 
 
 def report(
@@ -239,9 +250,7 @@ def report(
     print(f"latency and energy: {source}")
 
 
-def _same_search(experiment: Experiment, asked: dict[str, Any]) -> bool:
-    """Whether an unfinished search was asked for the same."""
-    try:
-        return load_front_state(experiment.front_state, asked) is not None
-    except UserError:
-        return False
+def _asks_for_a_search(args: argparse.Namespace) -> bool:
+    """Whether a flag says which search: a bare --pick with a mistyped --exp_name must not start another one."""
+    flags = ("objectives", *CONFIG_FLAGS)
+    return args.acc_predictor_dir != DEFAULT_MODELS or any(getattr(args, name) for name in flags)
