@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from apq.cli import Parser, run, table
+from apq.cli import Parser, listing, run, table
 from apq.genes import cardinalities, largest_subnet, smallest_subnet
 from apq.layers import layers_of
 from apq.presets import SPACES, get_space
@@ -26,8 +26,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     print(f"{space.name}: {facts['networks']:,} networks (about {facts['networks']:.2e})")
     ends = facts.pop("ends")
-    for name in [name for name in facts if name != "networks"]:
-        print(f"  {name.replace('_', ' '):18} {told(facts[name])}")
+    print(listing({name.replace("_", " "): told(value) for name, value in facts.items() if name != "networks"}))
     print(table([("", *ends), *((name, *(f"{end[name]:g}" for end in ends.values())) for name in ends["largest"])]))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -85,6 +85,12 @@ def run(main: Callable[[list[str] | None], None], name: str | None = None) -> No
         print("interrupted; the same command continues where it can", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def listing(facts: Mapping[str, object]) -> str:
+    """Names and values, one a line, the values under each other."""
+    width = max(18, *map(len, facts))
+    return "\n".join(f"  {name:{width}} {value}" for name, value in facts.items())
 
 
 def table(rows: Iterable[tuple[str, ...]]) -> str:

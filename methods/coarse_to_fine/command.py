@@ -243,8 +243,7 @@ def report(
     ]
     print(table([("front: MACs, M", "top-1", "stage", ""), *rows]))
     print(f"best subnet{choice}:")
-    for key, value in {**spec["arch"], **spec["policy"]}.items():
-        print(f"  {key:18} {value}")
+    print(listing({**spec["arch"], **spec["policy"]}))
     print(
         f"top-1 {settings['top1']:.2%} on images held out of training, without finetune; "
         f"{choice.cost.type} {cost:g} {choice.cost.unit} ({settings['scope']} scope)"

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from apq.cli import table
+from apq.cli import listing, table
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
 from apq.space import SCOPES, SearchSpace, space_to_dict
@@ -106,8 +106,7 @@ def report(
         return
     unit = settings["unit"]
     print(f"{experiment.path}: best subnet of space {space.name} for {settings['type']} <= {args.constraint:g} {unit}")
-    for key, value in {**spec["arch"], **spec["policy"]}.items():
-        print(f"  {key:18} {value}")
+    print(listing({**spec["arch"], **spec["policy"]}))
     print(f"predicted top-1 {found.accuracy:.2%}; {settings['type']} {found.cost:g} {unit} ({settings['scope']} scope)")
     print(table(cost_rows(by_scope(costs))))
     print(f"latency and energy: {source}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from apq.cli import table
+from apq.cli import listing, table
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
 from apq.genes import subnets_of
@@ -244,8 +244,7 @@ def report(
     titles = ("predicted top-1", *(f"{name}, {UNITS[name]}" for name in names[1:]), "")
     print(table([titles, *rows]))
     print(f"picked: the most accurate subnet{' with ' + asked if asked else ''}")
-    for key, value in {**spec["arch"], **spec["policy"]}.items():
-        print(f"  {key:18} {value}")
+    print(listing({**spec["arch"], **spec["policy"]}))
     print(table(cost_rows(by_scope(costs))))
     print(f"latency and energy: {source}")
 
