@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from apq.checkpoint import digest
-from apq.cli import at_least, table
+from apq.cli import at_least, listing, table
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
