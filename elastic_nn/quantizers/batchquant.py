@@ -226,7 +226,8 @@ class BatchQuantizer(nn.Module):
 
     def _estimated(self, x: Tensor) -> tuple[Tensor, Tensor]:  # both (1,)
         low, high = self.estimate(x, self.bits)
-        edges = torch.stack([low.float().mean(), high.float().mean()])
+        dtype = torch.promote_types(low.dtype, torch.float32)
+        edges = torch.stack([low.mean(dtype=dtype), high.mean(dtype=dtype)])
         if self.synchronised:
             dist.all_reduce(edges)
             edges /= dist.get_world_size()
