@@ -5,13 +5,15 @@ evenly in the logarithm between the cost of the cheapest subnet and that of the 
 front. `separate` are the evolutions with their own number of candidates each; all of them together score about as many
 as NSGA-II does unless the flags say otherwise. Told are the predicted accuracy at each budget, and the hypervolume
 (pymoo's; predicted accuracy from 0, cost up to the largest budget, as a share of that area) of the whole front, of its
-points at the five budgets alone, and of what the evolutions found: only the last two have equally many points.
+points at the five budgets alone, and of what the evolutions found: only the last two have equally many points. Where
+the supernet beside the predictor was trained quantized, the points are also measured on the test images, as they are.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +24,15 @@ from pymoo.indicators.hv import HV
 from tqdm import tqdm
 
 from apq.cli import Parser, run
+from apq.device import resolve_device
+from apq.genes import genes_of, subnets_of
 from apq.model_folder import ModelFolder
 from benchmarks.markdown import markdown
+from dataset import load_splits
+from elastic_nn.networks.supernet_file import load_supernet
+from elastic_nn.quantizers import FLOAT
+from elastic_nn.training.measuring import subnet_top1
+from elastic_nn.training.recipes import get_recipe
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
 from methods.nsga2.front_finder import Front, Nsga2Config, Objective, find_front
 from methods.nsga2.picking import Bound, pick
@@ -36,6 +45,7 @@ from utils.predictor_files import load_predictor
 class Points:
     """What one method has at each budget, and how much it scored for it."""
 
+    genes: np.ndarray  # (budgets, genes)
     costs: np.ndarray  # (budgets,)
     accuracies: np.ndarray  # (budgets,)
     scored: int
@@ -60,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     predictor = load_predictor(ModelFolder(args.models).acc_quant)
     space, accuracy = predictor.space, predictor.fast()
     cost = LatencyPredictor(args.cost, space.budget_scope, space)
-    budgets, rows = np.zeros(0), []
+    budgets, rows, found = np.zeros(0), [], []
     for seed in tqdm(args.seeds, disable=None):
         config = Nsga2Config(population=args.population, generations=args.generations, seed=seed)
         front, seconds = front_of(accuracy, cost, config)
@@ -74,14 +84,21 @@ def main(argv: list[str] | None = None) -> None:
         separate = evolutions(accuracy, cost, budgets, evolution)
         whole = hypervolume(front.values[:, 1], front.values[:, 0], budgets[-1])
         for name, points, all_points in (("NSGA-II", at_budgets, f"{whole:.4f}"), ("separate", separate, "")):
+            found.append(points)
             volume = hypervolume(points.costs, points.accuracies, budgets[-1])
             of_points = (f"{100 * value:.2f}" for value in points.accuracies)
             work = (f"{points.scored:,}", f"{points.seconds:.1f}")
             rows.append((seed, name, *of_points, all_points, f"{volume:.4f}", *work))
-    titles = (f"<= {budget:.4g}" for budget in budgets)
+    titles = [f"<= {budget:.4g}" for budget in budgets]
     print(f"Predicted top-1 (%) of {space.name} at each budget of {args.cost} ({cost.unit}), and hypervolume:\n")
     volumes = ("volume, front", "volume, points")
     print(markdown(("seed", "search", *titles, *volumes, "scored", "processor, s"), rows))
+    if (top1 := measured(ModelFolder(args.models), found)) is not None:
+        print("\nMeasured on the test images, without finetune:\n")
+        measured_rows = [
+            (*row[:2], *(f"{100 * value:.2f}" for value in of)) for row, of in zip(rows, top1, strict=True)
+        ]
+        print(markdown(("seed", "search", *titles), measured_rows))
 
 
 def front_of(accuracy: FastPredictor, cost: LatencyPredictor, config: Nsga2Config) -> tuple[Front, float]:
@@ -99,7 +116,7 @@ def points_of(front: Front, budgets: np.ndarray, seconds: float) -> Points:
     """The most accurate point of a front within each budget."""
     accuracies, costs = front.values.T
     chosen = [pick((Bound("cost", float(budget)),), accuracies, {"cost": costs}) for budget in budgets]
-    return Points(costs[chosen], accuracies[chosen], front.history[-1]["evaluated"], seconds)
+    return Points(front.genes[chosen], costs[chosen], accuracies[chosen], front.history[-1]["evaluated"], seconds)
 
 
 def evolutions(accuracy: FastPredictor, cost: LatencyPredictor, budgets: np.ndarray, config: EvolutionConfig) -> Points:
@@ -112,11 +129,29 @@ def evolutions(accuracy: FastPredictor, cost: LatencyPredictor, budgets: np.ndar
         for budget in budgets
     ]
     return Points(
+        genes_of(cost.space, [one.subnet for one in found]),
         np.array([one.cost for one in found]),
         np.array([one.accuracy for one in found]),
         sum(one.history[-1]["evaluated"] for one in found),
         time.process_time() - started,
     )
+
+
+def measured(folder: ModelFolder, found: Sequence[Points]) -> np.ndarray | None:
+    """(methods and seeds, budgets) test top-1 of points as they are in the supernet; None if that is a float one."""
+    if not folder.supernet.exists():
+        return None
+    supernet, origin = load_supernet(folder.supernet)
+    if supernet.scheme == FLOAT:
+        return None
+    space, device = supernet.space, resolve_device("auto")
+    splits, n_images = load_splits(space), get_recipe(origin.recipe, space).recalibration_images
+    subnets = [subnet for points in found for subnet in subnets_of(space, points.genes)]
+    top1 = [
+        subnet_top1(supernet.to(device), subnet, splits, splits.test, n_images, device)
+        for subnet in tqdm(subnets, desc="measured", disable=None)
+    ]
+    return np.array(top1).reshape(len(found), -1)
 
 
 def hypervolume(costs: np.ndarray, accuracies: np.ndarray, largest: float) -> float:
