@@ -41,8 +41,9 @@ ifeq (,$(filter qfa-%,$(SPACE)))
 FIRST = $(PY) train.py --space $(SPACE)
 FLOAT_ACC = test -e $(MODELS)/acc.pt || $(PY) search.py --prepare acc --acc_predictor_dir $(MODELS)
 else  # mixed precision starts from a float supernet and needs no float predictor
-FIRST = { test -e $(MODELS)-float/supernet.pt || $(PY) train.py --space $(SPACE) --quantizer float; } && \
-	$(PY) train.py --space $(SPACE) --start_from $(MODELS)-float
+FLOAT_MODELS = $(MODELS)-float
+FIRST = { test -e $(FLOAT_MODELS)/supernet.pt || $(PY) train.py --space $(SPACE) --quantizer float; } && \
+	$(PY) train.py --space $(SPACE) --start_from $(FLOAT_MODELS)
 FLOAT_ACC = :
 endif
 models: $(VENV)/installed
@@ -51,7 +52,7 @@ models: $(VENV)/installed
 	test -e $(MODELS)/acc_quant.pt || $(PY) search.py --prepare acc_quant --acc_predictor_dir $(MODELS)
 
 clean-models:
-	rm -rf $(MODELS) $(MODELS)-float dataset/NetInfo/$(NAME)
+	rm -rf $(MODELS) $(FLOAT_MODELS) dataset/NetInfo/$(NAME)
 
 benchmarks: $(VENV)/installed
 	$(PY) benchmarks/lut.py
