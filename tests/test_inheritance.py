@@ -91,8 +91,8 @@ def test_what_cannot_be_started_from(few, four_bits, tmp_path):
         (at_bits(SMALL, 5), LSQ, net, "5 cannot inherit from fewer"),
         (OQA_MBV3_GLYPHS, LSQ, net, "architectures are others"),
         (SMALL, FLOAT, net, "float supernet cannot start from a quantized one"),
-        (SMALL, LINEAR, None, "not with linear"),
-        (SMALL, KMEANS, None, "not with kmeans"),
+        (SMALL, LINEAR, None, "not trained with linear"),
+        (SMALL, KMEANS, None, "not trained with kmeans"),
         (DIGITS, LSQ, None, "space digits has more"),
         (at_bits(SMALL, 3), LSQ, DynamicQuantizedProxylessNASNets(space=SMALL, scheme=LSQ), "never trained"),
     ]
