@@ -178,10 +178,10 @@ def test_zero_is_exact_and_an_empty_range_divides_by_nothing():
 @pytest.mark.parametrize("estimate", [percentile_range, least_error_range])
 def test_robust_estimators_cut_an_outlier_off(estimate):
     x = torch.randn(8, 16, 20, 20, generator=torch.Generator().manual_seed(0))
-    x.view(-1)[0] = 100.0  # kept by every stride of thinning
+    x.view(-1)[0] = 40.0  # the first value is always looked at
     low, high = estimate(x, 2)
     assert -6 < low < 0 < high < 30
-    assert full_range(x, 2)[1] == 100
+    assert full_range(x, 2)[1] == 40
 
 
 @pytest.mark.parametrize("shape", [(64, 32, 32, 32), (64, 48, 16, 16), (1024, 64, 14, 14)])
