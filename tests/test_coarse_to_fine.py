@@ -106,12 +106,13 @@ def test_the_paper_s_range_is_filled():
 @spaces
 def test_proposals_reach_all_choices_and_keep_the_bits(space):
     genes = np.concatenate([propose(space, 2000, number, np.random.default_rng(number)) for number in (0, 5)])
-    highest = view(space, genes_of(space, [largest_subnet(space)])).bits[0]
-    parts, depths = view(space, genes), cardinalities(space)[-1 - len(space.stages) : -1]
-    assert (parts.bits == highest).all()
-    assert [len(np.unique(column)) for column in parts.d.T] == depths.tolist()
+    highest = view(space, genes_of(space, [largest_subnet(space)]))
+    parts, counts = view(space, genes), view(space, cardinalities(space)[None])
+    assert (parts.bits == highest.bits).all()
+    assert (parts.fixed_bits == highest.fixed_bits).all()
+    assert [len(np.unique(column)) for column in parts.d.T] == counts.d[0].tolist()
     assert len(np.unique(parts.ks[:, 0])) == len(space.kernel_sizes)
-    assert (parts.d == depths - 1).all(
+    assert (parts.d == counts.d - 1).all(
         axis=1
     ).mean() > 0.05  # a uniform choice makes it so at 3^-5 in the published spaces
 

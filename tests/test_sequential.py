@@ -13,9 +13,10 @@ from example_spaces import WIDE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apq.bit_widths import bits_throughout
 from apq.errors import UserError
 from apq.genes import largest_subnet, sample, subnets_of
-from apq.presets import DIGITS, GLYPHS
+from apq.presets import DIGITS, GLYPHS, QFA_MBV3
 from dataset.splits import make_loader
 from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.subnet import build_subnet
@@ -30,7 +31,7 @@ from methods.ddpg import ddpg_finder
 from methods.ddpg.agent import AgentConfig
 from methods.evolution.evolution_finder import EvolutionConfig
 from methods.sequential import pipeline
-from methods.sequential.architecture import at_highest_bits, search_architecture, subnet_cost
+from methods.sequential.architecture import at_highest_bits, in_full_space, search_architecture, subnet_cost
 from methods.sequential.config import SequentialConfig, Split
 from methods.sequential.pipeline import run_sequential
 from methods.sequential.pruning import WidthSearch, prune_channels, search_widths
@@ -264,3 +265,11 @@ def test_a_split_shares_the_way():
     for wrong in ({"constraint": 0}, {"prune_ratio": 1.5}, {"preserve_ratio": 0}, {"architecture": -1}):
         with pytest.raises(UserError, match=r"positive|above 0"):
             Split(**{**asdict(split), **wrong})
+
+
+def test_architectures_of_the_highest_bits_are_those_of_the_space():
+    narrow = at_highest_bits(QFA_MBV3)
+    assert bits_throughout(narrow) == 4
+    genes = sample(narrow, 20, np.random.default_rng(0))
+    for one, other in zip(subnets_of(narrow, genes), subnets_of(QFA_MBV3, in_full_space(QFA_MBV3, genes)), strict=True):
+        assert one == other

@@ -21,7 +21,7 @@ from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.genes import largest_subnet, sample, subnets_of
 from apq.layers import ConvLayer, layers_of
-from apq.presets import APQ_IMAGENET, DIGITS
+from apq.presets import APQ_IMAGENET, DIGITS, QFA_MBV3
 from apq.space import space_to_dict
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from lut.__main__ import main
@@ -319,6 +319,14 @@ def test_command_prints_the_ends_of_a_space(capsys, end):
         assert shown["costs"][scope]["latency_ms"] == pytest.approx(expected)
     for key, column in {"latency_ms": "ms", "energy_mj": "mJ", "macs": "MACs", "params": "params"}.items():
         assert sum(row[column] for row in shown["layers"]) == pytest.approx(shown["costs"]["full"][key])
+
+
+def test_ends_of_a_space_that_chooses_all_bits(capsys):
+    shown = printed(capsys, "--model", "qfa-mbv3:largest", "--layers")
+    layers = layers_of(QFA_MBV3, largest_subnet(QFA_MBV3))
+    assert shown["costs"]["full"]["macs"] == sum(layer.macs for layer in layers)
+    rows = printed(capsys, "--model", "qfa-mbv3:smallest", "--bits", "2x3", "--layers")["layers"]
+    assert {row["bits"] for row in rows} == {"W2A3", "W32A32"}
 
 
 def test_bits_of_a_space_are_of_its_searched_layers(capsys):

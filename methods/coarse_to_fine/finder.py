@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apq.errors import UserError
-from apq.genes import active, canonical, cardinalities, legalise, view
+from apq.genes import active, canonical, cardinalities, legalise, view, with_highest_bits
 from apq.space import SearchSpace
 
 MOST_ROUNDS = 60  # of proposals; intervals that are not full then stay so
@@ -142,9 +142,7 @@ def propose(space: SearchSpace, n: int, number: int, rng: np.random.Generator) -
     level = np.clip(levels[:, group[0]], 1e-6, 1)  # (n, genes)
     draw = rng.random(level.shape) ** ((1 - level) / level)
     genes = np.minimum((draw * counts).astype(np.int64), counts - 1)
-    bits = view(space, genes).bits
-    bits[:] = np.array([len(kind.choices) - 1 for kind in space.operands])[:, None]
-    return legalise(space, genes, rng)
+    return legalise(space, with_highest_bits(space, genes), rng)
 
 
 def pareto_front(costs: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from apq.genes import genes_of, subnets_of, view
+from apq.genes import genes_of, subnets_of, view, with_highest_bits
 from apq.layers import layers_of
 from apq.space import SearchSpace
 from apq.subnet import Subnet
@@ -20,19 +20,21 @@ SCOPE = "full"  # as the search of bits counts, which runs the network and so se
 
 
 def at_highest_bits(space: SearchSpace) -> SearchSpace:
-    """The space with the highest choice of each operand kind alone: no two of its networks differ in bits only."""
-    return replace(space, operands=tuple(replace(kind, choices=kind.choices[-1:]) for kind in space.operands))
+    """The space with the highest choice of bits alone: no two of its networks differ in bits only."""
+    kinds, fixed = (
+        tuple(replace(operand, choices=operand.choices[-1:]) for operand in operands)
+        for operands in (space.operands, space.fixed_operands)
+    )
+    return replace(space, operands=kinds, fixed_operands=fixed)
 
 
 def in_full_space(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
     """Genes (n, genes) of the same networks in `space`, from those in `at_highest_bits(space)`."""
-    full = np.empty_like(genes)
+    full = np.zeros_like(genes)
     theirs, ours = view(at_highest_bits(space), genes), view(space, full)
     for part in ("ks", "e", "d", "resolution"):
         getattr(ours, part)[:] = getattr(theirs, part)
-    for k, kind in enumerate(space.operands):
-        ours.bits[:, k] = len(kind.choices) - 1
-    return full
+    return with_highest_bits(space, full)
 
 
 def subnet_cost(space: SearchSpace, subnet: Subnet, quantity: str, source: CostSource) -> float:
