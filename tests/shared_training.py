@@ -18,7 +18,7 @@ from apq.space import SearchSpace
 from dataset import load_splits
 from dataset.splits import Splits, TensorImages, make_loader
 from elastic_nn.networks import DynamicQuantizedProxylessNASNets
-from elastic_nn.quantizers import BATCHQUANT, LSQ, QuantScheme, batchquant
+from elastic_nn.quantizers import BATCHQUANT, LSQ, QuantScheme
 from elastic_nn.training.distributed import processes
 from elastic_nn.training.engine import Execution, TrainConfig, make_optimizer, seed_epoch, train_one_epoch
 from elastic_nn.training.finetune import finetune
@@ -57,11 +57,7 @@ def main() -> None:
         config = TrainConfig(epochs=2, lr=0.01, batch_size=32)
         top1, weights = finetune(quantized, splits, config, seed=0, device=CPU, side=32, execution=execution, ema=0.9)
         learned = sandwiched(at_bits(DIGITS, 4), LSQ, "tiny-sandwich", splits, execution)
-        batchquant.GROUP = 16  # half a batch: what a process of two has
-        few = replace(
-            splits, train=TensorImages(splits.train.images[:64], splits.train.labels[:64], splits.train.augment)
-        )
-        mixed = sandwiched(DIGITS, BATCHQUANT, "tiny-qfa", few, execution)
+        mixed = sandwiched(DIGITS, BATCHQUANT, "tiny-qfa", splits, execution)
         if execution.main:
             made = {"net": net.state_dict(), "finetuned": weights, "learned": learned.state_dict()}
             made["mixed"] = mixed.state_dict()

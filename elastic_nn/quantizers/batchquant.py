@@ -19,8 +19,10 @@ from torch.autograd.function import FunctionCtx
 from apq.errors import UserError
 from elastic_nn.quantizers.functional import dot, pieces
 from elastic_nn.quantizers.lsq import code_range, where_inside
+from elastic_nn.quantizers.shared_rows import rows_of_all
 
-RangeEstimator = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (activations, bits) -> lowest and highest values
+Rows = Callable[[Tensor], Tensor]  # (n, C) rows of this process's images -> (N, C) of all processes'
+RangeEstimator = Callable[[Tensor, int, Rows], tuple[Tensor, Tensor]]  # activations, bits -> lowest, highest values
 
 GROUP = 64  # images whose extremes count together, whatever the batch: the published code has 64 on each GPU
 SMALLEST_STEP = torch.finfo(torch.float32).eps
@@ -31,41 +33,46 @@ SHRUNK = tuple(i / 20 for i in range(20, 0, -1))  # shares of the full range tha
 NOT_CALIBRATED = "has no statistics of this network's activations at {bits} bits: calibrate the network first"
 
 
-def channel_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def same(rows: Tensor) -> Tensor:
+    """The rows of a process that shares its batch with no other."""
+    return rows
+
+
+def channel_range(x: Tensor, bits: int, of_all: Rows = same) -> tuple[Tensor, Tensor]:
     """Each channel's lowest and highest value in every group of about 64 images, both (groups, C): x is (N, C, ...).
 
-    Extremes grow with the number of images, and those of training and of calibration must mean the same. A group is
-    every so manyth image, as a process's share of a batch is.
+    Extremes grow with the number of images, and those of training and of calibration must mean the same. Groups are
+    those of the whole batch, however many processes share it.
 
     >>> [edge.tolist() for edge in channel_range(torch.tensor([[-1.0, 2.0], [3.0, -4.0]]), 4)]
     [[[-1.0, -4.0]], [[3.0, 2.0]]]
     """
-    groups = max(1, round(len(x) / GROUP))
-    if len(x) % groups == 0:
-        return x.unflatten(0, (-1, groups)).movedim(0, 2).flatten(2).aminmax(dim=2)
-    edges = [x[i::groups].transpose(0, 1).flatten(1).aminmax(dim=1) for i in range(groups)]
-    low, high = (torch.stack(of_groups) for of_groups in zip(*edges, strict=True))
-    return low, high
+    low, high = (of_all(edge) for edge in x.flatten(2).aminmax(dim=2)) if x.ndim > 2 else (of_all(x), of_all(x))
+    groups = max(1, round(len(low) / GROUP))
+    return (
+        torch.stack([part.amin(dim=0) for part in low.tensor_split(groups)]),
+        torch.stack([part.amax(dim=0) for part in high.tensor_split(groups)]),
+    )
 
 
-def sample_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def sample_range(x: Tensor, bits: int, of_all: Rows = same) -> tuple[Tensor, Tensor]:
     """Each image's lowest and highest value, both (N,)."""
     return x.flatten(1).aminmax(dim=1)
 
 
-def full_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def full_range(x: Tensor, bits: int, of_all: Rows = same) -> tuple[Tensor, Tensor]:
     """Lowest and highest value."""
     return x.aminmax()
 
 
-def percentile_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def percentile_range(x: Tensor, bits: int, of_all: Rows = same) -> tuple[Tensor, Tensor]:
     """What all but the outermost 0.1 % of the values on each side lie between."""
     kept = torch.tensor([1 - PERCENT / 100, PERCENT / 100], device=x.device)
     low, high = _thinned(x, SAMPLE).float().quantile(kept)
     return low, high
 
 
-def least_error_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def least_error_range(x: Tensor, bits: int, of_all: Rows = same) -> tuple[Tensor, Tensor]:
     """The share of the full range, in steps of 5 %, that loses least to rounding and clipping in squared error."""
     values = _thinned(x, TRIED).float()
     low, high = (edge * torch.tensor(SHRUNK, device=x.device)[:, None] for edge in values.aminmax())  # (candidates, 1)
@@ -94,7 +101,11 @@ def affine_of_range(low: Tensor, high: Tensor, bits: int, *, signed: bool) -> tu
 
 
 def gain_of_scale(scale: Tensor) -> Tensor:
-    """What a learned scale multiplies the codes by: softplus with beta = ln 2, log2(1 + 2^scale), 1 for 0."""
+    """What a learned scale multiplies the codes by: softplus with beta = ln 2, log2(1 + 2^scale), 1 for 0.
+
+    >>> [round(gain_of_scale(torch.tensor(scale)).item(), 3) for scale in (0.0, 1.0, -1.0)]
+    [1.0, 1.585, 0.585]
+    """
     return nn.functional.softplus(scale, beta=math.log(2))
 
 
@@ -177,7 +188,7 @@ class BatchQuantizer(nn.Module):
     In training the range is that of the batch at hand; with a `momentum` the running average of the batches' ranges,
     which trains on. In evaluation it is `low` to `high`, an average over `seen` images that only a calibration pass
     collects (`collecting`), or the running one: evaluation without is an error. `label` names the layer in it. Where a
-    batch is shared by processes (`synchronised`) its range is the mean of theirs.
+    batch is shared by processes (`synchronised`) its range is that of the whole batch, or the mean of their estimates.
 
     The statistics are those of one subnet: a supernet forgets them when it becomes another. `scale` and `offset` are
     learned by all.
@@ -220,7 +231,7 @@ class BatchQuantizer(nn.Module):
         return low, high
 
     def _estimated(self, x: Tensor) -> tuple[Tensor, Tensor]:  # both (1,)
-        low, high = self.estimate(x, self.bits)
+        low, high = self.estimate(x, self.bits, rows_of_all if self.synchronised else same)
         dtype = torch.promote_types(low.dtype, torch.float32)
         edges = torch.stack([low.mean(dtype=dtype), high.mean(dtype=dtype)])
         if self.synchronised:
