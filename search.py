@@ -2,7 +2,7 @@
 
   search.py --constraint 0.05 --type latency --exp_name NAME     search; writes exps/NAME. Next: quant_aware.py
   search.py --prepare acc                                        gather float pairs, train the accuracy predictor
-  search.py --prepare acc_quant --acc_train_sample N             gather N quantized pairs, transfer the predictor
+  search.py --prepare acc_quant --acc_train_sample N             gather N quantized pairs, train the quantized one
   search.py --mode ddpg --model NAME --quantizer linear          choose the bits of each layer of a trained network
   search.py --mode sequential --constraint 0.05                  architecture, then pruning, then bits: the baseline
   search.py --mode coarse_to_fine                                measure subnets as they are: for supernets that need
@@ -155,6 +155,8 @@ def gather(
         n_pairs = args.acc_train_sample
     if n_pairs < FEWEST_PAIRS:
         raise UserError(f"--acc_train_sample {n_pairs}: a predictor needs at least {FEWEST_PAIRS} pairs")
+    if not as_is:  # before the pairs, which take hours
+        load_predictor(folder.acc, space)
     store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, share[0])
     check_writable(folder.path)
     check_writable(store.path)

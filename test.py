@@ -17,10 +17,12 @@ from typing import Any
 
 from torch import nn
 
+from apq.checkpoint import digest
 from apq.cli import Parser, add_common_flags, at_least, run, table
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment
+from apq.model_folder import ModelFolder
 from apq.policy import priced_layers
 from apq.space import SearchSpace
 from apq.subnet import Subnet, spec_of
@@ -31,7 +33,7 @@ from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.policy_file import load_finetuned_policy
 from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.training.engine import Accuracy, evaluate
-from elastic_nn.training.found_subnet import load_found
+from elastic_nn.training.found_subnet import FoundSubnet, load_found
 from lut.costs import (
     CostSource,
     add_cost_flags,
@@ -44,6 +46,7 @@ from lut.costs import (
 )
 from utils.bit_costs import kmeans_costs, measured_costs
 from utils.plots import plot_policy
+from utils.predictor_files import load_record
 
 
 def build_parser() -> Parser:
@@ -94,11 +97,18 @@ def load_network(args: argparse.Namespace, experiment: Experiment) -> tuple[MBCo
             raise UserError(f"{experiment.best_checkpoint} has the network's weights: leave --supernet out")
         net, space, subnet, images = load_finetuned(experiment)
         return net, space, subnet, load_images(args, space, images, experiment)
-    try:
-        found = load_found(experiment, supernet=args.supernet, data=args.data, finetuned=False)
-    except UserError as error:
-        raise UserError(f"{experiment.path} has no checkpoint, which quant_aware.py makes: {error}") from error
+    found = load_found(experiment, supernet=args.supernet, data=args.data, finetuned=False)
+    if args.supernet is None:
+        check_supernet(experiment, found)
     return found.network(resolve_device(args.device)), found.space, found.subnet, found.splits
+
+
+def check_supernet(experiment: Experiment, found: FoundSubnet) -> None:
+    """UserError if the predictor that the search used is of another supernet than the one that lies beside it now."""
+    predictor = ModelFolder(Path(experiment.load_config()["acc_predictor_dir"])).acc_quant
+    known = load_record(predictor).get("data", {}).get("supernet") if predictor.exists() else None
+    if known is not None and known != digest(found.supernet.state_dict()):
+        raise UserError(f"{found.file} is not the supernet that {predictor} was trained for: name that by --supernet")
 
 
 def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:

@@ -1,9 +1,10 @@
 """Train a supernet by progressive shrinking or the sandwich rule, or with --model another network by name.
 
 Writes models/SPACE/supernet.pt or models/NAME/model.pt; a run that was killed continues with the same command. Next,
-for a supernet: search.py --prepare acc. A space of one bit-width throughout, as oqa-mbv2, is trained quantized, with
-learned step sizes; its supernet of fewer bits starts from one of more. A space that chooses the bits of every
-convolution, as qfa-mbv3, is trained in mixed precision (BatchQuant) from a float supernet.
+for a float supernet: search.py --prepare acc; for one of mixed precision: --prepare acc_quant. A space of one
+bit-width throughout, as oqa-mbv2, is trained quantized, with learned step sizes; its supernet of fewer bits starts from
+one of more. A space that chooses the bits of every convolution, as qfa-mbv3, is trained in mixed precision
+(BatchQuant) from a float supernet.
 
   torchrun --nproc_per_node=8 train.py --space apq-imagenet --data DIR --amp     on all GPUs of a machine
   train.py --model mobilenet_v2_small                                            a small network on glyphs
@@ -46,6 +47,7 @@ from elastic_nn.quantizers import BATCHQUANT, FLOAT, LSQ, MIXED, QuantScheme, sc
 from elastic_nn.training.distributed import check_agreement, processes
 from elastic_nn.training.engine import Execution, TrainConfig
 from elastic_nn.training.finetune import finetune
+from elastic_nn.training.inheritance import check_recipe, check_start
 from elastic_nn.training.progressive_shrinking import train_supernet
 from elastic_nn.training.recipe import with_batch_size
 from elastic_nn.training.recipes import RECIPES, get_recipe
@@ -123,6 +125,8 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
     if args.batch_size:
         recipe = with_batch_size(recipe, args.batch_size)
     start, start_facts = (None, {}) if args.start_from is None else load_start(args.start_from, splits)
+    check_start(start, space, scheme)
+    check_recipe(recipe, scheme, from_nothing=start is None)
     check_agreement(
         {
             "space": space_to_dict(space),

@@ -49,6 +49,7 @@ def facts_of(space: SearchSpace) -> dict[str, object]:
         "bits": {kind.name: kind.choices for kind in space.operands},
         "bits_of_layers": {f"{fixed.layer} {fixed.operand}": fixed.choices for fixed in space.fixed_operands},
         "bits_of_the_ends": "full precision" if space.end_bits == FULL_PRECISION else space.end_bits,
+        "squeeze_and_excitation": "full precision" if any(stage.squeeze for stage in space.stages) else "none",
         "genes": len(cardinalities(space)),
         "ends": ends,
     }

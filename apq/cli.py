@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -74,6 +75,7 @@ def run(main: Callable[[list[str] | None], None], name: str | None = None) -> No
     """Run a script's main; a UserError becomes one line on stderr, after the script's name, and exit code 2."""
     try:
         main(None)
+        sys.stdout.flush()
     except UserError as error:
         message = str(error).rsplit("UserError: ", 1)[-1]  # a loader's worker process puts its traceback before it
         print(f"{name or Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
@@ -81,6 +83,9 @@ def run(main: Callable[[list[str] | None], None], name: str | None = None) -> No
     except MemoryError as error:
         print(f"{name or Path(sys.argv[0]).name}: out of memory: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it can", file=sys.stderr)
         sys.exit(130)

@@ -185,6 +185,8 @@ class Experiment:
             except UserError as error:
                 raise UserError(f"{self.path} has no {self.config.name}, and {error}") from error
             return dict(PUBLISHED_CONFIG)
+        if not self.config.exists() and any(state.exists() for state in (self.search_state, self.front_state)):
+            raise UserError(f"the search of {self.path} is not finished: its command continues it")
         config, needed = read_json(self.config), POLICY_CONFIG_KEYS if self.policy.exists() else CONFIG_KEYS
         if not isinstance(config, dict) or (missing := needed - set(config)):
             lacks = "is not an object" if not isinstance(config, dict) else f"lacks {', '.join(sorted(missing))}"

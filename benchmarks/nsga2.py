@@ -6,7 +6,6 @@ the cores the clock shows more, and only the processor's seconds are the search'
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -22,7 +21,7 @@ import numpy as np
 import pymoo
 import torch
 
-from apq.cli import table
+from apq.cli import Parser, run, table
 from apq.presets import get_space
 from benchmarks.machine import describe
 from methods.nsga2 import front_finder
@@ -56,15 +55,15 @@ def now() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("--space", default="apq-imagenet", help="space to search")
     parser.add_argument("--costs", nargs="+", choices=tuple(UNITS), default=["latency"], help="objectives but accuracy")
     parser.add_argument("--hidden", type=int, default=400, help="width of the predictor's three layers")
     parser.add_argument("--population", type=int, default=500, help="candidates a generation")
     parser.add_argument("--generations", type=int, default=2000, help="generations to run")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     space = get_space(args.space)
     torch.manual_seed(0)
@@ -105,4 +104,4 @@ def machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from apq.checkpoint import digest, load_checkpoint
 from apq.cli import Parser, run
 from apq.device import resolve_device
+from apq.errors import UserError
 from apq.files import read_json, write_json
 from apq.genes import canonical, genes_of, largest_subnet, sample, subnets_of, view
 from apq.model_folder import ModelFolder
@@ -79,6 +80,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def shortened(recipe: Recipe) -> Recipe:
     """The recipe with fewer epochs of fewer images."""
+    if len(recipe.phases) != len(EPOCHS):
+        raise UserError(f"recipe {recipe.name} does not have QFA's two stages")
     phases = (
         replace(phase, train=replace(phase.train, epochs=n), epoch_images=EPOCH_IMAGES)
         for phase, n in zip(recipe.phases, EPOCHS, strict=True)

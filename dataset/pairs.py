@@ -38,7 +38,10 @@ class PairStore:
                 raise UserError(f"{meta_file} must hold an object")
             if found != meta:
                 odd = sorted(key for key in {*found, *meta} if found.get(key) != meta.get(key))
-                raise UserError(f"{self.path} holds pairs made with other {', '.join(odd)}; remove it to gather anew")
+                raise UserError(
+                    f"{self.path} holds pairs made with other {', '.join(odd)}; give "
+                    "--netinfo another folder, or remove this one to gather anew"
+                )
         elif self.rank == 0:
             write_json(meta_file, meta)
         return sorted(set(range(n)) - self._records().keys())

@@ -19,6 +19,8 @@ from apq.operands import FixedOperand
 from apq.presets import DIGITS, OQA_MBV3, QFA_MBV3, QFA_MBV3_GLYPHS, get_space
 from apq.space import FULL_PRECISION, space_to_dict
 from apq.subnet import policy_of, spec_of, subnet_from_spec
+from elastic_nn.training.recipes import get_recipe
+from methods.nsga2.front_finder import Nsga2Config
 from utils.converter import Converter
 from utils.qfa import genes_of_published, published_flops, published_of_genes
 from utils.qfa import main as show_published
@@ -201,3 +203,19 @@ def test_published_figures_of_an_experiment_and_of_genes(tmp_path, capsys):
     write_json(tmp_path / "genes.json", [["a"]])
     with pytest.raises(UserError, match="must hold a list of lists"):
         show_published([str(tmp_path / "genes.json")])
+
+
+def test_the_published_numbers_of_qfa():
+    """BatchQuant (NeurIPS 2021): two stages, 2.5e-3 for every 64 images; NSGA-II: 500 subnets, 1,000 generations."""
+    recipe = get_recipe(None, QFA_MBV3)
+    assert [phase.train.epochs for phase in recipe.phases] == [60, 120]
+    assert [phase.float_share for phase in recipe.phases] == [1 / 4, 0]  # 32 beside 2, 3 and 4
+    for phase in recipe.phases:
+        assert phase.train.lr / phase.train.batch_size == pytest.approx(2.5e-3 / 64)
+        assert phase.train.weight_decay == 3e-5
+        assert phase.sandwich
+        assert phase.subnets_per_step == 2 + 4
+        assert phase.elastic == ("ks", "d", "e", "bits")
+    assert (recipe.predictor_hidden, Converter(QFA_MBV3).full_dim) == (600, 555)
+    assert (Nsga2Config().population, Nsga2Config().generations) == (500, 1000)
+    assert get_recipe(None, QFA_MBV3, in_float=True).name == "oqa-imagenet"

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import script
 
 from apq.errors import UserError
@@ -105,6 +106,27 @@ def test_mistakes_of_training(here, flags, match):
     assert not (here / "x").exists() or not list((here / "x").iterdir())
 
 
+def test_bits_must_be_among_what_a_recipe_varies(here):
+    flags = ["--space", "small.json", "--start_from", "models/small-qfa-float", "--out", "x"]
+    with pytest.raises(UserError, match="tiny-sandwich never varies the bits"):
+        train([*flags, "--recipe", "tiny-sandwich"])
+
+
+def test_another_supernet_beside_the_predictor_is_noticed(here):
+    search(["--mode", "nsga2", "--front", "exps/front", "--exp_name", "c", "--pick", "latency<9", *MODELS])
+    file = here / "models/small-qfa/supernet.pt"
+    before = file.read_bytes()
+    data = torch.load(file, weights_only=True)
+    data["state_dict"]["classifier.bias"] += 1
+    torch.save(data, file)
+    try:
+        with pytest.raises(UserError, match=r"is not the supernet that .*acc_quant.pt was trained for"):
+            report(["--exp_dir", "exps/c"])
+        report(["--exp_dir", "exps/c", "--supernet", "models/small-qfa"])
+    finally:
+        file.write_bytes(before)
+
+
 def test_full_precision_needs_quantizers_to_mix_with(here):
     flags = ["--space", "small.json", "--quantizer", "float", "--start_from", "models/small-qfa-float"]
     with pytest.raises(UserError, match="tiny-qfa mixes full precision with bits: float"):
@@ -118,5 +140,5 @@ def test_float_pairs_of_a_quantized_supernet_are_refused(here):
 
 def test_a_float_supernet_has_nothing_to_measure_as_it_is(here):
     search(["--mode", "nsga2", "--front", "exps/front", "--exp_name", "b", "--pick", "latency<9", *MODELS])
-    with pytest.raises(UserError, match=r"exps/b has no checkpoint, which quant_aware.py makes: .* a float supernet"):
+    with pytest.raises(UserError, match=r"exps/b has no checkpoint, .* a float supernet, .* quant_aware.py first"):
         report(["--exp_dir", "exps/b", "--supernet", "models/small-qfa-float/supernet.pt"])

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from apq.genes import cardinalities
+from apq.operands import BLOCK_LAYERS, FIXED_LAYERS
 from apq.space import SearchSpace
-from utils.qfa import BLOCK_BITS, UNUSED, chooses_as_qfa
+
+BLOCK_BITS = 2 * len(BLOCK_LAYERS)  # bits of a block: weights and activations of each layer
+UNUSED = 2  # of the first block's: the expand layer that it lacks
 
 
 @dataclass(frozen=True)
@@ -52,4 +55,17 @@ def layout_of(space: SearchSpace) -> tuple[list[Section], list[Section]]:
     return (
         choices(widths) + of_depths + choices([resolution]),
         unused + choices(fixed[:of_first]) + choices(by_slot) + choices(fixed[of_first:]),
+    )
+
+
+def chooses_as_qfa(space: SearchSpace) -> bool:
+    """Whether a space chooses what QFA's do: whole expansion ratios, and for every operand among the same bits."""
+    layers = [(layer, operand) for layer in FIXED_LAYERS for operand in "wa"]
+    kinds = [((layer,), operand) for layer in BLOCK_LAYERS for operand in "wa"]
+    return (
+        [(fixed.layer, fixed.operand) for fixed in space.fixed_operands] == layers
+        and [(kind.layers, kind.operand) for kind in space.operands] == kinds
+        and len({operand.choices for operand in (*space.operands, *space.fixed_operands)}) == 1
+        and space.channel_step is None
+        and all(ratio == int(ratio) for ratio in space.ratios)
     )

@@ -21,31 +21,16 @@ from apq.experiment import Experiment
 from apq.files import read_json
 from apq.genes import canonical, cardinalities, genes_of, subnets_of, view
 from apq.layers import COUNTED_BITS, SQUEEZE, layers_of
-from apq.operands import BLOCK_LAYERS, FIXED_LAYERS
+from apq.operands import BLOCK_LAYERS
 from apq.presets import QFA_MBV3
 from apq.rounding import make_divisible
 from apq.space import SearchSpace
-
-BLOCK_BITS = 2 * len(BLOCK_LAYERS)  # bits of a block: weights and activations of each layer
-UNUSED = 2  # of the first block's: the expand layer that it lacks
+from utils.encoding_layout import BLOCK_BITS, UNUSED, chooses_as_qfa
 
 # The widths that the published table counts with: 1.2 times MobileNetV3's, not rounded to multiples of 8.
 COUNTED_WIDTHS = (19, 29, 48, 96, 134, 192)  # first convolution and first block, then the five stages
 COUNTED_IMAGE = 4  # channels: even these are round(3 x 1.2)
 COUNTED_CLASSES = 1200  # and these
-
-
-def chooses_as_qfa(space: SearchSpace) -> bool:
-    """Whether a space chooses what QFA's do: whole expansion ratios, and for every operand among the same bits."""
-    layers = [(layer, operand) for layer in FIXED_LAYERS for operand in "wa"]
-    kinds = [((layer,), operand) for layer in BLOCK_LAYERS for operand in "wa"]
-    return (
-        [(fixed.layer, fixed.operand) for fixed in space.fixed_operands] == layers
-        and [(kind.layers, kind.operand) for kind in space.operands] == kinds
-        and len({operand.choices for operand in (*space.operands, *space.fixed_operands)}) == 1
-        and space.channel_step is None
-        and all(ratio == int(ratio) for ratio in space.ratios)
-    )
 
 
 def published_of_genes(space: SearchSpace, genes: np.ndarray) -> np.ndarray:

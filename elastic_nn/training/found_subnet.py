@@ -54,10 +54,15 @@ def load_found(
     """
     space = experiment.load_space()
     subnet = experiment.load_subnet(space)
+    if supernet is not None and supernet.is_dir():
+        supernet = ModelFolder(supernet).supernet
     file = supernet or ModelFolder(Path(experiment.load_config()["acc_predictor_dir"])).supernet
     net, origin = load_quantized_supernet(file, space)
     if not finetuned and net.scheme == LINEAR:  # added to a float supernet
-        raise UserError(f"{file} is a float supernet, whose subnets are nothing before a finetune")
+        raise UserError(
+            f"{experiment.path} has no checkpoint, and {file} is a float supernet, whose subnets are nothing before a "
+            "finetune: run quant_aware.py first"
+        )
     chosen, splits = get_recipe(recipe or origin.recipe, space), load_splits(space, data)
     check_classes(splits, origin.images, file)
     return FoundSubnet(space=space, subnet=subnet, supernet=net, file=file, splits=splits, recipe=chosen)

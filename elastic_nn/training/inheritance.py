@@ -16,6 +16,18 @@ from elastic_nn.quantizers import FLOAT, LSQ, MIXED, LsqQuantizer, QuantScheme
 from elastic_nn.quantizers.lsq import inherited_state
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.finetune import calibrate
+from elastic_nn.training.recipe import Recipe
+
+
+def check_recipe(recipe: Recipe, scheme: QuantScheme, *, from_nothing: bool) -> None:
+    """UserError unless the recipe can train a supernet with these quantizers."""
+    if from_nothing and recipe.phases[0].sandwich:
+        raise UserError(f"recipe {recipe.name} trains all sizes at once from the start: give a supernet to start from")
+    mixed = scheme.name in MIXED
+    if not mixed and any(phase.float_share for phase in recipe.phases):
+        raise UserError(f"recipe {recipe.name} mixes full precision with bits: {scheme.name} quantizers cannot")
+    if mixed and not any("bits" in phase.elastic for phase in recipe.phases):
+        raise UserError(f"recipe {recipe.name} never varies the bits, which a supernet of mixed precision must learn")
 
 
 def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, scheme: QuantScheme) -> None:

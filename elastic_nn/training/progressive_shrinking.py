@@ -28,7 +28,7 @@ from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
 from elastic_nn.modules.quant_layers import per_bits_quantizers
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
-from elastic_nn.quantizers import FLOAT, MIXED, QuantScheme
+from elastic_nn.quantizers import FLOAT, QuantScheme
 from elastic_nn.training.averaging import averaged
 from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.engine import (
@@ -38,7 +38,7 @@ from elastic_nn.training.engine import (
     seed_epoch,
     train_one_epoch,
 )
-from elastic_nn.training.inheritance import check_start, first_supernet, first_teacher, frozen_largest
+from elastic_nn.training.inheritance import check_recipe, check_start, first_supernet, first_teacher, frozen_largest
 from elastic_nn.training.measuring import subnet_top1
 from elastic_nn.training.recipe import Phase, Recipe
 
@@ -93,10 +93,7 @@ def train_supernet(
     net that comes back is the moving average over the last phase. All processes of `execution` sample the same subnets.
     """
     check_start(start, space, scheme)
-    if start is None and recipe.phases[0].sandwich:
-        raise UserError(f"recipe {recipe.name} trains all sizes at once from the start: give a supernet to start from")
-    if scheme.name not in MIXED and any(phase.float_share for phase in recipe.phases):
-        raise UserError(f"recipe {recipe.name} mixes full precision with bits: {scheme.name} quantizers cannot")
+    check_recipe(recipe, scheme, from_nothing=start is None)
     torch.manual_seed(seed)
     n_images = recipe.recalibration_images
     net = first_supernet(space, scheme, start, splits, n_images, device)

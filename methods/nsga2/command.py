@@ -48,10 +48,14 @@ def add_flags(parser: argparse.ArgumentParser) -> set[str]:
         help=f"chance of each gene to come from the second parent (default: {Nsga2Config().crossover_prob})",
     )
     group.add_argument(
-        "--pick", help="bounds such as 'latency<=8.4,size<9000'; the most accurate point within them becomes arch"
+        "--pick",
+        help="bounds such as 'latency<=8.4,size<9000', in the units of --type; the most accurate point within them "
+        "becomes arch",
     )
     group.add_argument(
-        "--front", type=Path, help="experiment whose front to pick from, instead of a search (default: its own)"
+        "--front",
+        type=Path,
+        help="folder of an experiment whose front to pick from instead of a search",
     )
     return {action.dest for action in group._group_actions}
 
@@ -78,6 +82,8 @@ def run(args: argparse.Namespace) -> None:
         pick_from(args, Experiment(args.front), experiment)
     elif args.pick is not None and not args.overwrite and has_front(experiment):
         pick_from(args, experiment, experiment)
+    elif args.pick is not None and experiment.front.exists() and not args.overwrite:
+        load_front(experiment)  # says why it cannot
     elif args.pick is not None and not _asks_for_a_search(args):
         raise UserError(
             f"{experiment.path} has no front to pick from; search one first: search.py --mode {MODE} "

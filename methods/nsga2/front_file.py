@@ -34,6 +34,8 @@ def has_front(experiment: Experiment) -> bool:
 
 def load_front(experiment: Experiment) -> tuple[Front, dict[str, Any]]:
     """The front of a finished experiment and its config; UserError where it has none."""
+    if experiment.front.exists() and experiment.arch.exists() and not has_front(experiment):
+        raise UserError(f"the front of {experiment.path} is not of --mode {MODE}: it takes budgets as --constraint")
     if not has_front(experiment):
         raise UserError(f"{experiment.path} has no front: search with search.py --mode {MODE} first")
     space, config = experiment.load_space(), experiment.load_config()
