@@ -50,6 +50,15 @@ def spec_of(space: SearchSpace, subnet: Subnet) -> dict[str, dict[str, Any]]:
     return {"arch": architecture_of(space, subnet), "policy": policy_of(space, subnet)}
 
 
+def shown_spec(space: SearchSpace, spec: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Both objects of `spec_of` in one, for people: bits of layers that all networks have beside the layers' names."""
+    shown = {**spec["arch"], **spec["policy"]}
+    for name in dict.fromkeys(fixed.layer for fixed in space.fixed_operands):
+        w, a = space.bits_of_fixed(name, tuple(spec["policy"][FIXED_SETTING]))
+        shown[name] = f"W{w}A{a}"
+    return {name: value for name, value in shown.items() if name != FIXED_SETTING}
+
+
 def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
     """Check a spec (architecture and policy keys in one mapping) against the space and make it canonical.
 

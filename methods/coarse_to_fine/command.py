@@ -19,7 +19,7 @@ from apq.genes import genes_of, largest_subnet, subnets_of
 from apq.layers import COUNTED_BITS
 from apq.model_folder import ModelFolder
 from apq.space import SearchSpace, space_to_dict
-from apq.subnet import Subnet, spec_of
+from apq.subnet import Subnet, shown_spec, spec_of
 from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
 from elastic_nn.networks.subnet_file import save_subnet
@@ -243,7 +243,7 @@ def report(
     ]
     print(table([("front: MACs, M", "top-1", "stage", ""), *rows]))
     print(f"best subnet{choice}:")
-    print(listing({**spec["arch"], **spec["policy"]}))
+    print(listing(shown_spec(space, spec)))
     print(
         f"top-1 {settings['top1']:.2%} on images held out of training, without finetune; "
         f"{choice.cost.type} {cost:g} {choice.cost.unit} ({settings['scope']} scope)"

@@ -14,7 +14,7 @@ from apq.cli import listing, table
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
 from apq.space import SCOPES, SearchSpace, space_to_dict
-from apq.subnet import spec_of
+from apq.subnet import shown_spec, spec_of
 from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
 from methods.evolution.predicted import asked_of, drop_other_state, load_quantized_predictor
@@ -106,7 +106,7 @@ def report(
         return
     unit = settings["unit"]
     print(f"{experiment.path}: best subnet of space {space.name} for {settings['type']} <= {args.constraint:g} {unit}")
-    print(listing({**spec["arch"], **spec["policy"]}))
+    print(listing(shown_spec(space, spec)))
     print(f"predicted top-1 {found.accuracy:.2%}; {settings['type']} {found.cost:g} {unit} ({settings['scope']} scope)")
     print(table(cost_rows(by_scope(costs))))
     print(f"latency and energy: {source}")

@@ -17,7 +17,7 @@ from apq.experiment import Experiment, get_experiment
 from apq.genes import subnets_of
 from apq.model_folder import DEFAULT_MODELS
 from apq.space import SearchSpace, space_from_dict, space_to_dict
-from apq.subnet import spec_of
+from apq.subnet import shown_spec, spec_of
 from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs, recorded_cost_source
 from methods.evolution.budget import Budget, check_reachable
 from methods.evolution.predicted import asked_of, drop_other_state, load_quantized_predictor
@@ -250,7 +250,7 @@ def report(
     titles = ("predicted top-1", *(f"{name}, {UNITS[name]}" for name in names[1:]), "")
     print(table([titles, *rows]))
     print(f"picked: the most accurate subnet{' with ' + asked if asked else ''}")
-    print(listing({**spec["arch"], **spec["policy"]}))
+    print(listing(shown_spec(space, spec)))
     print(table(cost_rows(by_scope(costs))))
     print(f"latency and energy: {source}")
 
