@@ -87,10 +87,8 @@ def build_parser() -> tuple[Parser, dict[str, set[str]]]:
     parser.add_argument("--prepare", choices=("acc", "acc_quant"), help="gather pairs and train a predictor instead")
     parser.add_argument("--acc_train_sample", type=int, help="pairs to gather (default: the recipe's)")
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
-    images, searched = (
-        {"data", "recipe"},
-        {"constraint", "acc_predictor_dir", *evolution.add_flags(parser, asdict(Nsga2Config()))},
-    )
+    images, of_evolution = {"data", "recipe"}, evolution.add_flags(parser, asdict(Nsga2Config()))
+    searched = {"constraint", "acc_predictor_dir", *of_evolution}
     bits = ddpg_flags.add_bit_flags(parser) | ddpg_flags.add_agent_flags(parser)
     flags = {
         "prepare": {"prepare", "acc_predictor_dir", "acc_train_sample", "netinfo", *images},

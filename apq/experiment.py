@@ -134,11 +134,8 @@ class Experiment:
         shutil.rmtree(self.best_checkpoint.parent, ignore_errors=True)
         for item in sorted(new.path.iterdir(), key=lambda item: item.name in (new.arch.name, new.policy.name)):
             item.replace(self.path / item.name)
-        for state in (
-            self.search_state,
-            self.front_state,
-            self.agent_state,
-        ):  # last: until here a killed run continues from it
+        # The states go last: until here a killed run continues from them.
+        for state in (self.search_state, self.front_state, self.agent_state):
             state.unlink(missing_ok=True)
         new.path.rmdir()
 

@@ -275,3 +275,21 @@ def test_a_pick_that_is_killed_leaves_the_front(here, monkeypatch):
                 assert load_front(Experiment(here / "exps/a"))
     search(["--mode", "nsga2", "--exp_name", "a", "--pick", f"latency<={limit}"])
     assert read_json(here / "exps/a/arch") == [before[0]["arch"], before[0]["policy"]]
+
+
+def test_a_search_that_is_killed_while_it_is_written_continues(here, monkeypatch):
+    command, real = [*FLAGS, "--exp_name", "a", "--pick", "latency<=0.04"], os.replace
+
+    def replace(source, target):
+        if str(target).endswith("exps/a/arch"):  # the last of the files: the front lies there already
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            search(command)
+    assert (here / "exps/a/front.json").exists()
+    assert not (here / "exps/a/arch").exists()
+    search(command)
+    assert load_front(Experiment(here / "exps/a"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from apq.experiment import Experiment, get_experiment
 from apq.genes import subnets_of
 from apq.model_folder import DEFAULT_MODELS
 from apq.space import SearchSpace, space_from_dict, space_to_dict
-from apq.subnet import shown_spec, spec_of
+from apq.subnet import Subnet, shown_spec, spec_of
 from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs, recorded_cost_source
 from methods.evolution.budget import Budget, check_reachable
 from methods.evolution.predicted import asked_of, drop_other_state, load_quantized_predictor
@@ -32,6 +33,36 @@ ACCURACY = "accuracy"
 OBJECTIVES = (ACCURACY, "latency")
 CONFIG_FLAGS = ("population", "generations", "crossover_prob", "mutation_prob", "seed")
 MOST_SHOWN = 12  # points of a printed front
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """A point of a front, by its index, the bounds that it was chosen within, and the settings of the search."""
+
+    front: Front
+    settings: dict[str, Any]
+    bounds: tuple[Bound, ...]
+    index: int
+
+    @property
+    def names(self) -> list[str]:
+        """The objectives."""
+        return self.settings["objectives"]
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The point's objectives by name."""
+        return dict(zip(self.names, self.front.values[self.index].tolist(), strict=True))
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The space that was searched."""
+        return space_from_dict(self.settings["space"])
+
+    @property
+    def subnet(self) -> Subnet:
+        """The point itself."""
+        return subnets_of(self.space, self.front.genes[self.index : self.index + 1])[0]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> set[str]:
@@ -82,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
         pick_from(args, Experiment(args.front), experiment)
     elif args.pick is not None and not args.overwrite and has_front(experiment):
         pick_from(args, experiment, experiment)
-    elif args.pick is not None and experiment.front.exists() and not args.overwrite:
+    elif args.pick is not None and not args.overwrite and experiment.front.exists() and experiment.arch.exists():
         load_front(experiment)  # says why it cannot
     elif args.pick is not None and not _asks_for_a_search(args):
         raise UserError(
@@ -132,12 +163,12 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
             asked=asked,
         )
     try:
-        chosen = choose(front, names, bounds)
+        picked = choose(front, settings, bounds)
     except UserError as error:  # what was searched is kept
-        save(experiment, space, front, settings, (), choose(front, names, ()))
+        save(experiment, choose(front, settings, ()))
         raise UserError(f"{error}; {experiment.path} has the front, with its most accurate point") from error
-    save(experiment, space, front, settings, bounds, chosen)
-    report(args.json, experiment, front, settings, bounds, chosen, source)
+    save(experiment, picked)
+    report(args.json, experiment, picked, source)
 
 
 def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experiment) -> None:
@@ -152,13 +183,12 @@ def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experime
         raise UserError(
             f"{origin.path} is finetuned; pick into another experiment: --front {origin.path} --exp_name OTHER"
         )
-    bounds = parse_bounds(args.pick, settings["objectives"][1:])
-    chosen = choose(front, settings["objectives"], bounds)
+    picked = choose(front, settings, parse_bounds(args.pick, settings["objectives"][1:]))
     if same:  # the front stays where it is, whatever happens
-        write_pick(experiment, origin.load_space(), front, settings, bounds, chosen)
+        write_pick(experiment, picked)
     else:
-        save(experiment, origin.load_space(), front, {**settings, "front": str(origin.path)}, bounds, chosen)
-    report(args.json, experiment, front, settings, bounds, chosen, source)
+        save(experiment, replace(picked, settings={**settings, "front": str(origin.path)}))
+    report(args.json, experiment, picked, source)
 
 
 def check_agrees(args: argparse.Namespace, origin: Experiment, settings: dict[str, Any], source: CostSource) -> None:
@@ -178,74 +208,51 @@ def check_agrees(args: argparse.Namespace, origin: Experiment, settings: dict[st
         )
 
 
-def choose(front: Front, names: list[str] | tuple[str, ...], bounds: tuple[Bound, ...]) -> int:
-    """Index of the most accurate point within the bounds."""
+def choose(front: Front, settings: dict[str, Any], bounds: tuple[Bound, ...]) -> Pick:
+    """The most accurate point within the bounds."""
     accuracy, *costs = front.values.T
-    return pick(bounds, accuracy, dict(zip(names[1:], costs, strict=True)))
+    index = pick(bounds, accuracy, dict(zip(settings["objectives"][1:], costs, strict=True)))
+    return Pick(front=front, settings=settings, bounds=bounds, index=index)
 
 
-def save(
-    experiment: Experiment,
-    space: SearchSpace,
-    front: Front,
-    settings: dict[str, Any],
-    bounds: tuple[Bound, ...],
-    chosen: int,
-) -> None:
+def save(experiment: Experiment, picked: Pick) -> None:
     """Write the experiment: the front, and of its chosen point the `arch` that the next scripts take."""
     with experiment.replaced() as new:
-        save_front(new, space, settings["objectives"], front)
-        write_pick(new, space, front, settings, bounds, chosen)
+        save_front(new, picked.space, picked.names, picked.front)
+        write_pick(new, picked)
 
 
-def write_pick(
-    experiment: Experiment,
-    space: SearchSpace,
-    front: Front,
-    settings: dict[str, Any],
-    bounds: tuple[Bound, ...],
-    chosen: int,
-) -> None:
+def write_pick(experiment: Experiment, picked: Pick) -> None:
     """Write what depends on the chosen point, `arch` last: where that was not reached the same pick repeats it."""
-    accuracy, *costs = front.values.T
-    names = settings["objectives"]
-    (subnet,) = subnets_of(space, front.genes[chosen : chosen + 1])
-    picked = dict(zip(names, front.values[chosen].tolist(), strict=True))
+    front, values = picked.front, picked.values
     settings = {
-        **settings,
-        "pick": ",".join(map(str, bounds)) or None,
-        "picked": picked,
-        "predicted_accuracy": picked[ACCURACY],
+        **picked.settings,
+        "pick": ",".join(map(str, picked.bounds)) or None,
+        "picked": values,
+        "predicted_accuracy": values[ACCURACY],
     }
-    plot_predicted_front(accuracy, dict(zip(names[1:], costs, strict=True)), UNITS, chosen, experiment.front_plot)
-    experiment.save_found(space, subnet, picked[names[1]], settings, front.history)
+    accuracy, *costs = front.values.T
+    shown = dict(zip(picked.names[1:], costs, strict=True))
+    plot_predicted_front(accuracy, shown, UNITS, picked.index, experiment.front_plot)
+    experiment.save_found(picked.space, picked.subnet, values[picked.names[1]], settings, front.history)
 
 
-def report(
-    as_json: bool,
-    experiment: Experiment,
-    front: Front,
-    settings: dict[str, Any],
-    bounds: tuple[Bound, ...],
-    chosen: int,
-    source: CostSource,
-) -> None:
+def report(as_json: bool, experiment: Experiment, picked: Pick, source: CostSource) -> None:
     """Print the front, its chosen point and that one's costs."""
-    space, names = space_from_dict(settings["space"]), settings["objectives"]
-    (subnet,) = subnets_of(space, front.genes[chosen : chosen + 1])
-    costs, spec = network_costs(space, subnet, source), spec_of(space, subnet)
-    picked, asked = dict(zip(names, front.values[chosen].tolist(), strict=True)), " and ".join(map(str, bounds))
+    front, settings, space, names = picked.front, picked.settings, picked.space, picked.names
+    costs, spec = network_costs(space, picked.subnet, source), spec_of(space, picked.subnet)
+    asked = " and ".join(map(str, picked.bounds))
     if as_json:
         shown = {"objectives": names, "scope": settings["scope"], "front": len(front.genes)}
         network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec}
-        facts = {"exp_dir": str(experiment.path), "space": space.name, **shown, "pick": asked or None, "picked": picked}
-        print(json.dumps({**facts, "priced_by": str(source), **network}))
+        facts = {"exp_dir": str(experiment.path), "space": space.name, **shown, "pick": asked or None}
+        print(json.dumps({**facts, "picked": picked.values, "priced_by": str(source), **network}))
         return
     print(f"{experiment.path}: front of {len(front.genes)} subnets of space {space.name} ({settings['scope']} scope)")
     evenly = np.linspace(0, len(front.genes) - 1, min(MOST_SHOWN, len(front.genes))).round().astype(int).tolist()
     rows = [
-        (f"{front.values[i, 0]:.2%}", *(f"{cost:g}" for cost in front.values[i, 1:]), "<-" if i == chosen else "")
-        for i in sorted({*evenly, chosen})
+        (f"{front.values[i, 0]:.2%}", *(f"{cost:g}" for cost in front.values[i, 1:]), "<-" if i == picked.index else "")
+        for i in sorted({*evenly, picked.index})
     ]
     titles = ("predicted top-1", *(f"{name}, {UNITS[name]}" for name in names[1:]), "")
     print(table([titles, *rows]))
