@@ -49,7 +49,7 @@ def load_checkpoint(path: Path, required: tuple[str, ...] = ()) -> dict[str, Any
         raise UserError(
             f"{path} is not a plain checkpoint: it is damaged or holds more than tensors, not loaded"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged archive or pickle fails in any part of its reader
         raise UserError(f"{path} is truncated or not a checkpoint") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}, not a checkpoint")

@@ -1,0 +1,215 @@
+"""The state of unfinished work: what was asked, and how far it is.
+
+`Resume` keeps one state in one file; `Journal` keeps independent records, one line each. Both compare what was asked in
+the same way and complain in the same sentence.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.files import append_jsonl, read_json, read_jsonl, write_json
+
+FORMAT = 1
+SUFFIX = ".state.pt"  # of files that hold a state, but for the published name of a finetune's
+SHOWN = 40  # characters of a value that a message shows
+ARRAY = "__ndarray__"  # key of a numpy array among tensors
+
+State = dict[str, Any]
+
+
+def difference(found: Any, asked: Any) -> str:
+    """What was asked then and is asked now, where they differ: "" if nowhere.
+
+    >>> difference({"seed": 0, "search": {"population": 9}}, {"seed": 1, "search": {"population": 9}})
+    'seed was 0, is 1'
+    """
+    return "; ".join(_differences(_plain(found), _plain(asked), ""))
+
+
+def _differences(found: Any, asked: Any, path: str) -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(asked, dict):
+        for key in sorted({*found, *asked}):
+            inner = f"{path}.{key}" if path else key
+            if key not in asked or key not in found:
+                yield f"{inner} was {'given' if key in found else 'not given'}, is {'given' if key in asked else 'not'}"
+            else:
+                yield from _differences(found[key], asked[key], inner)
+    elif found != asked:
+        then, now = json.dumps(found), json.dumps(asked)
+        short = max(len(then), len(now)) <= SHOWN
+        yield f"{path} was {then}, is {now}" if short else f"{path} is another"
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON, so that it can be compared with what a file holds."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _refuse(where: Path, what: str, found: Any, asked: Any, remedy: str) -> None:
+    """UserError unless the same was asked: the one place that compares."""
+    if differs := difference(found, asked):
+        raise UserError(f"{where} belongs to another {what}: {differs}; {remedy}")
+
+
+class Resume:
+    """The state of long work in a file, for a run that was killed to continue from.
+
+    `asked` is all that the result depends on, as plain data: the state of other work is a UserError, or dropped with
+    `restart`. `what` names the work in messages. A loop that is faster than a disk saves when `due`, every `every_s`
+    seconds. Of several processes only one `writes`.
+    """
+
+    def __init__(
+        self,
+        file: Path | None,
+        asked: Mapping[str, Any],
+        what: str,
+        restart: bool = False,
+        *,
+        every_s: float = 0.0,
+        writes: bool = True,
+    ) -> None:
+        self.file, self.asked, self.what, self.restart = file, dict(asked), what, restart
+        self.every_s, self.writes = every_s, writes
+        self._saved_at = time.monotonic()
+
+    def load(self) -> State | None:
+        """The state that was saved last; None if there is none. UserError if it is damaged or of other work."""
+        from apq.checkpoint import load_checkpoint  # needs torch
+
+        self._saved_at = time.monotonic()
+        self._remove_temporaries()
+        if self.file is None or not self.file.exists():
+            return None
+        remedy = "give --overwrite to start anew, or remove it"
+        try:
+            try:
+                data = load_checkpoint(self.file, ("format", "asked", "state"))
+            except UserError as error:
+                raise UserError(f"{error}; {remedy}") from error
+            if data["format"] != FORMAT:
+                raise UserError(f"{self.file} is of another version of this program; {remedy}")
+            _refuse(self.file, self.what, json.loads(data["asked"]), self.asked, remedy)
+        except UserError:
+            if self.restart:
+                return None
+            raise
+        return _decoded(data["state"])
+
+    def save(self, state: State) -> None:
+        """Replace the saved state, whole or not at all. It holds tensors, numpy arrays and plain data."""
+        if self.file is not None and self.writes:
+            from apq.checkpoint import save_checkpoint
+
+            asked = json.dumps(self.asked, default=str)
+            save_checkpoint(self.file, {"format": FORMAT, "asked": asked, "state": _encoded(state)})
+        self._saved_at = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        return self.file is not None and self.writes and time.monotonic() - self._saved_at >= self.every_s
+
+    def done(self) -> None:
+        """Remove the state: the work is finished and its result is stored."""
+        if self.file is not None and self.writes:
+            self.file.unlink(missing_ok=True)
+            self._remove_temporaries()
+
+    def stage(self, name: str, **changes: Any) -> Resume:
+        """The state of one stage of this work, in a file beside it."""
+        kept = {"every_s": self.every_s, "writes": self.writes, **changes}
+        file = None if self.file is None else self.file.with_name(f"{name}{SUFFIX}")
+        return Resume(file, self.asked, self.what, self.restart, **kept)
+
+    def _remove_temporaries(self) -> None:
+        """What a kill in the middle of a save leaves beside the file."""
+        if self.file is not None and self.writes:
+            for left in self.file.parent.glob(f".{glob.escape(self.file.name)}.*"):
+                left.unlink(missing_ok=True)
+
+
+NOT_KEPT = Resume(None, {}, "")  # of work that does not outlive a kill
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Records of many independent measurements: what was asked in one JSON file, a line a record beside it.
+
+    The first process appends to `STEM.jsonl`, each other one to a file of its own, `STEM-RANK.jsonl`. `remedy` says in
+    messages what to do with the records of other work.
+    """
+
+    asked_file: Path
+    stem: str
+    what: str
+    remedy: str
+    rank: int = 0
+
+    def holds(self, asked: Mapping[str, Any]) -> bool:
+        """Whether there are records of this work, or none yet of any; UserError where they are of other work."""
+        if not self.asked_file.exists():
+            if self.files():
+                raise UserError(f"{self.files()[0]} has no {self.asked_file.name} beside it; {self.remedy}")
+            return False
+        found = read_json(self.asked_file)
+        if not isinstance(found, dict):
+            raise UserError(f"{self.asked_file} must hold an object; {self.remedy}")
+        _refuse(self.asked_file.parent, self.what, found, asked, self.remedy)
+        return True
+
+    def start(self, asked: Mapping[str, Any]) -> None:
+        """Begin without records."""
+        for file in self.files():
+            file.unlink()
+        write_json(self.asked_file, dict(asked))
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a record; it is on disk when this returns."""
+        name = f"{self.stem}-{self.rank}.jsonl" if self.rank else f"{self.stem}.jsonl"
+        append_jsonl(self.asked_file.with_name(name), dict(record))
+
+    def records(self) -> Iterator[tuple[str, int, Any]]:
+        """(place, line number, record) of every record of every process."""
+        for file in self.files():
+            for line, record in enumerate(read_jsonl(file)):
+                yield f"{file}, line {line + 1}", line, record
+
+    def files(self) -> list[Path]:
+        """The files of records that exist."""
+        return sorted(self.asked_file.parent.glob(f"{glob.escape(self.stem)}*.jsonl"))
+
+
+def _encoded(value: Any) -> Any:
+    """The state without numpy arrays, which a reader of plain data would refuse."""
+    import torch
+
+    if isinstance(value, np.ndarray):
+        return {ARRAY: torch.from_numpy(np.ascontiguousarray(value))}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: _encoded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_encoded(item) for item in value) if type(value) in (list, tuple) else list(value)
+    return value
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {ARRAY}:
+            return value[ARRAY].numpy()
+        return {key: _decoded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_decoded(item) for item in value)
+    return value
