@@ -1,10 +1,18 @@
 """Packaging: what is needed and why. The code runs from the checkout; an (editable) install brings the dependencies."""
 
+import re
+from pathlib import Path
+
 from setuptools import setup
+
+VERSION = re.search(r'__version__ = "(.+)"', Path(__file__).with_name("apq").joinpath("__init__.py").read_text()).group(
+    1
+)
 
 setup(
     name="apq-toolkit",
-    version="0.1.0",
+    version=VERSION,
+    license="MIT",
     description="Joint search of architecture, channel pruning and mixed-precision quantization for an accelerator",
     python_requires=">=3.10",
     # Nothing is installed flat: the packages keep their published top-level names and stay in the checkout.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,14 @@ PUBLISHED_CONFIG = {
     "accelerator": {},  # all fields as published
     "table": None,
 }
+FILES_OF_FORMAT_1 = (
+    "front.json",
+    "front.png",
+    "history.png",
+    "bits.png",
+    "model.pt",
+)  # results that do not list theirs
+PICTURES = ("depths.png", "shapes.png", "diagram.png")  # of `python -m report.analyse`
 CONFIG_KEYS = set(PUBLISHED_CONFIG)  # what later scripts need of config.json
 POLICY_CONFIG_KEYS = {"accelerator", "table", "model", "recipe", "image_bits", "type", "ratio", "of_what"}
 
@@ -97,6 +106,10 @@ class Experiment:
         return self.path / "front.png"
 
     @property
+    def made_by(self) -> Path:
+        return self.path / "made_by.json"
+
+    @property
     def agent_state(self) -> Path:
         return self.path / "agent.state.pt"
 
@@ -108,36 +121,56 @@ class Experiment:
     def last_checkpoint(self) -> Path:
         return self.path / "checkpoint" / "checkpoint.pth.tar"
 
+    def unfinished(self) -> bool:
+        """Whether there is the state of a search that was killed."""
+        return any(self.path.glob("*.state.*"))
+
     def check_free(self, overwrite: bool) -> None:
         """UserError if it exists and may not be replaced, or cannot be written. For before the work."""
         check_writable(self.path)
-        if (self.arch.exists() or self.policy.exists()) and not overwrite:
+        if overwrite:
+            return
+        if self.arch.exists() or self.policy.exists():
             raise UserError(f"experiment {self.path} exists; choose another --exp_name or give --overwrite")
-        if any(self.path.glob("evaluated*.json*")) and not overwrite:
-            raise UserError(f"{self.path} has measured subnets; choose another --exp_name or give --overwrite")
+        if left := self._journals():
+            raise UserError(f"{self.path} has {left[0].name}; choose another --exp_name or give --overwrite")
 
     @contextlib.contextmanager
     def replaced(self) -> Iterator[Experiment]:
         """An empty experiment to fill: its files take the places of this one's if the block succeeds.
 
-        `arch` or `policy`, which say that there is an experiment, go first and come last. Files of others are left
-        alone.
+        `arch` or `policy.json`, which say that there is an experiment, go first and come last. States of unfinished
+        work go after them: until then a killed run continues. Files that no search wrote are left alone.
         """
         new = Experiment(self.path / ".new")
         shutil.rmtree(new.path, ignore_errors=True)
         yield new
-        evaluated = [file for file in self.path.glob("evaluated*.json*") if not (new.path / file.name).exists()]
-        evaluated += [self.path / f"{name}.png" for name in ("depths", "shapes", "diagram")]  # of utils.analyse
-        own = (self.arch, self.policy, self.model, self.plot, self.bits_plot, self.acc, self.front, self.front_plot)
-        for item in (*own, *evaluated):
+        came = {item.name for item in new.path.iterdir()}
+        made_by = read_json(new.made_by) if new.made_by.exists() else {}
+        write_json(new.made_by, {**made_by, "files": sorted({*came, new.made_by.name})})
+        gone = [name for name in self._files_of_search() if name not in came]  # the others are replaced below
+        for item in (self.arch, self.policy, self.acc, *(self.path / name for name in gone)):
             item.unlink(missing_ok=True)
         shutil.rmtree(self.best_checkpoint.parent, ignore_errors=True)
         for item in sorted(new.path.iterdir(), key=lambda item: item.name in (new.arch.name, new.policy.name)):
             item.replace(self.path / item.name)
-        # The states go last: until here a killed run continues from them.
-        for state in (self.search_state, self.front_state, self.agent_state):
-            state.unlink(missing_ok=True)
+        for state in self.path.glob("*.state.*"):
+            state.unlink()
         new.path.rmdir()
+
+    def _files_of_search(self) -> list[str]:
+        """Names of the files that the search before wrote or left unfinished, and of the pictures drawn of it."""
+        try:
+            listed = [Path(name).name for name in read_json(self.made_by)["files"]]  # never a path out of the folder
+        except (UserError, KeyError, TypeError):
+            listed = FILES_OF_FORMAT_1
+        return [*listed, *PICTURES, *(file.name for file in self._journals())]
+
+    def _journals(self) -> list[Path]:
+        """Measurements that a search appends one by one, with the file that says what was asked."""
+        lines = [file for file in self.path.glob("*.jsonl") if file != self.history]
+        asked = [file.with_name(re.split(r"[-.]", file.name)[0] + ".json") for file in lines]
+        return sorted({*lines, *(file for file in asked if file.exists())})
 
     def save_found(
         self, space: SearchSpace, subnet: Subnet, cost: float, config: dict[str, Any], history: list[dict[str, Any]]

@@ -154,6 +154,7 @@ def test_an_experiment_is_replaced_only_by_a_whole_one(tmp_path):
         "config.json",
         "history.jsonl",
         "lat",
+        "made_by.json",
         "notes",
     ]
 

@@ -1,0 +1,59 @@
+"""Where a result comes from: the command, the date, the versions and the commit."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from apq import __version__
+from apq.errors import UserError
+
+LIBRARIES = ("torch", "torchvision", "numpy")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """How a file came to be. `commit` is None outside a git checkout; it ends in "-dirty" where files were changed."""
+
+    command: str
+    date: str  # ISO 8601, UTC
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    files: list[str] = field(default_factory=list)  # of the result, in the folder of the experiment
+
+
+def this_run() -> Provenance:
+    """The provenance of what this process writes."""
+    versions = {"apq": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Provenance(command=shlex.join(sys.argv), date=date, versions=versions, commit=_commit())
+
+
+def provenance_from_dict(data: Any) -> Provenance:
+    """Back from plain data; UserError for other data."""
+    try:
+        return Provenance(**data)
+    except TypeError as error:
+        raise UserError(f"not a record of where a result comes from: {error}") from error
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,249 @@
+"""What a search found, whatever the method: a typed, versioned record in the folder of an experiment.
+
+`config.json` holds settings and figures, `history.jsonl` a record a step, `front.json` the points of a front,
+`made_by.json` the command and the versions, `lat` the cost. `arch` or `policy.json` holds the choice and comes last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.files import atomic_open, read_json, read_jsonl, write_json
+from apq.layers import ConvLayer
+from apq.policy import Policy, policy_from_dict, policy_to_dict
+from apq.presets import APQ_IMAGENET
+from apq.provenance import Provenance, provenance_from_dict, this_run
+from apq.space import SearchSpace, space_from_dict, space_to_dict
+from apq.subnet import Subnet, architecture_of, policy_of
+
+FORMAT = 2  # of config.json; files of format 1 do not say it
+PUBLISHED = "published"  # method of an experiment that has an `arch` file alone
+PRICED_BY = ("accelerator", "table", "cost_model", "measured")  # keys of a cost model's record
+
+Record = dict[str, Any]  # plain data, as JSON holds it
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubnetChoice:
+    """A subnet of a searched space. `models` is the folder of its supernet and predictors."""
+
+    space: SearchSpace
+    subnet: Subnet
+    models: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyChoice:
+    """The bits of each layer of a given network, the folder or name of that network, and its training recipe.
+
+    `image_bits` are those that the first layer's input is priced at. `ratio` is the share of the reference cost, which
+    `of_what` names; `n_priced` layers have a price. `original_top1` is that of the float network, if it was measured.
+    """
+
+    policy: Policy
+    layers: list[ConvLayer]
+    model: str
+    recipe: str
+    image_bits: int
+    ratio: float
+    of_what: str
+    n_priced: int | None = None
+    original_top1: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """What a search by `method` chose, and what it knows of it.
+
+    `cost` counts `quantity` in `unit` within a `scope` of layers; `limit` was the budget, None where none was given.
+    Accuracies are top-1 from 0 to 1. `cost_model` is the record of the model that priced it, `settings` are the
+    method's own. `front` holds the points of a front as plain data.
+    """
+
+    method: str
+    choice: SubnetChoice | PolicyChoice
+    cost: float
+    quantity: str
+    unit: str
+    limit: float | None = None
+    scope: str = "full"
+    predicted_top1: float | None = None
+    measured_top1: float | None = None
+    cost_model: Record = field(default_factory=dict)
+    settings: Record = field(default_factory=dict)
+    history: Sequence[Record] = ()
+    front: Sequence[Record] | None = None
+    made_by: Provenance | None = field(default=None, compare=False)
+
+    @property
+    def found_subnet(self) -> SubnetChoice:
+        """The choice, of a search in a space; UserError for the policy of one network."""
+        if isinstance(self.choice, PolicyChoice):
+            raise UserError("the experiment holds the policy of one network: no space was searched")
+        return self.choice
+
+    @property
+    def found_policy(self) -> PolicyChoice:
+        """The choice, of a search of bits; UserError for a subnet of a space."""
+        if isinstance(self.choice, SubnetChoice):
+            raise UserError("the experiment holds a subnet of a space, not the policy of one network")
+        return self.choice
+
+    def config(self) -> Record:
+        """What `config.json` says."""
+        facts: Record = {"format": FORMAT, "mode": self.method}
+        if isinstance(self.choice, SubnetChoice):
+            facts |= {"space": space_to_dict(self.choice.space), "acc_predictor_dir": str(self.choice.models)}
+            facts |= {"constraint": self.limit, "scope": self.scope}
+        else:
+            plain = {key: value for key, value in vars(self.choice).items() if key not in ("policy", "layers")}
+            facts |= {**plain, "budget": self.limit, "cost": self.cost}
+        facts |= {"type": self.quantity, "unit": self.unit, **self.settings, **self.cost_model}
+        tops = {"predicted_accuracy": self.predicted_top1, "top1": self.measured_top1}
+        return facts | {key: value for key, value in tops.items() if value is not None}
+
+    def write(self, experiment: Experiment) -> None:
+        """Write all files of the result; the choice comes last, so that it exists only beside all the rest."""
+        write_json(experiment.config, self.config())
+        with atomic_open(experiment.history) as file:
+            file.writelines(json.dumps(record) + "\n" for record in self.history)
+        if self.front is not None:
+            write_json(experiment.front, list(self.front))
+        write_json(experiment.made_by, asdict(self.made_by or this_run()))
+        write_json(experiment.lat, [self.cost])
+        if isinstance(self.choice, SubnetChoice):
+            space, subnet = self.choice.space, self.choice.subnet
+            write_json(experiment.arch, [architecture_of(space, subnet), policy_of(space, subnet)])
+        else:
+            write_json(experiment.policy, policy_to_dict(self.choice.policy, self.choice.layers))
+
+
+def read_result(experiment: Experiment) -> SearchResult:
+    """The result of a finished search; of a published experiment, which has an `arch` file alone, the published one.
+
+    UserError where there was no search, where it is not finished, or where a file lacks a key or is damaged.
+    """
+    if not experiment.path.is_dir():
+        raise UserError(f"no experiment at {experiment.path}; run search.py --exp_name {experiment.path.name} first")
+    if experiment.arch.exists() and not experiment.config.exists():
+        return _published(experiment)
+    if not experiment.config.exists() and experiment.unfinished():
+        raise UserError(f"the search of {experiment.path} is not finished: its command continues it")
+    try:
+        return _result_of(experiment, _Fields(read_json(experiment.config)))
+    except _FieldError as error:
+        raise UserError(f"{experiment.config} is not the record of a search: {error}") from error
+
+
+def _result_of(experiment: Experiment, config: _Fields) -> SearchResult:
+    version = config.take("format", int, 1)
+    if version > FORMAT:
+        raise UserError(f"{experiment.config} has format {version}, this program reads up to {FORMAT}")
+    method = config.take("mode", str, "evolution")
+    cost_model = {key: config.data.pop(key) for key in PRICED_BY if key in config.data}
+    priced = _Fields({"accelerator": None, "table": None} if "cost_model" in cost_model else dict(cost_model))
+    if "cost_model" not in cost_model:
+        priced.take("accelerator", dict)
+    priced.take("table", (str, type(None)))
+    common: Record = {
+        "method": method,
+        "cost_model": cost_model,
+        "predicted_top1": config.take("predicted_accuracy", (int, float, type(None)), None),
+        "measured_top1": config.take("top1", (int, float, type(None)), None),
+        "history": tuple(read_jsonl(experiment.history)),
+        "front": tuple(read_json(experiment.front)) if experiment.front.exists() else None,
+        "made_by": provenance_from_dict(read_json(experiment.made_by)) if experiment.made_by.exists() else None,
+    }
+    if experiment.policy.exists():
+        policy, layers = read_policy(experiment)
+        choice = PolicyChoice(
+            policy=policy,
+            layers=layers,
+            model=config.take("model", str),
+            recipe=config.take("recipe", str),
+            image_bits=config.take("image_bits", int),
+            ratio=config.take("ratio", (int, float)),
+            of_what=config.take("of_what", str),
+            n_priced=config.take("n_priced", (int, type(None)), None),
+            original_top1=config.take("original_top1", (int, float, type(None)), None),
+        )
+        quantity, unit = config.take("type", str), config.take("unit", str, "")
+        limit, cost = config.take("budget", (int, float, type(None)), None), config.take("cost", (int, float), 0.0)
+        rest = {"quantity": quantity, "unit": unit, "limit": limit, "cost": cost}
+        return SearchResult(choice=choice, settings=config.data, **rest, **common)
+    models = Path(config.take("acc_predictor_dir", str))
+    try:
+        space = space_from_dict(config.take("space", dict))
+    except _FieldError:
+        raise
+    except UserError as error:
+        raise UserError(f"{experiment.config}: {error}") from error
+    choice = SubnetChoice(space=space, subnet=experiment.load_subnet(space), models=models)
+    quantity, unit = config.take("type", str, "latency"), config.take("unit", str, "ms")
+    limit, scope = config.take("constraint", (int, float, type(None)), None), config.take("scope", str, "full")
+    rest = {"quantity": quantity, "unit": unit, "limit": limit, "scope": scope, "cost": _cost_of(experiment)}
+    return SearchResult(choice=choice, settings=config.data, **rest, **common)
+
+
+def read_policy(experiment: Experiment) -> tuple[Policy, list[ConvLayer]]:
+    """The policy of an experiment that has one, and the layers of its network."""
+    try:
+        return policy_from_dict(read_json(experiment.policy))
+    except UserError as error:
+        raise UserError(f"{experiment.policy}: {error}") from error
+
+
+def _published(experiment: Experiment) -> SearchResult:
+    try:
+        subnet = experiment.load_subnet(APQ_IMAGENET)
+    except UserError as error:
+        raise UserError(f"{experiment.path} has no {experiment.config.name}, and {error}") from error
+    return SearchResult(
+        method=PUBLISHED,
+        choice=SubnetChoice(space=APQ_IMAGENET, subnet=subnet, models=Path("models")),
+        cost=_cost_of(experiment),
+        quantity="latency",
+        unit="ms",
+        scope="published",
+        cost_model={"accelerator": {}, "table": None},  # all fields as published
+    )
+
+
+def _cost_of(experiment: Experiment) -> float:
+    """The one number of the `lat` file; NaN without it."""
+    if not experiment.lat.exists():
+        return float("nan")
+    found = read_json(experiment.lat)
+    if not (isinstance(found, list) and len(found) == 1 and isinstance(found[0], (int, float))):
+        raise UserError(f"{experiment.lat} must hold a list of one number")
+    return float(found[0])
+
+
+class _FieldError(UserError):
+    """A key of a record that is missing or holds another type."""
+
+
+class _Fields:
+    """Plain data whose fields are taken out one by one, each checked."""
+
+    def __init__(self, data: Any) -> None:
+        if not isinstance(data, dict):
+            raise _FieldError("it is not an object")
+        self.data = dict(data)
+
+    def take(self, key: str, kind: type | tuple[type, ...], *default: Any) -> Any:
+        """The value of a key; without it the default, if one is given."""
+        if key not in self.data and default:
+            return default[0]
+        if key not in self.data:
+            raise _FieldError(f"it lacks {key}")
+        value = self.data.pop(key)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise _FieldError(f"{key} cannot be {value!r}")
+        return value

@@ -1,0 +1,148 @@
+"""What a search found is written whole, read back equal, and refused in one line where it is damaged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.files import read_json, write_json
+from apq.genes import largest_subnet, smallest_subnet
+from apq.layers import layers_of
+from apq.policy import Policy, layer_names
+from apq.presets import APQ_IMAGENET, DIGITS
+from apq.search_result import PolicyChoice, SearchResult, SubnetChoice, read_result
+from apq.subnet import architecture_of, policy_of
+
+LAYERS = layers_of(DIGITS, largest_subnet(DIGITS))
+NAMES = layer_names(LAYERS)
+SUBNET = SearchResult(
+    method="evolution",
+    choice=SubnetChoice(space=DIGITS, subnet=smallest_subnet(DIGITS), models=Path("models/digits")),
+    cost=0.029,
+    quantity="latency",
+    unit="ms",
+    limit=0.03,
+    predicted_top1=0.957,
+    cost_model={"accelerator": {}, "table": None},
+    settings={"evolution": {"seed": 0}},
+    history=({"generation": 0},),
+    front=({"objectives": {"latency": 0.029}},),
+)
+POLICY = SearchResult(
+    method="ddpg",
+    choice=PolicyChoice(
+        policy=Policy(quantizer="linear", names=NAMES, bits=((8, -1), *((4, 6),) * (len(NAMES) - 1))),
+        layers=LAYERS,
+        model="mobilenet_v2_small",
+        recipe="glyphs",
+        image_bits=8,
+        ratio=0.6,
+        of_what="the 8-bit cost",
+        n_priced=len(NAMES),
+        original_top1=0.9,
+    ),
+    cost=0.05,
+    quantity="latency",
+    unit="ms",
+    limit=0.06,
+    cost_model={"accelerator": {}, "table": None, "measured": None},
+    settings={"search": {"min_bit": 2}, "agent": None},
+)
+
+
+@pytest.mark.parametrize("result", [SUBNET, POLICY, replace(SUBNET, limit=None, front=None, measured_top1=0.5)])
+def test_a_result_comes_back_equal(tmp_path, result):
+    experiment = Experiment(tmp_path / "e")
+    with experiment.replaced() as new:
+        result.write(new)
+    found = read_result(experiment)
+    assert found == result
+    assert set(found.made_by.versions) >= {"apq", "python", "torch", "numpy"}
+    assert set(found.made_by.files) == {item.name for item in experiment.path.iterdir()}
+
+
+def test_what_was_chosen_is_asked_for_by_kind():
+    assert SUBNET.found_subnet.space == DIGITS
+    assert POLICY.found_policy.model == "mobilenet_v2_small"
+    with pytest.raises(UserError, match="no space was searched"):
+        _ = POLICY.found_subnet
+    with pytest.raises(UserError, match="not the policy"):
+        _ = SUBNET.found_policy
+
+
+@pytest.mark.parametrize("key", ["space", "acc_predictor_dir", "accelerator", "table"])
+@pytest.mark.parametrize("value", [None, [1]])
+def test_a_config_without_a_needed_key_is_refused(tmp_path, key, value):
+    experiment = Experiment(tmp_path)
+    SUBNET.write(experiment)
+    config = read_json(experiment.config)
+    del config[key]
+    write_json(experiment.config, config)
+    with pytest.raises(UserError, match=f"config.json is not the record of a search: it lacks {key}"):
+        read_result(experiment)
+    if (key, value) != ("table", None):
+        write_json(experiment.config, {**config, key: value})
+        with pytest.raises(UserError, match=f"{key} cannot be"):
+            read_result(experiment)
+
+
+@pytest.mark.parametrize("data", [[], "text", {"format": 3}, {"format": True}])
+def test_other_data_is_no_config(tmp_path, data):
+    experiment = Experiment(tmp_path)
+    SUBNET.write(experiment)
+    write_json(experiment.config, data)
+    with pytest.raises(UserError, match=r"config\.json"):
+        read_result(experiment)
+
+
+def test_a_published_experiment_has_the_published_settings(tmp_path):
+    subnet = largest_subnet(APQ_IMAGENET)
+    write_json(tmp_path / "arch", [architecture_of(APQ_IMAGENET, subnet), policy_of(APQ_IMAGENET, subnet)])
+    found = read_result(Experiment(tmp_path))
+    assert found.found_subnet == SubnetChoice(space=APQ_IMAGENET, subnet=subnet, models=Path("models"))
+    assert found.method == "published"
+
+
+@pytest.mark.parametrize("name", ["oqa-4bit", "oqa-2bit"])
+def test_results_of_before_are_read(name):
+    found = read_result(Experiment(ROOT / "exps" / name))
+    assert found.method == "coarse_to_fine"
+    assert found.measured_top1 == read_json(ROOT / "exps" / name / "acc")[0]
+    assert len(found.front) > 10
+
+
+def test_an_unfinished_search_says_so(tmp_path):
+    (tmp_path / "search.state.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="is not finished: its command continues it"):
+        read_result(Experiment(tmp_path))
+    with pytest.raises(UserError, match=r"run search\.py"):
+        read_result(Experiment(tmp_path / "none"))
+
+
+def test_a_later_result_leaves_nothing_of_the_one_before(tmp_path):
+    experiment = Experiment(tmp_path)
+    with experiment.replaced() as new:
+        SUBNET.write(new)
+        (new.path / "history.png").write_text("a picture")
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / "depths.png").write_text("drawn of it")
+    with experiment.replaced() as new:
+        replace(POLICY, history=()).write(new)
+    names = {"config.json", "history.jsonl", "lat", "made_by.json", "notes", "policy.json"}
+    assert {item.name for item in tmp_path.iterdir()} == names
+
+
+def test_replacing_keeps_to_its_folder(tmp_path):
+    """A list of files is data: it cannot make a search remove files elsewhere."""
+    (tmp_path / "precious").write_text("mine")
+    experiment = Experiment(tmp_path / "e")
+    SUBNET.write(experiment)
+    write_json(experiment.made_by, {**read_json(experiment.made_by), "files": ["../precious"]})
+    with experiment.replaced() as new:
+        SUBNET.write(new)
+    assert (tmp_path / "precious").exists()
