@@ -82,7 +82,7 @@ def _depth_table(space: SearchSpace) -> np.ndarray:
 def active(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
     """(n, slots) bool: which slots run."""
     depths = _depth_table(space)[np.arange(len(space.stages)), view(space, genes).d]  # (n, stages)
-    return space.position_of_slot < depths[:, space.stage_of_slot]
+    return space.runs(depths)
 
 
 def canonical(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
@@ -138,9 +138,7 @@ def genes_of(space: SearchSpace, subnets: list[Subnet]) -> np.ndarray:
     rows = []
     for net in subnets:
         row = [space.kernel_sizes.index(k) for k in net.ks]
-        row += [
-            slot.mid_channels.index(round(e * slot.in_channels)) for e, slot in zip(net.e, space.slots, strict=True)
-        ]
+        row += [slot.mid_channels.index(net.mid_channels(slot)) for slot in space.slots]
         for kind, values in zip(space.operands, net.bits, strict=True):
             row += [kind.choices.index(b) for b in values]
         row += [stage.depths.index(d) for d, stage in zip(net.d, space.stages, strict=True)]

@@ -174,15 +174,13 @@ def layers_of(space: SearchSpace, subnet: Subnet, scope: str = "full") -> list[C
     """
     sides = space.input_sides(subnet.resolution)
     layers = first_layers(space, subnet.resolution, scope, subnet.fixed_bits)
-    for slot in space.slots:
-        if slot.position < subnet.d[slot.stage]:
-            i = slot.index
-            mid = round(subnet.e[i] * slot.in_channels)
-            for role in BLOCK_LAYERS:
-                if role == "project":
-                    layers += squeeze_layers(space, slot, mid)
-                w, a = (subnet.bits[space.kind_of(role, operand)][i] for operand in "wa")
-                layers.append(slot_layer(space, slot, role, sides[i], mid, subnet.ks[i], w, a))
+    for slot in subnet.running_slots(space):
+        i, mid = slot.index, subnet.mid_channels(slot)
+        for role in BLOCK_LAYERS:
+            if role == "project":
+                layers += squeeze_layers(space, slot, mid)
+            w, a = (subnet.bits[space.kind_of(role, operand)][i] for operand in "wa")
+            layers.append(slot_layer(space, slot, role, sides[i], mid, subnet.ks[i], w, a))
     return layers + last_layers(space, subnet.resolution, scope, subnet.fixed_bits)
 
 

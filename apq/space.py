@@ -75,6 +75,14 @@ class Slot:
         """The expansion ratios `e` that stand for `mid_channels` in a published spec."""
         return tuple(mid / self.in_channels for mid in self.mid_channels)
 
+    def runs_at(self, depths: tuple[int, ...]) -> bool:
+        """Whether it runs in a network with these stage depths."""
+        return self.position < depths[self.stage]
+
+    def channels_at(self, ratio: float) -> int:
+        """Channels after expansion by one of `ratios`."""
+        return round(ratio * self.in_channels)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
@@ -200,9 +208,13 @@ class SearchSpace:
         return np.array([slot.stage for slot in self.slots])
 
     @cached_property
-    def position_of_slot(self) -> np.ndarray:
+    def _position_of_slot(self) -> np.ndarray:
         """(slots,) place of each slot in its stage, from 0."""
         return np.array([slot.position for slot in self.slots])
+
+    def runs(self, depths: np.ndarray) -> np.ndarray:
+        """Which slots run in networks of these depths: (..., stages) ints -> (..., slots) bool."""
+        return self._position_of_slot < depths[..., self.stage_of_slot]
 
     def input_sides(self, resolution: int) -> tuple[int, ...]:
         """Side of the square input of every slot, then of the last 1x1 convolution."""

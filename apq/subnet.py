@@ -32,6 +32,14 @@ class Subnet:
     fixed_bits: tuple[int, ...] = ()
     wid: None = None  # the published files carry a width multiplier; it is always null
 
+    def running_slots(self, space: SearchSpace) -> list[Slot]:
+        """The slots that run, in network order."""
+        return [slot for slot in space.slots if slot.runs_at(self.d)]
+
+    def mid_channels(self, slot: Slot) -> int:
+        """Channels of a slot's block after expansion."""
+        return slot.channels_at(self.e[slot.index])
+
 
 def architecture_of(space: SearchSpace, subnet: Subnet) -> dict[str, Any]:
     """The first object of a published `arch` file; the resolution is written where the space has several."""
@@ -87,7 +95,7 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
         _check_choice(f"{FIXED_SETTING}[{i}]", chosen, fixed.choices)
     for slot in space.slots:
         i = slot.index
-        if slot.position >= depths[slot.stage]:
+        if not slot.runs_at(depths):
             ks[i], ratios[i] = space.kernel_sizes[0], slot.ratios[0]
             for row, kind in zip(bits, space.operands, strict=True):
                 row[i] = kind.choices[-1]
@@ -109,9 +117,7 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
 
 def snap_ratio(space: SearchSpace, slot: Slot, ratio: float) -> float:
     """The slot's choice that a ratio means: exact, or by channel rounding; UserError outside the slot's range."""
-    channels = (
-        round(ratio * slot.in_channels) if ratio in slot.ratios else int(make_divisible(ratio * slot.in_channels))
-    )
+    channels = slot.channels_at(ratio) if ratio in slot.ratios else int(make_divisible(ratio * slot.in_channels))
     low, high = slot.mid_channels[0], slot.mid_channels[-1]
     if channels not in slot.mid_channels or not low <= ratio * slot.in_channels <= high:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 
 import pytest
@@ -49,3 +50,11 @@ def test_every_room_is_on_a_floor():
 def test_modules_stay_readable():
     long = {f.name: n for _, f in modules() if (n := len(f.read_text().splitlines())) > 300}
     assert not long
+
+
+def test_the_vocabulary_alone_knows_which_blocks_run_and_how_wide_they_are():
+    """`Subnet.running_slots`, `Subnet.mid_channels` and `SearchSpace.runs` say it."""
+    own_sum = re.compile(r"position(_of_slot)? <|round\([^)\n]*in_channels")
+    files = [*(ROOT / room for room in FLOOR if room != "apq"), ROOT / "benchmarks"]
+    sources = [file for folder in files for file in sorted(folder.rglob("*.py"))] + [ROOT / name for name in SCRIPTS]
+    assert not [f"{file.relative_to(ROOT)}" for file in sources if own_sum.search(file.read_text())]

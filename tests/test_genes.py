@@ -49,6 +49,17 @@ def test_genes_and_subnets_are_two_forms_of_one_thing(space, seed):
 
 
 @spaces
+def test_matrices_and_subnets_agree_on_what_runs_and_how_wide_it_is(space):
+    genes = sample(space, 20, np.random.default_rng(0))
+    runs, widths = active(space, genes), view(space, genes).e
+    for i, net in enumerate(subnets_of(space, genes)):
+        running = net.running_slots(space)
+        assert [slot.index for slot in running] == np.nonzero(runs[i])[0].tolist()
+        assert len(running) == sum(net.d)
+        assert all(net.mid_channels(slot) == slot.mid_channels[widths[i, slot.index]] for slot in running)
+
+
+@spaces
 def test_same_seed_same_sample(space):
     first, again, other = (sample(space, 50, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (first == again).all()

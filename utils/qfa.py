@@ -84,7 +84,7 @@ def published_flops(published: np.ndarray) -> np.ndarray:
     space, roles = QFA_MBV3, len(BLOCK_LAYERS)
     slots, ends = len(space.slots), [len(space.slots), 2 * len(space.slots), 2 * len(space.slots) + len(space.stages)]
     ks, e, d, rest = np.split(np.asarray(published, dtype=np.int64), ends, axis=1)
-    runs = space.position_of_slot < d[:, space.stage_of_slot]  # (n, slots)
+    runs = space.runs(d)  # (n, slots)
     counted = np.minimum(rest[:, 1:], COUNTED_BITS).reshape(len(rest), -1, 2)
     share = counted.prod(axis=2) / COUNTED_BITS**2  # (n, layers): three of the first block, of every slot, two last
     of_slots = share[:, roles:-2].reshape(len(rest), slots, roles)

@@ -22,9 +22,8 @@ def supernet_blocks(space: SearchSpace) -> list[BlockShape]:
 def subnet_blocks(space: SearchSpace, subnet: Subnet) -> list[BlockShape]:
     """The blocks of one subnet: only those that run, each with its one kernel and width."""
     slots = (
-        _slot_block(space, slot, round(subnet.e[slot.index] * slot.in_channels), (subnet.ks[slot.index],))
-        for slot in space.slots
-        if slot.position < subnet.d[slot.stage]
+        _slot_block(space, slot, subnet.mid_channels(slot), (subnet.ks[slot.index],))
+        for slot in subnet.running_slots(space)
     )
     return [_first_block(space), *slots]
 
