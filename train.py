@@ -173,7 +173,7 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
 
 def usual_scheme(space: SearchSpace) -> QuantScheme:
     """How a supernet of the space is quantized unless told otherwise."""
-    if space.fixed_operands:  # the bits of every convolution are chosen apart
+    if space.shared_operands:  # the bits of every convolution are chosen apart
         return BATCHQUANT
     return FLOAT if bits_throughout(space) is None else LSQ
 

@@ -47,7 +47,7 @@ def facts_of(space: SearchSpace) -> dict[str, object]:
         "widths": [stage.width for stage in space.stages],
         "depths": [stage.depths for stage in space.stages],
         "bits": {kind.name: kind.choices for kind in space.operands},
-        "bits_of_layers": {f"{fixed.layer} {fixed.operand}": fixed.choices for fixed in space.fixed_operands},
+        "bits_of_layers": {f"{shared.layer} {shared.operand}": shared.choices for shared in space.shared_operands},
         "bits_of_the_ends": "full precision" if space.end_bits == FULL_PRECISION else space.end_bits,
         "squeeze_and_excitation": "full precision" if any(stage.squeeze for stage in space.stages) else "none",
         "genes": len(cardinalities(space)),

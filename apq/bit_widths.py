@@ -20,13 +20,13 @@ def at_bits(space: SearchSpace, bits: int) -> SearchSpace:
         forbidden=(),  # rules are about bits, of which there is no choice
         mix_activation_bits=bits,
         fixed_bits=bits,
-        fixed_operands=(),
+        shared_operands=(),
     )
 
 
 def all_bits(space: SearchSpace) -> set[int]:
     """The numbers of bits that its networks may have somewhere, full precision left out."""
-    chosen = {bits for operand in (*space.operands, *space.fixed_operands) for bits in operand.choices}
+    chosen = {bits for operand in (*space.operands, *space.shared_operands) for bits in operand.choices}
     return chosen | {space.fixed_bits, space.mix_activation_bits} | ({space.end_bits} - {FULL_PRECISION})
 
 

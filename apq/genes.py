@@ -1,7 +1,7 @@
 """Gene matrices: a population as one int array `(n, genes)` of choice indices.
 
 Columns, in order: kernel of every slot, width of every slot, bits of every slot for each operand kind, depth of every
-stage, bits of every fixed operand, resolution. A row is *canonical* when the slots that do not run hold the defaults:
+stage, bits of every shared operand, resolution. A row is *canonical* when the slots that do not run hold the defaults:
 smallest kernel, smallest width, highest bits. Everything here keeps rows canonical and legal.
 """
 
@@ -27,7 +27,7 @@ class GeneView:
     e: np.ndarray  # (n, slots)
     bits: np.ndarray  # (n, kinds, slots)
     d: np.ndarray  # (n, stages)
-    fixed_bits: np.ndarray  # (n, fixed operands)
+    shared_bits: np.ndarray  # (n, shared operands)
     resolution: np.ndarray  # (n,)
 
 
@@ -40,7 +40,7 @@ def view(space: SearchSpace, genes: np.ndarray) -> GeneView:
         e=genes[:, slots : 2 * slots],
         bits=genes[:, 2 * slots : bits_end].reshape(n, kinds, slots),
         d=genes[:, bits_end : bits_end + stages],
-        fixed_bits=genes[:, bits_end + stages : -1],
+        shared_bits=genes[:, bits_end + stages : -1],
         resolution=genes[:, -1],
     )
 
@@ -53,7 +53,7 @@ def cardinalities(space: SearchSpace) -> np.ndarray:
     for kind in space.operands:
         counts += [len(kind.choices)] * slots
     counts += [len(stage.depths) for stage in space.stages]
-    counts += [len(fixed.choices) for fixed in space.fixed_operands]
+    counts += [len(shared.choices) for shared in space.shared_operands]
     return _frozen(np.array([*counts, len(space.resolutions)]))
 
 
@@ -129,7 +129,7 @@ def sample(space: SearchSpace, n: int, rng: np.random.Generator) -> np.ndarray:
 def with_highest_bits(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
     """(n, genes) rows of the same architectures at their highest bits: what float networks are called."""
     genes, counts = genes.copy(), view(space, cardinalities(space)[None])
-    view(space, genes).bits[:], view(space, genes).fixed_bits[:] = counts.bits - 1, counts.fixed_bits - 1
+    view(space, genes).bits[:], view(space, genes).shared_bits[:] = counts.bits - 1, counts.shared_bits - 1
     return genes
 
 
@@ -142,7 +142,7 @@ def genes_of(space: SearchSpace, subnets: list[Subnet]) -> np.ndarray:
         for kind, values in zip(space.operands, net.bits, strict=True):
             row += [kind.choices.index(b) for b in values]
         row += [stage.depths.index(d) for d, stage in zip(net.d, space.stages, strict=True)]
-        row += [fixed.choices.index(b) for b, fixed in zip(net.fixed_bits, space.fixed_operands, strict=True)]
+        row += [shared.choices.index(b) for b, shared in zip(net.shared_bits, space.shared_operands, strict=True)]
         rows.append([*row, space.resolutions.index(net.resolution)])
     return np.array(rows, dtype=np.int64).reshape(len(subnets), len(cardinalities(space)))
 
@@ -159,8 +159,8 @@ def subnets_of(space: SearchSpace, genes: np.ndarray) -> list[Subnet]:
             bits=tuple(
                 tuple(kind.choices[g] for g in row) for kind, row in zip(space.operands, parts.bits[i], strict=True)
             ),
-            fixed_bits=tuple(
-                fixed.choices[g] for fixed, g in zip(space.fixed_operands, parts.fixed_bits[i], strict=True)
+            shared_bits=tuple(
+                shared.choices[g] for shared, g in zip(space.shared_operands, parts.shared_bits[i], strict=True)
             ),
         )
         for i in range(len(genes))

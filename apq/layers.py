@@ -111,26 +111,26 @@ def squeezed_channels(mid: int) -> int:
 
 
 def first_layers(
-    space: SearchSpace, resolution: int, scope: str = "full", fixed_bits: tuple[int, ...] | None = None
+    space: SearchSpace, resolution: int, scope: str = "full", shared_bits: tuple[int, ...] | None = None
 ) -> list[ConvLayer]:
     """The layers before the slots: first convolution and, in `full` scope, the fixed first block.
 
-    `fixed_bits` are a subnet's; None: the highest.
+    `shared_bits` are a subnet's; None: the highest.
     """
     shape = (space.in_channels, space.stem_width, resolution, 3, space.stem_stride, 1)
     stem = ConvLayer(*shape, space.end_bits, space.end_bits, image_input=True, name="first_conv")
     if _check_scope(scope) == "published":
         return [stem]
     names = ("blocks.0.depthwise", "blocks.0.project")
-    return [stem, *(fixed_layer(space, name, resolution, *_bits(space, name, fixed_bits)) for name in names)]
+    return [stem, *(shared_layer(space, name, resolution, *_bits(space, name, shared_bits)) for name in names)]
 
 
 def last_layers(
-    space: SearchSpace, resolution: int, scope: str = "full", fixed_bits: tuple[int, ...] | None = None
+    space: SearchSpace, resolution: int, scope: str = "full", shared_bits: tuple[int, ...] | None = None
 ) -> list[ConvLayer]:
     """The layers after the slots: 1x1 convolutions before and after pooling and, in `full` scope, the classifier."""
     names, ends = ["feature_mix_layer", *([] if space.pooled_width is None else ["pooled_mix_layer"])], space.end_bits
-    layers = [fixed_layer(space, name, resolution, *_bits(space, name, fixed_bits)) for name in names]
+    layers = [shared_layer(space, name, resolution, *_bits(space, name, shared_bits)) for name in names]
     width = layers[-1].out_channels
     if _check_scope(scope) == "published":
         return layers
@@ -140,7 +140,7 @@ def last_layers(
     ]
 
 
-def fixed_layer(space: SearchSpace, name: str, resolution: int, w_bits: int, a_bits: int) -> ConvLayer:
+def shared_layer(space: SearchSpace, name: str, resolution: int, w_bits: int, a_bits: int) -> ConvLayer:
     """One of the layers that every network has and whose bits may be a choice."""
     stem, head = space.stem_width, space.head_width
     if name.startswith("blocks.0"):
@@ -155,16 +155,16 @@ def fixed_layer(space: SearchSpace, name: str, resolution: int, w_bits: int, a_b
     return ConvLayer(*shape, w_bits, a_bits, norm=name != "pooled_mix_layer", name=name)
 
 
-def fixed_choices(space: SearchSpace, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def shared_choices(space: SearchSpace, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What weight bits and what activation bits such a layer may have: one of each where there is no choice."""
-    chosen = {fixed.operand: fixed.choices for fixed in space.fixed_operands if fixed.layer == name}
+    chosen = {shared.operand: shared.choices for shared in space.shared_operands if shared.layer == name}
     return tuple(chosen.get(operand, (space.fixed_bits,)) for operand in "wa")
 
 
-def _bits(space: SearchSpace, name: str, fixed_bits: tuple[int, ...] | None) -> tuple[int, int]:
-    if fixed_bits is None:
-        fixed_bits = tuple(fixed.choices[-1] for fixed in space.fixed_operands)
-    return space.bits_of_fixed(name, fixed_bits)
+def _bits(space: SearchSpace, name: str, shared_bits: tuple[int, ...] | None) -> tuple[int, int]:
+    if shared_bits is None:
+        shared_bits = tuple(shared.choices[-1] for shared in space.shared_operands)
+    return space.bits_of_shared(name, shared_bits)
 
 
 def layers_of(space: SearchSpace, subnet: Subnet, scope: str = "full") -> list[ConvLayer]:
@@ -173,7 +173,7 @@ def layers_of(space: SearchSpace, subnet: Subnet, scope: str = "full") -> list[C
     Scope `published` leaves out the first inverted-residual block and the classifier, as the published totals do.
     """
     sides = space.input_sides(subnet.resolution)
-    layers = first_layers(space, subnet.resolution, scope, subnet.fixed_bits)
+    layers = first_layers(space, subnet.resolution, scope, subnet.shared_bits)
     for slot in subnet.running_slots(space):
         i, mid = slot.index, subnet.mid_channels(slot)
         for role in BLOCK_LAYERS:
@@ -181,7 +181,7 @@ def layers_of(space: SearchSpace, subnet: Subnet, scope: str = "full") -> list[C
                 layers += squeeze_layers(space, slot, mid)
             w, a = (subnet.bits[space.kind_of(role, operand)][i] for operand in "wa")
             layers.append(slot_layer(space, slot, role, sides[i], mid, subnet.ks[i], w, a))
-    return layers + last_layers(space, subnet.resolution, scope, subnet.fixed_bits)
+    return layers + last_layers(space, subnet.resolution, scope, subnet.shared_bits)
 
 
 def searchable_layers(space: SearchSpace) -> list[ConvLayer]:
@@ -198,11 +198,11 @@ def searchable_layers(space: SearchSpace) -> list[ConvLayer]:
                 layers[slot_layer(space, slot, role, side, mid, kernel, w, a)] = None
     squeezes = (squeeze_layers(space, slot, mid) for slot in space.slots for mid in slot.mid_channels)
     chosen = (
-        fixed_layer(space, name, resolution, w, a)
+        shared_layer(space, name, resolution, w, a)
         for resolution, name in itertools.product(
-            space.resolutions, dict.fromkeys(f.layer for f in space.fixed_operands)
+            space.resolutions, dict.fromkeys(f.layer for f in space.shared_operands)
         )
-        for w, a in itertools.product(*fixed_choices(space, name))
+        for w, a in itertools.product(*shared_choices(space, name))
     )
     return list(layers | dict.fromkeys(itertools.chain(*squeezes, chosen)))
 

@@ -11,7 +11,7 @@ from typing import Any
 from apq.bit_widths import BITS_SUFFIX, at_bits
 from apq.errors import UserError
 from apq.files import read_json
-from apq.operands import BLOCK_LAYERS, FIXED_LAYERS, FixedOperand, Forbidden, OperandBits
+from apq.operands import BLOCK_LAYERS, SHARED_LAYERS, Forbidden, OperandBits, SharedOperand
 from apq.rounding import make_divisible
 from apq.space import FULL_PRECISION, SearchSpace, Stage, space_from_dict
 
@@ -233,9 +233,9 @@ def _qfa_space(oqa: SearchSpace, name: str, width_mult: float = 1.0) -> SearchSp
             OperandBits(name=f"{layer}_{operand}", layers=(layer,), operand=operand, choices=choices)
             for layer, operand in itertools.product(BLOCK_LAYERS, "wa")
         ),
-        fixed_operands=tuple(
-            FixedOperand(layer=layer, operand=operand, choices=choices)
-            for layer, operand in itertools.product(FIXED_LAYERS, "wa")
+        shared_operands=tuple(
+            SharedOperand(layer=layer, operand=operand, choices=choices)
+            for layer, operand in itertools.product(SHARED_LAYERS, "wa")
         ),
     )
 

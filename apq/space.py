@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from apq.errors import UserError
-from apq.operands import BLOCK_LAYERS, FixedOperand, Forbidden, OperandBits, check_whole
+from apq.operands import BLOCK_LAYERS, Forbidden, OperandBits, SharedOperand, check_whole
 from apq.rounding import make_divisible
 
 SCOPES = ("published", "full")
@@ -30,9 +30,10 @@ LATER_FIELDS = (  # that files of before do not have
     "pooled_width",
     "first_block_activation",
     "end_activation",
-    "fixed_operands",
+    "shared_operands",
 )
-FIXED_SETTING = "fixed_bits_setting"  # name of the fixed layers' list in a policy
+FILE_NAMES = {"shared_operands": "fixed_operands"}  # of fields that files call by an older name
+SHARED_SETTING = "fixed_bits_setting"  # name of the shared operands' list in a policy
 FULL_PRECISION = 32  # as a number of bits: float32, in a network without quantizers
 
 
@@ -94,7 +95,7 @@ class SearchSpace:
     `fixed_bits`.
 
     What is not chosen: the first block and the 1x1 layers behind the slots run at `fixed_bits`, but for those of their
-    bits that `fixed_operands` make a choice; the first convolution and the classifier at `end_bits` (FULL_PRECISION:
+    bits that `shared_operands` make a choice; the first convolution and the classifier at `end_bits` (FULL_PRECISION:
     they have no quantizers). `pooled_width` is that of the 1x1 layer between pooling and classifier. The first
     convolution and the last 1x1 layers have `end_activation`.
 
@@ -125,7 +126,7 @@ class SearchSpace:
     pooled_width: int | None = None
     first_block_activation: str = "relu6"
     end_activation: str = "relu6"
-    fixed_operands: tuple[FixedOperand, ...] = ()
+    shared_operands: tuple[SharedOperand, ...] = ()
 
     def __post_init__(self) -> None:
         for what in ("resolutions", "kernel_sizes", "ratios"):
@@ -166,9 +167,9 @@ class SearchSpace:
                 raise UserError(f"space {self.name}: {operand}-bits of {layer} are set by {owners}, not by one kind")
         if unknown := {rule.operand for rule in self.forbidden} - {kind.name for kind in self.operands}:
             raise UserError(f"space {self.name}: rules name unknown operand kinds {sorted(unknown)}")
-        chosen = [(fixed.layer, fixed.operand) for fixed in self.fixed_operands]
+        chosen = [(shared.layer, shared.operand) for shared in self.shared_operands]
         if len(set(chosen)) != len(chosen):
-            raise UserError(f"space {self.name}: fixed operands {chosen} must be distinct")
+            raise UserError(f"space {self.name}: shared operands {chosen} must be distinct")
         if self.pooled_width is None and any(layer == "pooled_mix_layer" for layer, _ in chosen):
             raise UserError(f"space {self.name} has no pooled_mix_layer whose bits could be chosen")
 
@@ -179,9 +180,9 @@ class SearchSpace:
         """Index of the operand kind that sets the "w" or "a" bits of one of a block's layers."""
         return next(i for i, k in enumerate(self.operands) if layer in k.layers and k.operand == operand)
 
-    def bits_of_fixed(self, layer: str, chosen: tuple[int, ...]) -> tuple[int, int]:
-        """Weight and activation bits of a layer that every network has, where `chosen` are a subnet's `fixed_bits`."""
-        said = {(f.layer, f.operand): bits for f, bits in zip(self.fixed_operands, chosen, strict=True)}
+    def bits_of_shared(self, layer: str, chosen: tuple[int, ...]) -> tuple[int, int]:
+        """Weight and activation bits of a layer that every network has, where `chosen` are a subnet's `shared_bits`."""
+        said = {(f.layer, f.operand): bits for f, bits in zip(self.shared_operands, chosen, strict=True)}
         return said.get((layer, "w"), self.fixed_bits), said.get((layer, "a"), self.fixed_bits)
 
     @cached_property
@@ -231,7 +232,7 @@ class SearchSpace:
             for kernel in self.kernel_sizes
             for bits in itertools.product(*(kind.choices for kind in self.operands))
         )
-        total = len(self.resolutions) * math.prod(len(fixed.choices) for fixed in self.fixed_operands)
+        total = len(self.resolutions) * math.prod(len(shared.choices) for shared in self.shared_operands)
         for stage_index, stage in enumerate(self.stages):
             options = [len(slot.mid_channels) * legal for slot in self.slots if slot.stage == stage_index]
             total *= sum(math.prod(options[:depth]) for depth in stage.depths)
@@ -255,14 +256,16 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
     """Inverse of `space_to_dict`; UserError where keys are missing, unknown or out of range."""
     try:
         given = dict(data)
+        if unknown := set(given) - {FILE_NAMES.get(f.name, f.name) for f in fields(SearchSpace)}:
+            raise UserError(f"not a search space: it has unknown {', '.join(sorted(map(str, unknown)))}")
         given["stages"] = tuple(Stage(**{**s, "depths": tuple(s["depths"])}) for s in given["stages"])
         given["operands"] = tuple(
             OperandBits(**{**k, "layers": tuple(k["layers"]), "choices": tuple(k["choices"])})
             for k in given["operands"]
         )
-        if "fixed_operands" in given:
-            rows = given["fixed_operands"]
-            given["fixed_operands"] = tuple(FixedOperand(**{**f, "choices": tuple(f["choices"])}) for f in rows)
+        given["shared_operands"] = tuple(
+            SharedOperand(**{**f, "choices": tuple(f["choices"])}) for f in given.pop("fixed_operands", ())
+        )
         given["forbidden"] = tuple(Forbidden(**rule) for rule in given.get("forbidden", ()))
         for what in ("resolutions", "kernel_sizes", "ratios"):
             given[what] = tuple(given[what])
@@ -282,7 +285,7 @@ def _check_activation(owner: str, name: str) -> None:
 def _listed(value: Any) -> Any:
     if is_dataclass(value):
         told = [f.name for f in fields(value) if f.name not in LATER_FIELDS or getattr(value, f.name) != f.default]
-        return {name: _listed(getattr(value, name)) for name in told}
+        return {FILE_NAMES.get(name, name): _listed(getattr(value, name)) for name in told}
     if isinstance(value, (list, tuple)):
         return [_listed(item) for item in value]
     return value

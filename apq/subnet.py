@@ -10,7 +10,7 @@ from typing import Any
 from apq.errors import UserError
 from apq.rounding import make_divisible
 from apq.rules import check_block
-from apq.space import FIXED_SETTING, SearchSpace, Slot
+from apq.space import SHARED_SETTING, SearchSpace, Slot
 
 ARCHITECTURE_KEYS = ("wid", "ks", "e", "d")
 
@@ -21,7 +21,7 @@ class Subnet:
 
     Build one with `subnet_from_spec` or `genes.subnets_of`: they check it against its space and make it canonical
     (slots that do not run hold the smallest kernel and ratio and the highest bits), so equal networks are equal values.
-    `bits` has one row an operand kind, `fixed_bits` one number a fixed operand, in the space's order.
+    `bits` has one row an operand kind, `shared_bits` one number a shared operand, in the space's order.
     """
 
     ks: tuple[int, ...]
@@ -29,7 +29,7 @@ class Subnet:
     d: tuple[int, ...]
     resolution: int
     bits: tuple[tuple[int, ...], ...]
-    fixed_bits: tuple[int, ...] = ()
+    shared_bits: tuple[int, ...] = ()
     wid: None = None  # the published files carry a width multiplier; it is always null
 
     def running_slots(self, space: SearchSpace) -> list[Slot]:
@@ -48,9 +48,9 @@ def architecture_of(space: SearchSpace, subnet: Subnet) -> dict[str, Any]:
 
 
 def policy_of(space: SearchSpace, subnet: Subnet) -> dict[str, list[int]]:
-    """The second object of a published `arch` file: one list of bits an operand kind, one of the fixed operands."""
+    """The second object of a published `arch` file: one list of bits an operand kind, one of the shared operands."""
     policy = {kind.setting: list(row) for kind, row in zip(space.operands, subnet.bits, strict=True)}
-    return {**policy, FIXED_SETTING: list(subnet.fixed_bits)} if space.fixed_operands else policy
+    return {**policy, SHARED_SETTING: list(subnet.shared_bits)} if space.shared_operands else policy
 
 
 def spec_of(space: SearchSpace, subnet: Subnet) -> dict[str, dict[str, Any]]:
@@ -61,10 +61,10 @@ def spec_of(space: SearchSpace, subnet: Subnet) -> dict[str, dict[str, Any]]:
 def shown_spec(space: SearchSpace, spec: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Both objects of `spec_of` in one, for people: bits of layers that all networks have beside the layers' names."""
     shown = {**spec["arch"], **spec["policy"]}
-    for name in dict.fromkeys(fixed.layer for fixed in space.fixed_operands):
-        w, a = space.bits_of_fixed(name, tuple(spec["policy"][FIXED_SETTING]))
+    for name in dict.fromkeys(shared.layer for shared in space.shared_operands):
+        w, a = space.bits_of_shared(name, tuple(spec["policy"][SHARED_SETTING]))
         shown[name] = f"W{w}A{a}"
-    return {name: value for name, value in shown.items() if name != FIXED_SETTING}
+    return {name: value for name, value in shown.items() if name != SHARED_SETTING}
 
 
 def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
@@ -74,7 +74,7 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
     """
     n_slots = len(space.slots)
     keys = {*ARCHITECTURE_KEYS, "resolution", *(kind.setting for kind in space.operands)}
-    keys |= {FIXED_SETTING} if space.fixed_operands else set()
+    keys |= {SHARED_SETTING} if space.shared_operands else set()
     optional = {"wid", "resolution"} if len(space.resolutions) == 1 else {"wid"}
     if missing := keys - optional - set(spec):
         raise UserError(f"spec for space {space.name} lacks {', '.join(sorted(missing))}")
@@ -90,9 +90,9 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
     ks = _numbers("ks", spec["ks"], n_slots)
     ratios = _numbers("e", spec["e"], n_slots)
     bits = [_numbers(kind.setting, spec[kind.setting], n_slots) for kind in space.operands]
-    fixed_bits = _numbers(FIXED_SETTING, spec.get(FIXED_SETTING, []), len(space.fixed_operands))
-    for i, (chosen, fixed) in enumerate(zip(fixed_bits, space.fixed_operands, strict=True)):
-        _check_choice(f"{FIXED_SETTING}[{i}]", chosen, fixed.choices)
+    shared_bits = _numbers(SHARED_SETTING, spec.get(SHARED_SETTING, []), len(space.shared_operands))
+    for i, (chosen, shared) in enumerate(zip(shared_bits, space.shared_operands, strict=True)):
+        _check_choice(f"{SHARED_SETTING}[{i}]", chosen, shared.choices)
     for slot in space.slots:
         i = slot.index
         if not slot.runs_at(depths):
@@ -111,7 +111,7 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
         d=depths,
         resolution=int(resolution),
         bits=tuple(tuple(map(int, row)) for row in bits),
-        fixed_bits=tuple(map(int, fixed_bits)),
+        shared_bits=tuple(map(int, shared_bits)),
     )
 
 

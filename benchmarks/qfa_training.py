@@ -137,8 +137,8 @@ def policies(space: SearchSpace) -> dict[str, list[Subnet]]:
     parts = view(space, largest)
     for k, kind in enumerate(space.operands):
         parts.bits[:, k] = rng.integers(len(kind.choices), size=parts.bits[:, k].shape)
-    for i, fixed in enumerate(space.fixed_operands):
-        parts.fixed_bits[:, i] = rng.integers(len(fixed.choices), size=N_POLICIES)
+    for i, shared in enumerate(space.shared_operands):
+        parts.shared_bits[:, i] = rng.integers(len(shared.choices), size=N_POLICIES)
     return {"largest": subnets_of(space, canonical(space, largest)), "random": subnets_of(space, genes)}
 
 

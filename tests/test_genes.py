@@ -89,7 +89,7 @@ def test_what_an_idle_slot_says_never_matters(space):
 def test_view_writes_through(space):
     genes = sample(space, 2, np.random.default_rng(0))
     parts = view(space, genes)
-    parts.bits[:] = parts.ks[:] = parts.e[:] = parts.d[:] = parts.fixed_bits[:] = parts.resolution[:] = 0
+    parts.bits[:] = parts.ks[:] = parts.e[:] = parts.d[:] = parts.shared_bits[:] = parts.resolution[:] = 0
     assert not genes.any()
 
 

@@ -118,8 +118,8 @@ def test_older_files_say_the_same_of_a_space():
 def test_space_from_dict_complains():
     with pytest.raises(UserError, match="not a search space"):
         space_from_dict({"name": "x"})
-    with pytest.raises(UserError, match="not a search space"):
-        space_from_dict({**space_to_dict(TINY), "colour": "red"})
+    with pytest.raises(UserError, match="not a search space: it has unknown colour, shared_operands"):
+        space_from_dict({**space_to_dict(TINY), "colour": "red", "shared_operands": []})
 
 
 def test_get_space_names_the_known_ones():

@@ -63,7 +63,7 @@ class DynamicProxylessNASNets(MBConvNet):
             self.blocks[i + 1].set_shape(subnet.ks[i], subnet.mid_channels(slot))
             self.set_block_bits(i + 1, self.space, tuple(row[i] for row in subnet.bits))
             blocks.append(i + 1)
-        self.set_fixed_bits(self.space, subnet.fixed_bits)
+        self.set_shared_bits(self.space, subnet.shared_bits)
         self.active_blocks = tuple(blocks)
         self.active = subnet
         self._said = {**architecture_of(self.space, subnet), **policy_of(self.space, subnet)}

@@ -19,7 +19,7 @@ def build_subnet(space: SearchSpace, subnet: Subnet, scheme: QuantScheme) -> MBC
     net = MBConvNet(space, subnet_blocks(space, subnet), scheme)
     for index, slot in enumerate(subnet.running_slots(space), start=1):
         net.set_block_bits(index, space, tuple(row[slot.index] for row in subnet.bits))
-    net.set_fixed_bits(space, subnet.fixed_bits)
+    net.set_shared_bits(space, subnet.shared_bits)
     return net
 
 
