@@ -25,8 +25,9 @@ from apq.experiment import Experiment, get_experiment
 from apq.files import check_writable, write_json
 from apq.policy import policy_to_dict
 from apq.subnet import spec_of
-from dataset import Splits, check_classes, load_splits
+from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
+from dataset.splits import Splits
 from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.policy_file import save_policy_model
 from elastic_nn.networks.subnet_file import save_subnet

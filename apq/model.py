@@ -7,15 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from apq.errors import UserError
-from apq.presets import APQ_IMAGENET, DIGITS, GLYPHS
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
 
 SUBNET = "subnet"  # the name of a float subnet of a space
-SMALL = ("mobilenet_v1_small", "mobilenet_v2_small")  # ours, for small images; torchvision's small ones are not
-IMAGES = {
-    space.dataset: space for space in (APQ_IMAGENET, GLYPHS, DIGITS)
-}  # whose channels, classes and side are known
 PLAIN_FIELDS = ("name", "dataset", "in_channels", "n_classes", "resolution")
 
 
@@ -55,21 +50,6 @@ class ModelSpec:
     def resolutions(self) -> tuple[int]:
         """The one resolution, as a space has several."""
         return (self.resolution,)
-
-
-def named_model(name: str, images: str | None = None) -> ModelSpec:
-    """The spec of a named network for one of `IMAGES`; None: glyphs for small networks, ImageNet for others."""
-    images = images or ("glyphs" if name in SMALL else "imagenet")
-    if images not in IMAGES:
-        raise UserError(f"unknown images {images!r}; known: {', '.join(IMAGES)}")
-    space = IMAGES[images]
-    return ModelSpec(
-        name=name,
-        dataset=images,
-        in_channels=space.in_channels,
-        n_classes=space.n_classes,
-        resolution=GLYPHS.resolutions[-1] if name in SMALL else space.resolutions[-1],
-    )
 
 
 def subnet_model(space: SearchSpace, subnet: Subnet) -> ModelSpec:

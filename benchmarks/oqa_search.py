@@ -37,8 +37,8 @@ from apq.model_folder import ModelFolder
 from apq.presets import get_space
 from apq.space import SearchSpace
 from benchmarks.markdown import markdown
-from dataset import Splits, load_splits
-from dataset.splits import make_loader
+from dataset import load_splits
+from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import build_supernet, load_supernet
 from elastic_nn.quantizers import LSQ

@@ -35,7 +35,8 @@ from apq.presets import get_space
 from apq.space import SearchSpace
 from apq.subnet import Subnet
 from benchmarks.markdown import markdown
-from dataset import Splits, load_splits
+from dataset import load_splits
+from dataset.splits import Splits
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import MIXED
