@@ -241,7 +241,7 @@ def model_plan(args: argparse.Namespace) -> tuple[ModelSpec, str, TrainConfig]:
     preset = named_model(args.model, "imagenet" if args.data else args.images)
     spec = image_folder_model(preset, args.data) if args.data else preset
     # A folder of as many classes as ImageNet is taken for it, as with --space; another has no recipe of its own.
-    own = APQ_IMAGENET.name if spec == preset and spec.dataset == APQ_IMAGENET.dataset else None
+    own = APQ_IMAGENET.recipe if spec == preset and spec.dataset == APQ_IMAGENET.dataset else None
     recipe = get_recipe(args.recipe or own, spec)
     given = {name: value for name in ("epochs", "lr", "batch_size") if (value := getattr(args, name)) is not None}
     return spec, recipe.name, replace(recipe.phases[0].train, **given)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
@@ -102,6 +102,9 @@ class SearchSpace:
     Networks of one bit-width K throughout, as OQA's, are a space of that K: one choice an operand kind, `fixed_bits` K
     (see `bit_widths.at_bits`). So K is a property of the supernet and no gene of its subnets. A space with an operand
     kind for each layer and operand, of several choices, has the bits of every convolution apart, as QFA's do.
+
+    `recipe` names the training recipe of the space. It is no part of what the space is: spaces that differ in it alone
+    are equal, and files do not record it.
     """
 
     name: str
@@ -127,6 +130,7 @@ class SearchSpace:
     first_block_activation: str = "relu6"
     end_activation: str = "relu6"
     shared_operands: tuple[SharedOperand, ...] = ()
+    recipe: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for what in ("resolutions", "kernel_sizes", "ratios"):
@@ -155,6 +159,8 @@ class SearchSpace:
             _check_activation(f"space {self.name}", activation)
         if any(k % 2 == 0 for k in self.kernel_sizes):
             raise UserError(f"space {self.name}: kernel sizes {self.kernel_sizes} must be odd")
+        if not isinstance(self.recipe, (str, type(None))):
+            raise UserError(f"space {self.name}: recipe must be the name of one, not {self.recipe!r}")
         if self.ratios[0] <= 0:
             raise UserError(f"space {self.name}: ratios {self.ratios} must be positive")
         if self.budget_scope not in SCOPES:
@@ -247,7 +253,7 @@ class SearchSpace:
 def space_to_dict(space: SearchSpace) -> dict[str, Any]:
     """The space as plain JSON data: what checkpoints and predictors record of it.
 
-    It does not tell of `LATER_FIELDS` at their defaults, so that it equals what older files say of the same space.
+    It leaves out `LATER_FIELDS` at their defaults, so that it equals what older files say of the same space.
     """
     return _listed(space)
 
@@ -284,8 +290,9 @@ def _check_activation(owner: str, name: str) -> None:
 
 def _listed(value: Any) -> Any:
     if is_dataclass(value):
-        told = [f.name for f in fields(value) if f.name not in LATER_FIELDS or getattr(value, f.name) != f.default]
-        return {FILE_NAMES.get(name, name): _listed(getattr(value, name)) for name in told}
+        said = {f: getattr(value, f.name) for f in fields(value) if f.compare}
+        written = {f.name: item for f, item in said.items() if f.name not in LATER_FIELDS or item != f.default}
+        return {FILE_NAMES.get(name, name): _listed(item) for name, item in written.items()}
     if isinstance(value, (list, tuple)):
         return [_listed(item) for item in value]
     return value

@@ -26,12 +26,12 @@ VAL_SHARE, MAX_VAL = 0.1, 10_000  # held out of the training images; OFA and APQ
 
 
 def image_folder_space(space: SearchSpace, folder: Path) -> SearchSpace:
-    """The space fitted to a folder: its number of classes, three channels, a name of its own."""
+    """The space fitted to a folder: its number of classes, three channels, a name of its own, no recipe."""
     classes = len(_open(folder, "train").classes)
     if space.dataset == "imagenet" and classes == space.n_classes:
         return space
     name = f"{space.name}-{folder.resolve().name}"
-    return replace(space, name=name, dataset="imagenet", n_classes=classes, in_channels=3)
+    return replace(space, name=name, dataset="imagenet", n_classes=classes, in_channels=3, recipe=None)
 
 
 def image_folder_model(spec: ModelSpec, folder: Path) -> ModelSpec:

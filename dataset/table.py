@@ -23,6 +23,7 @@ class DataSet:
         name: what spaces and models call it in their `dataset`.
         in_channels, n_classes, side: what networks by name are built for; `side` is in pixels.
         load: makes the images for a space or a model, at its channels and its largest resolution.
+        recipe: the training recipe of networks for these images that have none of their own.
     """
 
     name: str
@@ -30,6 +31,7 @@ class DataSet:
     n_classes: int
     side: int
     load: Callable[[ImageSpec], Splits]
+    recipe: str | None = None
 
 
 def _load_imagenet(spec: ImageSpec) -> Splits:
@@ -64,8 +66,8 @@ DATASETS = {
     row.name: row
     for row in (
         DataSet(name="imagenet", in_channels=3, n_classes=1000, side=224, load=_load_imagenet),
-        DataSet(name="glyphs", in_channels=1, n_classes=62, side=32, load=_load_glyphs),
-        DataSet(name="digits", in_channels=1, n_classes=10, side=32, load=_load_digits),
+        DataSet(name="glyphs", in_channels=1, n_classes=62, side=32, load=_load_glyphs, recipe="glyphs"),
+        DataSet(name="digits", in_channels=1, n_classes=10, side=32, load=_load_digits, recipe="digits"),
     )
 }
 

@@ -265,7 +265,7 @@ def test_recipes():
     with pytest.raises(UserError, match="digits, glyphs, apq-imagenet, tiny"):
         get_recipe("huge", DIGITS)
     with pytest.raises(UserError, match="--recipe"):
-        get_recipe(None, replace(APQ_IMAGENET, name="mine"))
+        get_recipe(None, replace(APQ_IMAGENET, name="mine", recipe=None))
     published = get_recipe(None, APQ_IMAGENET)
     assert [(phase.train.epochs, phase.subnets_per_step) for phase in published.phases] == [
         (180, 1),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from apq.bit_widths import BITS_SUFFIX
+from apq.bit_widths import bits_throughout
 from apq.errors import UserError
+from apq.presets import find_preset
+from apq.space import SearchSpace
 from dataset.splits import ImageSpec
+from dataset.table import DATASETS
 from elastic_nn.training.engine import TrainConfig
 from elastic_nn.training.recipe import Phase, Recipe
 
@@ -226,27 +229,25 @@ RECIPES = {
         TINY_QFA_RECIPE,
     )
 }
-SHARED_RECIPES = {  # of spaces that share one; with a number of bits behind the name where that has its own
-    "oqa-mbv2": "oqa-imagenet",
-    "oqa-mbv3": "oqa-imagenet",
-    "oqa-mbv2-glyphs": "oqa-glyphs",
-    "oqa-mbv3-glyphs": "oqa-glyphs",
-    "qfa-mbv3": "qfa-imagenet",
-    "qfa-mbv3-glyphs": "qfa-glyphs",
+AT_BITS = {  # of spaces of one bit-width, whose supernets of fewer bits start from one of more
+    ("oqa-imagenet", 3): "oqa-imagenet-3bit",
+    ("oqa-imagenet", 2): "oqa-imagenet-2bit",
+    ("oqa-glyphs", 3): "oqa-glyphs-3bit",
+    ("oqa-glyphs", 2): "oqa-glyphs-2bit",
 }
 FLOAT_FIRST = {"qfa-imagenet": "oqa-imagenet", "qfa-glyphs": "oqa-glyphs"}  # how their float supernets are trained
 
 
 def get_recipe(name: str | None, spec: ImageSpec, *, in_float: bool = False) -> Recipe:
-    """A recipe by name; None: that of the space (or model), else of its images. UserError names the known ones.
+    """The recipe of this name, or by default the one of a space or a model. UserError names the known ones.
 
-    A space of one bit-width without a recipe for that many is trained by the one for 4. `in_float`: one of mixed
-    precision, for the float supernet that its own starts from.
+    A space of one bit-width without a recipe for that many bits takes the one for 4. `in_float` asks for the recipe of
+    the float supernet that one of mixed precision starts from.
     """
     known = ", ".join(RECIPES)
     if name is None:
-        name = next((known for known in (*_own_recipes(spec), spec.dataset) if known in RECIPES), "")
-        if not name:
+        name = _own_recipe(spec)
+        if name is None:
             raise UserError(f"{spec.name} has no training recipe of its own: give --recipe, one of {known}")
         name = FLOAT_FIRST.get(name, name) if in_float else name
     if name not in RECIPES:
@@ -254,8 +255,8 @@ def get_recipe(name: str | None, spec: ImageSpec, *, in_float: bool = False) -> 
     return RECIPES[name]
 
 
-def _own_recipes(spec: ImageSpec) -> tuple[str, ...]:
-    """What the recipe of a space's own may be called, best first."""
-    base = BITS_SUFFIX.sub("", spec.name)
-    shared = SHARED_RECIPES.get(base, "")
-    return spec.name, shared + spec.name.removeprefix(base), shared
+def _own_recipe(spec: ImageSpec) -> str | None:
+    """The recipe that a space names, else that of the preset of its name (files record no recipe), else its images'."""
+    if isinstance(spec, SearchSpace) and (space := spec if spec.recipe else find_preset(spec.name)):
+        return AT_BITS.get((space.recipe, bits_throughout(space)), space.recipe)
+    return DATASETS[spec.dataset].recipe if spec.dataset in DATASETS else None
