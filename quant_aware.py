@@ -32,11 +32,11 @@ from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.policy_file import save_policy_model
 from elastic_nn.networks.subnet_file import save_subnet
 from elastic_nn.training.distributed import check_agreement, processes
-from elastic_nn.training.engine import Execution, TrainConfig
+from elastic_nn.training.engine import Execution
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.found_subnet import load_found
 from elastic_nn.training.policies import quantized_model
-from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipe import Recipe, TrainConfig
 from elastic_nn.training.recipes import RECIPES, get_recipe
 
 

@@ -46,11 +46,11 @@ from elastic_nn.networks.named_models import build_model, named_model
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import BATCHQUANT, FLOAT, LSQ, MIXED, QuantScheme, scheme_named
 from elastic_nn.training.distributed import check_agreement, processes
-from elastic_nn.training.engine import Execution, TrainConfig
+from elastic_nn.training.engine import Execution
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.inheritance import check_recipe, check_start
 from elastic_nn.training.progressive_shrinking import train_supernet
-from elastic_nn.training.recipe import with_batch_size
+from elastic_nn.training.recipe import TrainConfig, with_batch_size
 from elastic_nn.training.recipes import RECIPES, get_recipe
 
 OF_MODELS = ("images", "epochs", "lr")  # flags that a supernet does not have

@@ -1,11 +1,32 @@
-"""What a training recipe says."""
+"""Training recipes as data: how to train, one phase of a supernet, and all that a space needs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from apq.errors import UserError
-from elastic_nn.training.engine import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train: SGD with Nesterov momentum, one cosine from `lr` to 0 over all epochs.
+
+    `kd_ratio` weighs the distillation loss against the labels' (1 is both equally); it needs a teacher.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int = 64
+    momentum: float = 0.9
+    weight_decay: float = 3e-5
+    label_smoothing: float = 0.1
+    kd_ratio: float = 1.0
+    clip_norm: float = 5.0
+    warmup_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
+            raise UserError(f"training needs epochs >= 1, batch size >= 2, learning rate > 0, not {self}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from apq.bit_widths import bits_throughout
 from apq.errors import UserError
 from apq.presets import find_preset
 from apq.space import SearchSpace
-from dataset.splits import ImageSpec
 from dataset.table import DATASETS
-from elastic_nn.training.engine import TrainConfig
-from elastic_nn.training.recipe import Phase, Recipe
+from elastic_nn.training.recipe import Phase, Recipe, TrainConfig
+
+if TYPE_CHECKING:
+    from dataset.splits import ImageSpec
 
 
 def _phases(train: dict[str, TrainConfig]) -> tuple[Phase, ...]:
