@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from apq.errors import UserError
 from apq.operands import BLOCK_LAYERS
-from apq.rounding import make_divisible
-from apq.space import FULL_PRECISION, SCOPES, SearchSpace, Slot
+from apq.space import FULL_PRECISION, SCOPES, SearchSpace
+from apq.stages import Slot, make_divisible
 from apq.subnet import Subnet
 
 FIXED_BITS = 8  # what is not said to have other bits

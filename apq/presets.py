@@ -12,8 +12,8 @@ from apq.bit_widths import BITS_SUFFIX, at_bits, bits_throughout
 from apq.errors import UserError
 from apq.files import read_json
 from apq.operands import BLOCK_LAYERS, SHARED_LAYERS, Forbidden, OperandBits, SharedOperand
-from apq.rounding import make_divisible
-from apq.space import FULL_PRECISION, SearchSpace, Stage, space_from_dict
+from apq.space import FULL_PRECISION, SearchSpace, space_from_dict
+from apq.stages import Stage, make_divisible
 
 
 def _apq_operands(choices: tuple[int, ...]) -> tuple[OperandBits, ...]:

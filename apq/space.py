@@ -18,10 +18,9 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.operands import BLOCK_LAYERS, Forbidden, OperandBits, SharedOperand, check_whole
-from apq.rounding import make_divisible
+from apq.stages import Slot, Stage, check_activation, make_divisible
 
 SCOPES = ("published", "full")
-ACTIVATIONS = ("relu6", "relu", "h_swish")
 LATER_FIELDS = (  # that files of before do not have
     "squeeze",
     "activation",
@@ -35,54 +34,6 @@ LATER_FIELDS = (  # that files of before do not have
 FILE_NAMES = {"shared_operands": "fixed_operands"}  # of fields that files call by an older name
 SHARED_SETTING = "fixed_bits_setting"  # name of the shared operands' list in a policy
 FULL_PRECISION = 32  # as a number of bits: float32, in a network without quantizers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A run of blocks of one output width; its first block carries the stride.
-
-    With `squeeze` the blocks have squeeze-and-excitation after the depthwise layer.
-    """
-
-    width: int
-    stride: int
-    depths: tuple[int, ...]
-    squeeze: bool = False
-    activation: str = "relu6"
-
-    def __post_init__(self) -> None:
-        if self.depths != tuple(sorted(set(self.depths))) or min(self.depths, default=0) < 1:
-            raise UserError(f"stage depths {self.depths} must be ascending, distinct and at least 1")
-        check_whole("stage", width=self.width, stride=self.stride)
-        _check_activation("stage", self.activation)
-        if not isinstance(self.squeeze, bool):
-            raise UserError(f"stage: squeeze must be true or false, not {self.squeeze!r}")
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One place for an elastic block. `mid_channels` are its choices after expansion, ascending."""
-
-    index: int
-    stage: int
-    position: int
-    in_channels: int
-    out_channels: int
-    stride: int
-    mid_channels: tuple[int, ...]
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """The expansion ratios `e` that stand for `mid_channels` in a published spec."""
-        return tuple(mid / self.in_channels for mid in self.mid_channels)
-
-    def runs_at(self, depths: tuple[int, ...]) -> bool:
-        """Whether it runs in a network with these stage depths."""
-        return self.position < depths[self.stage]
-
-    def channels_at(self, ratio: float) -> int:
-        """Channels after expansion by one of `ratios`."""
-        return round(ratio * self.in_channels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +107,7 @@ class SearchSpace:
             pooled_width=1 if self.pooled_width is None else self.pooled_width,
         )
         for activation in (self.first_block_activation, self.end_activation):
-            _check_activation(f"space {self.name}", activation)
+            check_activation(f"space {self.name}", activation)
         if any(k % 2 == 0 for k in self.kernel_sizes):
             raise UserError(f"space {self.name}: kernel sizes {self.kernel_sizes} must be odd")
         if not isinstance(self.recipe, (str, type(None))):
@@ -233,21 +184,21 @@ class SearchSpace:
 
     def size(self) -> int:
         """Exact number of legal networks; what an inactive slot says is not counted."""
-        legal = sum(
-            not any(self.breaks(rule, kernel, bits) for rule in self.forbidden)
-            for kernel in self.kernel_sizes
-            for bits in itertools.product(*(kind.choices for kind in self.operands))
-        )
+        choices_of_bits = list(itertools.product(*(kind.choices for kind in self.operands)))
+        legal = sum(self.broken_rule(kernel, bits) is None for kernel in self.kernel_sizes for bits in choices_of_bits)
         total = len(self.resolutions) * math.prod(len(shared.choices) for shared in self.shared_operands)
         for stage_index, stage in enumerate(self.stages):
             options = [len(slot.mid_channels) * legal for slot in self.slots if slot.stage == stage_index]
             total *= sum(math.prod(options[:depth]) for depth in stage.depths)
         return total
 
-    def breaks(self, rule: Forbidden, kernel_size: int, bits: tuple[int, ...]) -> bool:
-        """Whether a block with this kernel and these bits (one an operand kind) breaks the rule."""
-        kinds = {kind.name: b for kind, b in zip(self.operands, bits, strict=True)}
-        return kernel_size == rule.kernel_size and kinds[rule.operand] == rule.bits
+    def broken_rule(self, kernel_size: int, bits: tuple[int, ...]) -> Forbidden | None:
+        """The first rule that a block with this kernel and these bits (one an operand kind) breaks, if any."""
+        chosen = {kind.name: b for kind, b in zip(self.operands, bits, strict=True)}
+        broken = (
+            rule for rule in self.forbidden if (rule.kernel_size, rule.bits) == (kernel_size, chosen[rule.operand])
+        )
+        return next(broken, None)
 
 
 def space_to_dict(space: SearchSpace) -> dict[str, Any]:
@@ -281,11 +232,6 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
     except (KeyError, TypeError, ValueError) as error:
         missing = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"not a search space: {missing}") from error
-
-
-def _check_activation(owner: str, name: str) -> None:
-    if name not in ACTIVATIONS:
-        raise UserError(f"{owner}: activation {name!r}; known: {', '.join(ACTIVATIONS)}")
 
 
 def _listed(value: Any) -> Any:

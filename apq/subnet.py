@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from apq.errors import UserError
-from apq.rounding import make_divisible
-from apq.rules import check_block
-from apq.space import SHARED_SETTING, SearchSpace, Slot
+from apq.space import SHARED_SETTING, SearchSpace
+from apq.stages import Slot, make_divisible
 
 ARCHITECTURE_KEYS = ("wid", "ks", "e", "d")
 
@@ -104,7 +103,9 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
         for row, kind in zip(bits, space.operands, strict=True):
             _check_choice(f"{kind.setting}[{i}]", row[i], kind.choices)
         ratios[i] = snap_ratio(space, slot, ratios[i])
-        check_block(space, i, ks[i], tuple(row[i] for row in bits))
+        if rule := space.broken_rule(ks[i], tuple(row[i] for row in bits)):
+            what = f"kernel {rule.kernel_size} with {rule.operand} bits {rule.bits}"
+            raise UserError(f"slot {i}: {what} is not allowed: {rule.reason}")
     return Subnet(
         ks=tuple(map(int, ks)),
         e=tuple(ratios),

@@ -12,8 +12,8 @@ from apq.errors import UserError
 from apq.genes import sample, subnets_of
 from apq.layers import layers_of, searchable_layers
 from apq.presets import APQ_IMAGENET, SPACES, get_space
-from apq.rounding import make_divisible
-from apq.space import LATER_FIELDS, Stage, space_from_dict, space_to_dict
+from apq.space import LATER_FIELDS, space_from_dict, space_to_dict
+from apq.stages import Stage, make_divisible
 
 spaces = pytest.mark.parametrize("space", ALL.values(), ids=ALL)
 

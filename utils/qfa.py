@@ -23,8 +23,8 @@ from apq.genes import canonical, cardinalities, genes_of, subnets_of, view
 from apq.layers import COUNTED_BITS, SQUEEZE, layers_of
 from apq.operands import BLOCK_LAYERS
 from apq.presets import QFA_MBV3
-from apq.rounding import make_divisible
 from apq.space import SearchSpace
+from apq.stages import make_divisible
 from utils.encoding_layout import BLOCK_BITS, UNUSED, chooses_as_qfa
 
 # The widths that the published table counts with: 1.2 times MobileNetV3's, not rounded to multiples of 8.
