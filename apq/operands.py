@@ -12,7 +12,7 @@ SHARED_LAYERS = ("blocks.0.depthwise", "blocks.0.project", "feature_mix_layer", 
 
 @dataclass(frozen=True, kw_only=True)
 class OperandBits:
-    """Bit choices of one operand kind, say the weights ("w") of a block's expand and project layers."""
+    """Bit choices of one operand kind, for example the weights ("w") of a block's expand and project layers."""
 
     name: str
     layers: tuple[str, ...]
@@ -28,7 +28,7 @@ class OperandBits:
 
     @property
     def setting(self) -> str:
-        """Name of this kind's list in a published policy, say `pw_w_bits_setting`."""
+        """The key of this kind's list in a published policy, for example `pw_w_bits_setting`."""
         return f"{self.name}_bits_setting"
 
 
@@ -55,7 +55,7 @@ class SharedOperand:
 
 @dataclass(frozen=True, kw_only=True)
 class Forbidden:
-    """A depthwise kernel size that may not meet a bit-width of an operand kind, and why."""
+    """A depthwise kernel size and a bit-width of an operand kind that no block may combine, and the reason."""
 
     kernel_size: int
     operand: str
@@ -64,7 +64,7 @@ class Forbidden:
 
 
 def check_whole(owner: str, lowest: int = 1, **values: int | tuple[int, ...]) -> None:
-    """UserError unless every value, of tuples every item, is a whole number of at least `lowest`."""
+    """UserError unless every value, or every item of a tuple, is an integer of at least `lowest`."""
     for what, value in values.items():
         for number in value if isinstance(value, tuple) else (value,):
             if not isinstance(number, int) or isinstance(number, bool) or number < lowest:

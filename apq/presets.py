@@ -1,4 +1,4 @@
-"""The named spaces. A preset is a value: derive your own with `dataclasses.replace`, or load one from JSON."""
+"""The named spaces. A preset is a value: derive others with `dataclasses.replace`, or read one from JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NO_7X7_AT_4_BITS = Forbidden(
     kernel_size=7, operand="dw_a", bits=4, reason="the published cost table has no 7x7 depthwise with 4-bit activations"
 )
 
-# Small on purpose: handwritten digits are easy, and a space of which every network is perfect teaches nothing.
+# Small on purpose: handwritten digits are easy, and in a larger space nearly every network would be perfect.
 DIGITS = SearchSpace(
     name="digits",
     dataset="digits",
@@ -55,7 +55,7 @@ DIGITS = SearchSpace(
     recipe="digits",
 )
 
-# For images that are harder than digits: wider in the later stages, where a channel is cheap.
+# For harder images than digits: wider in the later stages, where channels are cheap.
 GLYPHS = replace(
     DIGITS,
     name="glyphs",
@@ -70,7 +70,7 @@ GLYPHS = replace(
     recipe="glyphs",
 )
 
-# First convolution, first block, six stages, last 1x1: the two width tables that published networks name.
+# Widths of first convolution, first block, six stages and last 1x1, by the names that published networks use.
 PUBLISHED_WIDTHS = {
     "proxyless": (32, 16, 24, 40, 80, 96, 192, 320, 1280),
     "google": (32, 16, 24, 32, 64, 96, 160, 320, 1280),  # MobileNetV2 (CVPR 2018), table 2
@@ -88,7 +88,7 @@ def published_space(
 ) -> SearchSpace:
     """The space that the published network constructors describe; their defaults give `apq-imagenet` and its recipe.
 
-    `ratios` are the ends of a range walked in steps of 8 channels. The last stage has a single block.
+    `ratios` are the ends of a range with steps of 8 channels. The last stage has a single block.
     """
     if base_stage_width not in PUBLISHED_WIDTHS:
         raise UserError(f"base_stage_width {base_stage_width!r}; known: {', '.join(PUBLISHED_WIDTHS)}")
@@ -200,7 +200,7 @@ OQA_MBV3 = _oqa_space(
     pooled_width=1280,
 )
 
-# Twins of the size of `glyphs`: small enough to train a supernet of on a CPU.
+# Small counterparts for glyphs, whose supernets train on a CPU.
 OQA_MBV2_GLYPHS = _oqa_space(
     name="oqa-mbv2-glyphs",
     **_OQA_GLYPHS,
@@ -222,9 +222,9 @@ OQA_MBV3_GLYPHS = _oqa_space(
 
 
 def _qfa_space(oqa: SearchSpace, name: str, recipe: str, width_mult: float = 1.0) -> SearchSpace:
-    """QFA (NeurIPS 2021, arXiv 2105.08952): OQA's networks, the bits of every convolution chosen apart.
+    """QFA (NeurIPS 2021, arXiv 2105.08952): OQA's networks, with the bits of every convolution chosen independently.
 
-    First convolution and classifier stay in full precision; 4 bits are those of what is not chosen: nothing.
+    First convolution and classifier stay in full precision. All other bits are searched, so `fixed_bits` sets none.
     """
     choices = (2, 3, 4)
 
@@ -281,8 +281,10 @@ def find_preset(name: str) -> SearchSpace | None:
 
 
 def get_space(name: str) -> SearchSpace:
-    """The preset of this name, also with a number of bits behind it (`oqa-mbv3-2bit`), or the space in a JSON file of
-    this path; UserError names the known ones."""
+    """The preset of this name, or the space in the JSON file at this path.
+
+    OQA's presets also take a number of bits: `oqa-mbv3-2bit`. UserError names the known ones.
+    """
     if (preset := find_preset(name)) and (name in SPACES or bits_throughout(SPACES[BITS_SUFFIX.sub("", name)])):
         return preset
     if name.endswith(".json"):
@@ -291,6 +293,6 @@ def get_space(name: str) -> SearchSpace:
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
     raise UserError(
-        f"unknown space {name!r}; known: {', '.join(SPACES)}, those of OQA with -2bit to -8bit behind them, or the "
-        "path of a space in a .json file"
+        f"unknown space {name!r}; known: {', '.join(SPACES)}, those of OQA also with -2bit to -8bit appended, or "
+        "the path of a space in a .json file"
     )

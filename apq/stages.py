@@ -1,4 +1,4 @@
-"""Stages and slots: where a network's elastic blocks are, and how many channels they may have."""
+"""Stages and slots: the places of a network's elastic blocks, and the channels that they may have."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ACTIVATIONS = ("relu6", "relu", "h_swish")
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A run of blocks of one output width; its first block carries the stride.
+    """Consecutive blocks of one output width, the first of which has the stride.
 
-    With `squeeze` the blocks have squeeze-and-excitation after the depthwise layer.
+    With `squeeze` they have squeeze-and-excitation after the depthwise layer.
     """
 
     width: int
@@ -37,7 +37,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Slot:
-    """One place for an elastic block. `mid_channels` are its choices after expansion, ascending."""
+    """One place for an elastic block. `mid_channels` are its choices of channels after expansion, ascending."""
 
     index: int
     stage: int
@@ -49,7 +49,7 @@ class Slot:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """The expansion ratios `e` that stand for `mid_channels` in a published spec."""
+        """`mid_channels` as the expansion ratios `e` of a published spec."""
         return tuple(mid / self.in_channels for mid in self.mid_channels)
 
     def runs_at(self, depths: tuple[int, ...]) -> bool:

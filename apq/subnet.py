@@ -1,4 +1,4 @@
-"""Subnet: one point of a space, canonical and hashable; and the published spec form that it is stored in."""
+"""Subnet: one network of a space, canonical and hashable, and the published form in which it is stored."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ ARCHITECTURE_KEYS = ("wid", "ks", "e", "d")
 
 @dataclass(frozen=True, kw_only=True)
 class Subnet:
-    """Kernels, expansion ratios and bits of every slot, depth of every stage, bits of the layers that all have.
+    """Kernels, expansion ratios and bits of every slot, depths of the stages, bits of the shared operands.
 
-    Build one with `subnet_from_spec` or `genes.subnets_of`: they check it against its space and make it canonical
-    (slots that do not run hold the smallest kernel and ratio and the highest bits), so equal networks are equal values.
-    `bits` has one row an operand kind, `shared_bits` one number a shared operand, in the space's order.
+    Build one with `subnet_from_spec` or `genes.subnets_of`: they check it against its space and make it canonical (idle
+    slots hold the smallest kernel and ratio and the highest bits), so that equal networks are equal values.
+    `bits` has one row for each operand kind, `shared_bits` one number for each shared operand, in the space's order.
     """
 
     ks: tuple[int, ...]
@@ -29,7 +29,7 @@ class Subnet:
     resolution: int
     bits: tuple[tuple[int, ...], ...]
     shared_bits: tuple[int, ...] = ()
-    wid: None = None  # the published files carry a width multiplier; it is always null
+    wid: None = None  # width multiplier of the published files, always null
 
     def running_slots(self, space: SearchSpace) -> list[Slot]:
         """The slots that run, in network order."""
@@ -41,24 +41,24 @@ class Subnet:
 
 
 def architecture_of(space: SearchSpace, subnet: Subnet) -> dict[str, Any]:
-    """The first object of a published `arch` file; the resolution is written where the space has several."""
+    """The first object of a published `arch` file, with the resolution where the space has several."""
     spec = {"wid": subnet.wid, "ks": list(subnet.ks), "e": list(subnet.e), "d": list(subnet.d)}
     return spec if len(space.resolutions) == 1 else {**spec, "resolution": subnet.resolution}
 
 
 def policy_of(space: SearchSpace, subnet: Subnet) -> dict[str, list[int]]:
-    """The second object of a published `arch` file: one list of bits an operand kind, one of the shared operands."""
+    """The second object of a published `arch` file: a list of bits for each operand kind, one for shared operands."""
     policy = {kind.setting: list(row) for kind, row in zip(space.operands, subnet.bits, strict=True)}
     return {**policy, SHARED_SETTING: list(subnet.shared_bits)} if space.shared_operands else policy
 
 
 def spec_of(space: SearchSpace, subnet: Subnet) -> dict[str, dict[str, Any]]:
-    """Both objects of a published `arch` file by name, as our own files keep them: "arch" and "policy"."""
+    """Both objects of a published `arch` file as our own files keep them, under "arch" and "policy"."""
     return {"arch": architecture_of(space, subnet), "policy": policy_of(space, subnet)}
 
 
 def shown_spec(space: SearchSpace, spec: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Both objects of `spec_of` in one, for people: bits of layers that all networks have beside the layers' names."""
+    """Both objects of `spec_of` in one, for people: the bits of shared layers stand beside the layers' names."""
     shown = {**spec["arch"], **spec["policy"]}
     for name in dict.fromkeys(shared.layer for shared in space.shared_operands):
         w, a = space.bits_of_shared(name, tuple(spec["policy"][SHARED_SETTING]))
@@ -69,7 +69,7 @@ def shown_spec(space: SearchSpace, spec: Mapping[str, Mapping[str, Any]]) -> dic
 def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
     """Check a spec (architecture and policy keys in one mapping) against the space and make it canonical.
 
-    Ratios between two choices are rounded to the nearest allowed channel count. UserError says which key is wrong.
+    Ratios between two choices are rounded to the nearest allowed number of channels. UserError names the wrong key.
     """
     n_slots = len(space.slots)
     keys = {*ARCHITECTURE_KEYS, "resolution", *(kind.setting for kind in space.operands)}
@@ -117,7 +117,7 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
 
 
 def snap_ratio(space: SearchSpace, slot: Slot, ratio: float) -> float:
-    """The slot's choice that a ratio means: exact, or by channel rounding; UserError outside the slot's range."""
+    """The slot's choice for a ratio: the ratio itself, or that of the rounded channels; UserError outside its range."""
     channels = slot.channels_at(ratio) if ratio in slot.ratios else int(make_divisible(ratio * slot.in_channels))
     low, high = slot.mid_channels[0], slot.mid_channels[-1]
     if channels not in slot.mid_channels or not low <= ratio * slot.in_channels <= high:

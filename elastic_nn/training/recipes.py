@@ -1,4 +1,4 @@
-"""Training recipes as data: supernet, finetune and pair gathering for each space."""
+"""The training recipes: supernet, finetune and pair gathering, by name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DIGITS_RECIPE = Recipe(
     episode_val_images=1000,
 )
 
-# Twenty times the images of digits: fewer epochs of them, fewer pairs, finetunes on a part drawn anew.
+# Twenty times the images of digits, so fewer epochs, fewer pairs, and short finetunes on a part of the images.
 GLYPHS_RECIPE = Recipe(
     name="glyphs",
     phases=_phases(
@@ -64,7 +64,7 @@ GLYPHS_RECIPE = Recipe(
     pair_epoch_images=2000,
 )
 
-# For tests and for trying out a set-up: it runs the whole way in seconds and reaches nothing.
+# For tests and for trying out a setup: it runs through everything in seconds and trains nothing well.
 TINY_RECIPE = Recipe(
     name="tiny",
     phases=tuple(
@@ -82,7 +82,7 @@ TINY_RECIPE = Recipe(
 
 
 def _published_phases() -> tuple[Phase, ...]:
-    """Once-for-all's schedule (ICLR 2020, section 4.1): 2,048 images a step, warm-up of 5 epochs in the long phases.
+    """Once-for-all's schedule (ICLR 2020, section 4.1): batch size 2,048, warm-up of 5 epochs in the long phases.
 
     Depth and width become elastic in two steps, first down to the middle choice, then to the smallest.
     """
@@ -106,12 +106,12 @@ APQ_IMAGENET_RECIPE = Recipe(
     name="apq-imagenet",
     phases=_published_phases(),
     pair_finetune=TrainConfig(epochs=1, lr=1e-3, batch_size=256, weight_decay=4e-5),
-    pair_epoch_images=256_000,  # a fifth of ImageNet, or 5,000 pairs would cost 5,000 epochs
+    pair_epoch_images=256_000,  # a fifth of ImageNet: else 5,000 pairs would cost 5,000 epochs
     finetune=TrainConfig(epochs=30, lr=1e-3, batch_size=256, weight_decay=4e-5, label_smoothing=0.1),
     recalibration_images=2000,
     pairs_float=80_000,
     pairs_quant=5_000,
-    episode_images=20_000,  # as HAQ's code takes
+    episode_images=20_000,  # as in HAQ's code
     episode_val_images=10_000,
 )
 
@@ -140,9 +140,9 @@ def _oqa_imagenet(epochs: int, lr: float, warmup_epochs: int = 0) -> TrainConfig
     return TrainConfig(epochs=epochs, lr=lr, batch_size=1024, warmup_epochs=warmup_epochs)
 
 
-# OQA (arXiv 2010.04354): epochs, images a step, learning rates of 3 and 2 bits, and images of recalibration are the
-# paper's. Ours are the learning rates at 4 bits, once-for-all's of its first and last phases for half as many images a
-# step, and all about predictors, which OQA does without.
+# OQA (arXiv 2010.04354): epochs, batch size, learning rates at 3 and 2 bits, and images of recalibration are the
+# paper's. Ours are the learning rates at 4 bits (half of once-for-all's in its first and last phases, for half the
+# batch size) and everything about predictors, which OQA does not have.
 OQA_IMAGENET_RECIPE = replace(
     APQ_IMAGENET_RECIPE,
     name="oqa-imagenet",
@@ -179,7 +179,7 @@ OQA_GLYPHS_2BIT_RECIPE = replace(
 
 
 def _qfa_phases(with_float: TrainConfig, bits: TrainConfig, epoch_images: int | None = None) -> tuple[Phase, ...]:
-    """QFA's two stages: full precision is among the choices of bits, then no longer. Four random subnets a step."""
+    """QFA's two stages: full precision is among the choices of bits at first, then not. Four random subnets a step."""
     both = {"elastic": ("ks", "d", "e", "bits"), "subnets_per_step": 6, "sandwich": True, "epoch_images": epoch_images}
     return (
         Phase(name="bits and float", train=with_float, float_share=1 / 4, **both),
@@ -187,8 +187,8 @@ def _qfa_phases(with_float: TrainConfig, bits: TrainConfig, epoch_images: int | 
     )
 
 
-# QFA (arXiv 2105.08952): epochs, learning rate (2.5e-3 for every 64 images) and weight decay are the paper's; 1,024
-# images a step, and what is said of pairs, are ours.
+# QFA (arXiv 2105.08952): epochs, learning rate (2.5e-3 for every 64 images) and weight decay are the paper's; the batch
+# size of 1,024 and the settings of pairs are ours.
 QFA_IMAGENET_RECIPE = replace(
     OQA_IMAGENET_RECIPE,
     name="qfa-imagenet",
@@ -231,13 +231,16 @@ RECIPES = {
         TINY_QFA_RECIPE,
     )
 }
-AT_BITS = {  # of spaces of one bit-width, whose supernets of fewer bits start from one of more
+AT_BITS = {  # recipes at one bit-width, of supernets that start from one of more bits
     ("oqa-imagenet", 3): "oqa-imagenet-3bit",
     ("oqa-imagenet", 2): "oqa-imagenet-2bit",
     ("oqa-glyphs", 3): "oqa-glyphs-3bit",
     ("oqa-glyphs", 2): "oqa-glyphs-2bit",
 }
-FLOAT_FIRST = {"qfa-imagenet": "oqa-imagenet", "qfa-glyphs": "oqa-glyphs"}  # how their float supernets are trained
+FLOAT_FIRST = {
+    "qfa-imagenet": "oqa-imagenet",
+    "qfa-glyphs": "oqa-glyphs",
+}  # recipes of the float supernets that these start from
 
 
 def get_recipe(name: str | None, spec: ImageSpec, *, in_float: bool = False) -> Recipe:
