@@ -25,17 +25,18 @@ from apq.experiment import Experiment, get_experiment
 from apq.files import check_writable, write_json
 from apq.policy import policy_to_dict
 from apq.subnet import spec_of
-from dataset import Splits, check_classes, load_splits
+from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
+from dataset.splits import Splits
 from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.policy_file import save_policy_model
 from elastic_nn.networks.subnet_file import save_subnet
 from elastic_nn.training.distributed import check_agreement, processes
-from elastic_nn.training.engine import Execution, TrainConfig
+from elastic_nn.training.engine import Execution
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.found_subnet import load_found
 from elastic_nn.training.policies import quantized_model
-from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipe import Recipe, TrainConfig
 from elastic_nn.training.recipes import RECIPES, get_recipe
 
 

@@ -26,9 +26,9 @@ from apq.model_folder import ModelFolder
 from apq.policy import priced_layers
 from apq.space import SearchSpace
 from apq.subnet import Subnet, spec_of
-from dataset import Splits, check_classes, load_splits
+from dataset import check_classes, load_splits
 from dataset.imagenet import unreadable
-from dataset.splits import ImageSpec, make_loader
+from dataset.splits import ImageSpec, Splits, make_loader
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.policy_file import load_finetuned_policy
 from elastic_nn.networks.subnet_file import load_finetuned

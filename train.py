@@ -32,24 +32,25 @@ from apq.cli import Parser, add_common_flags, add_execution_flags, at_least, run
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.files import check_writable, write_json
-from apq.model import IMAGES, ModelSpec, model_to_dict, named_model
+from apq.model import ModelSpec, model_to_dict
 from apq.model_folder import ModelFolder
-from apq.presets import get_space
+from apq.presets import APQ_IMAGENET, get_space
 from apq.space import SearchSpace, space_to_dict
 from dataset import check_classes, load_splits
 from dataset.imagenet import image_folder_model, image_folder_space, tell_unreadable
 from dataset.splits import Splits
+from dataset.table import DATASETS
 from elastic_nn.networks import DynamicProxylessNASNets
 from elastic_nn.networks.model_file import save_model
-from elastic_nn.networks.named_models import build_model
+from elastic_nn.networks.named_models import build_model, named_model
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import BATCHQUANT, FLOAT, LSQ, MIXED, QuantScheme, scheme_named
 from elastic_nn.training.distributed import check_agreement, processes
-from elastic_nn.training.engine import Execution, TrainConfig
+from elastic_nn.training.engine import Execution
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.inheritance import check_recipe, check_start
 from elastic_nn.training.progressive_shrinking import train_supernet
-from elastic_nn.training.recipe import with_batch_size
+from elastic_nn.training.recipe import TrainConfig, with_batch_size
 from elastic_nn.training.recipes import RECIPES, get_recipe
 
 OF_MODELS = ("images", "epochs", "lr")  # flags that a supernet does not have
@@ -64,7 +65,7 @@ def build_parser() -> Parser:
     parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
     parser.add_argument(
         "--images",
-        choices=tuple(IMAGES),
+        choices=tuple(DATASETS),
         help="with --model: what it is for (default: glyphs for NAME_small, else imagenet)",
     )
     parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the space's or images' own)")
@@ -173,7 +174,7 @@ def train(args: argparse.Namespace, device: torch.device, execution: Execution) 
 
 def usual_scheme(space: SearchSpace) -> QuantScheme:
     """How a supernet of the space is quantized unless told otherwise."""
-    if space.fixed_operands:  # the bits of every convolution are chosen apart
+    if space.shared_operands:  # the bits of every convolution are chosen apart
         return BATCHQUANT
     return FLOAT if bits_throughout(space) is None else LSQ
 
@@ -240,7 +241,7 @@ def model_plan(args: argparse.Namespace) -> tuple[ModelSpec, str, TrainConfig]:
     preset = named_model(args.model, "imagenet" if args.data else args.images)
     spec = image_folder_model(preset, args.data) if args.data else preset
     # A folder of as many classes as ImageNet is taken for it, as with --space; another has no recipe of its own.
-    own = IMAGES[preset.dataset].name if spec == preset else None
+    own = APQ_IMAGENET.recipe if spec == preset and spec.dataset == APQ_IMAGENET.dataset else None
     recipe = get_recipe(args.recipe or own, spec)
     given = {name: value for name in ("epochs", "lr", "batch_size") if (value := getattr(args, name)) is not None}
     return spec, recipe.name, replace(recipe.phases[0].train, **given)

@@ -1,4 +1,4 @@
-"""What a space offers: how many networks it has, exactly, what is chosen, and the costs of its ends.
+"""Show a space: its exact number of networks, what is chosen, and the MACs and BitOps of its ends.
 
 python -m apq qfa-mbv3
 """
@@ -26,12 +26,12 @@ def main(argv: list[str] | None = None) -> None:
         return
     print(f"{space.name}: {facts['networks']:,} networks (about {facts['networks']:.2e})")
     ends = facts.pop("ends")
-    print(listing({name.replace("_", " "): told(value) for name, value in facts.items() if name != "networks"}))
+    print(listing({name.replace("_", " "): in_words(value) for name, value in facts.items() if name != "networks"}))
     print(table([("", *ends), *((name, *(f"{end[name]:g}" for end in ends.values())) for name in ends["largest"])]))
 
 
 def facts_of(space: SearchSpace) -> dict[str, object]:
-    """What there is to say about a space, as plain data."""
+    """The facts about a space, as plain data."""
     ends = {}
     for name, subnet in (("smallest", smallest_subnet(space)), ("largest", largest_subnet(space))):
         layers = layers_of(space, subnet)
@@ -47,7 +47,7 @@ def facts_of(space: SearchSpace) -> dict[str, object]:
         "widths": [stage.width for stage in space.stages],
         "depths": [stage.depths for stage in space.stages],
         "bits": {kind.name: kind.choices for kind in space.operands},
-        "bits_of_layers": {f"{fixed.layer} {fixed.operand}": fixed.choices for fixed in space.fixed_operands},
+        "bits_of_layers": {f"{shared.layer} {shared.operand}": shared.choices for shared in space.shared_operands},
         "bits_of_the_ends": "full precision" if space.end_bits == FULL_PRECISION else space.end_bits,
         "squeeze_and_excitation": "full precision" if any(stage.squeeze for stage in space.stages) else "none",
         "genes": len(cardinalities(space)),
@@ -55,15 +55,15 @@ def facts_of(space: SearchSpace) -> dict[str, object]:
     }
 
 
-def told(value: object) -> str:
-    """A fact in a table: long runs by their ends."""
+def in_words(value: object) -> str:
+    """One fact as text; a long list is shown by its first and last item."""
     if isinstance(value, dict):
         by_value: dict[str, list[str]] = {}
         for name, choices in value.items():
-            by_value.setdefault(told(choices), []).append(name)
+            by_value.setdefault(in_words(choices), []).append(name)
         return "; ".join(f"{choices} for {', '.join(names)}" for choices, names in by_value.items()) or "none"
     if isinstance(value, (tuple, list)):
-        numbers = [told(item) for item in value]
+        numbers = [in_words(item) for item in value]
         joined = (", " if any(" " in number for number in numbers) else " ").join(numbers)
         return f"{numbers[0]} to {numbers[-1]}, {len(numbers)} of them" if len(numbers) > 6 else joined
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Spaces of one bit-width: the same architectures at other bits."""
+"""Spaces of one bit-width: the same architectures at another number of bits."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ BITS_SUFFIX = re.compile(r"-([2-8])bit$")  # `oqa-mbv3-2bit` is `oqa-mbv3` at 2 
 
 
 def at_bits(space: SearchSpace, bits: int) -> SearchSpace:
-    """The space of the same architectures whose networks are quantized to `bits` bits throughout, as OQA's are."""
+    """The same architectures, quantized to `bits` bits throughout, as OQA's are."""
     base = BITS_SUFFIX.sub("", space.name)
     return replace(
         space,
         name=f"{base}-{bits}bit",
         operands=tuple(replace(kind, choices=(bits,)) for kind in space.operands),
-        forbidden=(),  # rules are about bits, of which there is no choice
+        forbidden=(),  # rules forbid choices of bits; there is one choice only
         mix_activation_bits=bits,
         fixed_bits=bits,
-        fixed_operands=(),
+        shared_operands=(),
     )
 
 
 def all_bits(space: SearchSpace) -> set[int]:
-    """The numbers of bits that its networks may have somewhere, full precision left out."""
-    chosen = {bits for operand in (*space.operands, *space.fixed_operands) for bits in operand.choices}
+    """All bit-widths that occur in the space's networks, full precision left out."""
+    chosen = {bits for operand in (*space.operands, *space.shared_operands) for bits in operand.choices}
     return chosen | {space.fixed_bits, space.mix_activation_bits} | ({space.end_bits} - {FULL_PRECISION})
 
 
 def bits_throughout(space: SearchSpace) -> int | None:
-    """The one bit-width of its networks, whose ends may be in full precision; None where bits are chosen or differ."""
+    """The one bit-width of the space's networks; None where bits are searched or differ between layers.
+
+    First convolution and classifier may be in full precision all the same.
+    """
     return space.fixed_bits if len(all_bits(space)) == 1 else None
 
 
 def same_architectures(one: SearchSpace, other: SearchSpace) -> bool:
-    """Whether two spaces differ in nothing but bits and names."""
+    """Whether two spaces differ only in bits and names."""
     one, other = (at_bits(space, space.fixed_bits) for space in (one, other))
     return replace(at_bits(one, other.fixed_bits), name=other.name) == other

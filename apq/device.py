@@ -1,4 +1,4 @@
-"""Where torch runs."""
+"""The device that torch runs on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from apq.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto" takes a GPU when there is one; UserError if a GPU is demanded and there is none."""
+    """The device of a --device flag: "cpu", "cuda", or "auto" for a GPU where there is one.
+
+    Under torchrun each process of a machine gets its own GPU. UserError where there is none for it.
+    """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")

@@ -1,8 +1,8 @@
 """Gene matrices: a population as one int array `(n, genes)` of choice indices.
 
 Columns, in order: kernel of every slot, width of every slot, bits of every slot for each operand kind, depth of every
-stage, bits of every fixed operand, resolution. A row is *canonical* when the slots that do not run hold the defaults:
-smallest kernel, smallest width, highest bits. Everything here keeps rows canonical and legal.
+stage, bits of every shared operand, resolution. A row is *canonical* when its idle slots, those that do not run, hold
+the defaults: smallest kernel, smallest width, highest bits. Equal networks are then equal rows.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MAX_REDRAWS = 1000
 
 @dataclass(frozen=True)
 class GeneView:
-    """The parts of a gene matrix, as views: writing to them writes to the matrix."""
+    """The parts of a gene matrix as NumPy views: writing to them writes to the matrix."""
 
     ks: np.ndarray  # (n, slots)
     e: np.ndarray  # (n, slots)
     bits: np.ndarray  # (n, kinds, slots)
     d: np.ndarray  # (n, stages)
-    fixed_bits: np.ndarray  # (n, fixed operands)
+    shared_bits: np.ndarray  # (n, shared operands)
     resolution: np.ndarray  # (n,)
 
 
@@ -40,7 +40,7 @@ def view(space: SearchSpace, genes: np.ndarray) -> GeneView:
         e=genes[:, slots : 2 * slots],
         bits=genes[:, 2 * slots : bits_end].reshape(n, kinds, slots),
         d=genes[:, bits_end : bits_end + stages],
-        fixed_bits=genes[:, bits_end + stages : -1],
+        shared_bits=genes[:, bits_end + stages : -1],
         resolution=genes[:, -1],
     )
 
@@ -53,7 +53,7 @@ def cardinalities(space: SearchSpace) -> np.ndarray:
     for kind in space.operands:
         counts += [len(kind.choices)] * slots
     counts += [len(stage.depths) for stage in space.stages]
-    counts += [len(fixed.choices) for fixed in space.fixed_operands]
+    counts += [len(shared.choices) for shared in space.shared_operands]
     return _frozen(np.array([*counts, len(space.resolutions)]))
 
 
@@ -82,11 +82,11 @@ def _depth_table(space: SearchSpace) -> np.ndarray:
 def active(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
     """(n, slots) bool: which slots run."""
     depths = _depth_table(space)[np.arange(len(space.stages)), view(space, genes).d]  # (n, stages)
-    return space.position_of_slot < depths[:, space.stage_of_slot]
+    return space.runs(depths)
 
 
 def canonical(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
-    """A copy in which the slots that do not run hold the defaults."""
+    """A copy in which idle slots hold the defaults. (n, genes) -> same."""
     genes = genes.copy()
     per_slot = (2 + len(space.operands)) * len(space.slots)
     idle = np.tile(~active(space, genes), 2 + len(space.operands))  # (n, per_slot)
@@ -95,7 +95,7 @@ def canonical(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
 
 
 def forbidden_slots(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
-    """(n, slots) bool: slots, running or not, whose kernel and bits break a rule of the space."""
+    """(n, slots) bool: which slots, running or idle, break a rule of the space by their kernel and bits."""
     parts = view(space, genes)
     broken = np.zeros(parts.ks.shape, dtype=bool)
     for rule in space.forbidden:
@@ -108,7 +108,10 @@ def forbidden_slots(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
 
 
 def legalise(space: SearchSpace, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A canonical copy in which the kernel and bits of forbidden slots are drawn anew until they are legal."""
+    """A canonical copy in which forbidden slots have their kernel and bits redrawn until they are legal.
+
+    UserError where that takes more than `MAX_REDRAWS` rounds.
+    """
     genes = canonical(space, genes)
     parts = view(space, genes)
     for _ in range(MAX_REDRAWS):
@@ -122,29 +125,27 @@ def legalise(space: SearchSpace, genes: np.ndarray, rng: np.random.Generator) ->
 
 
 def sample(space: SearchSpace, n: int, rng: np.random.Generator) -> np.ndarray:
-    """`n` legal canonical rows, every choice drawn uniformly."""
+    """(n, genes) legal canonical rows, every choice drawn uniformly."""
     return legalise(space, rng.integers(cardinalities(space), size=(n, len(cardinalities(space)))), rng)
 
 
 def with_highest_bits(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
-    """(n, genes) rows of the same architectures at their highest bits: what float networks are called."""
+    """The same architectures at their highest bits, by which float networks are recorded. (n, genes) -> same."""
     genes, counts = genes.copy(), view(space, cardinalities(space)[None])
-    view(space, genes).bits[:], view(space, genes).fixed_bits[:] = counts.bits - 1, counts.fixed_bits - 1
+    view(space, genes).bits[:], view(space, genes).shared_bits[:] = counts.bits - 1, counts.shared_bits - 1
     return genes
 
 
 def genes_of(space: SearchSpace, subnets: list[Subnet]) -> np.ndarray:
-    """(n, genes) matrix of subnets of this space."""
+    """The subnets as a gene matrix (n, genes)."""
     rows = []
     for net in subnets:
         row = [space.kernel_sizes.index(k) for k in net.ks]
-        row += [
-            slot.mid_channels.index(round(e * slot.in_channels)) for e, slot in zip(net.e, space.slots, strict=True)
-        ]
+        row += [slot.mid_channels.index(net.mid_channels(slot)) for slot in space.slots]
         for kind, values in zip(space.operands, net.bits, strict=True):
             row += [kind.choices.index(b) for b in values]
         row += [stage.depths.index(d) for d, stage in zip(net.d, space.stages, strict=True)]
-        row += [fixed.choices.index(b) for b, fixed in zip(net.fixed_bits, space.fixed_operands, strict=True)]
+        row += [shared.choices.index(b) for b, shared in zip(net.shared_bits, space.shared_operands, strict=True)]
         rows.append([*row, space.resolutions.index(net.resolution)])
     return np.array(rows, dtype=np.int64).reshape(len(subnets), len(cardinalities(space)))
 
@@ -161,8 +162,8 @@ def subnets_of(space: SearchSpace, genes: np.ndarray) -> list[Subnet]:
             bits=tuple(
                 tuple(kind.choices[g] for g in row) for kind, row in zip(space.operands, parts.bits[i], strict=True)
             ),
-            fixed_bits=tuple(
-                fixed.choices[g] for fixed, g in zip(space.fixed_operands, parts.fixed_bits[i], strict=True)
+            shared_bits=tuple(
+                shared.choices[g] for shared, g in zip(space.shared_operands, parts.shared_bits[i], strict=True)
             ),
         )
         for i in range(len(genes))
@@ -170,12 +171,15 @@ def subnets_of(space: SearchSpace, genes: np.ndarray) -> list[Subnet]:
 
 
 def largest_subnet(space: SearchSpace) -> Subnet:
-    """Deepest and widest, with the largest kernels and resolution and the highest bits."""
+    """The deepest and widest subnet, with the largest kernels and resolution and the highest bits."""
     return subnets_of(space, cardinalities(space)[None] - 1)[0]
 
 
 def smallest_subnet(space: SearchSpace) -> Subnet:
-    """Shallowest and narrowest, with the smallest kernels and resolution and the lowest bits that the rules allow."""
+    """The shallowest and narrowest subnet, with the smallest kernels and resolution and the lowest bits.
+
+    UserError where the rules of the space forbid it.
+    """
     genes = np.zeros_like(cardinalities(space))[None]
     if forbidden_slots(space, genes).any():
         raise UserError(f"the rules of space {space.name} forbid its smallest kernel at its lowest bits")

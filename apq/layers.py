@@ -1,4 +1,4 @@
-"""The ordered list of convolutions that a subnet runs. Every cost is a sum over this one list."""
+"""The ordered list of convolutions that a subnet runs. Every cost is a sum over this list."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from dataclasses import dataclass, field
 
 from apq.errors import UserError
 from apq.operands import BLOCK_LAYERS
-from apq.rounding import make_divisible
-from apq.space import FULL_PRECISION, SCOPES, SearchSpace, Slot
+from apq.space import FULL_PRECISION, SCOPES, SearchSpace
+from apq.stages import Slot, make_divisible
 from apq.subnet import Subnet
 
-FIXED_BITS = 8  # what is not said to have other bits
-COUNTED_BITS = 8  # full precision, as OQA and QFA count it in BitOps
-SQUEEZE = 4  # channels for each that squeeze-and-excitation has inside
+FIXED_BITS = 8  # of layers that are given no bits of their own
+COUNTED_BITS = 8  # what full precision counts as in BitOps (OQA, QFA)
+SQUEEZE = 4  # reduction ratio of squeeze-and-excitation
 
 
 @dataclass(frozen=True)
 class ConvLayer:
     """One convolution (a fully connected layer is a 1x1 on a 1x1 image) at batch 1, with "same" padding.
 
-    `input_size` is the side of the square input. `image_input` marks a network's first convolution.
-    Where the padding is not "same", `input_size` is the side whose "same" convolution has the same outputs: their
-    number, the MACs and the pixels read are then right. `norm` says that BatchNorm follows (2 parameters a channel),
-    `bias` that it has a bias (1), `shared` that its weights are those of an earlier layer, stored there.
+    Attributes:
+        input_size: side of the square input. For a convolution with other padding it is the side whose "same"
+            convolution has as many outputs, so that MACs and pixels read are right.
+        image_input: whether it is the network's first convolution.
+        norm: whether BatchNorm follows (2 parameters a channel).
+        bias: whether it has a bias (1 parameter a channel).
+        shared: whether its weights belong to an earlier layer, which stores them.
     """
 
     in_channels: int
@@ -63,7 +66,7 @@ class ConvLayer:
 
     @property
     def weighted_flops(self) -> float:
-        """MACs x weight bits x activation bits / 64, which OQA calls FLOPs: full precision counts whole."""
+        """BitOps / 64, which OQA calls FLOPs: MACs where both operands have 8 bits or full precision."""
         return self.bitops / COUNTED_BITS**2
 
     @property
@@ -73,7 +76,7 @@ class ConvLayer:
 
     @property
     def size_bytes(self) -> float:
-        """Bytes to store: weights at their bits, and one 32-bit bias a channel (BatchNorm folded into it), if any."""
+        """Stored bytes: weights at their bits and, with BatchNorm (folded) or a bias, 32 bits for each channel."""
         return self._stored_weights * self.w_bits / 8 + self.out_channels * 4 * (self.norm or self.bias)
 
     @property
@@ -95,7 +98,7 @@ def slot_layer(
 
 
 def squeeze_layers(space: SearchSpace, slot: Slot, mid: int) -> list[ConvLayer]:
-    """The two 1x1 convolutions on the pooled channels of a block with squeeze-and-excitation; never quantized."""
+    """The two fully connected layers of a block's squeeze-and-excitation, if it has one; they are not quantized."""
     if not space.stages[slot.stage].squeeze:
         return []
     inside, b, name = squeezed_channels(mid), FULL_PRECISION, f"blocks.{slot.index + 1}.squeeze"
@@ -106,31 +109,34 @@ def squeeze_layers(space: SearchSpace, slot: Slot, mid: int) -> list[ConvLayer]:
 
 
 def squeezed_channels(mid: int) -> int:
-    """Channels inside squeeze-and-excitation of `mid` channels: a quarter, rounded to a multiple of 8."""
+    """Hidden channels of squeeze-and-excitation on `mid` channels: a quarter, rounded to a multiple of 8."""
     return int(make_divisible(mid // SQUEEZE))
 
 
 def first_layers(
-    space: SearchSpace, resolution: int, scope: str = "full", fixed_bits: tuple[int, ...] | None = None
+    space: SearchSpace, resolution: int, scope: str = "full", shared_bits: tuple[int, ...] | None = None
 ) -> list[ConvLayer]:
-    """The layers before the slots: first convolution and, in `full` scope, the fixed first block.
+    """The layers before the slots: first convolution and, in scope `full`, the first block.
 
-    `fixed_bits` are a subnet's; None: the highest.
+    `shared_bits` are those of a subnet; None takes the highest choices.
     """
     shape = (space.in_channels, space.stem_width, resolution, 3, space.stem_stride, 1)
     stem = ConvLayer(*shape, space.end_bits, space.end_bits, image_input=True, name="first_conv")
     if _check_scope(scope) == "published":
         return [stem]
     names = ("blocks.0.depthwise", "blocks.0.project")
-    return [stem, *(fixed_layer(space, name, resolution, *_bits(space, name, fixed_bits)) for name in names)]
+    return [stem, *(shared_layer(space, name, resolution, *_bits(space, name, shared_bits)) for name in names)]
 
 
 def last_layers(
-    space: SearchSpace, resolution: int, scope: str = "full", fixed_bits: tuple[int, ...] | None = None
+    space: SearchSpace, resolution: int, scope: str = "full", shared_bits: tuple[int, ...] | None = None
 ) -> list[ConvLayer]:
-    """The layers after the slots: 1x1 convolutions before and after pooling and, in `full` scope, the classifier."""
+    """The layers after the slots: 1x1 convolutions before and after pooling and, in scope `full`, the classifier.
+
+    `shared_bits` are those of a subnet; None takes the highest choices.
+    """
     names, ends = ["feature_mix_layer", *([] if space.pooled_width is None else ["pooled_mix_layer"])], space.end_bits
-    layers = [fixed_layer(space, name, resolution, *_bits(space, name, fixed_bits)) for name in names]
+    layers = [shared_layer(space, name, resolution, *_bits(space, name, shared_bits)) for name in names]
     width = layers[-1].out_channels
     if _check_scope(scope) == "published":
         return layers
@@ -140,8 +146,8 @@ def last_layers(
     ]
 
 
-def fixed_layer(space: SearchSpace, name: str, resolution: int, w_bits: int, a_bits: int) -> ConvLayer:
-    """One of the layers that every network has and whose bits may be a choice."""
+def shared_layer(space: SearchSpace, name: str, resolution: int, w_bits: int, a_bits: int) -> ConvLayer:
+    """One of `SHARED_LAYERS`, which all networks of the space have, at these bits."""
     stem, head = space.stem_width, space.head_width
     if name.startswith("blocks.0"):
         side = math.ceil(resolution / space.stem_stride)
@@ -155,58 +161,56 @@ def fixed_layer(space: SearchSpace, name: str, resolution: int, w_bits: int, a_b
     return ConvLayer(*shape, w_bits, a_bits, norm=name != "pooled_mix_layer", name=name)
 
 
-def fixed_choices(space: SearchSpace, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What weight bits and what activation bits such a layer may have: one of each where there is no choice."""
-    chosen = {fixed.operand: fixed.choices for fixed in space.fixed_operands if fixed.layer == name}
+def shared_choices(space: SearchSpace, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Choices of weight bits and of activation bits of one of `SHARED_LAYERS`; a single one where none is searched."""
+    chosen = {shared.operand: shared.choices for shared in space.shared_operands if shared.layer == name}
     return tuple(chosen.get(operand, (space.fixed_bits,)) for operand in "wa")
 
 
-def _bits(space: SearchSpace, name: str, fixed_bits: tuple[int, ...] | None) -> tuple[int, int]:
-    if fixed_bits is None:
-        fixed_bits = tuple(fixed.choices[-1] for fixed in space.fixed_operands)
-    return space.bits_of_fixed(name, fixed_bits)
+def _bits(space: SearchSpace, name: str, shared_bits: tuple[int, ...] | None) -> tuple[int, int]:
+    if shared_bits is None:
+        shared_bits = tuple(shared.choices[-1] for shared in space.shared_operands)
+    return space.bits_of_shared(name, shared_bits)
 
 
 def layers_of(space: SearchSpace, subnet: Subnet, scope: str = "full") -> list[ConvLayer]:
-    """Every convolution that the subnet runs, in order, with its bits.
+    """Every convolution that the subnet runs, in network order, with its bits.
 
     Scope `published` leaves out the first inverted-residual block and the classifier, as the published totals do.
     """
     sides = space.input_sides(subnet.resolution)
-    layers = first_layers(space, subnet.resolution, scope, subnet.fixed_bits)
-    for slot in space.slots:
-        if slot.position < subnet.d[slot.stage]:
-            i = slot.index
-            mid = round(subnet.e[i] * slot.in_channels)
-            for role in BLOCK_LAYERS:
-                if role == "project":
-                    layers += squeeze_layers(space, slot, mid)
-                w, a = (subnet.bits[space.kind_of(role, operand)][i] for operand in "wa")
-                layers.append(slot_layer(space, slot, role, sides[i], mid, subnet.ks[i], w, a))
-    return layers + last_layers(space, subnet.resolution, scope, subnet.fixed_bits)
+    layers = first_layers(space, subnet.resolution, scope, subnet.shared_bits)
+    for slot in subnet.running_slots(space):
+        i, mid = slot.index, subnet.mid_channels(slot)
+        for role in BLOCK_LAYERS:
+            if role == "project":
+                layers += squeeze_layers(space, slot, mid)
+            w, a = (subnet.bits[space.kind_of(role, operand)][i] for operand in "wa")
+            layers.append(slot_layer(space, slot, role, sides[i], mid, subnet.ks[i], w, a))
+    return layers + last_layers(space, subnet.resolution, scope, subnet.shared_bits)
 
 
 def searchable_layers(space: SearchSpace) -> list[ConvLayer]:
-    """Every distinct legal layer that some slot can run, in slot order, then squeezes and the layers that every network
-    has at bits of choice: the rows of a cost table."""
+    """The rows of a cost table: every distinct legal layer of the slots, in slot order, then the layers of
+    squeeze-and-excitation and the shared layers whose bits are searched."""
     layers: dict[ConvLayer, None] = {}
     for resolution, slot, role in itertools.product(space.resolutions, space.slots, BLOCK_LAYERS):
         side = space.input_sides(resolution)[slot.index]
         w_kind, a_kind = (space.operands[space.kind_of(role, operand)] for operand in "wa")
         kernels = space.kernel_sizes if role == "depthwise" else (1,)
         for mid, kernel, w, a in itertools.product(slot.mid_channels, kernels, w_kind.choices, a_kind.choices):
-            said = {(kernel, w_kind.name, w), (kernel, a_kind.name, a)}
-            if not any((rule.kernel_size, rule.operand, rule.bits) in said for rule in space.forbidden):
+            chosen = {(kernel, w_kind.name, w), (kernel, a_kind.name, a)}
+            if not any((rule.kernel_size, rule.operand, rule.bits) in chosen for rule in space.forbidden):
                 layers[slot_layer(space, slot, role, side, mid, kernel, w, a)] = None
     squeezes = (squeeze_layers(space, slot, mid) for slot in space.slots for mid in slot.mid_channels)
-    chosen = (
-        fixed_layer(space, name, resolution, w, a)
+    searched = (
+        shared_layer(space, name, resolution, w, a)
         for resolution, name in itertools.product(
-            space.resolutions, dict.fromkeys(f.layer for f in space.fixed_operands)
+            space.resolutions, dict.fromkeys(f.layer for f in space.shared_operands)
         )
-        for w, a in itertools.product(*fixed_choices(space, name))
+        for w, a in itertools.product(*shared_choices(space, name))
     )
-    return list(layers | dict.fromkeys(itertools.chain(*squeezes, chosen)))
+    return list(layers | dict.fromkeys(itertools.chain(*squeezes, searched)))
 
 
 def _check_scope(scope: str) -> str:

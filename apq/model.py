@@ -1,4 +1,4 @@
-"""ModelSpec: a network other than a supernet, by name, and the images it is for."""
+"""ModelSpec: a network other than a supernet, by name, and the images that it is for."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from apq.errors import UserError
-from apq.presets import APQ_IMAGENET, DIGITS, GLYPHS
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
 
 SUBNET = "subnet"  # the name of a float subnet of a space
-SMALL = ("mobilenet_v1_small", "mobilenet_v2_small")  # ours, for small images; torchvision's small ones are not
-IMAGES = {
-    space.dataset: space for space in (APQ_IMAGENET, GLYPHS, DIGITS)
-}  # whose channels, classes and side are known
 PLAIN_FIELDS = ("name", "dataset", "in_channels", "n_classes", "resolution")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Name of a network, its images, number of classes and side of its input in pixels.
+    """A network by name: its images, their channels, its number of classes and its resolution in pixels.
 
-    A float subnet of a space is named "subnet" and holds both; its other fields must be theirs.
+    A float subnet is named "subnet" and holds its space and subnet, which the other fields must agree with.
     """
 
     name: str
@@ -37,13 +32,13 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for what in ("name", "dataset"):
             if not isinstance(value := getattr(self, what), str) or not value:
-                raise UserError(f"a model's {what} must be a word, not {value!r}")
+                raise UserError(f"a model's {what} must be a non-empty string, not {value!r}")
         for what in ("in_channels", "n_classes", "resolution"):
             if type(value := getattr(self, what)) is not int or value < 1:
-                raise UserError(f"model {self.name}: {what} must be whole and at least 1, not {value!r}")
+                raise UserError(f"model {self.name}: {what} must be an integer of at least 1, not {value!r}")
         if {self.name == SUBNET, self.space is not None, self.subnet is not None} not in ({True}, {False}):
             raise UserError(
-                f"model {self.name}: a space and a subnet belong to the name {SUBNET!r}, all or none of them"
+                f"model {self.name}: a space and a subnet belong to the name {SUBNET!r}: give all three or none"
             )
         if self.space is not None:
             own = (self.dataset, self.in_channels, self.n_classes, self.resolution)
@@ -53,23 +48,8 @@ class ModelSpec:
 
     @property
     def resolutions(self) -> tuple[int]:
-        """The one resolution, as a space has several."""
+        """The resolution in a tuple, as spaces have theirs."""
         return (self.resolution,)
-
-
-def named_model(name: str, images: str | None = None) -> ModelSpec:
-    """The spec of a named network for one of `IMAGES`; None: glyphs for small networks, ImageNet for others."""
-    images = images or ("glyphs" if name in SMALL else "imagenet")
-    if images not in IMAGES:
-        raise UserError(f"unknown images {images!r}; known: {', '.join(IMAGES)}")
-    space = IMAGES[images]
-    return ModelSpec(
-        name=name,
-        dataset=images,
-        in_channels=space.in_channels,
-        n_classes=space.n_classes,
-        resolution=GLYPHS.resolutions[-1] if name in SMALL else space.resolutions[-1],
-    )
 
 
 def subnet_model(space: SearchSpace, subnet: Subnet) -> ModelSpec:
@@ -86,7 +66,7 @@ def subnet_model(space: SearchSpace, subnet: Subnet) -> ModelSpec:
 
 
 def model_to_dict(spec: ModelSpec) -> dict[str, Any]:
-    """The spec as plain JSON data; "space", "arch" and "policy" are there for a subnet only."""
+    """The spec as plain JSON data. Only a subnet has "space", "arch" and "policy"."""
     plain = {what: getattr(spec, what) for what in PLAIN_FIELDS}
     if spec.space is None:
         return plain
@@ -99,9 +79,10 @@ def model_from_dict(data: Mapping[str, Any]) -> ModelSpec:
         raise UserError(f"not a model: an object is needed, not a {type(data).__name__}")
     of_subnet = ("space", "arch", "policy") if data.get("name") == SUBNET else ()
     expected = {*PLAIN_FIELDS, *of_subnet}
-    if odd := expected ^ set(data):
-        verb = "lacks" if odd & expected else "has unknown"
-        raise UserError(f"not a model: it {verb} {', '.join(sorted(map(str, odd & expected or odd)))}")
+    if missing := expected - set(data):
+        raise UserError(f"not a model: it lacks {', '.join(sorted(missing))}")
+    if unknown := set(data) - expected:
+        raise UserError(f"not a model: it has unknown {', '.join(sorted(map(str, unknown)))}")
     plain = {what: data[what] for what in PLAIN_FIELDS}
     if not of_subnet:
         return ModelSpec(**plain)

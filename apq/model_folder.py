@@ -1,4 +1,4 @@
-"""The folder of what is trained: `models/SPACE` or, for networks by name, `models/NAME`."""
+"""The folder of trained weights: `models/SPACE` or, for networks by name, `models/NAME`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ DEFAULT_MODELS = Path("models/digits")
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """`supernet.pt` (float weights), `acc.pt` and `acc_quant.pt` (the two predictors), `training.json` (records); of a
-    network by name `model.pt` alone.
+    """`supernet.pt`, `acc.pt` and `acc_quant.pt` (the two accuracy predictors) and `training.json` (a record).
 
-    Where the published files lie, the supernet is `imagenet-OFA`.
+    For a network by name it has `model.pt` alone. In a folder of published files the supernet is `imagenet-OFA`.
     """
 
     path: Path
@@ -44,7 +43,7 @@ class ModelFolder:
         return self.path / "acc_quant.pt"
 
     def state_of(self, predictor: Path) -> Path:
-        """State of a predictor's unfinished training."""
+        """The state of a predictor's unfinished training."""
         return predictor.with_suffix(".state.pt")
 
     @property

@@ -1,4 +1,4 @@
-"""What bits are chosen for: kinds of operands of the elastic blocks, and operands of layers that every network has."""
+"""Operands whose bits are chosen: kinds of operands in elastic blocks, and operands of layers that all share."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from apq.errors import UserError
 
 BLOCK_LAYERS = ("expand", "depthwise", "project")
-FIXED_LAYERS = ("blocks.0.depthwise", "blocks.0.project", "feature_mix_layer", "pooled_mix_layer")  # of every network
+SHARED_LAYERS = ("blocks.0.depthwise", "blocks.0.project", "feature_mix_layer", "pooled_mix_layer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperandBits:
-    """Bit choices of one operand kind, say the weights ("w") of a block's expand and project layers."""
+    """Bit choices of one operand kind, for example the weights ("w") of a block's expand and project layers."""
 
     name: str
     layers: tuple[str, ...]
@@ -28,29 +28,34 @@ class OperandBits:
 
     @property
     def setting(self) -> str:
-        """Name of this kind's list in a published policy, say `pw_w_bits_setting`."""
+        """The key of this kind's list in a published policy, for example `pw_w_bits_setting`."""
         return f"{self.name}_bits_setting"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedOperand:
-    """Bit choices of the weights ("w") or the inputs ("a") of a layer that every network has, by its name there."""
+class SharedOperand:
+    """Bit choices of the weights ("w") or the inputs ("a") of a layer that all networks share, by the layer's name.
+
+    The layer is in every subnet of the space; its bits may still differ from one subnet to the next.
+    """
 
     layer: str
     operand: str
     choices: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.layer not in FIXED_LAYERS or self.operand not in ("w", "a"):
-            raise UserError(f"fixed operand {self.layer} {self.operand}: layers are {FIXED_LAYERS}, operands 'w', 'a'")
+        if self.layer not in SHARED_LAYERS or self.operand not in ("w", "a"):
+            raise UserError(
+                f"shared operand {self.layer} {self.operand}: layers are {SHARED_LAYERS}, operands 'w', 'a'"
+            )
         if not self.choices or list(self.choices) != sorted(set(self.choices)):
-            raise UserError(f"fixed operand {self.layer}: choices {self.choices} must be ascending and distinct")
-        check_whole(f"fixed operand {self.layer}", lowest=2, choices=self.choices)
+            raise UserError(f"shared operand {self.layer}: choices {self.choices} must be ascending and distinct")
+        check_whole(f"shared operand {self.layer}", lowest=2, choices=self.choices)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forbidden:
-    """A depthwise kernel size that may not meet a bit-width of an operand kind, and why."""
+    """A depthwise kernel size and a bit-width of an operand kind that no block may combine, and the reason."""
 
     kernel_size: int
     operand: str
@@ -59,7 +64,7 @@ class Forbidden:
 
 
 def check_whole(owner: str, lowest: int = 1, **values: int | tuple[int, ...]) -> None:
-    """UserError unless every value, of tuples every item, is a whole number of at least `lowest`."""
+    """UserError unless every value, or every item of a tuple, is an integer of at least `lowest`."""
     for what, value in values.items():
         for number in value if isinstance(value, tuple) else (value,):
             if not isinstance(number, int) or isinstance(number, bool) or number < lowest:

@@ -1,4 +1,4 @@
-"""A quantization policy of any network: the bits of each of its layers, in HAQ's terms (Wang et al., CVPR 2019)."""
+"""Quantization policies: the bits of each layer of any network, in HAQ's terms (Wang et al., CVPR 2019)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from apq.files import read_json
 from apq.layers import FIXED_BITS, ConvLayer
 
 QUANTIZERS = {"linear": (2, 8), "kmeans": (1, 8)}  # fewest and most bits of each
-NOT_QUANTIZED = -1  # in a policy: the activations that enter a layer stay as they are
-IMAGE_BITS = (NOT_QUANTIZED, FIXED_BITS)  # what may stand for the image, which has 8 bits as it is
+NOT_QUANTIZED = -1  # in a policy: the layer's input is not quantized
+IMAGE_BITS = (NOT_QUANTIZED, FIXED_BITS)  # choices for the input image, which has 8 bits already
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Weight bits, and with the linear quantizer activation bits, of each of a network's `names`.
+    """The bits of each of a network's layers.
 
-    `bits` has a row a layer: (weights, activations), or (weights,) of the k-means quantizer, which leaves activations
-    in floating point. The image that enters the first layer, of 8 bits, is not quantized again: NOT_QUANTIZED or 8.
+    `bits` has one row for each of `names`: (weights, activations) for the linear quantizer, (weights,) for k-means,
+    which leaves activations in floating point. The input of the first layer, the image, has NOT_QUANTIZED or 8: its
+    pixels have 8 bits already.
     """
 
     quantizer: str
@@ -53,13 +54,13 @@ class Policy:
         return [list(row) if len(row) > 1 else row[0] for row in self.bits]
 
     def matrix(self, image_bits: int = FIXED_BITS) -> np.ndarray:
-        """(layers, 2 or 1) bits as they are priced, raw image at `image_bits`."""
+        """(layers, 2 or 1) bits for pricing, where an unquantized image counts as `image_bits`."""
         bits = np.array(self.bits)
         return np.where(bits == NOT_QUANTIZED, image_bits, bits)
 
 
 def layer_names(layers: Sequence[ConvLayer]) -> tuple[str, ...]:
-    """The layers that have bits of their own, in running order: one that runs twice has one name."""
+    """The names of the layers that have bits, in running order; a layer that runs twice is listed once."""
     return tuple(dict.fromkeys(layer.name for layer in layers))
 
 
@@ -70,7 +71,7 @@ def priced_layers(layers: Sequence[ConvLayer], policy: Policy, image_bits: int =
 
 
 def policy_from_strategy(quantizer: str, layers: Sequence[ConvLayer], strategy: Any) -> Policy:
-    """The policy of published form for a network of these layers; UserError where it does not fit."""
+    """The policy of a published strategy for a network of these layers; UserError where it does not fit."""
     if not isinstance(strategy, list) or not all(isinstance(row, (int, list)) for row in strategy):
         raise UserError("a policy is a list with one entry a layer: bits, or [weight bits, activation bits]")
     rows = tuple(tuple(row) if isinstance(row, list) else (row,) for row in strategy)
@@ -78,9 +79,9 @@ def policy_from_strategy(quantizer: str, layers: Sequence[ConvLayer], strategy: 
 
 
 def load_strategy(path: Path) -> Any:
-    """The strategy in a JSON file: a list, or an object with one under "strategy", as policies are stored.
+    """The strategy in a JSON file: a list, or an object with a list under "strategy", as policies are stored.
 
-    `FILE#/a/0/b` is what a JSON pointer (RFC 6901, without its escapes) leads to in a larger file.
+    `FILE#/a/0/b` reads a part of a larger file by a JSON pointer (RFC 6901, without escapes).
     """
     name, _, pointer = str(path).partition("#/")
     data = read_json(Path(name))
@@ -96,7 +97,7 @@ def load_strategy(path: Path) -> Any:
 
 
 def policy_to_dict(policy: Policy, layers: Sequence[ConvLayer]) -> dict[str, Any]:
-    """Plain data, with the layers, so that its cost needs no network."""
+    """The policy as plain JSON data, with the layers, so that it can be priced without the network."""
     return {
         "quantizer": policy.quantizer,
         "strategy": policy.strategy,
@@ -105,7 +106,7 @@ def policy_to_dict(policy: Policy, layers: Sequence[ConvLayer]) -> dict[str, Any
 
 
 def policy_from_dict(data: Any) -> tuple[Policy, list[ConvLayer]]:
-    """Back from `policy_to_dict`; UserError for other data."""
+    """Inverse of `policy_to_dict`; UserError for other data."""
     known = {field.name for field in fields(ConvLayer)}
     try:
         layers = [ConvLayer(**row) for row in data["layers"]]

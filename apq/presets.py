@@ -1,4 +1,4 @@
-"""The named spaces. A preset is a value: derive your own with `dataclasses.replace`, or load one from JSON."""
+"""The named spaces. A preset is a value: derive others with `dataclasses.replace`, or read one from JSON."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from apq.bit_widths import BITS_SUFFIX, at_bits
+from apq.bit_widths import BITS_SUFFIX, at_bits, bits_throughout
 from apq.errors import UserError
 from apq.files import read_json
-from apq.operands import BLOCK_LAYERS, FIXED_LAYERS, FixedOperand, Forbidden, OperandBits
-from apq.rounding import make_divisible
-from apq.space import FULL_PRECISION, SearchSpace, Stage, space_from_dict
+from apq.operands import BLOCK_LAYERS, SHARED_LAYERS, Forbidden, OperandBits, SharedOperand
+from apq.space import FULL_PRECISION, SearchSpace, space_from_dict
+from apq.stages import Stage, make_divisible
 
 
 def _apq_operands(choices: tuple[int, ...]) -> tuple[OperandBits, ...]:
@@ -31,7 +31,7 @@ _NO_7X7_AT_4_BITS = Forbidden(
     kernel_size=7, operand="dw_a", bits=4, reason="the published cost table has no 7x7 depthwise with 4-bit activations"
 )
 
-# Small on purpose: handwritten digits are easy, and a space of which every network is perfect teaches nothing.
+# Small on purpose: handwritten digits are easy, and in a larger space nearly every network would be perfect.
 DIGITS = SearchSpace(
     name="digits",
     dataset="digits",
@@ -52,9 +52,10 @@ DIGITS = SearchSpace(
     channel_step=8,
     operands=_apq_operands((4, 6, 8)),
     forbidden=(_NO_7X7_AT_4_BITS,),
+    recipe="digits",
 )
 
-# For images that are harder than digits: wider in the later stages, where a channel is cheap.
+# For harder images than digits: wider in the later stages, where channels are cheap.
 GLYPHS = replace(
     DIGITS,
     name="glyphs",
@@ -66,9 +67,10 @@ GLYPHS = replace(
         Stage(width=24, stride=2, depths=(1, 2)),
     ),
     head_width=64,
+    recipe="glyphs",
 )
 
-# First convolution, first block, six stages, last 1x1: the two width tables that published networks name.
+# Widths of first convolution, first block, six stages and last 1x1, by the names that published networks use.
 PUBLISHED_WIDTHS = {
     "proxyless": (32, 16, 24, 40, 80, 96, 192, 320, 1280),
     "google": (32, 16, 24, 32, 64, 96, 160, 320, 1280),  # MobileNetV2 (CVPR 2018), table 2
@@ -84,9 +86,9 @@ def published_space(
     ratios: Sequence[float] = (4, 6),
     depths: Sequence[int] = (2, 3, 4),
 ) -> SearchSpace:
-    """The space that the published network constructors describe; their defaults give `apq-imagenet`.
+    """The space that the published network constructors describe; their defaults give `apq-imagenet` and its recipe.
 
-    `ratios` are the ends of a range walked in steps of 8 channels. The last stage has a single block.
+    `ratios` are the ends of a range with steps of 8 channels. The last stage has a single block.
     """
     if base_stage_width not in PUBLISHED_WIDTHS:
         raise UserError(f"base_stage_width {base_stage_width!r}; known: {', '.join(PUBLISHED_WIDTHS)}")
@@ -124,6 +126,7 @@ def published_space(
         forbidden=(_NO_7X7_AT_4_BITS,),
         mix_activation_bits=7,  # the published weights were trained so: 63 positive levels
         budget_scope="published",  # so that the published budgets (12.80 ms) keep their meaning
+        recipe=None if suffix else "apq-imagenet",
     )
 
 
@@ -155,8 +158,15 @@ _OQA_IMAGENET = {
     "in_channels": 3,
     "n_classes": 1000,
     "resolutions": tuple(range(128, 225, 4)),
+    "recipe": "oqa-imagenet",
 }
-_OQA_GLYPHS = {"dataset": "glyphs", "in_channels": 1, "n_classes": 62, "resolutions": (24, 28, 32)}
+_OQA_GLYPHS = {
+    "dataset": "glyphs",
+    "in_channels": 1,
+    "n_classes": 62,
+    "resolutions": (24, 28, 32),
+    "recipe": "oqa-glyphs",
+}
 _H_SWISH_ENDS = {"end_activation": "h_swish", "first_block_activation": "relu"}  # as in MobileNetV3-large
 
 
@@ -190,7 +200,7 @@ OQA_MBV3 = _oqa_space(
     pooled_width=1280,
 )
 
-# Twins of the size of `glyphs`: small enough to train a supernet of on a CPU.
+# Small counterparts for glyphs, whose supernets train on a CPU.
 OQA_MBV2_GLYPHS = _oqa_space(
     name="oqa-mbv2-glyphs",
     **_OQA_GLYPHS,
@@ -211,10 +221,10 @@ OQA_MBV3_GLYPHS = _oqa_space(
 )
 
 
-def _qfa_space(oqa: SearchSpace, name: str, width_mult: float = 1.0) -> SearchSpace:
-    """QFA (NeurIPS 2021, arXiv 2105.08952): OQA's networks, the bits of every convolution chosen apart.
+def _qfa_space(oqa: SearchSpace, name: str, recipe: str, width_mult: float = 1.0) -> SearchSpace:
+    """QFA (NeurIPS 2021, arXiv 2105.08952): OQA's networks, with the bits of every convolution chosen independently.
 
-    First convolution and classifier stay in full precision; 4 bits are those of what is not chosen: nothing.
+    First convolution and classifier stay in full precision. All other bits are searched, so `fixed_bits` sets none.
     """
     choices = (2, 3, 4)
 
@@ -224,6 +234,7 @@ def _qfa_space(oqa: SearchSpace, name: str, width_mult: float = 1.0) -> SearchSp
     return replace(
         oqa,
         name=name,
+        recipe=recipe,
         stem_width=widened(oqa.stem_width),
         first_block_width=widened(oqa.first_block_width),
         stages=tuple(replace(stage, width=widened(stage.width)) for stage in oqa.stages),
@@ -233,35 +244,55 @@ def _qfa_space(oqa: SearchSpace, name: str, width_mult: float = 1.0) -> SearchSp
             OperandBits(name=f"{layer}_{operand}", layers=(layer,), operand=operand, choices=choices)
             for layer, operand in itertools.product(BLOCK_LAYERS, "wa")
         ),
-        fixed_operands=tuple(
-            FixedOperand(layer=layer, operand=operand, choices=choices)
-            for layer, operand in itertools.product(FIXED_LAYERS, "wa")
+        shared_operands=tuple(
+            SharedOperand(layer=layer, operand=operand, choices=choices)
+            for layer, operand in itertools.product(SHARED_LAYERS, "wa")
         ),
     )
 
 
-QFA_MBV3 = _qfa_space(OQA_MBV3, "qfa-mbv3", width_mult=1.2)  # 24 | 24 | 32, 48, 96, 136, 192 | 1152 | 1536
-QFA_MBV3_GLYPHS = _qfa_space(OQA_MBV3_GLYPHS, "qfa-mbv3-glyphs")
+# Widths: 24 | 24 | 32, 48, 96, 136, 192 | 1152 | 1536.
+QFA_MBV3 = _qfa_space(OQA_MBV3, "qfa-mbv3", "qfa-imagenet", width_mult=1.2)
+QFA_MBV3_GLYPHS = _qfa_space(OQA_MBV3_GLYPHS, "qfa-mbv3-glyphs", "qfa-glyphs")
 
-OQA_SPACES = {space.name: space for space in (OQA_MBV2, OQA_MBV3, OQA_MBV2_GLYPHS, OQA_MBV3_GLYPHS)}
 SPACES = {
-    space.name: space for space in (DIGITS, GLYPHS, APQ_IMAGENET, *OQA_SPACES.values(), QFA_MBV3, QFA_MBV3_GLYPHS)
+    space.name: space
+    for space in (
+        DIGITS,
+        GLYPHS,
+        APQ_IMAGENET,
+        OQA_MBV2,
+        OQA_MBV3,
+        OQA_MBV2_GLYPHS,
+        OQA_MBV3_GLYPHS,
+        QFA_MBV3,
+        QFA_MBV3_GLYPHS,
+    )
 }
 
 
-def get_space(name: str) -> SearchSpace:
-    """The preset of this name, also with a number of bits behind it (`oqa-mbv3-2bit`), or the space in a JSON file of
-    this path; UserError names the known ones."""
+def find_preset(name: str) -> SearchSpace | None:
+    """The preset of this name, also at another number of bits as `at_bits` names it; None for other names."""
     if name in SPACES:
         return SPACES[name]
-    if (suffix := BITS_SUFFIX.search(name)) and suffix.string[: suffix.start()] in OQA_SPACES:
-        return at_bits(SPACES[suffix.string[: suffix.start()]], int(suffix[1]))
+    suffix = BITS_SUFFIX.search(name)
+    base = SPACES.get(name[: suffix.start()]) if suffix else None
+    return at_bits(base, int(suffix[1])) if base else None
+
+
+def get_space(name: str) -> SearchSpace:
+    """The preset of this name, or the space in the JSON file at this path.
+
+    OQA's presets also take a number of bits: `oqa-mbv3-2bit`. UserError names the known ones.
+    """
+    if (preset := find_preset(name)) and (name in SPACES or bits_throughout(SPACES[BITS_SUFFIX.sub("", name)])):
+        return preset
     if name.endswith(".json"):
         try:
             return space_from_dict(read_json(Path(name)))
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
     raise UserError(
-        f"unknown space {name!r}; known: {', '.join(SPACES)}, those of OQA with -2bit to -8bit behind them, or the "
-        "path of a space in a .json file"
+        f"unknown space {name!r}; known: {', '.join(SPACES)}, those of OQA also with -2bit to -8bit appended, or "
+        "the path of a space in a .json file"
     )

@@ -1,7 +1,7 @@
-"""SearchSpace: what may be chosen for a network, as plain data, and the arithmetic of its slots.
+"""SearchSpace: the choices that define a network, as plain data.
 
-A network is: first convolution, one fixed inverted-residual block without expansion, stages of elastic
-inverted-residual blocks, last 1x1 convolution, pooling, in some spaces another 1x1, classifier. A *slot* is a place
+A network is a first convolution, an inverted-residual block without expansion, stages of elastic inverted-residual
+blocks, a last 1x1 convolution, pooling, in some spaces another 1x1 convolution, and a classifier. A *slot* is a place
 for an elastic block; a stage of depth d runs its first d slots.
 """
 
@@ -10,19 +10,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from apq.errors import UserError
-from apq.operands import BLOCK_LAYERS, FixedOperand, Forbidden, OperandBits, check_whole
-from apq.rounding import make_divisible
+from apq.operands import BLOCK_LAYERS, Forbidden, OperandBits, SharedOperand, check_whole
+from apq.stages import Slot, Stage, check_activation, make_divisible
 
 SCOPES = ("published", "full")
-ACTIVATIONS = ("relu6", "relu", "h_swish")
-LATER_FIELDS = (  # that files of before do not have
+LATER_FIELDS = (  # fields that older files do not have
     "squeeze",
     "activation",
     "fixed_bits",
@@ -30,69 +29,34 @@ LATER_FIELDS = (  # that files of before do not have
     "pooled_width",
     "first_block_activation",
     "end_activation",
-    "fixed_operands",
+    "shared_operands",
 )
-FIXED_SETTING = "fixed_bits_setting"  # name of the fixed layers' list in a policy
-FULL_PRECISION = 32  # as a number of bits: float32, in a network without quantizers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A run of blocks of one output width; its first block carries the stride.
-
-    With `squeeze` the blocks have squeeze-and-excitation after the depthwise layer.
-    """
-
-    width: int
-    stride: int
-    depths: tuple[int, ...]
-    squeeze: bool = False
-    activation: str = "relu6"
-
-    def __post_init__(self) -> None:
-        if self.depths != tuple(sorted(set(self.depths))) or min(self.depths, default=0) < 1:
-            raise UserError(f"stage depths {self.depths} must be ascending, distinct and at least 1")
-        check_whole("stage", width=self.width, stride=self.stride)
-        _check_activation("stage", self.activation)
-        if not isinstance(self.squeeze, bool):
-            raise UserError(f"stage: squeeze must be true or false, not {self.squeeze!r}")
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One place for an elastic block. `mid_channels` are its choices after expansion, ascending."""
-
-    index: int
-    stage: int
-    position: int
-    in_channels: int
-    out_channels: int
-    stride: int
-    mid_channels: tuple[int, ...]
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """The expansion ratios `e` that stand for `mid_channels` in a published spec."""
-        return tuple(mid / self.in_channels for mid in self.mid_channels)
+FILE_NAMES = {"shared_operands": "fixed_operands"}  # fields that have an older name in files
+SHARED_SETTING = "fixed_bits_setting"  # key of the shared operands' bits in a policy
+FULL_PRECISION = 32  # bits of float32: the operand has no quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """All networks that may be chosen: ascending choices per slot, stage and operand kind.
+    """All networks that may be chosen: ascending choices for each slot, stage and operand kind.
 
-    `ratios` are the expansion choices; with a `channel_step` they are the two ends of a range walked in that many
-    channels (APQ's channel pruning). `budget_scope` is the cost scope that budgets are given in unless told otherwise.
-    `mix_activation_bits` are those that networks give the last 1x1 convolution's input, sign included; it costs
-    `fixed_bits`.
-
-    What is not chosen: the first block and the 1x1 layers behind the slots run at `fixed_bits`, but for those of their
-    bits that `fixed_operands` make a choice; the first convolution and the classifier at `end_bits` (FULL_PRECISION:
-    they have no quantizers). `pooled_width` is that of the 1x1 layer between pooling and classifier. The first
-    convolution and the last 1x1 layers have `end_activation`.
-
-    Networks of one bit-width K throughout, as OQA's, are a space of that K: one choice an operand kind, `fixed_bits` K
-    (see `bit_widths.at_bits`). So K is a property of the supernet and no gene of its subnets. A space with an operand
-    kind for each layer and operand, of several choices, has the bits of every convolution apart, as QFA's do.
+    Attributes:
+        ratios: expansion choices; with a `channel_step`, the ends of a range of channels with that step (APQ's channel
+            pruning).
+        operands: kinds of operands of the elastic blocks, each with its choices of bits. One kind for each layer and
+            operand gives every convolution bits of its own, as in QFA.
+        forbidden: pairs of kernel size and bits that no block may combine.
+        budget_scope: the scope of costs that budgets refer to by default.
+        mix_activation_bits: bits that networks run the last 1x1 convolution's input at, sign included. Costs count
+            `fixed_bits` for it.
+        fixed_bits: bits of the first block and of the 1x1 layers behind the slots, where `shared_operands` do not make
+            them a choice. Of a space of one bit-width, as OQA's, it is that bit-width (see `bit_widths.at_bits`).
+        end_bits: bits of the first convolution and the classifier; FULL_PRECISION means no quantizers.
+        pooled_width: width of the 1x1 layer between pooling and classifier; None where there is none.
+        end_activation: activation of the first convolution and the last 1x1 layers.
+        shared_operands: operands of layers that all networks have, whose bits are chosen.
+        recipe: name of the training recipe. It does not define the space: spaces that differ in it alone are equal,
+            and files do not record it.
     """
 
     name: str
@@ -117,7 +81,8 @@ class SearchSpace:
     pooled_width: int | None = None
     first_block_activation: str = "relu6"
     end_activation: str = "relu6"
-    fixed_operands: tuple[FixedOperand, ...] = ()
+    shared_operands: tuple[SharedOperand, ...] = ()
+    recipe: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for what in ("resolutions", "kernel_sizes", "ratios"):
@@ -125,7 +90,7 @@ class SearchSpace:
             if not values or list(values) != sorted(set(values)):
                 raise UserError(f"space {self.name}: {what} {values} must be ascending and distinct")
         if not isinstance(self.name, str) or "/" in self.name or not self.name:
-            raise UserError(f"a space's name must be a word that can name a folder, not {self.name!r}")
+            raise UserError(f"a space's name must be usable as a folder name, not {self.name!r}")
         check_whole(
             f"space {self.name}",
             in_channels=self.in_channels,
@@ -143,9 +108,11 @@ class SearchSpace:
             pooled_width=1 if self.pooled_width is None else self.pooled_width,
         )
         for activation in (self.first_block_activation, self.end_activation):
-            _check_activation(f"space {self.name}", activation)
+            check_activation(f"space {self.name}", activation)
         if any(k % 2 == 0 for k in self.kernel_sizes):
             raise UserError(f"space {self.name}: kernel sizes {self.kernel_sizes} must be odd")
+        if not isinstance(self.recipe, (str, type(None))):
+            raise UserError(f"space {self.name}: recipe must be the name of a recipe, not {self.recipe!r}")
         if self.ratios[0] <= 0:
             raise UserError(f"space {self.name}: ratios {self.ratios} must be positive")
         if self.budget_scope not in SCOPES:
@@ -158,23 +125,23 @@ class SearchSpace:
                 raise UserError(f"space {self.name}: {operand}-bits of {layer} are set by {owners}, not by one kind")
         if unknown := {rule.operand for rule in self.forbidden} - {kind.name for kind in self.operands}:
             raise UserError(f"space {self.name}: rules name unknown operand kinds {sorted(unknown)}")
-        chosen = [(fixed.layer, fixed.operand) for fixed in self.fixed_operands]
+        chosen = [(shared.layer, shared.operand) for shared in self.shared_operands]
         if len(set(chosen)) != len(chosen):
-            raise UserError(f"space {self.name}: fixed operands {chosen} must be distinct")
+            raise UserError(f"space {self.name}: shared operands {chosen} must be distinct")
         if self.pooled_width is None and any(layer == "pooled_mix_layer" for layer, _ in chosen):
             raise UserError(f"space {self.name} has no pooled_mix_layer whose bits could be chosen")
 
     def __hash__(self) -> int:
-        return hash(self.name)  # spaces key many caches: hashing every field would show in a search's time
+        return hash(self.name)  # spaces are keys of many caches; hashing every field would slow a search
 
     def kind_of(self, layer: str, operand: str) -> int:
         """Index of the operand kind that sets the "w" or "a" bits of one of a block's layers."""
         return next(i for i, k in enumerate(self.operands) if layer in k.layers and k.operand == operand)
 
-    def bits_of_fixed(self, layer: str, chosen: tuple[int, ...]) -> tuple[int, int]:
-        """Weight and activation bits of a layer that every network has, where `chosen` are a subnet's `fixed_bits`."""
-        said = {(f.layer, f.operand): bits for f, bits in zip(self.fixed_operands, chosen, strict=True)}
-        return said.get((layer, "w"), self.fixed_bits), said.get((layer, "a"), self.fixed_bits)
+    def bits_of_shared(self, layer: str, chosen: tuple[int, ...]) -> tuple[int, int]:
+        """Weight and activation bits of one of `SHARED_LAYERS`, where `chosen` are a subnet's `shared_bits`."""
+        bits_of = {(shared.layer, shared.operand): b for shared, b in zip(self.shared_operands, chosen, strict=True)}
+        return bits_of.get((layer, "w"), self.fixed_bits), bits_of.get((layer, "a"), self.fixed_bits)
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
@@ -200,12 +167,16 @@ class SearchSpace:
         return np.array([slot.stage for slot in self.slots])
 
     @cached_property
-    def position_of_slot(self) -> np.ndarray:
+    def _position_of_slot(self) -> np.ndarray:
         """(slots,) place of each slot in its stage, from 0."""
         return np.array([slot.position for slot in self.slots])
 
+    def runs(self, depths: np.ndarray) -> np.ndarray:
+        """Which slots run in networks of these depths: (..., stages) ints -> (..., slots) bool."""
+        return self._position_of_slot < depths[..., self.stage_of_slot]
+
     def input_sides(self, resolution: int) -> tuple[int, ...]:
-        """Side of the square input of every slot, then of the last 1x1 convolution."""
+        """Side in pixels of the square input of every slot, then of the last 1x1 convolution."""
         sides, side = [], math.ceil(resolution / self.stem_stride)
         for slot in self.slots:
             sides.append(side)
@@ -213,28 +184,28 @@ class SearchSpace:
         return (*sides, side)
 
     def size(self) -> int:
-        """Exact number of legal networks; what an inactive slot says is not counted."""
-        legal = sum(
-            not any(self.breaks(rule, kernel, bits) for rule in self.forbidden)
-            for kernel in self.kernel_sizes
-            for bits in itertools.product(*(kind.choices for kind in self.operands))
-        )
-        total = len(self.resolutions) * math.prod(len(fixed.choices) for fixed in self.fixed_operands)
+        """Exact number of legal networks; settings of idle slots are not counted."""
+        choices_of_bits = list(itertools.product(*(kind.choices for kind in self.operands)))
+        legal = sum(self.broken_rule(kernel, bits) is None for kernel in self.kernel_sizes for bits in choices_of_bits)
+        total = len(self.resolutions) * math.prod(len(shared.choices) for shared in self.shared_operands)
         for stage_index, stage in enumerate(self.stages):
             options = [len(slot.mid_channels) * legal for slot in self.slots if slot.stage == stage_index]
             total *= sum(math.prod(options[:depth]) for depth in stage.depths)
         return total
 
-    def breaks(self, rule: Forbidden, kernel_size: int, bits: tuple[int, ...]) -> bool:
-        """Whether a block with this kernel and these bits (one an operand kind) breaks the rule."""
-        kinds = {kind.name: b for kind, b in zip(self.operands, bits, strict=True)}
-        return kernel_size == rule.kernel_size and kinds[rule.operand] == rule.bits
+    def broken_rule(self, kernel_size: int, bits: tuple[int, ...]) -> Forbidden | None:
+        """The first rule that a block with this kernel and these bits (one an operand kind) breaks, if any."""
+        chosen = {kind.name: b for kind, b in zip(self.operands, bits, strict=True)}
+        broken = (
+            rule for rule in self.forbidden if (rule.kernel_size, rule.bits) == (kernel_size, chosen[rule.operand])
+        )
+        return next(broken, None)
 
 
 def space_to_dict(space: SearchSpace) -> dict[str, Any]:
-    """The space as plain JSON data: what checkpoints and predictors record of it.
+    """The space as plain JSON data, as checkpoints and predictors record it.
 
-    It does not tell of `LATER_FIELDS` at their defaults, so that it equals what older files say of the same space.
+    It leaves out `LATER_FIELDS` at their defaults, so that older files of the same space have equal data.
     """
     return _listed(space)
 
@@ -243,14 +214,16 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
     """Inverse of `space_to_dict`; UserError where keys are missing, unknown or out of range."""
     try:
         given = dict(data)
+        if unknown := set(given) - {FILE_NAMES.get(f.name, f.name) for f in fields(SearchSpace)}:
+            raise UserError(f"not a search space: it has unknown {', '.join(sorted(map(str, unknown)))}")
         given["stages"] = tuple(Stage(**{**s, "depths": tuple(s["depths"])}) for s in given["stages"])
         given["operands"] = tuple(
             OperandBits(**{**k, "layers": tuple(k["layers"]), "choices": tuple(k["choices"])})
             for k in given["operands"]
         )
-        if "fixed_operands" in given:
-            rows = given["fixed_operands"]
-            given["fixed_operands"] = tuple(FixedOperand(**{**f, "choices": tuple(f["choices"])}) for f in rows)
+        given["shared_operands"] = tuple(
+            SharedOperand(**{**f, "choices": tuple(f["choices"])}) for f in given.pop("fixed_operands", ())
+        )
         given["forbidden"] = tuple(Forbidden(**rule) for rule in given.get("forbidden", ()))
         for what in ("resolutions", "kernel_sizes", "ratios"):
             given[what] = tuple(given[what])
@@ -262,15 +235,11 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
         raise UserError(f"not a search space: {missing}") from error
 
 
-def _check_activation(owner: str, name: str) -> None:
-    if name not in ACTIVATIONS:
-        raise UserError(f"{owner}: activation {name!r}; known: {', '.join(ACTIVATIONS)}")
-
-
 def _listed(value: Any) -> Any:
     if is_dataclass(value):
-        told = [f.name for f in fields(value) if f.name not in LATER_FIELDS or getattr(value, f.name) != f.default]
-        return {name: _listed(getattr(value, name)) for name in told}
+        items = {f: getattr(value, f.name) for f in fields(value) if f.compare}
+        written = {f.name: item for f, item in items.items() if f.name not in LATER_FIELDS or item != f.default}
+        return {FILE_NAMES.get(name, name): _listed(item) for name, item in written.items()}
     if isinstance(value, (list, tuple)):
         return [_listed(item) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""Subnet: one point of a space, canonical and hashable; and the published spec form that it is stored in."""
+"""Subnet: one network of a space, canonical and hashable, and the published form in which it is stored."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from apq.errors import UserError
-from apq.rounding import make_divisible
-from apq.rules import check_block
-from apq.space import FIXED_SETTING, SearchSpace, Slot
+from apq.space import SHARED_SETTING, SearchSpace
+from apq.stages import Slot, make_divisible
 
 ARCHITECTURE_KEYS = ("wid", "ks", "e", "d")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subnet:
-    """Kernels, expansion ratios and bits of every slot, depth of every stage, bits of the layers that all have.
+    """Kernels, expansion ratios and bits of every slot, depths of the stages, bits of the shared operands.
 
-    Build one with `subnet_from_spec` or `genes.subnets_of`: they check it against its space and make it canonical
-    (slots that do not run hold the smallest kernel and ratio and the highest bits), so equal networks are equal values.
-    `bits` has one row an operand kind, `fixed_bits` one number a fixed operand, in the space's order.
+    Build one with `subnet_from_spec` or `genes.subnets_of`: they check it against its space and make it canonical (idle
+    slots hold the smallest kernel and ratio and the highest bits), so that equal networks are equal values.
+    `bits` has one row for each operand kind, `shared_bits` one number for each shared operand, in the space's order.
     """
 
     ks: tuple[int, ...]
@@ -29,44 +28,52 @@ class Subnet:
     d: tuple[int, ...]
     resolution: int
     bits: tuple[tuple[int, ...], ...]
-    fixed_bits: tuple[int, ...] = ()
-    wid: None = None  # the published files carry a width multiplier; it is always null
+    shared_bits: tuple[int, ...] = ()
+    wid: None = None  # width multiplier of the published files, always null
+
+    def running_slots(self, space: SearchSpace) -> list[Slot]:
+        """The slots that run, in network order."""
+        return [slot for slot in space.slots if slot.runs_at(self.d)]
+
+    def mid_channels(self, slot: Slot) -> int:
+        """Channels of a slot's block after expansion."""
+        return slot.channels_at(self.e[slot.index])
 
 
 def architecture_of(space: SearchSpace, subnet: Subnet) -> dict[str, Any]:
-    """The first object of a published `arch` file; the resolution is written where the space has several."""
+    """The first object of a published `arch` file, with the resolution where the space has several."""
     spec = {"wid": subnet.wid, "ks": list(subnet.ks), "e": list(subnet.e), "d": list(subnet.d)}
     return spec if len(space.resolutions) == 1 else {**spec, "resolution": subnet.resolution}
 
 
 def policy_of(space: SearchSpace, subnet: Subnet) -> dict[str, list[int]]:
-    """The second object of a published `arch` file: one list of bits an operand kind, one of the fixed operands."""
+    """The second object of a published `arch` file: a list of bits for each operand kind, one for shared operands."""
     policy = {kind.setting: list(row) for kind, row in zip(space.operands, subnet.bits, strict=True)}
-    return {**policy, FIXED_SETTING: list(subnet.fixed_bits)} if space.fixed_operands else policy
+    return {**policy, SHARED_SETTING: list(subnet.shared_bits)} if space.shared_operands else policy
 
 
 def spec_of(space: SearchSpace, subnet: Subnet) -> dict[str, dict[str, Any]]:
-    """Both objects of a published `arch` file by name, as our own files keep them: "arch" and "policy"."""
+    """Both objects of a published `arch` file as our own files keep them, under "arch" and "policy"."""
     return {"arch": architecture_of(space, subnet), "policy": policy_of(space, subnet)}
 
 
 def shown_spec(space: SearchSpace, spec: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Both objects of `spec_of` in one, for people: bits of layers that all networks have beside the layers' names."""
+    """Both objects of `spec_of` in one, for people: the bits of shared layers stand beside the layers' names."""
     shown = {**spec["arch"], **spec["policy"]}
-    for name in dict.fromkeys(fixed.layer for fixed in space.fixed_operands):
-        w, a = space.bits_of_fixed(name, tuple(spec["policy"][FIXED_SETTING]))
+    for name in dict.fromkeys(shared.layer for shared in space.shared_operands):
+        w, a = space.bits_of_shared(name, tuple(spec["policy"][SHARED_SETTING]))
         shown[name] = f"W{w}A{a}"
-    return {name: value for name, value in shown.items() if name != FIXED_SETTING}
+    return {name: value for name, value in shown.items() if name != SHARED_SETTING}
 
 
 def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
     """Check a spec (architecture and policy keys in one mapping) against the space and make it canonical.
 
-    Ratios between two choices are rounded to the nearest allowed channel count. UserError says which key is wrong.
+    Ratios between two choices are rounded to the nearest allowed number of channels. UserError names the wrong key.
     """
     n_slots = len(space.slots)
     keys = {*ARCHITECTURE_KEYS, "resolution", *(kind.setting for kind in space.operands)}
-    keys |= {FIXED_SETTING} if space.fixed_operands else set()
+    keys |= {SHARED_SETTING} if space.shared_operands else set()
     optional = {"wid", "resolution"} if len(space.resolutions) == 1 else {"wid"}
     if missing := keys - optional - set(spec):
         raise UserError(f"spec for space {space.name} lacks {', '.join(sorted(missing))}")
@@ -82,12 +89,12 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
     ks = _numbers("ks", spec["ks"], n_slots)
     ratios = _numbers("e", spec["e"], n_slots)
     bits = [_numbers(kind.setting, spec[kind.setting], n_slots) for kind in space.operands]
-    fixed_bits = _numbers(FIXED_SETTING, spec.get(FIXED_SETTING, []), len(space.fixed_operands))
-    for i, (chosen, fixed) in enumerate(zip(fixed_bits, space.fixed_operands, strict=True)):
-        _check_choice(f"{FIXED_SETTING}[{i}]", chosen, fixed.choices)
+    shared_bits = _numbers(SHARED_SETTING, spec.get(SHARED_SETTING, []), len(space.shared_operands))
+    for i, (chosen, shared) in enumerate(zip(shared_bits, space.shared_operands, strict=True)):
+        _check_choice(f"{SHARED_SETTING}[{i}]", chosen, shared.choices)
     for slot in space.slots:
         i = slot.index
-        if slot.position >= depths[slot.stage]:
+        if not slot.runs_at(depths):
             ks[i], ratios[i] = space.kernel_sizes[0], slot.ratios[0]
             for row, kind in zip(bits, space.operands, strict=True):
                 row[i] = kind.choices[-1]
@@ -96,22 +103,22 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
         for row, kind in zip(bits, space.operands, strict=True):
             _check_choice(f"{kind.setting}[{i}]", row[i], kind.choices)
         ratios[i] = snap_ratio(space, slot, ratios[i])
-        check_block(space, i, ks[i], tuple(row[i] for row in bits))
+        if rule := space.broken_rule(ks[i], tuple(row[i] for row in bits)):
+            what = f"kernel {rule.kernel_size} with {rule.operand} bits {rule.bits}"
+            raise UserError(f"slot {i}: {what} is not allowed: {rule.reason}")
     return Subnet(
         ks=tuple(map(int, ks)),
         e=tuple(ratios),
         d=depths,
         resolution=int(resolution),
         bits=tuple(tuple(map(int, row)) for row in bits),
-        fixed_bits=tuple(map(int, fixed_bits)),
+        shared_bits=tuple(map(int, shared_bits)),
     )
 
 
 def snap_ratio(space: SearchSpace, slot: Slot, ratio: float) -> float:
-    """The slot's choice that a ratio means: exact, or by channel rounding; UserError outside the slot's range."""
-    channels = (
-        round(ratio * slot.in_channels) if ratio in slot.ratios else int(make_divisible(ratio * slot.in_channels))
-    )
+    """The slot's choice for a ratio: the ratio itself, or that of the rounded channels; UserError outside its range."""
+    channels = slot.channels_at(ratio) if ratio in slot.ratios else int(make_divisible(ratio * slot.in_channels))
     low, high = slot.mid_channels[0], slot.mid_channels[-1]
     if channels not in slot.mid_channels or not low <= ratio * slot.in_channels <= high:
         raise UserError(

@@ -37,14 +37,14 @@ from apq.model_folder import ModelFolder
 from apq.presets import get_space
 from apq.space import SearchSpace
 from benchmarks.markdown import markdown
-from dataset import Splits, load_splits
-from dataset.splits import make_loader
+from dataset import load_splits
+from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import build_supernet, load_supernet
 from elastic_nn.quantizers import LSQ
-from elastic_nn.training.engine import EVALUATION_BATCH, TrainConfig, evaluate, seed_epoch
+from elastic_nn.training.engine import EVALUATION_BATCH, evaluate, seed_epoch
 from elastic_nn.training.finetune import finetune, quantized_subnet
-from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipe import Recipe, TrainConfig
 from elastic_nn.training.recipes import get_recipe
 from methods.coarse_to_fine.finder import CoarseToFineConfig, Measured, coarse_to_fine
 from methods.coarse_to_fine.measurement import Measurement

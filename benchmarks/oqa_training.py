@@ -31,7 +31,8 @@ from apq.model_folder import ModelFolder
 from apq.presets import get_space
 from apq.space import SearchSpace
 from benchmarks.markdown import markdown
-from dataset import Splits, load_splits
+from dataset import load_splits
+from dataset.splits import Splits
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import FLOAT, LSQ
 from elastic_nn.training.progressive_shrinking import train_supernet

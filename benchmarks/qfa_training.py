@@ -35,7 +35,8 @@ from apq.presets import get_space
 from apq.space import SearchSpace
 from apq.subnet import Subnet
 from benchmarks.markdown import markdown
-from dataset import Splits, load_splits
+from dataset import load_splits
+from dataset.splits import Splits
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import MIXED
@@ -137,8 +138,8 @@ def policies(space: SearchSpace) -> dict[str, list[Subnet]]:
     parts = view(space, largest)
     for k, kind in enumerate(space.operands):
         parts.bits[:, k] = rng.integers(len(kind.choices), size=parts.bits[:, k].shape)
-    for i, fixed in enumerate(space.fixed_operands):
-        parts.fixed_bits[:, i] = rng.integers(len(fixed.choices), size=N_POLICIES)
+    for i, shared in enumerate(space.shared_operands):
+        parts.shared_bits[:, i] = rng.integers(len(shared.choices), size=N_POLICIES)
     return {"largest": subnets_of(space, canonical(space, largest)), "random": subnets_of(space, genes)}
 
 

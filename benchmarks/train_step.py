@@ -31,9 +31,10 @@ from apq.space import SearchSpace
 from benchmarks.machine import describe
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.quantizers import LSQ
-from elastic_nn.training.engine import Execution, TrainConfig, make_optimizer, to_device, train_one_epoch
+from elastic_nn.training.engine import Execution, make_optimizer, to_device, train_one_epoch
 from elastic_nn.training.inheritance import frozen_largest
 from elastic_nn.training.progressive_shrinking import draw_subnets
+from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.recipes import RECIPES
 
 Step = Callable[[], Any]

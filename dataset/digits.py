@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits (UCI, 1,797 images of 8x8 in 17 grey levels), the data set that is always there."""
+"""scikit-learn's handwritten digits (UCI): 1,797 images of 8x8 pixels in 17 grey levels, with nothing to download."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from dataset.transforms import random_affine
 N_CLASSES = 10
 SPLIT_SEED = 0  # the split is part of the data set, not of an experiment
 N_VAL, N_TEST = 400, 400
-VAL_VIEWS = 4  # distorted views of each validation image, beside the image itself
+VAL_VIEWS = 4  # distorted views of each validation image, besides the image itself
 MEAN, STD = 0.3053, 0.3760  # of all pixels, scaled to 0..1
 NOISE = 0.5  # standard deviation, in units of STD
 
 
 def distort(images: Tensor) -> Tensor:
-    """A random view of each image (torch's global generator): turned, moved, scaled, sheared, noisy. (N, C, H, W)."""
+    """Rotate, shift, scale and shear each image at random and add noise. (N, C, H, W) -> same.
+
+    Draws from torch's global generator.
+    """
     views = random_affine(images, degrees=25, shift=0.12, scale=0.2, shear=0.25)
     return views + NOISE * torch.randn_like(views)
 
@@ -31,8 +34,9 @@ def distort(images: Tensor) -> Tensor:
 def digits_splits(spec: ImageSpec) -> Splits:
     """997 training, 400 validation and 400 test digits, stratified by class, at the spec's resolution and channels.
 
-    Training images are distorted anew each time. Validation has 2,000 images, each digit plain and in 4 fixed distorted
-    views: plain digits alone are too easy and too few to tell subnets apart. Test images are plain.
+    Training images are distorted anew each time. Validation has 2,000 images: each digit undistorted and in 4 fixed
+    distorted views. Undistorted digits alone are too easy and too few to tell subnets apart. Test images are
+    undistorted. UserError where the spec has not 10 classes.
     """
     if spec.n_classes != N_CLASSES:
         raise UserError(f"digits have {N_CLASSES} classes; {spec.name} has {spec.n_classes}")

@@ -1,7 +1,7 @@
-"""Drawn characters, harder than digits: 0-9, A-Z and a-z in the fonts that matplotlib ships, with none to download.
+"""Rendered characters, harder than digits: 0-9, A-Z and a-z in fonts that come with matplotlib; nothing to download.
 
-Made on first use and kept in the cache folder. Some letters differ between their cases by size alone (c, o, s, x, ...),
-some characters hardly at all (0 and O, 1, I and l): they are part of the difficulty.
+The images are made on first use and kept in the cache folder. Some letters differ from their other case in size alone
+(c, o, s, x, ...) and some characters hardly at all (0 and O; 1, I and l), which is part of the difficulty.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataset.splits import ImageSpec, Splits, TensorImages
 from dataset.transforms import blur, random_affine, random_strokes
 
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
-# A family is on one side with all its weights and slants. matplotlib's other fonts lack letters.
+# All weights and slants of a family are on one side. matplotlib's other fonts lack letters.
 TRAIN_FONTS = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
     *("DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"),
@@ -38,7 +38,7 @@ TEST_FONTS = (
 N_IMAGES = {"train": 20_000, "val": 5_000, "test": 10_000}
 SPLIT_SEED = 0  # the images are part of the data set, not of an experiment
 
-# What makes the images, all of it in the name of the cache file; MAKER is raised when the code below draws otherwise.
+# All that determines the images is hashed into the cache file's name. Raise MAKER when the code below changes them.
 MAKER = 1
 SIDE, DRAWN_SIDE, FONT_SIZE = 32, 64, 48  # pixels: stored, drawn, height of the drawn font
 AFFINE = {"degrees": 15, "shift": 0.1, "scale": 0.15, "shear": 0.2}
@@ -46,15 +46,15 @@ INK = (0.45, 0.8)  # least and most contrast of a character
 STROKES, STROKE_WIDTH, STROKE_INK = 2, 1.5, 0.45  # clutter: number, pixels, contrast of the strongest
 BLUR = (0.3, 1.0)  # standard deviation in pixels
 NOISE = (0.04, 0.12)  # standard deviation, in units of the grey range
-BLACK = 0.2  # grey of the ground, so that noise is not cut off
+BLACK = 0.2  # grey of the background, so that noise is not clipped
 
 MEAN, STD = 0.263, 0.165  # of all training pixels, scaled to 0..1
 LIGHT_AFFINE = {"degrees": 8, "shift": 0.05, "scale": 0.08, "shear": 0.08}
-LIGHT_NOISE = 0.35  # in units of STD: makes up for the noise that interpolation smooths away
+LIGHT_NOISE = 0.35  # in units of STD: replaces the noise that interpolation smooths away
 
 
 def distort(images: Tensor) -> Tensor:
-    """A slightly different view of each image (torch's global generator). (N, C, H, W)."""
+    """A slightly different view of each image, from torch's global generator. (N, C, H, W) -> same."""
     views = random_affine(images, **LIGHT_AFFINE)
     return views + LIGHT_NOISE * torch.randn_like(views)
 
@@ -62,8 +62,8 @@ def distort(images: Tensor) -> Tensor:
 def glyphs_splits(spec: ImageSpec, n_images: dict[str, int] = N_IMAGES) -> Splits:
     """20,000 training, 5,000 validation and 10,000 test images, at the spec's resolution and channels.
 
-    Training and validation share their fonts, test images have others. Every image is distorted once and for all;
-    training images are distorted lightly anew each time.
+    Training and validation images have the same fonts, test images others. Every image is distorted once;
+    training images are distorted again, lightly, each time. UserError where the spec has not 62 classes.
     """
     if spec.n_classes != len(CHARACTERS):
         raise UserError(f"glyphs have {len(CHARACTERS)} classes; {spec.name} has {spec.n_classes}")
@@ -85,7 +85,7 @@ def glyphs_splits(spec: ImageSpec, n_images: dict[str, int] = N_IMAGES) -> Split
 
 
 def version(n_images: dict[str, int]) -> str:
-    """Identity of the images: a hash of all that makes them."""
+    """Identity of the images: a hash of everything that determines them."""
     made_by = {
         "maker": [MAKER, SPLIT_SEED, CHARACTERS, TRAIN_FONTS, TEST_FONTS, n_images],
         "drawing": [SIDE, DRAWN_SIDE, FONT_SIZE],
@@ -95,24 +95,24 @@ def version(n_images: dict[str, int]) -> str:
 
 
 def cache_file(n_images: dict[str, int] = N_IMAGES) -> Path:
-    """Where the images are kept."""
+    """The cache file of the images."""
     return cache_folder() / f"glyphs-{version(n_images)}.npz"
 
 
 def load_glyphs(n_images: dict[str, int] = N_IMAGES) -> dict[str, np.ndarray]:
-    """`PART_images` (n, 32, 32) uint8 and `PART_labels` (n,) int64 of each part: from the cache, or made for it."""
+    """`PART_images` (n, 32, 32) uint8 and `PART_labels` (n,) int64 of each part, from the cache or newly made."""
     file = cache_file(n_images)
     arrays = _read_cache(file, n_images)
     if arrays is None:
         arrays = make_glyphs(n_images)
-        # A cache that cannot be kept is no loss.
+        # The images are complete without a cache.
         with contextlib.suppress(OSError, UserError), atomic_open(file, "wb") as out:
             np.savez(out, **arrays)
     return arrays
 
 
 def make_glyphs(n_images: dict[str, int]) -> dict[str, np.ndarray]:
-    """Draw all images; torch's global generator is left as it was."""
+    """Make all images. torch's global generator keeps its state."""
     arrays = {}
     drawn = {"train": draw(TRAIN_FONTS), "test": draw(TEST_FONTS)}
     drawn["val"] = drawn["train"]
@@ -120,11 +120,11 @@ def make_glyphs(n_images: dict[str, int]) -> dict[str, np.ndarray]:
         for index, part in enumerate(N_IMAGES):
             torch.manual_seed(1000 * SPLIT_SEED + index)
             fonts, n = len(drawn[part]), n_images[part]
-            order = torch.randperm(n)  # each class and each font of it equally often
+            order = torch.randperm(n)  # every class and font is equally frequent
             labels, font = order % len(CHARACTERS), order // len(CHARACTERS) % fonts
             images = [
                 photograph(drawn[part][f, c])
-                for f, c in zip(font.split(1000), labels.split(1000), strict=True)  # a batch's tensors stay small
+                for f, c in zip(font.split(1000), labels.split(1000), strict=True)  # in batches, to bound memory
             ]
             arrays[f"{part}_images"] = torch.cat(images).squeeze(1).numpy()
             arrays[f"{part}_labels"] = labels.numpy()
@@ -132,11 +132,11 @@ def make_glyphs(n_images: dict[str, int]) -> dict[str, np.ndarray]:
 
 
 def draw(fonts: tuple[str, ...]) -> Tensor:
-    """Every character in every font, white on black, on the font's own line: (fonts, 62, 64, 64) uint8."""
+    """Every character in every font, white on black, at the font's own height: (fonts, 62, 64, 64) uint8."""
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
     drawn = np.zeros((len(fonts), len(CHARACTERS), DRAWN_SIDE, DRAWN_SIDE), dtype=np.uint8)
     for i, name in enumerate(fonts):
-        # The basic layout is everywhere; the other one depends on a library of the system.
+        # The basic layout engine is always there; the other depends on a system library.
         font = ImageFont.truetype(str(folder / f"{name}.ttf"), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
         for j, character in enumerate(CHARACTERS):
             image = Image.new("L", (DRAWN_SIDE, DRAWN_SIDE))
@@ -147,7 +147,7 @@ def draw(fonts: tuple[str, ...]) -> Tensor:
 
 
 def photograph(drawn: Tensor) -> Tensor:
-    """A random bad photograph of each drawn character: (N, 64, 64) uint8 -> (N, 1, 32, 32) uint8."""
+    """A random poor photograph of each character. (N, 64, 64) uint8 -> (N, 1, 32, 32) uint8."""
     n = len(drawn)
     views = random_affine(drawn.unsqueeze(1).float() / 255, **AFFINE)
     ink = F.avg_pool2d(views, DRAWN_SIDE // SIDE) * _uniform(INK, n).view(n, 1, 1, 1)
@@ -166,7 +166,7 @@ def _read_cache(file: Path, n_images: dict[str, int]) -> dict[str, np.ndarray] |
     try:
         arrays = read_arrays(file)
     except UserError:
-        return None  # absent or damaged: it is made anew
+        return None  # missing or damaged: the images are made again
     found = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
     whole = {f"{part}_images": ((n, SIDE, SIDE), "uint8") for part, n in n_images.items()}
     whole |= {f"{part}_labels": ((n,), "int64") for part, n in n_images.items()}

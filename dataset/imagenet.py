@@ -1,4 +1,4 @@
-"""Image folders in ImageNet's layout: DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg. Any such folder works."""
+"""Image folders in ImageNet's layout: DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ VAL_SHARE, MAX_VAL = 0.1, 10_000  # held out of the training images; OFA and APQ
 
 
 def image_folder_space(space: SearchSpace, folder: Path) -> SearchSpace:
-    """The space fitted to a folder: its number of classes, three channels, a name of its own."""
+    """The space fitted to a folder: its number of classes, three channels, a name of its own, no recipe."""
     classes = len(_open(folder, "train").classes)
     if space.dataset == "imagenet" and classes == space.n_classes:
         return space
     name = f"{space.name}-{folder.resolve().name}"
-    return replace(space, name=name, dataset="imagenet", n_classes=classes, in_channels=3)
+    return replace(space, name=name, dataset="imagenet", n_classes=classes, in_channels=3, recipe=None)
 
 
 def image_folder_model(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """The model fitted to a folder: its number of classes, three channels. A named one keeps its name."""
+    """The model fitted to a folder: its number of classes, three channels. A named network keeps its name."""
     if spec.space is not None:
         return subnet_model(image_folder_space(spec.space, folder), spec.subnet)
     return replace(spec, dataset="imagenet", n_classes=len(_open(folder, "train").classes), in_channels=3)
@@ -44,8 +44,8 @@ def image_folder_model(spec: ModelSpec, folder: Path) -> ModelSpec:
 def image_folder_splits(spec: ImageSpec, folder: Path) -> Splits:
     """Train and validation images from DIR/train, test images from DIR/val, at the spec's largest resolution.
 
-    UserError where there are none, or not as many classes as the spec has. Images that cannot be read are skipped
-    with a warning, see `unreadable`.
+    Images that cannot be read are skipped with a warning, see `unreadable`. UserError where the folder has no images
+    or not the spec's number of classes.
     """
     side = spec.resolutions[-1]
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
@@ -81,10 +81,10 @@ def image_folder_splits(spec: ImageSpec, folder: Path) -> Splits:
 
 
 class FolderImages(Dataset):
-    """Some images of a folder, by (index, seed of the augmentation) -> (image, label, seed).
+    """Some images of a folder: (index, seed of the augmentation) -> (image, label, seed).
 
-    In the place of an unreadable image comes None, or with `substitute` the next one that can be read: batches then
-    keep their size. `broken` marks, for all worker processes, what could not be read.
+    An unreadable image gives None, or with `substitute` the next readable one, so that batches keep their size.
+    `broken` marks the unreadable ones, in memory that all worker processes share.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class FolderImages(Dataset):
         path, label = self.folder.samples[self.indices[i]]
         try:
             return self.folder.loader(path), label
-        except Exception as error:  # decoders of damaged files raise anything, ValueError and SyntaxError among it
+        except Exception as error:  # decoders raise anything on damaged files, even SyntaxError
             if not self.broken[i]:
                 print(f"warning: skipping {path}, which is not an image that can be read: {error}", file=sys.stderr)
                 self.broken[i] = True
@@ -126,25 +126,25 @@ class FolderImages(Dataset):
 
 
 def unreadable(dataset: Dataset) -> int:
-    """How many images of a split were skipped so far because they could not be read."""
+    """Number of a split's images that were skipped so far because they could not be read."""
     return int(dataset.broken.sum()) if isinstance(dataset, FolderImages) else 0
 
 
 def tell_unreadable(splits: Splits) -> None:
-    """One line on stderr if images were skipped."""
+    """Print one line to stderr if images were skipped."""
     counts = {part: unreadable(getattr(splits, part)) for part in ("train", "val", "test")}
     if any(counts.values()):
-        told = ", ".join(f"{n} of {part}" for part, n in counts.items() if n)
-        print(f"images skipped because they could not be read: {told}", file=sys.stderr)
+        skipped = ", ".join(f"{n} of {part}" for part, n in counts.items() if n)
+        print(f"images skipped because they could not be read: {skipped}", file=sys.stderr)
 
 
 def _digest(names: Iterable[str]) -> str:
-    """Identity of a folder by names alone: it may move, and a million files need not be read."""
+    """A hash of names, not contents: the folder may move, and a million files need not be read."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _open(folder: Path, part: str) -> ImageFolder:
-    """A folder's images; one that lacks images of some classes is taken with a warning."""
+    """The images of one part of a folder, with a warning where classes are empty. UserError where there are none."""
     try:
         images = ImageFolder(str(folder / part), allow_empty=True)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -1,8 +1,8 @@
-"""The <subnet, accuracy> pairs of a supernet on disk: `dataset/NetInfo/SPACE/acc` (float) or `acc_quant`.
+"""<subnet, accuracy> pairs of a supernet on disk: `dataset/NetInfo/SPACE/acc` (float) or `acc_quant`.
 
-`meta.json` says what made them; `pairs.jsonl` has one line a pair. Each further process that gathers has a file of its
-own, `pairs-RANK.jsonl`. Pair i depends on the seed and i alone, so a run that was killed continues with the pairs that
-are missing, on any number of processes.
+`meta.json` records how they were made; `pairs.jsonl` has one line for each pair. Further processes write to files of
+their own, `pairs-RANK.jsonl`. Pair i depends on the seed and on i only, so a run that was killed continues with the
+missing pairs, on any number of processes.
 """
 
 from __future__ import annotations
@@ -24,37 +24,40 @@ NETINFO = Path("dataset/NetInfo")
 
 @dataclass(frozen=True)
 class PairStore:
-    """A folder of pairs, as the process of this rank sees it."""
+    """A folder of pairs, which the process of this rank appends to."""
 
     path: Path
     rank: int = 0
 
     def open(self, space: SearchSpace, made_by: dict[str, Any], n: int) -> list[int]:
-        """Prepare to append; returns which pairs of 0 .. n - 1 are missing. UserError if they were made differently."""
+        """Prepare to append. Returns the indices of 0 .. n - 1 whose pairs are missing.
+
+        UserError if the folder's pairs were made with other settings than `made_by`.
+        """
         meta_file, meta = self.path / "meta.json", {"space": space_to_dict(space), **made_by}
         if meta_file.exists():
             found = read_json(meta_file)
             if not isinstance(found, dict):
                 raise UserError(f"{meta_file} must hold an object")
             if found != meta:
-                odd = sorted(key for key in {*found, *meta} if found.get(key) != meta.get(key))
+                differ = sorted(key for key in {*found, *meta} if found.get(key) != meta.get(key))
                 raise UserError(
-                    f"{self.path} holds pairs made with other {', '.join(odd)}; give "
-                    "--netinfo another folder, or remove this one to gather anew"
+                    f"{self.path} holds pairs made with other {', '.join(differ)}; give "
+                    "--netinfo another folder, or remove this one to start again"
                 )
         elif self.rank == 0:
             write_json(meta_file, meta)
         return sorted(set(range(n)) - self._records().keys())
 
     def append(self, space: SearchSpace, index: int, subnet: Subnet, accuracy: float) -> None:
-        """Add pair `index`: top-1 accuracy as a share, 0 to 1."""
+        """Add pair `index`; `accuracy` is top-1, from 0 to 1."""
         name = f"pairs-{self.rank}.jsonl" if self.rank else "pairs.jsonl"
         append_jsonl(self.path / name, {"index": index, **spec_of(space, subnet), "accuracy": accuracy})
 
     def load(self, space: SearchSpace, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Genes (n, genes) and accuracies (n,) of all pairs or of 0 .. n - 1.
+        """Genes (n, genes) and accuracies (n,) of all pairs, or of pairs 0 .. n - 1.
 
-        UserError for none, for another space's or for bad ones.
+        UserError where there are none, they are of another space, or a record is not valid.
         """
         meta = read_json(self.path / "meta.json") if (self.path / "meta.json").exists() else None
         if meta is None:
@@ -69,13 +72,13 @@ class PairStore:
                 subnets.append(subnet_from_spec(space, {**record["arch"], **record["policy"]}))
                 accuracies.append(float(record["accuracy"]))
                 if not 0 <= accuracies[-1] <= 1:
-                    raise UserError(f"accuracy {accuracies[-1]} is not a share from 0 to 1")
+                    raise UserError(f"accuracy {accuracies[-1]} is not between 0 and 1")
             except (UserError, KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{place}: {error}") from error
         return genes_of(space, subnets), np.array(accuracies)
 
     def _records(self) -> dict[int, tuple[str, dict[str, Any]]]:
-        """Every pair by its index, with the place it was read from; of doubles the first."""
+        """Every pair by its index, with the file and line it was read from; the first one of an index counts."""
         found: dict[int, tuple[str, dict[str, Any]]] = {}
         for file in sorted(self.path.glob("pairs*.jsonl")):
             for line, record in enumerate(read_jsonl(file)):

@@ -1,7 +1,7 @@
-"""The parts of a data set, and their loaders, which any number of processes can share.
+"""The splits of a data set, and their loaders, which any number of processes can share.
 
-`train` trains, `val` is held out of the training images and guides every choice (pairs, search, best epoch), `test` is
-touched by `test.py` alone. The batches of a loader do not depend on how many processes share it.
+`train` is for training. `val` is held out of the training images and guides every choice (pairs, search, best epoch).
+`test` is used by `test.py` only. The batches of a loader do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ALONE = (0, 1)  # rank and number of the processes that share a loader
 
 
 class ImageSpec(Protocol):
-    """What images are prepared for, a SearchSpace or a ModelSpec; they get its channels and its largest resolution."""
+    """A SearchSpace or a ModelSpec: images are prepared with its channels and at its largest resolution."""
 
     @property
     def name(self) -> str: ...
@@ -43,7 +43,7 @@ class ImageSpec(Protocol):
 
 
 class TensorImages(Dataset):
-    """Images held in memory, indexed by whole batches so that augmentation is one tensor operation."""
+    """Images in memory, indexed by whole batches, so that augmentation is one tensor operation."""
 
     def __init__(self, images: Tensor, labels: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> None:
         self.images, self.labels, self.augment = images, labels, augment
@@ -63,9 +63,9 @@ class TensorImages(Dataset):
 
 @dataclass(frozen=True)
 class Splits:
-    """Train (augmented), `calibration` (the same images, the same at every look), validation and test images.
+    """Training images (augmented), the same images without changing augmentation, validation and test images.
 
-    `source` identifies the images, as plain data: what was measured on them records it.
+    `source` identifies the images as plain data; everything that was measured on them records it.
     """
 
     train: Dataset
@@ -99,20 +99,23 @@ def make_loader(
 
 
 def evenly_spaced(n_all: int, n: int) -> list[int]:
-    """Indices of at most n of so many items."""
+    """Indices of at most `n` of `n_all` items, evenly spaced."""
     n = min(n_all, n)
     return [i * n_all // n for i in range(n)]
 
 
 def resize(images: Tensor, side: int) -> Tensor:
-    """A batch of images (N, C, H, W) at another side, antialiased."""
+    """Resize a batch to (N, C, side, side), antialiased."""
     if images.size(-1) == side:
         return images
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _batches(dataset: Dataset, batch_size: int, shuffle: bool, n_ranks: int, n_images: int | None) -> BatchSampler:
-    """Index batches over all processes. BatchNorm cannot train on one image: a last batch too small for that goes."""
+    """Batches of indices, for all processes together.
+
+    BatchNorm cannot train on one image, so a last batch that leaves a process fewer than two is dropped.
+    """
     n = min(len(dataset), n_images or len(dataset))
     order = RandomSampler(dataset, num_samples=n) if shuffle and n else SequentialSampler(dataset)
     return BatchSampler(order, batch_size, drop_last=shuffle and 0 < n % batch_size < 2 * n_ranks)
@@ -134,7 +137,7 @@ class _Part:
         return resize(images, self.sides[choice]), labels
 
 
-@functools.lru_cache(maxsize=4)  # its worker processes live on from epoch to epoch
+@functools.lru_cache(maxsize=4)  # the worker processes live on from epoch to epoch
 def _worker_loader(
     dataset: Dataset,
     batch_size: int,
@@ -151,7 +154,7 @@ def _worker_loader(
         num_workers=workers,
         persistent_workers=True,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # what it draws when it starts workers must not shift the global one
+        generator=torch.Generator(),  # what it draws to start workers must not advance the global one
     )
 
 
@@ -159,7 +162,7 @@ def _worker_loader(
 class _SeededBatches:
     """A process's share of every batch as (index, seed) pairs.
 
-    The seed of an image makes its augmentation the same whichever worker of whichever process draws it.
+    With its own seed an image is augmented alike by any worker of any process.
     """
 
     batches: BatchSampler
@@ -179,7 +182,7 @@ class _SeededBatches:
 
 @dataclass(frozen=True)
 class _Collate:
-    """Stack what could be read of a batch, (image, label, seed) or None each, and resize it once."""
+    """Stack the readable images of a batch, items (image, label, seed) or None, and resize them together."""
 
     sides: tuple[int, ...]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 def random_affine(images: Tensor, *, degrees: float, shift: float, scale: float, shear: float) -> Tensor:
     """Rotate, move, scale and shear each image of a batch by its own random amount (torch's global generator).
 
-    images: (N, C, H, W); `degrees` and `shear` (as a slope) bound both signs, `shift` is a share of the side, `scale`
-    0.2 means 0.8 to 1.2. What comes in from outside repeats the border.
+    images: (N, C, H, W). `degrees` and `shear` (a slope) are bounds of both signs, `shift` is a fraction of the side,
+    `scale` 0.2 means 0.8 to 1.2. Pixels from outside the image repeat its border.
     """
     n = len(images)
     draw = 2 * torch.rand(5, n, device=images.device) - 1  # (5, N) in [-1, 1]
@@ -28,7 +28,7 @@ def random_affine(images: Tensor, *, degrees: float, shift: float, scale: float,
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each image by a Gaussian of its own width. images: (N, C, H, W), sigma: (N,) in pixels, at most 1.5."""
+    """Blur each image by a Gaussian of its own. images: (N, C, H, W), sigma: (N,) in pixels, at most 1.5."""
     n, c, h, w = images.shape
     x = torch.arange(-4, 5, device=images.device)
     kernel = (-0.5 * (x / sigma.clamp(min=1e-3)[:, None]) ** 2).exp()  # (N, 9)
@@ -39,16 +39,17 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def random_strokes(n: int, strokes: int, side: int, *, width: float) -> Tensor:
-    """Straight strokes of random place and strength, each from 0 to 1, one over the other: (n, 1, side, side).
+    """Images of straight strokes at random places, of random strengths from 0 to 1: (n, 1, side, side).
 
-    `width` is in pixels. Ends lie up to a fifth of the side outside (torch's global generator).
+    Where strokes cross, the strongest counts. `width` is in pixels. The ends lie up to a fifth of the side outside the
+    image. Draws from torch's global generator.
     """
     ends = (torch.rand(n, strokes, 2, 2, 1) * 1.4 - 0.2) * side  # (n, strokes, end, x or y, 1)
     start, along = ends[:, :, 0], ends[:, :, 1] - ends[:, :, 0]
     centres = torch.arange(side) + 0.5
     pixels = torch.stack([centres.repeat(side), centres.repeat_interleave(side)])  # (2, side * side)
     away = pixels - start  # (n, strokes, 2, side * side)
-    share = ((away * along).sum(2, keepdim=True) / (along**2).sum(2, keepdim=True).clamp(min=1e-6)).clamp(0, 1)
-    distance = (away - share * along).norm(dim=2)
+    fraction = ((away * along).sum(2, keepdim=True) / (along**2).sum(2, keepdim=True).clamp(min=1e-6)).clamp(0, 1)
+    distance = (away - fraction * along).norm(dim=2)
     ink = (width / 2 + 0.5 - distance).clamp(0, 1) * torch.rand(n, strokes, 1)
     return ink.amax(1).view(n, 1, side, side)

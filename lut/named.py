@@ -13,7 +13,7 @@ from apq.experiment import Experiment
 from apq.layers import FIXED_BITS, ConvLayer, layers_of
 from apq.policy import priced_layers
 from apq.presets import SPACES, get_space
-from apq.space import FIXED_SETTING, SCOPES, SearchSpace, space_from_dict
+from apq.space import SCOPES, SHARED_SETTING, SearchSpace, space_from_dict
 from apq.subnet import Subnet, subnet_from_spec
 
 ENDS = {"smallest": 0, "largest": -1}  # where an end of a space's choices stands in their tuple
@@ -82,7 +82,7 @@ def _end_of_space(space: SearchSpace, end: str, bits: tuple[int, int] | None, re
         raise UserError(f"space {space.name} has no network {end!r} by name; known: {', '.join(ENDS)}")
     i, n = ENDS[end], len(space.slots)
     asked = dict(zip("wa", bits, strict=True)) if bits else {}
-    fixed = [asked.get(operand.operand, operand.choices[-1]) for operand in space.fixed_operands]
+    fixed = [asked.get(operand.operand, operand.choices[-1]) for operand in space.shared_operands]
     subnet = subnet_from_spec(
         space,
         {
@@ -91,7 +91,7 @@ def _end_of_space(space: SearchSpace, end: str, bits: tuple[int, int] | None, re
             "d": [stage.depths[i] for stage in space.stages],
             "resolution": space.resolutions[i],
             **{kind.setting: [asked.get(kind.operand, kind.choices[-1])] * n for kind in space.operands},
-            **({FIXED_SETTING: fixed} if fixed else {}),
+            **({SHARED_SETTING: fixed} if fixed else {}),
         },
     )
     shown = "its highest bits" if bits is None else f"W{bits[0]}A{bits[1]}"

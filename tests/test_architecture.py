@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
 import sys
 
 import pytest
@@ -49,3 +51,20 @@ def test_every_room_is_on_a_floor():
 def test_modules_stay_readable():
     long = {f.name: n for _, f in modules() if (n := len(f.read_text().splitlines())) > 300}
     assert not long
+
+
+def test_the_vocabulary_alone_knows_which_blocks_run_and_how_wide_they_are():
+    """`Subnet.running_slots`, `Subnet.mid_channels` and `SearchSpace.runs` say it."""
+    own_sum = re.compile(r"position(_of_slot)? <|round\([^)\n]*in_channels")
+    files = [*(ROOT / room for room in FLOOR if room != "apq"), ROOT / "benchmarks"]
+    sources = [file for folder in files for file in sorted(folder.rglob("*.py"))] + [ROOT / name for name in SCRIPTS]
+    assert not [f"{file.relative_to(ROOT)}" for file in sources if own_sum.search(file.read_text())]
+
+
+def test_what_command_lines_need_is_light():
+    """Neither --help nor a mistyped flag waits for torch."""
+    vocabulary = [f"apq.{f.stem}" for f in (ROOT / "apq").glob("[!_]*.py") if f.name not in TORCH_AT_FLOOR_0]
+    modules = ", ".join([*vocabulary, "dataset.table", "elastic_nn.training.recipes"])
+    code = f"import sys, {modules}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {*run.stdout.split()} & {"torch", "torchvision", "sklearn", "scipy", "matplotlib"}

@@ -109,7 +109,7 @@ def test_proposals_reach_all_choices_and_keep_the_bits(space):
     highest = view(space, genes_of(space, [largest_subnet(space)]))
     parts, counts = view(space, genes), view(space, cardinalities(space)[None])
     assert (parts.bits == highest.bits).all()
-    assert (parts.fixed_bits == highest.fixed_bits).all()
+    assert (parts.shared_bits == highest.shared_bits).all()
     assert [len(np.unique(column)) for column in parts.d.T] == counts.d[0].tolist()
     assert len(np.unique(parts.ks[:, 0])) == len(space.kernel_sizes)
     assert (parts.d == counts.d - 1).all(

@@ -51,10 +51,10 @@ def test_published_decoding(golden):
 def test_dimensions(space):
     converter = Converter(space)
     n_bits = sum(len(kind.choices) for kind in space.operands) * len(space.slots)
-    n_bits += sum(len(fixed.choices) for fixed in space.fixed_operands)
+    n_bits += sum(len(shared.choices) for shared in space.shared_operands)
     widths = sum(len(slot.mid_channels) for slot in space.slots)
     several = len(space.resolutions) if len(space.resolutions) > 1 else 0
-    if space.fixed_operands:  # QFA's layout says depths, and two sections of bits that nothing has
+    if space.shared_operands:  # QFA's layout says depths, and two sections of bits that nothing has
         widths += sum(stage.depths[-1] for stage in space.stages)
         n_bits += 2 * 3
     assert converter.half_dim == len(space.kernel_sizes) * len(space.slots) + widths + several
@@ -106,8 +106,8 @@ def test_quantize_off_sees_no_policy(space):
     converter = Converter(space, seed=0)
     spec = converter.random_spec()
     settings = {kind.setting: [kind.choices[-1]] * len(space.slots) for kind in space.operands}
-    if space.fixed_operands:
-        settings["fixed_bits_setting"] = [fixed.choices[-1] for fixed in space.fixed_operands]
+    if space.shared_operands:
+        settings["fixed_bits_setting"] = [shared.choices[-1] for shared in space.shared_operands]
     highest = converter.spec2feature({**spec, **settings})
     assert (converter.spec2feature(spec, quantize=False) == highest).all()
     assert (converter.spec2feature(spec) != highest).any() == (space.name in CHOOSING_BITS)

@@ -11,12 +11,14 @@ from PIL import Image
 
 from apq.errors import UserError
 from apq.genes import sample, subnets_of
-from apq.presets import APQ_IMAGENET, DIGITS
+from apq.presets import APQ_IMAGENET, DIGITS, SPACES
 from dataset import check_classes, load_splits
 from dataset.imagenet import image_folder_space, tell_unreadable, unreadable
 from dataset.pairs import PairStore
-from dataset.splits import make_loader
+from dataset.splits import Splits, TensorImages, make_loader
+from dataset.table import DATASETS, DataSet
 from dataset.transforms import random_affine
+from elastic_nn.networks.named_models import named_model
 
 
 def test_digits_splits_are_fixed_and_apart():
@@ -156,6 +158,30 @@ def test_bad_image_folders(tmp_path):
         load_splits(APQ_IMAGENET)
     with pytest.raises(UserError, match="classes"):
         load_splits(APQ_IMAGENET, make_folder(tmp_path / "three"))
+
+
+def test_a_data_set_from_outside_is_one_row(monkeypatch):
+    def stripes(spec):
+        side = spec.resolutions[-1]
+        images = TensorImages(torch.zeros(8, spec.in_channels, side, side), torch.arange(8) % spec.n_classes)
+        return Splits(images, images, images, images, source={"dataset": "stripes"})
+
+    row = DataSet(name="stripes", in_channels=2, n_classes=4, side=16, load=stripes)
+    monkeypatch.setitem(DATASETS, "stripes", row)
+    space = replace(DIGITS, name="mine", dataset="stripes", in_channels=2, n_classes=4, resolutions=(16,))
+    images, labels = next(iter(make_loader(load_splits(space).val, 8)))
+    assert (tuple(images.shape), labels.tolist()) == ((8, 2, 16, 16), [0, 1, 2, 3, 0, 1, 2, 3])
+    spec = named_model("mobilenet_v1_small", "stripes")
+    assert (spec.in_channels, spec.n_classes, spec.resolution) == (2, 4, 32)
+    assert load_splits(named_model("mnasnet0_5", "stripes")).source == {"dataset": "stripes"}
+    with pytest.raises(UserError, match="unknown images 'spots'; known: imagenet, glyphs, digits, stripes"):
+        load_splits(replace(space, dataset="spots"))
+
+
+def test_presets_are_for_images_of_their_data_set():
+    for space in SPACES.values():
+        row = DATASETS[space.dataset]
+        assert (row.in_channels, row.n_classes, row.side) == (space.in_channels, space.n_classes, space.resolutions[-1])
 
 
 def test_pairs_append_resume_and_refuse(tmp_path):

@@ -49,6 +49,17 @@ def test_genes_and_subnets_are_two_forms_of_one_thing(space, seed):
 
 
 @spaces
+def test_matrices_and_subnets_agree_on_what_runs_and_how_wide_it_is(space):
+    genes = sample(space, 20, np.random.default_rng(0))
+    runs, widths = active(space, genes), view(space, genes).e
+    for i, net in enumerate(subnets_of(space, genes)):
+        running = net.running_slots(space)
+        assert [slot.index for slot in running] == np.nonzero(runs[i])[0].tolist()
+        assert len(running) == sum(net.d)
+        assert all(net.mid_channels(slot) == slot.mid_channels[widths[i, slot.index]] for slot in running)
+
+
+@spaces
 def test_same_seed_same_sample(space):
     first, again, other = (sample(space, 50, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (first == again).all()
@@ -78,7 +89,7 @@ def test_what_an_idle_slot_says_never_matters(space):
 def test_view_writes_through(space):
     genes = sample(space, 2, np.random.default_rng(0))
     parts = view(space, genes)
-    parts.bits[:] = parts.ks[:] = parts.e[:] = parts.d[:] = parts.fixed_bits[:] = parts.resolution[:] = 0
+    parts.bits[:] = parts.ks[:] = parts.e[:] = parts.d[:] = parts.shared_bits[:] = parts.resolution[:] = 0
     assert not genes.any()
 
 

@@ -243,7 +243,7 @@ def test_a_step_of_the_first_stage_mixes_full_precision_in():
 def test_random_subnets_of_a_phase_have_random_bits_everywhere():
     drawn = sample_phase(SPACE, ("ks", "d", "e", "bits"), 300, np.random.default_rng(0))
     of_first_slot = np.array([[row[0] for row in subnet.bits] for subnet in drawn])  # it always runs
-    for bits in (of_first_slot, np.array([subnet.fixed_bits for subnet in drawn])):
+    for bits in (of_first_slot, np.array([subnet.shared_bits for subnet in drawn])):
         shares = np.stack([(bits == b).mean(axis=0) for b in (2, 3, 4)])
         assert (abs(shares - 1 / 3) < 0.12).all()
     assert {subnet.bits for subnet in sample_phase(SPACE, ("ks",), 5, np.random.default_rng(0))} == {

@@ -13,13 +13,13 @@ from torch import nn
 
 from apq.errors import UserError
 from apq.genes import largest_subnet
-from apq.model import ModelSpec, model_from_dict, model_to_dict, named_model, subnet_model
+from apq.model import ModelSpec, model_from_dict, model_to_dict, subnet_model
 from apq.presets import DIGITS
 from dataset import load_splits
 from dataset.imagenet import image_folder_model
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks.model_file import load_model, save_model
-from elastic_nn.networks.named_models import build_model, use_elastic_norms
+from elastic_nn.networks.named_models import build_model, named_model, use_elastic_norms
 from elastic_nn.training import finetune as finetune_module
 from lut.traced import traced_layers
 

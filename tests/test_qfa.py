@@ -15,7 +15,7 @@ from apq.experiment import Experiment
 from apq.files import write_json
 from apq.genes import cardinalities, genes_of, sample, subnets_of, view
 from apq.layers import layers_of
-from apq.operands import FixedOperand
+from apq.operands import SharedOperand
 from apq.presets import DIGITS, OQA_MBV3, QFA_MBV3, QFA_MBV3_GLYPHS, get_space
 from apq.space import FULL_PRECISION, space_to_dict
 from apq.subnet import policy_of, spec_of, subnet_from_spec
@@ -88,7 +88,7 @@ def test_the_space_is_as_published():
     blocks = 3 * 3 * 3**6
     by_hand = 25 * 3**8 * (blocks**2 + blocks**3 + blocks**4) ** 5
     assert space.size() == by_hand > 10**76
-    bits = len(space.operands) * len(space.slots) + len(space.fixed_operands) + 2
+    bits = len(space.operands) * len(space.slots) + len(space.shared_operands) + 2
     assert bits == 130
     rounded = [space.stem_width, *(stage.width for stage in space.stages), space.head_width, space.pooled_width]
     assert rounded == [24, 32, 48, 96, 136, 192, 1152, 1536]
@@ -107,44 +107,44 @@ def test_every_convolution_has_bits_of_its_own(space):
     before = bits(subnet)
     ends = {name for name, pair in before.items() if pair == (FULL_PRECISION, FULL_PRECISION)}
     assert {name for name in ends if "squeeze" not in name} == {"first_conv", "classifier"}
-    n_fixed, moved = len(space.fixed_operands), {}
+    n_fixed, moved = len(space.shared_operands), {}
     for column in range(len(row) - 1 - n_fixed, len(row) - 1):
         other = row.copy()
         other[column] = (other[column] + 1) % counts[column]
         after = bits(subnets_of(space, other[None])[0])
         (name,) = (name for name in before if before[name] != after[name])
         moved.setdefault(name, []).append([a != b for a, b in zip(before[name], after[name], strict=True)])
-    assert moved == {f.layer: [[True, False], [False, True]] for f in space.fixed_operands}
+    assert moved == {f.layer: [[True, False], [False, True]] for f in space.shared_operands}
 
 
 @twins
-def test_specs_say_the_fixed_bits(space):
+def test_specs_say_the_shared_bits(space):
     genes = sample(space, 5, np.random.default_rng(2))
     for net in subnets_of(space, genes):
         parts = spec_of(space, net)
-        assert parts["policy"]["fixed_bits_setting"] == list(net.fixed_bits)
+        assert parts["policy"]["fixed_bits_setting"] == list(net.shared_bits)
         spec = {**parts["arch"], **parts["policy"]}
         assert subnet_from_spec(space, {**spec, "resolution": net.resolution}) == net
         with pytest.raises(UserError, match=r"fixed_bits_setting\[1\] is 5; allowed: 2, 3, 4"):
-            subnet_from_spec(space, {**spec, "fixed_bits_setting": [2, 5, *net.fixed_bits[2:]]})
+            subnet_from_spec(space, {**spec, "fixed_bits_setting": [2, 5, *net.shared_bits[2:]]})
         with pytest.raises(UserError, match="lacks fixed_bits_setting"):
             subnet_from_spec(space, {key: value for key, value in spec.items() if key != "fixed_bits_setting"})
 
 
-def test_spaces_without_fixed_operands_do_not_speak_of_them():
+def test_spaces_without_shared_operands_do_not_speak_of_them():
     (net,) = subnets_of(DIGITS, sample(DIGITS, 1, np.random.default_rng(0)))
-    assert net.fixed_bits == ()
+    assert net.shared_bits == ()
     assert "fixed_bits_setting" not in policy_of(DIGITS, net)
     assert "fixed_operands" not in space_to_dict(DIGITS)
-    assert view(DIGITS, genes_of(DIGITS, [net])).fixed_bits.shape == (1, 0)
+    assert view(DIGITS, genes_of(DIGITS, [net])).shared_bits.shape == (1, 0)
 
 
-def test_the_converter_tells_fixed_bits_apart():
+def test_the_converter_tells_shared_bits_apart():
     space, rng = QFA_MBV3_GLYPHS, np.random.default_rng(0)
     converter, genes = Converter(space), sample(space, 20, rng)
     assert (converter.decode(converter.encode(genes)) == genes).all()
     other = genes.copy()
-    view(space, other).fixed_bits[:, 0] = (view(space, other).fixed_bits[:, 0] + 1) % 3
+    view(space, other).shared_bits[:, 0] = (view(space, other).shared_bits[:, 0] + 1) % 3
     assert (converter.encode(other) != converter.encode(genes)).sum(axis=1).tolist() == [2] * len(genes)
 
 
@@ -152,7 +152,7 @@ def test_one_bit_width_leaves_nothing_to_choose():
     assert bits_throughout(QFA_MBV3) is None
     space = at_bits(QFA_MBV3_GLYPHS, 2)
     assert bits_throughout(space) == 2
-    assert space.fixed_operands == ()
+    assert space.shared_operands == ()
 
 
 @pytest.mark.parametrize(
@@ -164,15 +164,15 @@ def test_one_bit_width_leaves_nothing_to_choose():
         ({"choices": (1, 2)}, "at least 2"),
     ],
 )
-def test_impossible_fixed_operands_are_refused(change, message):
+def test_impossible_shared_operands_are_refused(change, message):
     good = {"layer": "feature_mix_layer", "operand": "w", "choices": (2, 4)}
     with pytest.raises(UserError, match=message):
-        FixedOperand(**{**good, **change})
-    twice = (FixedOperand(**good), FixedOperand(**good))
+        SharedOperand(**{**good, **change})
+    twice = (SharedOperand(**good), SharedOperand(**good))
     with pytest.raises(UserError, match="distinct"):
-        dataclasses.replace(DIGITS, fixed_operands=twice)
+        dataclasses.replace(DIGITS, shared_operands=twice)
     with pytest.raises(UserError, match="no pooled_mix_layer"):
-        dataclasses.replace(DIGITS, fixed_operands=(FixedOperand(**{**good, "layer": "pooled_mix_layer"}),))
+        dataclasses.replace(DIGITS, shared_operands=(SharedOperand(**{**good, "layer": "pooled_mix_layer"}),))
 
 
 def test_a_space_prints_its_exact_size(capsys):

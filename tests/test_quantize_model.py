@@ -9,11 +9,11 @@ from torch import nn
 
 from apq.errors import UserError
 from apq.genes import largest_subnet
-from apq.model import named_model, subnet_model
+from apq.model import subnet_model
 from apq.policy import layer_names, policy_from_strategy
 from apq.presets import DIGITS
 from elastic_nn.modules.quant_layers import QuantConv2d, quantized_layers, quantizers, set_quantize
-from elastic_nn.networks.named_models import build_model
+from elastic_nn.networks.named_models import build_model, named_model
 from elastic_nn.networks.policy_file import load_policy_model, save_policy_model
 from elastic_nn.networks.quantize_model import quantize_model, restore_model, set_policy
 from elastic_nn.quantizers import KMEANS, LINEAR

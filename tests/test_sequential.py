@@ -58,8 +58,7 @@ def random_net(space, seed):
 
 
 def some_widths(space, subnet, rng):
-    slots = [slot for slot in space.slots if slot.position < subnet.d[slot.stage]]
-    pairs = zip(slots, widths_of(space, subnet), strict=True)
+    pairs = zip(subnet.running_slots(space), widths_of(space, subnet), strict=True)
     return np.array([rng.choice([mid for mid in slot.mid_channels if mid <= now]) for slot, now in pairs])
 
 

@@ -12,8 +12,8 @@ from apq.errors import UserError
 from apq.genes import sample, subnets_of
 from apq.layers import layers_of, searchable_layers
 from apq.presets import APQ_IMAGENET, SPACES, get_space
-from apq.rounding import make_divisible
-from apq.space import LATER_FIELDS, Stage, space_from_dict, space_to_dict
+from apq.space import LATER_FIELDS, space_from_dict, space_to_dict
+from apq.stages import Stage, make_divisible
 
 spaces = pytest.mark.parametrize("space", ALL.values(), ids=ALL)
 
@@ -118,8 +118,8 @@ def test_older_files_say_the_same_of_a_space():
 def test_space_from_dict_complains():
     with pytest.raises(UserError, match="not a search space"):
         space_from_dict({"name": "x"})
-    with pytest.raises(UserError, match="not a search space"):
-        space_from_dict({**space_to_dict(TINY), "colour": "red"})
+    with pytest.raises(UserError, match="not a search space: it has unknown colour, shared_operands"):
+        space_from_dict({**space_to_dict(TINY), "colour": "red", "shared_operands": []})
 
 
 def test_get_space_names_the_known_ones():

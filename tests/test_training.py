@@ -222,7 +222,7 @@ def test_phases_vary_only_what_is_elastic(elastic):
     largest = largest_subnet(DIGITS)
     subnets = sample_phase(DIGITS, elastic, 200, np.random.default_rng(0))
     assert all(net.bits == largest.bits for net in subnets)
-    active = [[i for i, s in enumerate(DIGITS.slots) if s.position < net.d[s.stage]] for net in subnets]
+    active = [[slot.index for slot in net.running_slots(DIGITS)] for net in subnets]
     vary = {
         "d": any(net.d != largest.d for net in subnets),
         "ks": any(net.ks[i] != largest.ks[i] for net, on in zip(subnets, active, strict=True) for i in on),
@@ -265,7 +265,7 @@ def test_recipes():
     with pytest.raises(UserError, match="digits, glyphs, apq-imagenet, tiny"):
         get_recipe("huge", DIGITS)
     with pytest.raises(UserError, match="--recipe"):
-        get_recipe(None, replace(APQ_IMAGENET, name="mine"))
+        get_recipe(None, replace(APQ_IMAGENET, name="mine", recipe=None))
     published = get_recipe(None, APQ_IMAGENET)
     assert [(phase.train.epochs, phase.subnets_per_step) for phase in published.phases] == [
         (180, 1),

@@ -219,9 +219,9 @@ def scale_output(predictor: AccuracyPredictor, factor: float, shift: float) -> N
 
 
 def _fixed_columns(space: SearchSpace) -> range:
-    """Gene columns of the fixed operands: those before the resolution."""
+    """Gene columns of the shared operands: those before the resolution."""
     last = len(cardinalities(space)) - 1
-    return range(last - len(space.fixed_operands), last)
+    return range(last - len(space.shared_operands), last)
 
 
 def _kind_groups(space: SearchSpace) -> list[tuple[int, ...]]:

@@ -48,13 +48,12 @@ def boxes_of(space: SearchSpace, subnet: Subnet) -> list[Box]:
             kernel=subnet.ks[slot.index],
             expansion=subnet.e[slot.index],
             in_channels=slot.in_channels,
-            mid_channels=round(subnet.e[slot.index] * slot.in_channels),
+            mid_channels=subnet.mid_channels(slot),
             out_channels=slot.out_channels,
             stride=slot.stride,
             bits=bits_in_words(space, subnet, slot.index),
         )
-        for slot in space.slots
-        if slot.position < subnet.d[slot.stage]
+        for slot in subnet.running_slots(space)
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apq.genes import cardinalities
-from apq.operands import BLOCK_LAYERS, FIXED_LAYERS
+from apq.operands import BLOCK_LAYERS, SHARED_LAYERS
 from apq.space import SearchSpace
 
 BLOCK_BITS = 2 * len(BLOCK_LAYERS)  # bits of a block: weights and activations of each layer
@@ -31,7 +31,7 @@ def layout_of(space: SearchSpace) -> tuple[list[Section], list[Section]]:
     """The sections of the architecture half and of the policy half.
 
     APQ's: kernel and width of every slot, the resolution where there are several; bits of every slot, one operand kind
-    after the other, then those of fixed operands. QFA's, for spaces that choose as it does: kernels, widths, depths,
+    after the other, then those of shared operands. QFA's, for spaces that choose as it does: kernels, widths, depths,
     resolution; bits of the first block, of every slot, of the last layers.
     """
     counts, slots, kinds, stages = cardinalities(space), len(space.slots), len(space.operands), len(space.stages)
@@ -60,12 +60,12 @@ def layout_of(space: SearchSpace) -> tuple[list[Section], list[Section]]:
 
 def chooses_as_qfa(space: SearchSpace) -> bool:
     """Whether a space chooses what QFA's do: whole expansion ratios, and for every operand among the same bits."""
-    layers = [(layer, operand) for layer in FIXED_LAYERS for operand in "wa"]
+    layers = [(layer, operand) for layer in SHARED_LAYERS for operand in "wa"]
     kinds = [((layer,), operand) for layer in BLOCK_LAYERS for operand in "wa"]
     return (
-        [(fixed.layer, fixed.operand) for fixed in space.fixed_operands] == layers
+        [(shared.layer, shared.operand) for shared in space.shared_operands] == layers
         and [(kind.layers, kind.operand) for kind in space.operands] == kinds
-        and len({operand.choices for operand in (*space.operands, *space.fixed_operands)}) == 1
+        and len({operand.choices for operand in (*space.operands, *space.shared_operands)}) == 1
         and space.channel_step is None
         and all(ratio == int(ratio) for ratio in space.ratios)
     )

@@ -57,8 +57,7 @@ def shapes_of(space: SearchSpace, records: Sequence[Mapping[str, Any]]) -> Shape
 
 def mean_expansion(space: SearchSpace, subnet: Subnet) -> float:
     """Mean expansion ratio of the blocks that run."""
-    runs = space.position_of_slot < np.array(subnet.d)[space.stage_of_slot]
-    return float(np.array(subnet.e)[runs].mean())
+    return float(np.mean([subnet.e[slot.index] for slot in subnet.running_slots(space)]))
 
 
 def depth_counts(depths: np.ndarray, choices: Sequence[int]) -> list[int]:

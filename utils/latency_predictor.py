@@ -13,9 +13,9 @@ from apq.genes import cardinalities, genes_of, subnets_of, view
 from apq.layers import (
     ConvLayer,
     first_layers,
-    fixed_choices,
-    fixed_layer,
     last_layers,
+    shared_choices,
+    shared_layer,
     slot_layer,
     squeeze_layers,
 )
@@ -73,7 +73,7 @@ class LatencyPredictor:
 
         ids: dict[ConvLayer, int] = {}  # every distinct layer once: many slots share theirs
         ends = [[*first_layers(space, r, scope), *last_layers(space, r, scope)] for r in space.resolutions]
-        choosing = [layer.name for layer in ends[0] if layer.name in {f.layer for f in space.fixed_operands}]
+        choosing = [layer.name for layer in ends[0] if layer.name in {f.layer for f in space.shared_operands}]
         fixed = [[ids.setdefault(layer, len(ids)) for layer in row if layer.name not in choosing] for row in ends]
         chosen = {name: _chosen_ids(space, name, ids) for name in choosing}
         layers_at = {
@@ -105,7 +105,7 @@ class LatencyPredictor:
         parts = view(self.space, genes)
         fixed = self._fixed[parts.resolution]
         for columns, costs in self._chosen:
-            fixed = fixed + costs[(parts.resolution, *(0 if c is None else parts.fixed_bits[:, c] for c in columns))]
+            fixed = fixed + costs[(parts.resolution, *(0 if c is None else parts.shared_bits[:, c] for c in columns))]
         return self._cells.take(self._tables.index(genes)).sum(axis=(0, 2)) + fixed
 
     def predict_lat(self, spec: Mapping[str, Any] | Subnet) -> float:
@@ -135,7 +135,7 @@ class LatencyPredictor:
                     columns, np.unravel_index(of_layer[r].argmin(), of_layer[r].shape), strict=True
                 ):
                     if column is not None:
-                        view(space, row).fixed_bits[0, column] = gene
+                        view(space, row).shared_bits[0, column] = gene
             for i, stage in enumerate(space.stages):
                 by_depth = costs[space.stage_of_slot == i].cumsum()[np.array(stage.depths) - 1]  # (depths,)
                 view(space, row).d[0, i] = by_depth.argmin()
@@ -162,16 +162,16 @@ class LatencyPredictor:
 
 
 def _columns_of(space: SearchSpace, name: str) -> tuple[int | None, int | None]:
-    """Which fixed operands are the weight and activation bits of a layer that every network has; None: no choice."""
-    columns = {f.operand: i for i, f in enumerate(space.fixed_operands) if f.layer == name}
+    """Which shared operands are the weight and activation bits of a layer that every network has; None: no choice."""
+    columns = {f.operand: i for i, f in enumerate(space.shared_operands) if f.layer == name}
     return columns.get("w"), columns.get("a")
 
 
 def _chosen_ids(space: SearchSpace, name: str, ids: dict[ConvLayer, int]) -> np.ndarray:
     """(resolutions, weight choices, activation choices) numbers in `ids` of a layer that every network has."""
-    w_bits, a_bits = fixed_choices(space, name)
+    w_bits, a_bits = shared_choices(space, name)
     points = itertools.product(space.resolutions, w_bits, a_bits)
-    numbers = [ids.setdefault(fixed_layer(space, name, *point), len(ids)) for point in points]
+    numbers = [ids.setdefault(shared_layer(space, name, *point), len(ids)) for point in points]
     return np.array(numbers).reshape(len(space.resolutions), len(w_bits), len(a_bits))
 
 

@@ -23,8 +23,8 @@ from apq.genes import canonical, cardinalities, genes_of, subnets_of, view
 from apq.layers import COUNTED_BITS, SQUEEZE, layers_of
 from apq.operands import BLOCK_LAYERS
 from apq.presets import QFA_MBV3
-from apq.rounding import make_divisible
 from apq.space import SearchSpace
+from apq.stages import make_divisible
 from utils.encoding_layout import BLOCK_BITS, UNUSED, chooses_as_qfa
 
 # The widths that the published table counts with: 1.2 times MobileNetV3's, not rounded to multiples of 8.
@@ -44,9 +44,9 @@ def published_of_genes(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
         np.stack(d, axis=1),
         np.array(space.resolutions)[parts.resolution][:, None],
         np.full((len(genes), UNUSED), bits[-1]),
-        bits[parts.fixed_bits[:, : BLOCK_BITS - UNUSED]],
+        bits[parts.shared_bits[:, : BLOCK_BITS - UNUSED]],
         bits[parts.bits.transpose(0, 2, 1).reshape(len(genes), -1)],
-        bits[parts.fixed_bits[:, BLOCK_BITS - UNUSED :]],
+        bits[parts.shared_bits[:, BLOCK_BITS - UNUSED :]],
     ]
     return np.concatenate(columns, axis=1)
 
@@ -56,7 +56,7 @@ def genes_of_published(space: SearchSpace, published: np.ndarray) -> np.ndarray:
     _check_layout(space)
     slots, stages, fixed = len(space.slots), len(space.stages), BLOCK_BITS - UNUSED
     bits, wide = space.operands[0].choices, tuple(int(ratio) for ratio in space.ratios)
-    lengths = [slots, slots, stages, 1, UNUSED, fixed, BLOCK_BITS * slots, len(space.fixed_operands) - fixed]
+    lengths = [slots, slots, stages, 1, UNUSED, fixed, BLOCK_BITS * slots, len(space.shared_operands) - fixed]
     published = np.asarray(published)
     if published.ndim != 2 or published.shape[1] != sum(lengths):
         raise UserError(f"published genes of {space.name} have shape (n, {sum(lengths)}), not {published.shape}")
@@ -70,7 +70,7 @@ def genes_of_published(space: SearchSpace, published: np.ndarray) -> np.ndarray:
     parts.resolution[:] = _indices("resolution", resolution[:, 0], space.resolutions)
     _indices("number of bits", unused, bits)
     parts.bits[:] = _indices("number of bits", of_slots, bits).reshape(-1, slots, BLOCK_BITS).transpose(0, 2, 1)
-    parts.fixed_bits[:] = _indices("number of bits", np.concatenate([first, last], axis=1), bits)
+    parts.shared_bits[:] = _indices("number of bits", np.concatenate([first, last], axis=1), bits)
     return canonical(space, genes)
 
 
@@ -84,7 +84,7 @@ def published_flops(published: np.ndarray) -> np.ndarray:
     space, roles = QFA_MBV3, len(BLOCK_LAYERS)
     slots, ends = len(space.slots), [len(space.slots), 2 * len(space.slots), 2 * len(space.slots) + len(space.stages)]
     ks, e, d, rest = np.split(np.asarray(published, dtype=np.int64), ends, axis=1)
-    runs = space.position_of_slot < d[:, space.stage_of_slot]  # (n, slots)
+    runs = space.runs(d)  # (n, slots)
     counted = np.minimum(rest[:, 1:], COUNTED_BITS).reshape(len(rest), -1, 2)
     share = counted.prod(axis=2) / COUNTED_BITS**2  # (n, layers): three of the first block, of every slot, two last
     of_slots = share[:, roles:-2].reshape(len(rest), slots, roles)

@@ -58,13 +58,12 @@ class DynamicProxylessNASNets(MBConvNet):
         if subnet != self.active:
             self.forget_ranges()
         blocks = [0]
-        for slot in self.space.slots:
-            if slot.position < subnet.d[slot.stage]:
-                i = slot.index
-                self.blocks[i + 1].set_shape(subnet.ks[i], round(subnet.e[i] * slot.in_channels))
-                self.set_block_bits(i + 1, self.space, tuple(row[i] for row in subnet.bits))
-                blocks.append(i + 1)
-        self.set_fixed_bits(self.space, subnet.fixed_bits)
+        for slot in subnet.running_slots(self.space):
+            i = slot.index
+            self.blocks[i + 1].set_shape(subnet.ks[i], subnet.mid_channels(slot))
+            self.set_block_bits(i + 1, self.space, tuple(row[i] for row in subnet.bits))
+            blocks.append(i + 1)
+        self.set_shared_bits(self.space, subnet.shared_bits)
         self.active_blocks = tuple(blocks)
         self.active = subnet
         self._said = {**architecture_of(self.space, subnet), **policy_of(self.space, subnet)}

@@ -22,9 +22,8 @@ def supernet_blocks(space: SearchSpace) -> list[BlockShape]:
 def subnet_blocks(space: SearchSpace, subnet: Subnet) -> list[BlockShape]:
     """The blocks of one subnet: only those that run, each with its one kernel and width."""
     slots = (
-        _slot_block(space, slot, round(subnet.e[slot.index] * slot.in_channels), (subnet.ks[slot.index],))
-        for slot in space.slots
-        if slot.position < subnet.d[slot.stage]
+        _slot_block(space, slot, subnet.mid_channels(slot), (subnet.ks[slot.index],))
+        for slot in subnet.running_slots(space)
     )
     return [_first_block(space), *slots]
 
@@ -79,7 +78,7 @@ class MBConvNet(nn.Module):
         self.classifier = QuantLinear(width, space.n_classes, ends)
         self.scheme = scheme
         self.active_blocks: tuple[int, ...] = tuple(range(len(blocks)))
-        self.set_fixed_bits(space, tuple(fixed.choices[-1] for fixed in space.fixed_operands))
+        self.set_shared_bits(space, tuple(shared.choices[-1] for shared in space.shared_operands))
         for part in per_bits_quantizers(self):
             part.restrict(all_bits(space))
         for name, layer in quantized_layers(self).items():
@@ -95,7 +94,7 @@ class MBConvNet(nn.Module):
         x = self.pooled_act(self.pooled_mix_layer(x))
         return self.classifier(self.dropout(x))
 
-    def set_fixed_bits(self, space: SearchSpace, fixed_bits: tuple[int, ...]) -> None:
+    def set_shared_bits(self, space: SearchSpace, shared_bits: tuple[int, ...]) -> None:
         """Give the layers that every network has their bits: the space's, or what a subnet chose."""
         mix, first = self.feature_mix_layer.conv, (unit.conv for unit in self.blocks[0].layers().values())
         for layer in (*first, mix, self.pooled_mix_layer):
@@ -103,10 +102,10 @@ class MBConvNet(nn.Module):
         _set_bits(mix, space.fixed_bits, space.mix_activation_bits)
         for layer in (self.first_conv.conv, self.classifier):
             _set_bits(layer, space.end_bits, space.end_bits)
-        for fixed, bits in zip(space.fixed_operands, fixed_bits, strict=True):
-            unit = self.get_submodule(fixed.layer)
+        for shared, bits in zip(space.shared_operands, shared_bits, strict=True):
+            unit = self.get_submodule(shared.layer)
             layer = unit.conv if isinstance(unit, ConvNormAct) else unit
-            _set_operand(layer, {"w": "weight_quant", "a": "act_quant"}[fixed.operand], bits)
+            _set_operand(layer, {"w": "weight_quant", "a": "act_quant"}[shared.operand], bits)
 
     def forget_ranges(self) -> None:
         """Drop what was collected of the activations of one subnet, before the network becomes another."""

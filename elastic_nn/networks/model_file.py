@@ -12,9 +12,9 @@ from torch import nn
 
 from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
-from apq.model import ModelSpec, model_from_dict, model_to_dict, named_model
+from apq.model import ModelSpec, model_from_dict, model_to_dict
 from elastic_nn.networks.checkpoint_layout import without_prefix
-from elastic_nn.networks.named_models import build_model
+from elastic_nn.networks.named_models import build_model, named_model
 
 
 def save_model(

@@ -14,6 +14,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from apq.errors import UserError
 from apq.model import ModelSpec
+from dataset.table import get_dataset
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT
@@ -29,7 +30,20 @@ V1_SMALL_BLOCKS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 
 # Narrow bottlenecks move more bits than they compute with: at full expansion fewer bits could hardly make it faster.
 V2_SMALL_STAGES = ((1, 8, 1, 1), (2, 16, 3, 2), (4, 16, 2, 1), (2, 48, 1, 2))  # maps of 16, 8, 8, 4 pixels
 V1_SMALL_STEM, V2_SMALL_HEAD = 8, 96
+SMALL, SMALL_SIDE = ("mobilenet_v1_small", "mobilenet_v2_small"), 32  # ours; torchvision's small ones are for 224
 AUXILIARY = ("googlenet", "inception_v3")  # they return several outputs in training
+
+
+def named_model(name: str, images: str | None = None) -> ModelSpec:
+    """The spec of a named network for a data set; None: glyphs for small networks, ImageNet for others."""
+    dataset = get_dataset(images or ("glyphs" if name in SMALL else "imagenet"))
+    return ModelSpec(
+        name=name,
+        dataset=dataset.name,
+        in_channels=dataset.in_channels,
+        n_classes=dataset.n_classes,
+        resolution=SMALL_SIDE if name in SMALL else dataset.side,
+    )
 
 
 def build_model(spec: ModelSpec) -> nn.Module:

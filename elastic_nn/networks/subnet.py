@@ -17,15 +17,10 @@ from elastic_nn.quantizers import QuantScheme
 def build_subnet(space: SearchSpace, subnet: Subnet, scheme: QuantScheme) -> MBConvNet:
     """The subnet with fresh weights and its bits set."""
     net = MBConvNet(space, subnet_blocks(space, subnet), scheme)
-    for index, slot in enumerate(running_slots(space, subnet), start=1):
-        net.set_block_bits(index, space, tuple(row[slot] for row in subnet.bits))
-    net.set_fixed_bits(space, subnet.fixed_bits)
+    for index, slot in enumerate(subnet.running_slots(space), start=1):
+        net.set_block_bits(index, space, tuple(row[slot.index] for row in subnet.bits))
+    net.set_shared_bits(space, subnet.shared_bits)
     return net
-
-
-def running_slots(space: SearchSpace, subnet: Subnet) -> list[int]:
-    """Indices of the slots that run: block i + 1 of a stand-alone subnet is the i-th of them."""
-    return [slot.index for slot in space.slots if slot.position < subnet.d[slot.stage]]
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from dataset.splits import ALONE
 from elastic_nn.modules.quant_layers import quantized_layers
 from elastic_nn.quantizers import LsqQuantizer
 from elastic_nn.training.distributed import shared_statistics, sum_over
+from elastic_nn.training.recipe import TrainConfig
 
 EVALUATION_BATCH = 256
 LEARNED_RANGES = (".range", ".step", ".scale", ".offset")  # how the names of quantizers' parameters end
@@ -28,28 +29,6 @@ LEARNED_RANGES = (".range", ".step", ".scale", ".offset")  # how the names of qu
 
 class DivergedError(UserError):
     """A network whose loss is no longer a number."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How to train: SGD with Nesterov momentum, one cosine from `lr` to 0 over all epochs.
-
-    `kd_ratio` weighs the distillation loss against the labels' (1 is both equally); it needs a teacher.
-    """
-
-    epochs: int
-    lr: float
-    batch_size: int = 64
-    momentum: float = 0.9
-    weight_decay: float = 3e-5
-    label_smoothing: float = 0.1
-    kd_ratio: float = 1.0
-    clip_norm: float = 5.0
-    warmup_epochs: int = 0
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
-            raise UserError(f"training needs epochs >= 1, batch size >= 2, learning rate > 0, not {self}")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from apq.experiment import Experiment
 from apq.model_folder import ModelFolder
 from apq.space import SearchSpace
 from apq.subnet import Subnet
-from dataset import Splits, check_classes, load_splits
+from dataset import check_classes, load_splits
+from dataset.splits import Splits
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.supernet_file import load_quantized_supernet

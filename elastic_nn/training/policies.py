@@ -23,11 +23,11 @@ from elastic_nn.training.engine import (
     ONE_PROCESS,
     DivergedError,
     Execution,
-    TrainConfig,
     evaluate,
     to_device,
 )
 from elastic_nn.training.finetune import CALIBRATION_IMAGES, train_epochs
+from elastic_nn.training.recipe import TrainConfig
 
 SEARCH_ITERATIONS = 3  # of k-means while policies are compared, as in HAQ
 

@@ -57,7 +57,7 @@ def sample_phase(
     for part in elastic:
         getattr(view(space, genes), part)[:] = getattr(view(space, drawn), part)
         if part == "bits":
-            view(space, genes).fixed_bits[:] = view(space, drawn).fixed_bits
+            view(space, genes).shared_bits[:] = view(space, drawn).shared_bits
     if elastic and reach < 1:
         newest = getattr(view(space, genes), elastic[-1])
         choices = getattr(view(space, cardinalities(space)[None]), elastic[-1])  # (1, ...) like newest

@@ -1,20 +1,46 @@
-"""What a training recipe says."""
+"""Training recipes as data: how to train, one phase of a supernet, and all that a space needs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from apq.errors import UserError
-from elastic_nn.training.engine import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train: SGD with Nesterov momentum and one cosine from `lr` to 0 over all epochs.
+
+    `batch_size` is that of all processes together. `kd_ratio` weights the distillation loss relative to the labels' (1:
+    both equally), where there is a teacher.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int = 64
+    momentum: float = 0.9
+    weight_decay: float = 3e-5
+    label_smoothing: float = 0.1
+    kd_ratio: float = 1.0
+    clip_norm: float = 5.0
+    warmup_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
+            raise UserError(f"training needs epochs >= 1, batch size >= 2, learning rate > 0, not {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One phase of a supernet's training: which gene parts vary ("ks", "d", "e", "bits"), and the subnets of a step.
+    """One phase of a supernet's training.
 
-    Of the part that became elastic last only the largest choices are drawn, a share of `reach`. With `sandwich` the
-    largest and the smallest subnet are among those of every step. In mixed precision a share of `float_share` of a
-    random subnet's operands is not quantized. `epoch_images`: an epoch draws so many training images anew; None: all.
+    Attributes:
+        elastic: parts of the genes that vary, of "ks", "d", "e" and "bits"; the part that became elastic last is last.
+        subnets_per_step: subnets whose gradients a step adds up.
+        reach: fraction of the choices of the last elastic part, the largest ones, that subnets are drawn from.
+        sandwich: whether every step has the largest and the smallest subnet among its subnets.
+        float_share: in mixed precision, the fraction of a random subnet's operands that are not quantized.
+        epoch_images: number of training images that each epoch draws; None means all.
     """
 
     name: str
@@ -30,28 +56,28 @@ class Phase:
         if self.subnets_per_step < (2 if self.sandwich else 1):
             raise UserError(f"phase {self.name}: {self.subnets_per_step} subnets a step are too few")
         if not 0 <= self.float_share <= 1:
-            raise UserError(f"phase {self.name}: float_share {self.float_share} is no share")
+            raise UserError(f"phase {self.name}: float_share {self.float_share} is not between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that a space needs to go from nothing, or from another supernet, to predictors."""
+    """All settings from training a supernet, from scratch or from another one, to accuracy predictors."""
 
     name: str
     phases: tuple[Phase, ...]
-    pair_finetune: TrainConfig  # short: one for each quantized pair
-    finetune: TrainConfig  # what quant_aware.py gives a found subnet
+    pair_finetune: TrainConfig  # the short finetune of each quantized pair
+    finetune: TrainConfig  # the finetune of a found subnet by quant_aware.py
     recalibration_images: int
     pairs_float: int
     pairs_quant: int
-    episode_images: int  # training images of the short finetune that scores one policy, by `pair_finetune`
-    episode_val_images: int  # validation images that its score is measured on
-    pair_epoch_images: int | None = None  # an epoch of `pair_finetune` draws so many training images; None: all
-    epoch_val_images: int | None = None  # validation images that every epoch of a supernet is scored on; None: none
+    episode_images: int  # training images of the short finetune (by `pair_finetune`) that scores a policy
+    episode_val_images: int  # validation images that score it
+    pair_epoch_images: int | None = None  # training images that each epoch of `pair_finetune` draws; None: all
+    epoch_val_images: int | None = None  # validation images that score every epoch of a supernet; None: no scores
     predictor_hidden: int = 400  # width of the accuracy predictor's three layers
 
 
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
-    """The recipe with another number of images a step in every phase; the learning rates stay."""
+    """The recipe with another batch size in every phase and unchanged learning rates."""
     phases = (replace(phase, train=replace(phase.train, batch_size=batch_size)) for phase in recipe.phases)
     return replace(recipe, phases=tuple(phases))

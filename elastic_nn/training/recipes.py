@@ -1,14 +1,19 @@
-"""Training recipes as data: supernet, finetune and pair gathering for each space."""
+"""The training recipes: supernet, finetune and pair gathering, by name."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from apq.bit_widths import BITS_SUFFIX
+from apq.bit_widths import bits_throughout
 from apq.errors import UserError
-from dataset.splits import ImageSpec
-from elastic_nn.training.engine import TrainConfig
-from elastic_nn.training.recipe import Phase, Recipe
+from apq.presets import find_preset
+from apq.space import SearchSpace
+from dataset.table import DATASETS
+from elastic_nn.training.recipe import Phase, Recipe, TrainConfig
+
+if TYPE_CHECKING:
+    from dataset.splits import ImageSpec
 
 
 def _phases(train: dict[str, TrainConfig]) -> tuple[Phase, ...]:
@@ -38,7 +43,7 @@ DIGITS_RECIPE = Recipe(
     episode_val_images=1000,
 )
 
-# Twenty times the images of digits: fewer epochs of them, fewer pairs, finetunes on a part drawn anew.
+# Twenty times the images of digits, so fewer epochs, fewer pairs, and short finetunes on a part of the images.
 GLYPHS_RECIPE = Recipe(
     name="glyphs",
     phases=_phases(
@@ -59,7 +64,7 @@ GLYPHS_RECIPE = Recipe(
     pair_epoch_images=2000,
 )
 
-# For tests and for trying out a set-up: it runs the whole way in seconds and reaches nothing.
+# For tests and for trying out a setup: it runs through everything in seconds and trains nothing well.
 TINY_RECIPE = Recipe(
     name="tiny",
     phases=tuple(
@@ -77,7 +82,7 @@ TINY_RECIPE = Recipe(
 
 
 def _published_phases() -> tuple[Phase, ...]:
-    """Once-for-all's schedule (ICLR 2020, section 4.1): 2,048 images a step, warm-up of 5 epochs in the long phases.
+    """Once-for-all's schedule (ICLR 2020, section 4.1): batch size 2,048, warm-up of 5 epochs in the long phases.
 
     Depth and width become elastic in two steps, first down to the middle choice, then to the smallest.
     """
@@ -101,12 +106,12 @@ APQ_IMAGENET_RECIPE = Recipe(
     name="apq-imagenet",
     phases=_published_phases(),
     pair_finetune=TrainConfig(epochs=1, lr=1e-3, batch_size=256, weight_decay=4e-5),
-    pair_epoch_images=256_000,  # a fifth of ImageNet, or 5,000 pairs would cost 5,000 epochs
+    pair_epoch_images=256_000,  # a fifth of ImageNet: else 5,000 pairs would cost 5,000 epochs
     finetune=TrainConfig(epochs=30, lr=1e-3, batch_size=256, weight_decay=4e-5, label_smoothing=0.1),
     recalibration_images=2000,
     pairs_float=80_000,
     pairs_quant=5_000,
-    episode_images=20_000,  # as HAQ's code takes
+    episode_images=20_000,  # as in HAQ's code
     episode_val_images=10_000,
 )
 
@@ -135,9 +140,9 @@ def _oqa_imagenet(epochs: int, lr: float, warmup_epochs: int = 0) -> TrainConfig
     return TrainConfig(epochs=epochs, lr=lr, batch_size=1024, warmup_epochs=warmup_epochs)
 
 
-# OQA (arXiv 2010.04354): epochs, images a step, learning rates of 3 and 2 bits, and images of recalibration are the
-# paper's. Ours are the learning rates at 4 bits, once-for-all's of its first and last phases for half as many images a
-# step, and all about predictors, which OQA does without.
+# OQA (arXiv 2010.04354): epochs, batch size, learning rates at 3 and 2 bits, and images of recalibration are the
+# paper's. Ours are the learning rates at 4 bits (half of once-for-all's in its first and last phases, for half the
+# batch size) and everything about predictors, which OQA does not have.
 OQA_IMAGENET_RECIPE = replace(
     APQ_IMAGENET_RECIPE,
     name="oqa-imagenet",
@@ -174,7 +179,7 @@ OQA_GLYPHS_2BIT_RECIPE = replace(
 
 
 def _qfa_phases(with_float: TrainConfig, bits: TrainConfig, epoch_images: int | None = None) -> tuple[Phase, ...]:
-    """QFA's two stages: full precision is among the choices of bits, then no longer. Four random subnets a step."""
+    """QFA's two stages: full precision is among the choices of bits at first, then not. Four random subnets a step."""
     both = {"elastic": ("ks", "d", "e", "bits"), "subnets_per_step": 6, "sandwich": True, "epoch_images": epoch_images}
     return (
         Phase(name="bits and float", train=with_float, float_share=1 / 4, **both),
@@ -182,8 +187,8 @@ def _qfa_phases(with_float: TrainConfig, bits: TrainConfig, epoch_images: int | 
     )
 
 
-# QFA (arXiv 2105.08952): epochs, learning rate (2.5e-3 for every 64 images) and weight decay are the paper's; 1,024
-# images a step, and what is said of pairs, are ours.
+# QFA (arXiv 2105.08952): epochs, learning rate (2.5e-3 for every 64 images) and weight decay are the paper's; the batch
+# size of 1,024 and the settings of pairs are ours.
 QFA_IMAGENET_RECIPE = replace(
     OQA_IMAGENET_RECIPE,
     name="qfa-imagenet",
@@ -226,27 +231,28 @@ RECIPES = {
         TINY_QFA_RECIPE,
     )
 }
-SHARED_RECIPES = {  # of spaces that share one; with a number of bits behind the name where that has its own
-    "oqa-mbv2": "oqa-imagenet",
-    "oqa-mbv3": "oqa-imagenet",
-    "oqa-mbv2-glyphs": "oqa-glyphs",
-    "oqa-mbv3-glyphs": "oqa-glyphs",
-    "qfa-mbv3": "qfa-imagenet",
-    "qfa-mbv3-glyphs": "qfa-glyphs",
+AT_BITS = {  # recipes at one bit-width, of supernets that start from one of more bits
+    ("oqa-imagenet", 3): "oqa-imagenet-3bit",
+    ("oqa-imagenet", 2): "oqa-imagenet-2bit",
+    ("oqa-glyphs", 3): "oqa-glyphs-3bit",
+    ("oqa-glyphs", 2): "oqa-glyphs-2bit",
 }
-FLOAT_FIRST = {"qfa-imagenet": "oqa-imagenet", "qfa-glyphs": "oqa-glyphs"}  # how their float supernets are trained
+FLOAT_FIRST = {
+    "qfa-imagenet": "oqa-imagenet",
+    "qfa-glyphs": "oqa-glyphs",
+}  # recipes of the float supernets that these start from
 
 
 def get_recipe(name: str | None, spec: ImageSpec, *, in_float: bool = False) -> Recipe:
-    """A recipe by name; None: that of the space (or model), else of its images. UserError names the known ones.
+    """The recipe of this name, or by default the one of a space or a model. UserError names the known ones.
 
-    A space of one bit-width without a recipe for that many is trained by the one for 4. `in_float`: one of mixed
-    precision, for the float supernet that its own starts from.
+    A space of one bit-width without a recipe for that many bits takes the one for 4. `in_float` asks for the recipe of
+    the float supernet that one of mixed precision starts from.
     """
     known = ", ".join(RECIPES)
     if name is None:
-        name = next((known for known in (*_own_recipes(spec), spec.dataset) if known in RECIPES), "")
-        if not name:
+        name = _own_recipe(spec)
+        if name is None:
             raise UserError(f"{spec.name} has no training recipe of its own: give --recipe, one of {known}")
         name = FLOAT_FIRST.get(name, name) if in_float else name
     if name not in RECIPES:
@@ -254,8 +260,8 @@ def get_recipe(name: str | None, spec: ImageSpec, *, in_float: bool = False) -> 
     return RECIPES[name]
 
 
-def _own_recipes(spec: ImageSpec) -> tuple[str, ...]:
-    """What the recipe of a space's own may be called, best first."""
-    base = BITS_SUFFIX.sub("", spec.name)
-    shared = SHARED_RECIPES.get(base, "")
-    return spec.name, shared + spec.name.removeprefix(base), shared
+def _own_recipe(spec: ImageSpec) -> str | None:
+    """The recipe that a space names, else that of the preset of its name (files record no recipe), else its images'."""
+    if isinstance(spec, SearchSpace) and (space := spec if spec.recipe else find_preset(spec.name)):
+        return AT_BITS.get((space.recipe, bits_throughout(space)), space.recipe)
+    return DATASETS[spec.dataset].recipe if spec.dataset in DATASETS else None

@@ -16,8 +16,7 @@ from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.genes import subnets_of
 from apq.subnet import Subnet
-from dataset import Splits
-from dataset.splits import make_loader
+from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.training.distributed import check_agreement, wait

@@ -21,11 +21,11 @@ SCOPE = "full"  # as the search of bits counts, which runs the network and so se
 
 def at_highest_bits(space: SearchSpace) -> SearchSpace:
     """The space with the highest choice of bits alone: no two of its networks differ in bits only."""
-    kinds, fixed = (
+    kinds, shared = (
         tuple(replace(operand, choices=operand.choices[-1:]) for operand in operands)
-        for operands in (space.operands, space.fixed_operands)
+        for operands in (space.operands, space.shared_operands)
     )
-    return replace(space, operands=kinds, fixed_operands=fixed)
+    return replace(space, operands=kinds, shared_operands=shared)
 
 
 def in_full_space(space: SearchSpace, genes: np.ndarray) -> np.ndarray:

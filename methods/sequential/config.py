@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apq.errors import UserError
-from elastic_nn.training.engine import TrainConfig
+from elastic_nn.training.recipe import TrainConfig
 from methods.ddpg.agent import AgentConfig
 from methods.ddpg.bit_search import BitSearch
 from methods.evolution.evolution_finder import EvolutionConfig

@@ -26,7 +26,7 @@ from lut.costs import CostSource
 from methods.ddpg.agent import AgentConfig
 from methods.ddpg.bit_search import REWARD_SCALE
 from methods.ddpg.ddpg_finder import Found, find
-from methods.sequential.widths import running, width_environment, widths_of, with_widths
+from methods.sequential.widths import width_environment, widths_of, with_widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,9 @@ def search_widths(
         block.sort_channels()
 
     def score(mid_channels: np.ndarray, _: int) -> tuple[float, dict[str, float]]:
-        for block, slot, mid in zip(sorted_net.blocks[1:], running(space, subnet), mid_channels.tolist(), strict=True):
+        for block, slot, mid in zip(
+            sorted_net.blocks[1:], subnet.running_slots(space), mid_channels.tolist(), strict=True
+        ):
             block.set_shape(subnet.ks[slot.index], mid)
         recalibrate(sorted_net, calibration, device, config.recalibration_images)
         top1 = evaluate(sorted_net, val, device, execution=execution).top1

@@ -17,20 +17,15 @@ from methods.sequential.architecture import SCOPE
 from utils.latency_predictor import UNITS, layer_costs
 
 
-def running(space: SearchSpace, subnet: Subnet) -> list[Slot]:
-    """The slots that run, in order: the blocks to prune."""
-    return [slot for slot in space.slots if slot.position < subnet.d[slot.stage]]
-
-
 def widths_of(space: SearchSpace, subnet: Subnet) -> np.ndarray:
     """(blocks,) channels after expansion of every block that runs."""
-    return np.array([round(subnet.e[slot.index] * slot.in_channels) for slot in running(space, subnet)])
+    return np.array([subnet.mid_channels(slot) for slot in subnet.running_slots(space)])
 
 
 def with_widths(space: SearchSpace, subnet: Subnet, mid_channels: np.ndarray) -> Subnet:
     """The subnet with other channels (blocks,) after expansion. UserError for a width that the space does not have."""
     ratios = list(subnet.e)
-    for slot, mid in zip(running(space, subnet), np.asarray(mid_channels).tolist(), strict=True):
+    for slot, mid in zip(subnet.running_slots(space), np.asarray(mid_channels).tolist(), strict=True):
         if mid not in slot.mid_channels:
             known = ", ".join(map(str, slot.mid_channels))
             raise UserError(f"block {slot.index + 1} of space {space.name} cannot have {mid} channels, only {known}")
@@ -71,7 +66,7 @@ class WidthEnvironment:
         sides, n_first = space.input_sides(subnet.resolution), len(first_layers(space, subnet.resolution, SCOPE))
         layers, n = layers_of(space, subnet, SCOPE), len(BLOCK_LAYERS)
         rows = []
-        for i, (slot, mid) in enumerate(zip(running(space, subnet), widths_of(space, subnet), strict=True)):
+        for i, (slot, mid) in enumerate(zip(subnet.running_slots(space), widths_of(space, subnet), strict=True)):
             macs = sum(layer.macs for layer in layers[n_first + n * i : n_first + n * (i + 1)])
             channels = slot.in_channels, mid, slot.out_channels
             rows.append((i, *channels, slot.stride, subnet.ks[slot.index], sides[slot.index], macs))
@@ -117,7 +112,7 @@ class WidthEnvironment:
 
     @property
     def _slots(self) -> list[Slot]:
-        return running(self.space, self.subnet)
+        return self.subnet.running_slots(self.space)
 
     @property
     def _present(self) -> np.ndarray:
@@ -128,7 +123,7 @@ def width_environment(
     space: SearchSpace, subnet: Subnet, quantity: str, source: CostSource, budget: float
 ) -> WidthEnvironment:
     """Price every block of a subnet at all widths up to its present one."""
-    slots, present = running(space, subnet), widths_of(space, subnet)
+    slots, present = subnet.running_slots(space), widths_of(space, subnet)
     most = max(len(slot.mid_channels) for slot in slots)
     # A network for each choice, of which every block has that one, or its widest where it has fewer.
     networks = [[slot.mid_channels[min(j, len(slot.mid_channels) - 1)] for slot in slots] for j in range(most)]
