@@ -1,4 +1,4 @@
-"""What networks and layers cost on an accelerator at batch 1: latency in ms and energy in mJ.
+"""Costs of networks and layers on an accelerator at batch 1: latency in ms and energy in mJ.
 
 python -m lut --model NAME                    print what a network costs. NAME: a classification model of torchvision,
                                               exps/NAME (found by a search), SPACE:largest or SPACE:smallest
@@ -36,7 +36,7 @@ def build_parser() -> Parser:
         "--bits",
         type=bits,
         metavar="W|WxA",
-        help="of --model's weights and activations (default: 8, or the space's most)",
+        help="bits of --model's weights and activations (default: 8, or the highest of the space)",
     )
     parser.add_argument("--resolution", type=at_least(1), help="side of --model's image (default: 224, or the space's)")
     parser.add_argument("--layers", action="store_true", help="print one row for each layer of --model too")
@@ -134,7 +134,7 @@ def layer_rows(layers: list[ConvLayer], cost_model: CostModel) -> list[dict[str,
 
 
 def shown(key: str, value: str | int | float | None) -> str:
-    """A cell of the printed table of layers."""
+    """One cell of the printed table of layers."""
     if value is None:
         return "not in table"
     return format(value, {"ms": ".5f", "mJ": ".5f", "bytes": ".1f"}.get(key, ""))

@@ -1,4 +1,4 @@
-"""The accelerator as numbers: array, buffers, memory, clock and energy of a bit-flexible systolic array.
+"""A bit-flexible systolic array in numbers: array, buffers, memory, clock and energy.
 
 The defaults are BitFusion (Sharma et al., ISCA 2018) as APQ and HAQ used it. The energy factors were fitted to the
 published APQ cost table; the published DRAM figure is 15 pJ a bit.

@@ -22,7 +22,7 @@ CHUNK_TILINGS = 1 << 15  # few enough for a chunk's arrays to stay in a core's c
 
 
 class DenseConvs(NamedTuple):
-    """n dense convolutions, one int64 array `(n,)` a property. `im2col` (0 or 1): its patches lie unrolled in DRAM."""
+    """n dense convolutions: one int64 array `(n,)` for each property. `im2col` is 1 for unrolled patches in DRAM."""
 
     kernel: np.ndarray
     stride: np.ndarray
@@ -38,7 +38,7 @@ class DenseConvs(NamedTuple):
 
 
 class _Tilings(NamedTuple):
-    """m tilings, one array `(m,)` a property: of the tile unless said otherwise."""
+    """m tilings: one array `(m,)` for each property, of the tile unless the comment says otherwise."""
 
     conv: np.ndarray  # index of the convolution that is tiled; ascending
     w_bits: np.ndarray
@@ -118,7 +118,7 @@ def _tilings(chip: Accelerator, convs: DenseConvs) -> _Tilings:
 
 
 def _held_bits(chip: Accelerator, t: _Tilings) -> np.ndarray:
-    """(3, m) float64: what a tile's weights, activations and outputs occupy on chip, in whole lanes and columns."""
+    """(3, m) float64: bits that a tile's weights, activations and outputs occupy, padded to whole lanes and columns."""
     columns = t.column_groups * chip.columns
     weights = ceil_div(t.taps * t.in_channels, t.lanes) * t.lanes * columns * _storage_bits(t.w_bits)
     activations = t.pixels * ceil_div(t.in_channels, t.lanes) * t.lanes * _storage_bits(t.a_bits)
@@ -131,7 +131,7 @@ def _storage_bits(bits: np.ndarray) -> np.ndarray:
 
 
 def _capacity_bits(chip: Accelerator) -> np.ndarray:
-    """(3, 1) room for weights, activations and outputs: half of each buffer, as the other half is being refilled."""
+    """(3, 1) bits available for weights, activations and outputs: half of each buffer; the other half is refilled."""
     return np.array([[chip.weight_buffer_bytes], [chip.activation_buffer_bytes], [chip.output_buffer_bytes]]) * 8 / 2
 
 
@@ -158,7 +158,7 @@ def _cycles_and_energy(
         fill = np.ceil((resident_weights + resident_activations + resident_outputs) / bandwidth)
         fill += np.ceil(resident_outputs / bandwidth)
         total = np.maximum(np.ceil(moved / bandwidth), busy + fill)
-        # Within a tiling only traffic tells the energy of equally fast orders apart.
+        # Within a tiling only traffic distinguishes the energy of equally fast orders.
         better = (total < cycles) | ((total == cycles) & (moved < traffic))
         np.copyto(cycles, total, where=better)
         np.copyto(traffic, moved, where=better)
@@ -198,7 +198,7 @@ def _keep_best(best: np.ndarray, conv: np.ndarray, cycles: np.ndarray, energy: n
 
 
 def fusion_factor(chip: Accelerator, w_bits: np.ndarray, a_bits: np.ndarray) -> np.ndarray:
-    """Products a fusion unit makes a cycle: 6-bit operands run like 8-bit ones, 4-bit ones twice as fast a side."""
+    """Products per cycle of a fusion unit: 6-bit operands run like 8-bit ones, each 4-bit operand doubles the rate."""
     w_factor = chip.max_bits // np.maximum(w_bits, chip.min_bits)
     return w_factor * (chip.max_bits // np.maximum(a_bits, chip.min_bits))
 
@@ -208,5 +208,5 @@ def ceil_div(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
 
 
 def _doublings(full: np.ndarray) -> np.ndarray:
-    """How often 1 must double to reach `full`."""
+    """How many times 1 must be doubled to reach `full`."""
     return np.frexp(full - 1)[1].astype(np.int64)  # exact, where a logarithm may round
