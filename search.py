@@ -48,9 +48,9 @@ from elastic_nn.quantizers import FLOAT, LINEAR
 from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned
 from elastic_nn.training.recipes import RECIPES, get_recipe
-from lut.costs import add_cost_flags
+from lut.cost_model import add_cost_flags
+from lut.costs import UNITS
 from methods.nsga2.front_finder import Nsga2Config
-from utils.latency_predictor import UNITS
 from utils.predictor_files import load_predictor, save_predictor
 from utils.predictor_training import FEWEST_PAIRS, PredictorConfig, train_predictor
 

@@ -34,17 +34,10 @@ from elastic_nn.networks.policy_file import load_finetuned_policy
 from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.training.engine import Accuracy, evaluate
 from elastic_nn.training.found_subnet import FoundSubnet, load_found
-from lut.costs import (
-    CostSource,
-    add_cost_flags,
-    by_scope,
-    cost_of,
-    cost_rows,
-    cost_source,
-    network_costs,
-    recorded_cost_source,
-)
-from utils.bit_costs import kmeans_costs, measured_costs
+from lut.bit_costs import kmeans_costs, measured_costs
+from lut.cost_model import CostModel, add_cost_flags, cost_model_from_flags, recorded_cost_model
+from lut.costs import by_scope, cost_of, cost_rows, network_costs
+from lut.measured import load_measured
 from utils.plots import plot_policy
 from utils.predictor_files import load_record
 
@@ -76,18 +69,18 @@ def main(argv: list[str] | None = None) -> None:
 def report_subnet(args: argparse.Namespace, experiment: Experiment) -> None:
     """Measure and print a found subnet."""
     net, space, subnet, splits = load_network(args, experiment)
-    finetuned, source = experiment.best_checkpoint.exists(), source_of(args, experiment)
+    finetuned, cost_model = experiment.best_checkpoint.exists(), cost_model_of(args, experiment)
     accuracy, skipped = measure(args, net, splits, subnet.resolution)
-    costs = network_costs(space, subnet, source)
+    costs = network_costs(space, subnet, cost_model)
     if args.json:
         network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec_of(space, subnet)}
-        facts = {"space": space.name, **asdict(accuracy), "n_skipped": skipped, "priced_by": str(source)}
+        facts = {"space": space.name, **asdict(accuracy), "n_skipped": skipped, "priced_by": str(cost_model)}
         print(json.dumps({**facts, "from_supernet": not finetuned, **network}))
         return
     how = "" if finetuned else " as it is in its supernet, not finetuned"
     print_accuracy(f"{experiment.path}: space {space.name}{how}", accuracy, skipped)
     print(table(cost_rows(by_scope(costs))))
-    print(f"latency and energy: {source}")
+    print(f"latency and energy: {cost_model}")
 
 
 def load_network(args: argparse.Namespace, experiment: Experiment) -> tuple[MBConvNet, SearchSpace, Subnet, Splits]:
@@ -124,26 +117,29 @@ def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
     plot_policy(policy, layers, experiment.bits_plot)
     bits, measured = policy.matrix(config["image_bits"]), None
     if config["measured"]:  # prices of a device of the user's own, beside those of the model
-        measured = measured_costs(Path(config["measured"]), len(policy.names), config["unit"])
+        measured = measured_costs(load_measured(Path(config["measured"]), policy.names, config["type"]))
         facts["measured_cost"] = measured.total(bits)
-    costs, source = {}, None
+    costs, cost_model = {}, None
     if policy.quantizer == "linear":
-        source = source_of(args, experiment)
+        cost_model = cost_model_of(args, experiment)
         at_8_bits = [replace(layer, w_bits=8, a_bits=8) for layer in layers]
         costs = {
-            "this policy": cost_of(priced_layers(layers, policy, config["image_bits"]), source),
-            "all 8 bits": cost_of(at_8_bits, source),
+            "this policy": cost_of(priced_layers(layers, policy, config["image_bits"]), cost_model),
+            "all 8 bits": cost_of(at_8_bits, cost_model),
         }
     if args.json:
         found = {"model": config["model"], "quantizer": policy.quantizer, "policy": policy.strategy}
-        priced = {"costs": {name: asdict(cost) for name, cost in costs.items()}, "priced_by": source and str(source)}
+        priced = {
+            "costs": {name: asdict(cost) for name, cost in costs.items()},
+            "priced_by": cost_model and str(cost_model),
+        }
         print(json.dumps({**found, **asdict(accuracy), "n_skipped": skipped, **facts, **priced}))
         return
     print_accuracy(f"{experiment.path}: {policy.quantizer} policy of {config['model']}", accuracy, skipped)
     print(f"weights: {facts['weight_bytes'] / 1e3:.1f} kB, {facts['size_ratio']:.4f} of 32 bits each")
     if costs:
         print(table(cost_rows(costs)))
-        print(f"latency and energy: {source}")
+        print(f"latency and energy: {cost_model}")
     if measured is not None:
         print(
             f"{config['type']} by {config['measured']}: {measured.total(bits):g}, {measured.ratio(bits):.4f} of 8 bits"
@@ -154,10 +150,10 @@ def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
     print(f"bits of each layer: {experiment.bits_plot}")
 
 
-def source_of(args: argparse.Namespace, experiment: Experiment) -> CostSource:
+def cost_model_of(args: argparse.Namespace, experiment: Experiment) -> CostModel:
     """What the flags name, else what the search priced with."""
     given = args.config or args.table
-    return cost_source(args.config, args.table) if given else recorded_cost_source(experiment)
+    return cost_model_from_flags(args.config, args.table) if given else recorded_cost_model(experiment)
 
 
 def load_images(

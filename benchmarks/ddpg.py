@@ -28,16 +28,15 @@ from benchmarks.machine import describe
 from dataset import load_splits
 from elastic_nn.networks.model_file import load_model
 from elastic_nn.training.recipes import get_recipe
-from lut.accelerator import Accelerator
-from lut.costs import CostSource
+from lut.bit_costs import linear_costs
+from lut.bitfusion import BitFusion
 from lut.traced import traced_layers
 from methods.ddpg.agent import Agent, AgentConfig
 from methods.ddpg.bit_search import BitSearch, make_scorer, make_task, policy_of_bits
 from methods.ddpg.ddpg_finder import find
 from methods.ddpg.environment import BitEnvironment, fixed_bits
-from utils.bit_costs import linear_costs
 
-SOURCE = CostSource(accelerator=Accelerator())
+COST_MODEL = BitFusion()
 WARMUP = 5
 
 
@@ -70,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 def evaluation(net: torch.nn.Module, spec: ModelSpec) -> Callable[[np.ndarray], object]:
     """The evaluation of one policy, as a search does it."""
     splits, recipe = load_splits(spec), get_recipe(None, spec)
-    task = make_task(net, spec, splits, "linear", "latency", SOURCE)
+    task = make_task(net, spec, splits, "linear", "latency", COST_MODEL)
     config = BitSearch(
         quantizer="linear",
         quantity="latency",
@@ -88,7 +87,7 @@ def evaluation(net: torch.nn.Module, spec: ModelSpec) -> Callable[[np.ndarray], 
 def measure(layers: list[ConvLayer], n_episodes: int, evaluate: Callable[[np.ndarray], object]) -> dict[str, float]:
     """Median milliseconds of an episode's parts, after warm-up."""
     n = len(layer_names(layers))
-    costs = linear_costs(layers, "latency", SOURCE)
+    costs = linear_costs(layers, "latency", COST_MODEL)
     fixed = fixed_bits(n, activations=True, keep_ends=True)
     environment = BitEnvironment(
         layers=layers, costs=costs, budget=0.6 * costs.reference, fixed=fixed, min_bit=2, max_bit=8

@@ -33,11 +33,12 @@ from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.measuring import subnet_top1
 from elastic_nn.training.recipes import get_recipe
+from lut.costs import UNITS
+from lut.population import PopulationCost
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
 from methods.nsga2.front_finder import Front, Nsga2Config, Objective, find_front
 from methods.nsga2.picking import Bound, pick
 from utils.accuracy_predictor import FastPredictor
-from utils.latency_predictor import UNITS, LatencyPredictor
 from utils.predictor_files import load_predictor
 
 
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     predictor = load_predictor(ModelFolder(args.models).acc_quant)
     space, accuracy = predictor.space, predictor.fast()
-    cost = LatencyPredictor(args.cost, space.budget_scope, space)
+    cost = PopulationCost(space, args.cost, scope=space.budget_scope)
     budgets, rows, found = np.zeros(0), [], []
     for seed in tqdm(args.seeds, disable=None):
         config = Nsga2Config(population=args.population, generations=args.generations, seed=seed)
@@ -101,12 +102,12 @@ def main(argv: list[str] | None = None) -> None:
         print(markdown(("seed", "search", *titles), measured_rows))
 
 
-def front_of(accuracy: FastPredictor, cost: LatencyPredictor, config: Nsga2Config) -> tuple[Front, float]:
+def front_of(accuracy: FastPredictor, cost: PopulationCost, config: Nsga2Config) -> tuple[Front, float]:
     """The front of one search, and the seconds it took."""
     started = time.process_time()
     objectives = [
         Objective(name="accuracy", score=accuracy, maximise=True),
-        Objective(name=cost.type, score=cost.predict, unit=cost.unit, cheapest=cost.cheapest_genes()),
+        Objective(name=cost.quantity, score=cost.predict, unit=cost.unit, cheapest=cost.cheapest_genes()),
     ]
     front = find_front(cost.space, objectives, config)
     return front, time.process_time() - started
@@ -119,7 +120,7 @@ def points_of(front: Front, budgets: np.ndarray, seconds: float) -> Points:
     return Points(front.genes[chosen], costs[chosen], accuracies[chosen], front.history[-1]["evaluated"], seconds)
 
 
-def evolutions(accuracy: FastPredictor, cost: LatencyPredictor, budgets: np.ndarray, config: EvolutionConfig) -> Points:
+def evolutions(accuracy: FastPredictor, cost: PopulationCost, budgets: np.ndarray, config: EvolutionConfig) -> Points:
     """What a search of its own finds for each budget."""
     started = time.process_time()
     found = [

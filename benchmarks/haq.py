@@ -33,8 +33,7 @@ from elastic_nn.training.finetune import finetune
 from elastic_nn.training.policies import quantized_model
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
-from lut.accelerator import Accelerator
-from lut.costs import CostSource
+from lut.bitfusion import BitFusion
 from methods.ddpg.agent import AgentConfig
 from methods.ddpg.bit_search import (
     BitSearch,
@@ -117,7 +116,7 @@ def fresh_task(model: str, quantizer: str) -> Task:
     """The float network as trained, its layers and costs."""
     net, spec, _ = load_model(ModelFolder(Path("models") / model).model, model)
     quantity = "latency" if quantizer == "linear" else "size"
-    return make_task(net, spec, load_splits(spec), quantizer, quantity, CostSource(accelerator=Accelerator()))
+    return make_task(net, spec, load_splits(spec), quantizer, quantity, BitFusion())
 
 
 def uniform_candidates(task: Task, config: BitSearch) -> list[np.ndarray]:

@@ -46,9 +46,9 @@ from elastic_nn.training.engine import EVALUATION_BATCH, evaluate, seed_epoch
 from elastic_nn.training.finetune import finetune, quantized_subnet
 from elastic_nn.training.recipe import Recipe, TrainConfig
 from elastic_nn.training.recipes import get_recipe
+from lut.population import PopulationCost
 from methods.coarse_to_fine.finder import CoarseToFineConfig, Measured, coarse_to_fine
 from methods.coarse_to_fine.measurement import Measurement
-from utils.latency_predictor import LatencyPredictor
 from utils.plots import plot_top1
 
 METHODS = ("joint", "NAS, cut", "NAS, trained")
@@ -88,7 +88,7 @@ class Bench:
 
     def search(self, seed: int, bits: int | None) -> Measured:
         """What a coarse-to-fine search measures; kept."""
-        supernet, flops = self.supernet(seed, bits), LatencyPredictor("flops", "full", self.space)
+        supernet, flops = self.supernet(seed, bits), PopulationCost(self.space, "flops")
         file = self.out / f"{seed}-{'float' if bits is None else bits}-{digest(supernet.state_dict())[:8]}.npz"
         if file.exists():
             return Measured(**{k: v if v.ndim else int(v) for k, v in read_arrays(file).items()})

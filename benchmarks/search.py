@@ -22,9 +22,9 @@ from apq.cli import table
 from apq.genes import sample
 from apq.presets import APQ_IMAGENET
 from benchmarks.machine import describe
+from lut.population import PopulationCost
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
 from utils.accuracy_predictor import AccuracyPredictor
-from utils.latency_predictor import LatencyPredictor
 
 N_CANDIDATES = 16_384
 
@@ -38,7 +38,7 @@ def main() -> None:
 
     space = APQ_IMAGENET
     torch.manual_seed(0)
-    predictor, cost = AccuracyPredictor(space).fast(), LatencyPredictor("latency", "published", space)
+    predictor, cost = AccuracyPredictor(space).fast(), PopulationCost(space, "latency", scope="published")
     genes = sample(space, N_CANDIDATES, np.random.default_rng(0))
     finder = EvolutionFinder(
         space, predictor, cost.predict, args.constraint, EvolutionConfig(), cost.cheapest_genes(), cost.unit

@@ -33,16 +33,16 @@ from elastic_nn.training.finetune import finetune, quantized_subnet
 from elastic_nn.training.policies import quantized_model
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
-from lut.accelerator import Accelerator
-from lut.costs import CostSource, network_costs
+from lut.bitfusion import BitFusion
+from lut.costs import network_costs
+from lut.population import PopulationCost
 from methods.ddpg.agent import AgentConfig
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
 from methods.sequential.config import SequentialConfig, Split
 from methods.sequential.pipeline import run_sequential
-from utils.latency_predictor import LatencyPredictor
 from utils.predictor_files import load_predictor
 
-SOURCE = CostSource(accelerator=Accelerator())
+COST_MODEL = BitFusion()
 METHODS = ("joint", "sequential")
 SCOPE = "full"  # the baseline prices every layer of a network
 PRUNING_EPISODES, BITS_EPISODES, FLOAT_EPOCHS = 100, 150, 1
@@ -81,13 +81,13 @@ def joint(
     """APQ's search, and its network finetuned."""
     supernet, _ = load_quantized_supernet(folder.supernet)
     space = supernet.space
-    cost = LatencyPredictor("latency", SCOPE, space, SOURCE.accelerator)
+    cost = PopulationCost(space, "latency", COST_MODEL, SCOPE)
     accuracy = load_predictor(folder.acc_quant, space).fast()
     config = EvolutionConfig(seed=seed)
     found = EvolutionFinder(space, accuracy, cost.predict, constraint, config, cost.cheapest_genes(), cost.unit).run()
     seed_epoch(seed, 0)
     net = quantized_subnet(supernet.to(device), found.subnet, splits, recipe.recalibration_images, device)
-    latency = network_costs(space, found.subnet, SOURCE)[SCOPE].latency_ms
+    latency = network_costs(space, found.subnet, COST_MODEL)[SCOPE].latency_ms
     return {"latency": latency, **finetuned(net, splits, recipe, found.subnet.resolution, seed, device)}
 
 
@@ -114,7 +114,7 @@ def sequential(
     predictor = load_predictor(folder.acc, space)
     with tempfile.TemporaryDirectory() as states:
         found = run_sequential(
-            config, supernet, predictor, splits, recipe, SOURCE, Path(states), seed=seed, device=device
+            config, supernet, predictor, splits, recipe, COST_MODEL, Path(states), seed=seed, device=device
         )
     side = found.spec.resolution
     seed_epoch(seed, 0)

@@ -1,4 +1,4 @@
-"""What networks and layers cost on an accelerator at batch 1: latency in ms and energy in mJ.
+"""Costs of networks and layers on an accelerator at batch 1: latency in ms and energy in mJ.
 
 python -m lut --model NAME                    print what a network costs. NAME: a classification model of torchvision,
                                               exps/NAME (found by a search), SPACE:largest or SPACE:smallest
@@ -20,21 +20,12 @@ from apq.errors import UserError
 from apq.files import write_json
 from apq.layers import ConvLayer
 from apq.presets import get_space
-from lut.accelerator import accelerator_from_json
-from lut.costs import (
-    CostSource,
-    add_cost_flags,
-    by_scope,
-    cost_of,
-    cost_rows,
-    cost_source,
-    prices,
-    recorded_cost_source,
-)
+from lut.cost_model import CostModel, add_cost_flags, cost_model_from_flags, recorded_cost_model
+from lut.costs import by_scope, cost_of, cost_rows, known_prices
 from lut.named import network_named
 from lut.table import build
 
-MODEL_FLAGS = ("bits", "resolution", "layers", "table")  # of no use without --model
+MODEL_FLAGS = ("bits", "resolution", "layers", "table")  # need --model
 SPACE_FLAGS = ("space", "out")
 
 
@@ -45,10 +36,10 @@ def build_parser() -> Parser:
         "--bits",
         type=bits,
         metavar="W|WxA",
-        help="of --model's weights and activations (default: 8, or the space's most)",
+        help="bits of --model's weights and activations (default: 8, or the highest of the space)",
     )
     parser.add_argument("--resolution", type=at_least(1), help="side of --model's image (default: 224, or the space's)")
-    parser.add_argument("--layers", action="store_true", help="print one row a layer of --model too")
+    parser.add_argument("--layers", action="store_true", help="print one row for each layer of --model too")
     parser.add_argument("--space", help="a preset, or the path of a space in a .json file (default: digits)")
     parser.add_argument("--out", type=Path, help="cost table to write, in the published JSON form")
     add_cost_flags(parser, "what an experiment's search used, else the published BitFusion")
@@ -81,9 +72,9 @@ def main(argv: list[str] | None = None) -> None:
 def write_table(args: argparse.Namespace) -> None:
     """Price every layer of the space and write the table."""
     space = get_space(args.space or "digits")
-    accelerator = accelerator_from_json(args.config) if args.config else None
+    cost_model = cost_model_from_flags(args.config, None)
     started = time.perf_counter()
-    priced = build(space, accelerator)
+    priced = build(space, cost_model)
     seconds = time.perf_counter() - started
     write_json(args.out, priced)
     if args.json:
@@ -96,18 +87,18 @@ def print_model(args: argparse.Namespace) -> None:
     """Print the costs of a named network in each scope that it has."""
     network = network_named(args.model, args.bits, args.resolution)
     if network.experiment and not (args.config or args.table):
-        source = recorded_cost_source(network.experiment)
+        cost_model = recorded_cost_model(network.experiment)
     else:
-        source = cost_source(args.config, args.table)
-    costs = {scope: cost_of(layers, source) for scope, layers in network.layers.items()}
-    rows = layer_rows(network.layers["full"], source) if args.layers else []
+        cost_model = cost_model_from_flags(args.config, args.table)
+    costs = {scope: cost_of(layers, cost_model) for scope, layers in network.layers.items()}
+    rows = layer_rows(network.layers["full"], cost_model) if args.layers else []
     if args.json:
         result = {
             "model": args.model,
             "resolution": network.resolution,
             "costs": {scope: asdict(cost) for scope, cost in costs.items()},
             "unlisted_params": network.unlisted_params,
-            "priced_by": str(source),
+            "priced_by": str(cost_model),
         }
         print(json.dumps(result | ({"layers": rows} if args.layers else {})))
         return
@@ -117,11 +108,11 @@ def print_model(args: argparse.Namespace) -> None:
     print(table(cost_rows(by_scope(costs))))
     if network.unlisted_params:
         print(f"not counted: {network.unlisted_params:,} parameters outside these convolutions and linear layers")
-    print(f"latency and energy: {source}")
+    print(f"latency and energy: {cost_model}")
 
 
-def layer_rows(layers: list[ConvLayer], source: CostSource) -> list[dict[str, str | int | float | None]]:
-    """One row a layer; a price is None where a table lacks it."""
+def layer_rows(layers: list[ConvLayer], cost_model: CostModel) -> list[dict[str, str | int | float | None]]:
+    """One row for each layer; a price is None where a table lacks it."""
     return [
         {
             "layer": layer.name,
@@ -138,12 +129,12 @@ def layer_rows(layers: list[ConvLayer], source: CostSource) -> list[dict[str, st
             "params": layer.params,
             "bytes": layer.size_bytes,
         }
-        for layer, (ms, mj) in zip(layers, prices(layers, source).tolist(), strict=True)
+        for layer, (ms, mj) in zip(layers, known_prices(layers, cost_model).tolist(), strict=True)
     ]
 
 
 def shown(key: str, value: str | int | float | None) -> str:
-    """A cell of the printed table of layers."""
+    """One cell of the printed table of layers."""
     if value is None:
         return "not in table"
     return format(value, {"ms": ".5f", "mJ": ".5f", "bytes": ".1f"}.get(key, ""))

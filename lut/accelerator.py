@@ -1,4 +1,4 @@
-"""The accelerator as numbers: array, buffers, memory, clock and energy of a bit-flexible systolic array.
+"""A bit-flexible systolic array in numbers: array, buffers, memory, clock and energy.
 
 The defaults are BitFusion (Sharma et al., ISCA 2018) as APQ and HAQ used it. The energy factors were fitted to the
 published APQ cost table; the published DRAM figure is 15 pJ a bit.
@@ -19,7 +19,7 @@ WHOLE = ("rows", "columns", "max_bits", "min_bits", "accumulator_bits")
 
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """One configuration. Buffers are double buffered: a tile may use half of one. UserError where a value is bad."""
+    """One configuration; UserError where a value is bad. Buffers are double buffered: a tile may use half of each."""
 
     rows: int = 16  # reduction side of the array, in fusion units
     columns: int = 32  # output channels of the array
@@ -57,24 +57,18 @@ def accelerator_from_json(path: Path) -> Accelerator:
 
     UserError where the file is missing or broken, a field is unknown or a value bad.
     """
-    return accelerator_from_dict(read_json(path), path)
-
-
-def accelerator_from_dict(data: Any, path: Path) -> Accelerator:
-    """An accelerator from plain data that `path` held; errors name it."""
-    known = [field.name for field in fields(Accelerator)]
-    if not isinstance(data, dict):
-        raise UserError(f"{path} must hold a JSON object with fields of an accelerator: {', '.join(known)}")
-    if unknown := sorted(set(data) - set(known)):
-        raise UserError(f"{path} has unknown fields {', '.join(unknown)}; known: {', '.join(known)}")
+    data = read_json(path)
     try:
-        return Accelerator(**data)
+        return accelerator_from_dict(data)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def describe(accelerator: Accelerator) -> str:
-    """In words, for a report: what differs from the published configuration."""
-    published = asdict(Accelerator())
-    changed = [f"{name} {value}" for name, value in asdict(accelerator).items() if value != published[name]]
-    return "BitFusion with " + ", ".join(changed) if changed else "BitFusion as published"
+def accelerator_from_dict(data: Any) -> Accelerator:
+    """An accelerator from plain data; UserError where a field is unknown or a value bad."""
+    known = [field.name for field in fields(Accelerator)]
+    if not isinstance(data, dict):
+        raise UserError(f"an accelerator is a JSON object with some of the fields {', '.join(known)}")
+    if unknown := sorted(set(data) - set(known)):
+        raise UserError(f"unknown fields {', '.join(unknown)}; known: {', '.join(known)}")
+    return Accelerator(**data)

@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's classification models, found experiments, the ends of a space."""
+"""Networks by name: torchvision's classification models, experiments, the largest and smallest network of a space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apq.presets import SPACES, get_space
 from apq.space import SCOPES, SHARED_SETTING, SearchSpace, space_from_dict
 from apq.subnet import Subnet, subnet_from_spec
 
-ENDS = {"smallest": 0, "largest": -1}  # where an end of a space's choices stands in their tuple
+ENDS = {"smallest": 0, "largest": -1}  # index into every tuple of choices
 TORCHVISION_RESOLUTION = 224
 
 
@@ -24,8 +24,8 @@ TORCHVISION_RESOLUTION = 224
 class NamedNetwork:
     """A network's layers in each cost scope that it has.
 
-    `unlisted_params` are parameters outside these layers, say of a norm that no layer can absorb, or of a branch that
-    only training runs. `experiment` is the one that found it.
+    `unlisted_params` counts the parameters outside these layers, for example of a norm that cannot be folded, or of a
+    branch that only training runs. `experiment` is the one that found the network.
     """
 
     title: str
@@ -38,8 +38,8 @@ class NamedNetwork:
 def network_named(name: str, bits: tuple[int, int] | None = None, resolution: int | None = None) -> NamedNetwork:
     """The network: a torchvision model, an experiment's folder (`exps/NAME`), `SPACE:largest` or `SPACE:smallest`.
 
-    `bits` are of weights and activations: of every layer of a torchvision model (default: 8), of the searched layers of
-    a space's network (default: its highest). An experiment has its own. UserError where there is no such network.
+    `bits` are those of weights and activations: of every layer of a torchvision model (default: 8), or of the searched
+    layers of a space's network (default: its highest). An experiment has its own. UserError for an unknown network.
     """
     if "/" in name and ":" not in name:
         return _experiment(Experiment(Path(name)), bits, resolution)
@@ -66,7 +66,7 @@ def _experiment(experiment: Experiment, bits: tuple[int, int] | None, resolution
 def _of_policy(experiment: Experiment, config: dict[str, Any], resolution: int | None) -> NamedNetwork:
     policy, layers = experiment.load_policy()
     if policy.quantizer != "linear":
-        raise UserError(f"{experiment.path}: k-means weights compute in floating point, which has no price here")
+        raise UserError(f"{experiment.path}: k-means weights are computed in floating point, which has no price here")
     if resolution not in (None, layers[0].input_size):
         raise UserError(f"{experiment.path} is for {layers[0].input_size} pixels: leave --resolution out")
     return NamedNetwork(
@@ -99,7 +99,7 @@ def _end_of_space(space: SearchSpace, end: str, bits: tuple[int, int] | None, re
 
 
 def _of_space(title: str, space: SearchSpace, subnet: Subnet, resolution: int | None) -> NamedNetwork:
-    subnet = replace(subnet, resolution=resolution or subnet.resolution)  # costs of other image sizes are fair to ask
+    subnet = replace(subnet, resolution=resolution or subnet.resolution)  # other image sizes have costs too
     layers = {scope: layers_of(space, subnet, scope) for scope in SCOPES}
     return NamedNetwork(title=title, resolution=subnet.resolution, layers=layers)
 
@@ -117,7 +117,7 @@ def _torchvision(name: str, bits: tuple[int, int], resolution: int) -> NamedNetw
             "or the folder of an experiment (exps/NAME), SPACE:largest, SPACE:smallest"
         )
     with warnings.catch_warnings(), EmptyWeights():
-        warnings.simplefilter("ignore")  # advice about initial values, which nobody will see
+        warnings.simplefilter("ignore")  # about initial values, which are not used
         net = torchvision.models.get_model(name, weights=None)
     layers = traced_layers(net.to("meta"), resolution, w_bits=bits[0], a_bits=bits[1])
     return NamedNetwork(

@@ -29,10 +29,10 @@ def traced_layers(
 ) -> list[ConvLayer]:
     """Every convolution and linear layer that the network runs on one image, in order, all at the same bits.
 
-    A linear layer is a 1x1 convolution of as many positions as it runs at. A layer that runs twice is listed twice, the
-    second time as `shared`. The image lies where the network does: on "meta" nothing is computed. Of a supernet extract
-    the subnet first: its kernel transforms are linear layers too. UserError names a layer that no `ConvLayer` describes
-    or that multiplies in another way, as attention does.
+    A linear layer is a 1x1 convolution over the positions it runs at. A layer that runs twice is listed twice, the
+    second time as `shared`. The image is on the network's device: on "meta" nothing is computed. Extract a subnet from
+    its supernet first, whose kernel transforms are linear layers too. UserError names a layer that no `ConvLayer`
+    describes, or that multiplies in another way, as attention does.
     """
     like = next(net.parameters(), torch.zeros(()))
     image = torch.zeros(1, in_channels, resolution, resolution, device=like.device, dtype=like.dtype)
@@ -52,9 +52,9 @@ def traced_layers(
 
 
 class EmptyWeights(TorchFunctionMode):
-    """`with EmptyWeights():` modules are built without memory or initial values; `.to("meta")` completes it.
+    """Builds modules without memory or initial values; then move them with `.to("meta")`.
 
-    Unlike torch.device("meta") it leaves alone the arithmetic by which some models find their widths.
+    Unlike torch.device("meta") it does not touch the arithmetic that some models compute their widths with.
     """
 
     def __torch_function__(
@@ -65,14 +65,14 @@ class EmptyWeights(TorchFunctionMode):
 
 
 class _Recorder(TorchFunctionMode):
-    """While it is on, layers that run are appended to `layers`. The last of `names` is the module that runs."""
+    """Appends each layer that runs to `layers`. The last of `names` is the module that is running."""
 
     def __init__(self, bits: tuple[int, int], names: list[str], flops: Callable[[], int]) -> None:
         super().__init__()
         self.layers: list[ConvLayer] = []
         self._bits, self._names, self._flops = bits, names, flops
-        self._output: Tensor | None = None  # of the latest layer: BatchNorm of it belongs to the layer
-        self._stored: dict[int, Tensor] = {}  # parameters seen; kept alive, as the ids of freed tensors come again
+        self._output: Tensor | None = None  # of the latest layer; BatchNorm of this output belongs to that layer
+        self._stored: dict[int, Tensor] = {}  # parameters seen; kept alive, because ids of freed tensors are reused
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -84,7 +84,7 @@ class _Recorder(TorchFunctionMode):
             given = dict(zip(CONV_ARGUMENTS, args, strict=False)) | kwargs
             shape = self._conv_shape(result, **given) if func is torch.conv2d else self._linear_shape(result, **given)
             self._append(result, given["weight"], given.get("bias"), shape, func is torch.conv2d)
-            if macs != self.layers[-1].macs:  # say, more than one image
+            if macs != self.layers[-1].macs:  # for example, more than one image
                 raise self._cannot(f"it does {macs} multiply-accumulates, not the {self.layers[-1].macs} of its shape")
         elif func in (F.batch_norm, torch.batch_norm):
             given = dict(zip(NORM_ARGUMENTS, args, strict=False)) | kwargs
@@ -150,7 +150,7 @@ class _Recorder(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _frozen(net: nn.Module) -> Iterator[None]:
-    """The network evaluates and asks for no gradients (torch's counter stumbles over those); then all is as it was."""
+    """Evaluation mode without gradients, which torch's FLOP counter cannot handle; restored on leaving."""
     training = [module for module in net.modules() if module.training]
     learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
     net.eval().requires_grad_(False)
@@ -166,7 +166,7 @@ def _frozen(net: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _naming(net: nn.Module, names: list[str]) -> Iterator[None]:
-    """Keep the path of the module that runs as the last of `names`."""
+    """Keep the path of the running module as the last of `names`."""
     hooks = []
     for name, module in net.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: names.append(name)))

@@ -187,7 +187,7 @@ def test_list_costs_what_its_layers_cost_alone():
 
 def test_chunks_do_not_matter(monkeypatch):
     whole = BitFusion().cost(some_layers())
-    monkeypatch.setattr("lut.bitfusion.CHUNK_TILINGS", 100)
+    monkeypatch.setattr("lut.tilings.CHUNK_TILINGS", 100)
     np.testing.assert_array_equal(whole, BitFusion().cost(some_layers()))
 
 

@@ -17,7 +17,7 @@ from apq.model import ModelSpec
 from elastic_nn.networks.named_models import use_elastic_norms
 from elastic_nn.training.policies import PolicyScorer
 from elastic_nn.training.recipes import get_recipe
-from lut.costs import cost_source
+from lut.bitfusion import BitFusion
 from methods.ddpg.agent import AgentConfig
 from methods.ddpg.bit_search import BitSearch, make_task, search_bits
 
@@ -252,7 +252,7 @@ def test_network_of_ones_own(few):
     )
     use_elastic_norms(net)
     spec = ModelSpec(name="mine", dataset="digits", in_channels=1, n_classes=10, resolution=32)
-    task = make_task(net, spec, few, "linear", "bitops", cost_source(None, None))
+    task = make_task(net, spec, few, "linear", "bitops", BitFusion())
     settings = {"min_bit": 2, "max_bit": 8, "keep_ends": True, "train_images": 64, "val_images": 50}
     config = BitSearch(quantizer="linear", quantity="bitops", ratio=0.8, **settings)
     agent = AgentConfig(episodes=4, warmup=1, hidden=8)

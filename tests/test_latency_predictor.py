@@ -14,9 +14,11 @@ from apq.presets import APQ_IMAGENET, DIGITS
 from apq.space import SCOPES
 from apq.subnet import architecture_of, policy_of
 from lut.accelerator import Accelerator
-from lut.table import build, load, price
+from lut.bitfusion import BitFusion
+from lut.costs import UNITS, layer_quantity
+from lut.table import build, load
 from utils.converter import Converter
-from utils.latency_predictor import UNITS, LatencyPredictor, layer_costs
+from utils.latency_predictor import LatencyPredictor
 
 # Pricing the 15,495 layers of qfa-mbv3 one by one takes long; its twin has the same kinds of them.
 PRICED = {name: space for name, space in ALL.items() if name != "qfa-mbv3"}
@@ -47,7 +49,7 @@ def test_equals_the_sum_over_the_layers_that_run(space, quantity, seed, scope):
     genes = sample(space, 4, np.random.default_rng(seed))
     predicted = predictor_of(space, quantity, scope).predict(genes)
     assert predicted.dtype == np.float64
-    direct = [layer_costs(layers_of(space, net, scope), quantity).sum() for net in subnets_of(space, genes)]
+    direct = [layer_quantity(layers_of(space, net, scope), quantity).sum() for net in subnets_of(space, genes)]
     assert predicted == pytest.approx(direct, rel=1e-12)
 
 
@@ -146,9 +148,9 @@ def test_a_table_of_ones_own_device_replaces_the_model(tmp_path):
         LatencyPredictor("latency", "published", APQ_IMAGENET, table=table)
 
 
-def test_layer_costs_are_the_tables_own():
+def test_layer_quantities_are_the_cost_models_own():
     layers = layers_of(DIGITS, subnets_of(DIGITS, sample(DIGITS, 1, np.random.default_rng(0)))[0])
-    assert np.array_equal(layer_costs(layers, "energy"), price(layers).energy_mj)
+    assert np.array_equal(layer_quantity(layers, "energy"), BitFusion().cost(layers).energy_mj)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [({"type": "speed"}, "latency, energy"), ({"scope": "all"}, "full")])

@@ -15,7 +15,7 @@ import pytest
 from apq.errors import UserError
 from apq.layers import ConvLayer, first_layers, last_layers, searchable_layers
 from apq.presets import APQ_IMAGENET, DIGITS
-from lut import table
+from lut import bitfusion, table
 from lut.__main__ import main
 from lut.accelerator import Accelerator, accelerator_from_json
 from lut.bitfusion import BitFusion
@@ -25,6 +25,10 @@ LAYERS = [
     ConvLayer(96, 96, 14, 3, 2, 96, 4, 6),
     ConvLayer(96, 24, 7, 1, 1, 1, 6, 4),
 ]
+
+
+def stacked(costs):
+    return np.stack(costs, axis=1)
 
 
 @pytest.fixture(autouse=True)
@@ -92,44 +96,44 @@ def test_accelerator_file_errors(tmp_path, text, message):
 
 
 def test_price_equals_the_model_cold_and_cached(no_model):
-    expected = BitFusion().cost(LAYERS)
-    np.testing.assert_array_equal(table.price(LAYERS), expected)
+    expected = stacked(BitFusion().cost(LAYERS))
+    np.testing.assert_array_equal(BitFusion().price(LAYERS), expected)
     no_model()
-    np.testing.assert_array_equal(table.price(LAYERS), expected)
-    np.testing.assert_array_equal(table.price([LAYERS[2]] * 2)[0], expected.latency_ms[[2, 2]])
+    np.testing.assert_array_equal(BitFusion().price(LAYERS), expected)
+    np.testing.assert_array_equal(BitFusion().price([LAYERS[2]] * 2), expected[[2, 2]])
 
 
 def test_price_of_no_layers():
-    assert table.price([]).latency_ms.shape == (0,)
+    assert BitFusion().price([]).shape == (0, 2)
 
 
 def test_cache_grows_by_what_is_missing(monkeypatch):
     computed, cost = [], BitFusion.cost
     monkeypatch.setattr(BitFusion, "cost", lambda self, layers: computed.append(list(layers)) or cost(self, layers))
-    table.price(LAYERS[:2])
-    table.price([*LAYERS, *LAYERS])
+    BitFusion().price(LAYERS[:2])
+    BitFusion().price([*LAYERS, *LAYERS])
     assert computed == [LAYERS[:2], LAYERS[2:]]
 
 
 def test_each_configuration_and_model_version_has_its_own_cache(monkeypatch):
     slow = Accelerator(clock_mhz=250)
-    table.price(LAYERS)
-    np.testing.assert_array_equal(table.price(LAYERS, slow), BitFusion(slow).cost(LAYERS))
-    files = {table.cache_file(Accelerator()), table.cache_file(slow)}
-    monkeypatch.setattr(table, "MODEL_VERSION", table.MODEL_VERSION + 1)
-    assert len(files | {table.cache_file(Accelerator())}) == 3
+    BitFusion().price(LAYERS)
+    np.testing.assert_array_equal(BitFusion(slow).price(LAYERS), stacked(BitFusion(slow).cost(LAYERS)))
+    files = {BitFusion().cache_file, BitFusion(slow).cache_file}
+    monkeypatch.setattr(bitfusion, "MODEL_VERSION", bitfusion.MODEL_VERSION + 1)
+    assert len(files | {BitFusion().cache_file}) == 3
 
 
 def test_image_input_has_its_own_price():
     layer = ConvLayer(3, 32, 32, 3, 2, 1, 8, 8)
     pair = [layer, replace(layer, image_input=True)]
     for _ in range(2):
-        np.testing.assert_array_equal(table.price(pair), BitFusion().cost(pair))
+        np.testing.assert_array_equal(BitFusion().price(pair), stacked(BitFusion().cost(pair)))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign", "other_array", "folder"])
 def test_damaged_cache_is_rebuilt(damage, no_model):
-    expected, file = table.price(LAYERS), table.cache_file(Accelerator())
+    expected, file = BitFusion().price(LAYERS), BitFusion().cache_file
     good = file.read_bytes()
     file.unlink()
     if damage == "folder":
@@ -140,16 +144,16 @@ def test_damaged_cache_is_rebuilt(damage, no_model):
     else:
         flipped = bytes(255 - byte if i % 100 == 99 else byte for i, byte in enumerate(good))
         file.write_bytes({"truncated": good[:-40], "flipped": flipped, "empty": b"", "foreign": b"hello"}[damage])
-    np.testing.assert_array_equal(table.price(LAYERS), expected)
+    np.testing.assert_array_equal(BitFusion().price(LAYERS), expected)
     if damage != "folder":
         no_model()
-        np.testing.assert_array_equal(table.price(LAYERS), expected)
+        np.testing.assert_array_equal(BitFusion().price(LAYERS), expected)
 
 
 def test_cache_that_cannot_be_written_is_no_loss(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("APQ_CACHE", str(tmp_path / "file"))
-    np.testing.assert_array_equal(table.price(LAYERS), BitFusion().cost(LAYERS))
+    np.testing.assert_array_equal(BitFusion().price(LAYERS), stacked(BitFusion().cost(LAYERS)))
 
 
 # Tables
@@ -179,21 +183,21 @@ def test_published_keys_and_values(golden):
 def test_lookup_returns_what_was_built(digits_table):
     path, _ = digits_table
     layers = [*first_layers(DIGITS, 32, "published"), *searchable_layers(DIGITS), *last_layers(DIGITS, 32, "published")]
-    np.testing.assert_array_equal(table.load(path).lookup(layers), table.price(layers))
+    np.testing.assert_array_equal(table.load(path).price(layers), BitFusion().price(layers))
 
 
 def test_lookup_of_a_measured_row(tmp_path):
     path = tmp_path / "phone.json"
     path.write_text('{"(24, 96, 14, 1, 1, 0, 1)-W8A8": {"latency": 2, "energy": 0.5}}')
-    costs = table.load(path).lookup([LAYERS[0]] * 2)
-    assert costs.latency_ms.tolist() == [2, 2]
-    assert costs.energy_mj.tolist() == [0.5, 0.5]
+    phone = table.load(path)
+    assert phone.price([LAYERS[0]] * 2).tolist() == [[2, 0.5], [2, 0.5]]
+    assert phone.covers([*LAYERS, replace(LAYERS[1], name="first_conv")]).tolist() == [True, False, False, False]
 
 
 def test_missing_row_is_named(digits_table):
     layer = replace(LAYERS[1], name="blocks.3.depthwise")
     with pytest.raises(UserError, match=r"no row \(96, 96, 14, 3, 2, 1, 96\)-W4A6 for layer blocks.3.depthwise"):
-        table.load(digits_table[0]).lookup([layer])
+        table.load(digits_table[0]).price([layer])
 
 
 @pytest.mark.parametrize(
@@ -240,7 +244,7 @@ def test_command_prints_json_and_takes_a_config(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     # the fixed first block's depthwise and the classifier come on top; its project is some slot's layer too
     assert result["layers"] == len(searchable_layers(DIGITS)) + 2
-    assert json.loads(out.read_text()) == table.build(DIGITS, Accelerator(clock_mhz=250))
+    assert json.loads(out.read_text()) == table.build(DIGITS, BitFusion(Accelerator(clock_mhz=250)))
 
 
 def test_command_ends_a_mistake_in_one_line(tmp_path):

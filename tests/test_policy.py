@@ -23,14 +23,15 @@ from apq.policy import (
     policy_to_dict,
     priced_layers,
 )
-from lut.accelerator import Accelerator
-from lut.costs import CostSource, cost_of
+from lut.bit_costs import kmeans_costs, linear_costs, measured_costs
+from lut.bitfusion import BitFusion
+from lut.costs import cost_of
+from lut.measured import load_measured
 from lut.traced import traced_layers
 from methods.ddpg.bit_search import Task
 from methods.ddpg.environment import FREE, BitEnvironment, action_to_bits, fixed_bits
-from utils.bit_costs import kmeans_costs, linear_costs, measured_costs
 
-BITFUSION = CostSource(accelerator=Accelerator())
+BITFUSION = BitFusion()
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,12 @@ def kmeans_environment(layers, ratio, min_bit=1):
     fixed = fixed_bits(len(layers), activations=False, keep_ends=False)
     return BitEnvironment(
         layers=layers, costs=costs, budget=ratio * costs.reference, fixed=fixed, min_bit=min_bit, max_bit=8
+    )
+
+
+def published_costs(golden, networks):
+    return measured_costs(
+        load_measured(golden("haq_latency_table.csv"), layer_names(networks["mobilenetv2"]), "latency")
     )
 
 
@@ -68,7 +75,7 @@ def test_published_kmeans_wall(golden, networks):
 @pytest.mark.parametrize("image_bits", [7, 8])
 def test_published_linear_policies(golden, networks, image_bits):
     """On the layers that the table gives, with both readings of the raw image's bits."""
-    costs = measured_costs(golden("haq_latency_table.csv"), 53, "cycles")
+    costs = published_costs(golden, networks)
     given_layers = ~np.isnan(costs.cells[:, 0, 0])
     assert given_layers.sum() == 27
     for case in golden("haq.json")["linear_policies"]:
@@ -82,7 +89,7 @@ def test_published_linear_policies(golden, networks, image_bits):
 
 def test_published_ratio_with_both_readings(golden, networks):
     """The ratio over all layers: those that the table lacks by their published cost, the first by either reading."""
-    costs = measured_costs(golden("haq_latency_table.csv"), 53, "cycles")
+    costs = published_costs(golden, networks)
     case = golden("haq.json")["linear_policies"][0]
     policy = policy_from_strategy("linear", networks["mobilenetv2"], case["strategy"])
     for image_bits, ratio in ((7, 0.59138), (8, 0.59646)):
@@ -224,10 +231,10 @@ def test_bad_tables(tmp_path):
     for row in ("9,1,1,5", "0,1,1", "0,9,1,5", "0,1,1,nan", "0,1,1,-1", "0,1,1,inf", "zero,1,1,5"):
         file.write_text(f"layer,w,a,cost\n{row}\n")
         with pytest.raises(UserError, match=r"table\.csv is no table"):
-            measured_costs(file, 3, "cycles")
+            load_measured(file, "abc", "latency")
     for head in ("", "layer,w_bits,a_bits,cost\n"):
         file.write_text(f"{head}0,1,1,5\n0,8,8,7\n")
-        found = measured_costs(file, 3, "cycles")
+        found = measured_costs(load_measured(file, "abc", "latency"))
         assert (found.cells[0, 0, 0], found.reference, found.n_priced) == (5, 7, 1)
 
 

@@ -24,8 +24,8 @@ from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.engine import TrainConfig, evaluate
 from elastic_nn.training.recipes import RECIPES
-from lut.accelerator import Accelerator
-from lut.costs import CostSource
+from lut.bitfusion import BitFusion
+from lut.costs import UNITS, layer_quantity
 from lut.traced import traced_layers
 from methods.ddpg import ddpg_finder
 from methods.ddpg.agent import AgentConfig
@@ -36,11 +36,11 @@ from methods.sequential.config import SequentialConfig, Split
 from methods.sequential.pipeline import run_sequential
 from methods.sequential.pruning import WidthSearch, prune_channels, search_widths
 from methods.sequential.widths import width_environment, widths_of, with_widths
-from utils.latency_predictor import UNITS, LatencyPredictor, layer_costs
+from utils.latency_predictor import LatencyPredictor
 from utils.predictor_files import load_predictor
 
 CPU, MODELS = torch.device("cpu"), ROOT / "models/digits"
-SOURCE = CostSource(accelerator=Accelerator())
+COST_MODEL = BitFusion()
 LARGEST = largest_subnet(DIGITS)
 
 
@@ -102,8 +102,8 @@ def test_all_stages_count_alike(quantity):
     """Tables of genes, the list of layers and the running network give one cost."""
     for seed in range(3):
         subnet, net, _ = random_net(GLYPHS, seed)
-        traced = layer_costs(traced_layers(net, subnet.resolution, in_channels=1), quantity, SOURCE.accelerator).sum()
-        assert subnet_cost(GLYPHS, subnet, quantity, SOURCE) == pytest.approx(traced)
+        traced = layer_quantity(traced_layers(net, subnet.resolution, in_channels=1), quantity, COST_MODEL).sum()
+        assert subnet_cost(GLYPHS, subnet, quantity, COST_MODEL) == pytest.approx(traced)
         assert LatencyPredictor(quantity, "full", GLYPHS).predict_lat(subnet) == pytest.approx(traced)
 
 
@@ -112,23 +112,23 @@ def test_all_stages_count_alike(quantity):
 def test_widths_are_legal_and_within_the_budget(seed, quantity, tightness):
     rng = np.random.default_rng(seed)
     subnet = replace(subnets_of(DIGITS, sample(DIGITS, 1, rng))[0], bits=LARGEST.bits)
-    free = width_environment(DIGITS, subnet, quantity, SOURCE, 1e18)
+    free = width_environment(DIGITS, subnet, quantity, COST_MODEL, 1e18)
     present = widths_of(DIGITS, subnet)
     assert free.decide(np.ones(len(present))).tolist() == present.tolist()
     smallest = free.decide(np.zeros(len(present)))
-    high, low = subnet_cost(DIGITS, subnet, quantity, SOURCE), free.cost_of_widths(smallest)
+    high, low = subnet_cost(DIGITS, subnet, quantity, COST_MODEL), free.cost_of_widths(smallest)
     budget = low + tightness * (high - low)
     environment = replace(free, budget=budget * (1 + 1e-9))
     widths = environment.decide(rng.random(len(present)))
     assert (widths <= present).all()
     narrowed = with_widths(DIGITS, subnet, widths)  # or it raises
-    cost = subnet_cost(DIGITS, narrowed, quantity, SOURCE)
+    cost = subnet_cost(DIGITS, narrowed, quantity, COST_MODEL)
     assert cost == pytest.approx(environment.cost_of_widths(widths))
     assert cost <= environment.budget * (1 + 1e-9)
 
 
 def test_the_last_blocks_are_narrowed_first():
-    free = width_environment(DIGITS, LARGEST, "bitops", SOURCE, 1e18)
+    free = width_environment(DIGITS, LARGEST, "bitops", COST_MODEL, 1e18)
     present = widths_of(DIGITS, LARGEST)
     budget = free.cost_of_widths(present - np.array([0, 0, 0, 0, 0, 0, 8, 8]))
     assert replace(free, budget=budget).decide(np.ones(8)).tolist() == (present - [0, 0, 0, 0, 0, 0, 8, 8]).tolist()
@@ -139,7 +139,7 @@ def test_the_last_blocks_are_narrowed_first():
 
 
 def test_budget_below_the_narrowest_network_names_its_cost():
-    free = width_environment(DIGITS, LARGEST, "latency", SOURCE, 1e18)
+    free = width_environment(DIGITS, LARGEST, "latency", COST_MODEL, 1e18)
     with pytest.raises(UserError, match=r"0\.001 ms is below the narrowest .* needs 0\.\d+ ms"):
         replace(free, budget=0.001)
     lowest = free.cost_of_widths(free.decide(np.zeros(8)))
@@ -151,12 +151,12 @@ def test_architectures_have_the_highest_bits_and_respect_the_budget():
     config = EvolutionConfig(population=30, generations=10)
     cheapest = LatencyPredictor("latency", "full", at_highest_bits(DIGITS)).cheapest()[0]
     for budget in (1.05 * cheapest, 2 * cheapest, 1e6):
-        found = search_architecture(DIGITS, accuracy, "latency", SOURCE, budget, config)
+        found = search_architecture(DIGITS, accuracy, "latency", COST_MODEL, budget, config)
         assert found.subnet.bits == LARGEST.bits
         assert found.cost <= budget
-        assert found.cost == pytest.approx(subnet_cost(DIGITS, found.subnet, "latency", SOURCE))
+        assert found.cost == pytest.approx(subnet_cost(DIGITS, found.subnet, "latency", COST_MODEL))
     with pytest.raises(UserError, match=f"cheapest subnet .* needs {cheapest:.6g} ms"):
-        search_architecture(DIGITS, accuracy, "latency", SOURCE, 0.9 * cheapest, config)
+        search_architecture(DIGITS, accuracy, "latency", COST_MODEL, 0.9 * cheapest, config)
 
 
 def test_an_agent_prunes(few):
@@ -164,10 +164,10 @@ def test_an_agent_prunes(few):
     supernet.activate(LARGEST)
     net = supernet.get_active_subnet()
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    budget = 0.8 * subnet_cost(DIGITS, LARGEST, "bitops", SOURCE)
+    budget = 0.8 * subnet_cost(DIGITS, LARGEST, "bitops", COST_MODEL)
     config = WidthSearch(quantity="bitops", budget=budget, recalibration_images=64, val_images=50)
     agent = AgentConfig(episodes=6, warmup=3, hidden=16)
-    pruned, subnet, found, original = search_widths(net, DIGITS, LARGEST, few, SOURCE, config, agent, device=CPU)
+    pruned, subnet, found, original = search_widths(net, DIGITS, LARGEST, few, COST_MODEL, config, agent, device=CPU)
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
     assert len(found.history) == 6
     assert all(record["cost"] <= budget for record in found.history)
@@ -193,7 +193,9 @@ CONFIG = SequentialConfig(
 def whole_way(few, folder, config=CONFIG, **more):
     supernet, _ = load_supernet(MODELS / "supernet.pt")
     predictor = load_predictor(MODELS / "acc.pt", DIGITS)
-    return run_sequential(config, supernet, predictor, few, RECIPES["tiny"], SOURCE, folder, seed=0, device=CPU, **more)
+    return run_sequential(
+        config, supernet, predictor, few, RECIPES["tiny"], COST_MODEL, folder, seed=0, device=CPU, **more
+    )
 
 
 def same(one, other):

@@ -26,12 +26,13 @@ from apq.space import space_to_dict
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from lut.__main__ import main
 from lut.accelerator import Accelerator
-from lut.costs import CostSource, cost_of, network_costs
+from lut.bitfusion import BitFusion
+from lut.costs import cost_of, network_costs
 from lut.named import network_named
 from lut.traced import EmptyWeights, traced_layers
 from utils.latency_predictor import LatencyPredictor
 
-PUBLISHED = CostSource(accelerator=Accelerator())
+PUBLISHED = BitFusion()
 BIASED = {"norm": False, "bias": True}
 
 
@@ -295,7 +296,7 @@ def test_command_prints_a_torchvision_model(capsys):
 
 def test_command_prints_an_experiment_as_its_search_priced_it(capsys, tmp_path, experiment):
     found, subnet = experiment
-    slow = CostSource(accelerator=Accelerator(clock_mhz=250))
+    slow = BitFusion(Accelerator(clock_mhz=250))
     shown = printed(capsys, "--model", str(found.path))
     for scope, cost in network_costs(DIGITS, subnet, slow).items():
         assert shown["costs"][scope]["latency_ms"] == pytest.approx(cost.latency_ms)

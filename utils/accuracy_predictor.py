@@ -21,9 +21,9 @@ from apq.genes import cardinalities
 from apq.presets import APQ_IMAGENET
 from apq.space import SearchSpace
 from apq.subnet import Subnet
+from lut.gene_tables import GeneTables, gene_column
 from utils.converter import Converter
 from utils.encoding_layout import chooses_as_qfa
-from utils.gene_tables import GeneTables, gene_column
 
 CHUNK = 512  # candidates at a time: their activations (0.8 MB a layer) stay in cache
 MOST_ROWS_A_TABLE = 256

@@ -1,60 +1,24 @@
-"""What a subnet costs on an accelerator: tables of block costs, so that a population is priced by gathers."""
+"""What a subnet costs, under the published name."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from apq.errors import UserError
-from apq.genes import cardinalities, genes_of, subnets_of, view
-from apq.layers import (
-    ConvLayer,
-    first_layers,
-    last_layers,
-    shared_choices,
-    shared_layer,
-    slot_layer,
-    squeeze_layers,
-)
-from apq.operands import BLOCK_LAYERS
+from apq.genes import genes_of
 from apq.presets import APQ_IMAGENET
-from apq.space import SearchSpace, Slot
+from apq.space import SearchSpace
 from apq.subnet import Subnet, subnet_from_spec
 from lut.accelerator import Accelerator
-from lut.table import PublishedTable, price
-from utils.gene_tables import GeneTables, gene_column
-
-UNITS = {"latency": "ms", "energy": "mJ", "bitops": "BitOps", "size": "bytes", "flops": "MACs"}
-
-
-def layer_costs(
-    layers: Sequence[ConvLayer],
-    quantity: str,
-    accelerator: Accelerator | None = None,
-    table: PublishedTable | None = None,
-) -> np.ndarray:
-    """(layers,) float64 cost of each layer in `UNITS[quantity]`; latency and energy from `table` if given."""
-    if quantity == "bitops":
-        return np.array([layer.bitops for layer in layers], dtype=np.float64)
-    if quantity == "flops":  # of the float network, whatever the bits
-        return np.array([layer.macs for layer in layers], dtype=np.float64)
-    if quantity == "size":
-        return np.array([layer.size_bytes for layer in layers], dtype=np.float64)
-    _check_quantity(quantity)
-    costs = table.lookup(layers) if table is not None else price(layers, accelerator)
-    return costs.latency_ms if quantity == "latency" else costs.energy_mj
+from lut.bitfusion import BitFusion
+from lut.population import PopulationCost
+from lut.table import PublishedTable
 
 
-class LatencyPredictor:
-    """Cost of subnets: milliseconds, millijoules, BitOps, bytes or MACs, as `type` says; `unit` names it.
+class LatencyPredictor(PopulationCost):
+    """`PopulationCost` as APQ's scripts call it: `type` is its quantity, by default on the published scope.
 
-    `table` (measured or published costs of layers) replaces the accelerator model for latency and energy. Scope
-    `published` leaves out the first inverted-residual block and the classifier, as APQ's published totals do.
-    Construction prices every layer that a slot can run. The two pointwise layers of a block share one table, the
-    depthwise layer, with squeeze-and-excitation, has the other; where a rule forbids a cell it holds infinity.
+    `table` (measured or published costs of layers) replaces the accelerator model for latency and energy.
     """
 
     def __init__(
@@ -65,150 +29,14 @@ class LatencyPredictor:
         accelerator: Accelerator | None = None,
         table: PublishedTable | None = None,
     ) -> None:
-        _check_quantity(type)
-        self.type, self.unit, self.scope, self.space = type, UNITS[type], scope, space
-        groups = [("expand", "project"), ("depthwise",)]
-        self._axes = [_axes_of(space, roles) for roles in groups]
-        self._tables = GeneTables(space, [("resolution", *axes) for axes in self._axes])
+        super().__init__(space, type, BitFusion(accelerator or Accelerator()) if table is None else table, scope)
 
-        ids: dict[ConvLayer, int] = {}  # every distinct layer once: many slots share theirs
-        ends = [[*first_layers(space, r, scope), *last_layers(space, r, scope)] for r in space.resolutions]
-        choosing = [layer.name for layer in ends[0] if layer.name in {f.layer for f in space.shared_operands}]
-        fixed = [[ids.setdefault(layer, len(ids)) for layer in row if layer.name not in choosing] for row in ends]
-        chosen = {name: _chosen_ids(space, name, ids) for name in choosing}
-        layers_at = {
-            (role, r, slot.index): _layer_ids(space, slot, role, resolution, ids)
-            for r, resolution in enumerate(space.resolutions)
-            for slot in space.slots
-            for role in BLOCK_LAYERS
-        }
-        squeezes = [
-            [
-                [ids.setdefault(layer, len(ids)) for layer in squeeze_layers(space, slot, mid)]
-                for mid in slot.mid_channels
-            ]
-            for slot in space.slots
-        ]
-        costs = np.append(layer_costs(list(ids), type, accelerator, table), np.inf)  # id -1 is forbidden
-        self._fixed = np.array([costs[row].sum() for row in fixed])  # (resolutions,)
-        self._chosen = [(_columns_of(space, name), costs[ids_of]) for name, ids_of in chosen.items()]
-        self._cells = np.zeros(self._tables.size + 1)  # the last one is for slots that do not run
-        for group, slot, shape, place in self._tables:
-            cells = self._cells[place].reshape(shape)  # (resolutions, choices of the group's axes ...)
-            for r, role in itertools.product(range(len(space.resolutions)), groups[group]):
-                cells[r] += _spread(costs[layers_at[role, r, slot]], _axes_of(space, (role,)), self._axes[group])
-            if "depthwise" in groups[group]:
-                cells += _spread(np.array([costs[row].sum() for row in squeezes[slot]]), ("e",), self._axes[group])
-
-    def predict(self, genes: np.ndarray) -> np.ndarray:
-        """(n,) float64 costs of a gene matrix, in `unit`."""
-        parts = view(self.space, genes)
-        fixed = self._fixed[parts.resolution]
-        for columns, costs in self._chosen:
-            fixed = fixed + costs[(parts.resolution, *(0 if c is None else parts.shared_bits[:, c] for c in columns))]
-        return self._cells.take(self._tables.index(genes)).sum(axis=(0, 2)) + fixed
+    @property
+    def type(self) -> str:
+        """The quantity, under its published name."""
+        return self.quantity
 
     def predict_lat(self, spec: Mapping[str, Any] | Subnet) -> float:
         """Cost of one published spec, in `unit`: the published name, although `type` decides what it is."""
         subnet = spec if isinstance(spec, Subnet) else subnet_from_spec(self.space, spec)
         return float(self.predict(genes_of(self.space, [subnet]))[0])
-
-    def cheapest(self) -> tuple[float, Subnet]:
-        """Lowest cost of any legal subnet, and a subnet that has it: exact, not searched."""
-        genes = self.cheapest_genes()[None]
-        return float(self.predict(genes)[0]), subnets_of(self.space, genes)[0]
-
-    def cheapest_genes(self) -> np.ndarray:
-        """(genes,) row of the cheapest subnet, not canonical: idle slots hold their cheapest block too.
-
-        Given depth and resolution the blocks are independent, so each takes its own minimum.
-        """
-        space, best = self.space, (np.inf, np.zeros(0, dtype=np.int64))
-        for r in range(len(space.resolutions)):
-            row = np.zeros((1, len(cardinalities(space))), dtype=np.int64)
-            view(space, row).resolution[:] = r
-            costs = np.array([self._set_cheapest_block(row[0], r, slot.index) for slot in space.slots])  # (slots,)
-            total = self._fixed[r]
-            for columns, of_layer in self._chosen:
-                total += of_layer[r].min()
-                for column, gene in zip(
-                    columns, np.unravel_index(of_layer[r].argmin(), of_layer[r].shape), strict=True
-                ):
-                    if column is not None:
-                        view(space, row).shared_bits[0, column] = gene
-            for i, stage in enumerate(space.stages):
-                by_depth = costs[space.stage_of_slot == i].cumsum()[np.array(stage.depths) - 1]  # (depths,)
-                view(space, row).d[0, i] = by_depth.argmin()
-                total += by_depth.min()
-            best = min(best, (total, row[0]), key=lambda found: found[0])
-        return best[1]
-
-    def _set_cheapest_block(self, row: np.ndarray, r: int, slot: int) -> float:
-        space, axes = self.space, ("ks", "e", *range(len(self.space.operands)))
-        block = np.zeros([cardinalities(space)[gene_column(space, axis, slot)] for axis in axes])
-        for group, of_slot, shape, place in self._tables:
-            if of_slot == slot:
-                block += _spread(self._cells[place].reshape(shape)[r], self._axes[group], axes)
-        for rule in space.forbidden:  # a rule may join a kernel to the bits of a pointwise layer: no table sees both
-            kind = [k.name for k in space.operands].index(rule.operand)
-            choices = space.operands[kind].choices
-            if rule.kernel_size in space.kernel_sizes and rule.bits in choices:
-                kernel = block[space.kernel_sizes.index(rule.kernel_size)]  # (widths, bits of every kind ...)
-                np.moveaxis(kernel, 1 + kind, 0)[choices.index(rule.bits)] = np.inf
-        choice = np.unravel_index(block.argmin(), block.shape)
-        for axis, gene in zip(axes, choice, strict=True):
-            row[gene_column(space, axis, slot)] = gene
-        return float(block[choice])
-
-
-def _columns_of(space: SearchSpace, name: str) -> tuple[int | None, int | None]:
-    """Which shared operands are the weight and activation bits of a layer that every network has; None: no choice."""
-    columns = {f.operand: i for i, f in enumerate(space.shared_operands) if f.layer == name}
-    return columns.get("w"), columns.get("a")
-
-
-def _chosen_ids(space: SearchSpace, name: str, ids: dict[ConvLayer, int]) -> np.ndarray:
-    """(resolutions, weight choices, activation choices) numbers in `ids` of a layer that every network has."""
-    w_bits, a_bits = shared_choices(space, name)
-    points = itertools.product(space.resolutions, w_bits, a_bits)
-    numbers = [ids.setdefault(shared_layer(space, name, *point), len(ids)) for point in points]
-    return np.array(numbers).reshape(len(space.resolutions), len(w_bits), len(a_bits))
-
-
-def _axes_of(space: SearchSpace, roles: tuple[str, ...]) -> tuple[str | int, ...]:
-    kinds = sorted({space.kind_of(role, operand) for role in roles for operand in "wa"})
-    return (*(("ks",) if "depthwise" in roles else ()), "e", *kinds)
-
-
-def _layer_ids(space: SearchSpace, slot: Slot, role: str, resolution: int, ids: dict[ConvLayer, int]) -> np.ndarray:
-    """Number in `ids` of a slot's layer for every choice of `_axes_of(space, (role,))`, -1 where it is forbidden."""
-    w_kind, a_kind = space.kind_of(role, "w"), space.kind_of(role, "a")
-    axes = _axes_of(space, (role,))
-    values = {"ks": space.kernel_sizes, "e": slot.mid_channels}
-    choices = [values[axis] if isinstance(axis, str) else space.operands[axis].choices for axis in axes]
-    forbidden = {
-        (rule.kernel_size, k, rule.bits)
-        for rule in space.forbidden
-        for k, kind in enumerate(space.operands)
-        if kind.name == rule.operand
-    }
-    side, numbers = space.input_sides(resolution)[slot.index], []
-    for point in itertools.product(*choices):
-        at = dict(zip(axes, point, strict=True))
-        kernel, w, a = at.get("ks", 1), at[w_kind], at[a_kind]
-        if role == "depthwise" and forbidden & {(kernel, w_kind, w), (kernel, a_kind, a)}:
-            numbers.append(-1)
-        else:
-            layer = slot_layer(space, slot, role, side, at["e"], kernel, w, a)
-            numbers.append(ids.setdefault(layer, len(ids)))
-    return np.array(numbers).reshape([len(c) for c in choices])
-
-
-def _spread(values: np.ndarray, axes: Sequence[str | int], onto: Sequence[str | int]) -> np.ndarray:
-    """`values` over `axes` (which stand in the order of `onto`) with length-1 axes for the missing ones of `onto`."""
-    return values.reshape([values.shape[axes.index(axis)] if axis in axes else 1 for axis in onto])
-
-
-def _check_quantity(quantity: str) -> None:
-    if quantity not in UNITS:
-        raise UserError(f"unknown cost type {quantity!r}; known: {', '.join(UNITS)}")

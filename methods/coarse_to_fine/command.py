@@ -26,13 +26,14 @@ from elastic_nn.networks.subnet_file import save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet
 from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.recipes import get_recipe
-from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs
+from lut.cost_model import CostModel, cost_model_from_flags
+from lut.costs import by_scope, cost_rows, network_costs
+from lut.population import PopulationCost
 from methods.coarse_to_fine.evaluated import EvaluatedStore, record_of, write_records
 from methods.coarse_to_fine.finder import STAGES, CoarseToFineConfig, Measured, coarse_to_fine
 from methods.coarse_to_fine.measurement import Measurement, measure, open_store
 from methods.evolution.budget import Budget, check_reachable
 from utils.front_plots import plot_front
-from utils.latency_predictor import LatencyPredictor
 
 
 def add_flags(parser: argparse.ArgumentParser) -> set[str]:
@@ -58,7 +59,7 @@ def add_flags(parser: argparse.ArgumentParser) -> set[str]:
 class Choice:
     """What is taken from the measured subnets: the most accurate one, of cost at most `limit` if there is one."""
 
-    cost: LatencyPredictor
+    cost: PopulationCost
     limit: float | None
 
     def __post_init__(self) -> None:
@@ -67,7 +68,7 @@ class Choice:
             check_reachable(self.cost.space, budget, self.cost.cheapest_genes())
 
     def __str__(self) -> str:
-        return "" if self.limit is None else f" for {self.cost.type} <= {self.limit:g} {self.cost.unit}"
+        return "" if self.limit is None else f" for {self.cost.quantity} <= {self.limit:g} {self.cost.unit}"
 
     def pick(self, found: Measured) -> tuple[int, float]:
         """Index and cost of the chosen subnet, of equally accurate ones the cheapest; UserError where none fits."""
@@ -93,10 +94,10 @@ def run(args: argparse.Namespace) -> None:
     space = supernet.space
     recipe, splits = get_recipe(args.recipe or origin.recipe, space), load_splits(space, args.data)
     check_classes(splits, origin.images, folder.supernet)
-    source, scope = cost_source(args.config, args.table), args.scope or space.budget_scope
-    flops, config = LatencyPredictor("flops", "full", space), search_config(args, space)
+    cost_model, scope = cost_model_from_flags(args.config, args.table), args.scope or space.budget_scope
+    flops, config = PopulationCost(space, "flops"), search_config(args, space)
     choice = Choice(
-        cost=LatencyPredictor(args.type or "flops", scope, space, source.accelerator, source.table),
+        cost=PopulationCost(space, args.type or "flops", cost_model, scope),
         limit=args.constraint,
     )
     asked = {
@@ -134,21 +135,21 @@ def run(args: argparse.Namespace) -> None:
         "space": asked["space"],
         "acc_predictor_dir": str(args.acc_predictor_dir),
         "constraint": args.constraint,
-        "type": choice.cost.type,
+        "type": choice.cost.quantity,
         "unit": choice.cost.unit,
         "scope": scope,
         "coarse_to_fine": asdict(config),
         "recalibration_images": recipe.recalibration_images,
         "top1": float(found.top1[best]),
-        **source.record(),
+        **cost_model.record(),
     }
     record(experiment, measurement, found, asked, settings, best, cost)
-    report(args.json, experiment, space, found, settings, (best, cost), choice, source)
+    report(args.json, experiment, space, found, settings, (best, cost), choice, cost_model)
 
 
 def search_config(args: argparse.Namespace, space: SearchSpace) -> CoarseToFineConfig:
     """The settings that the flags give; the range of FLOPs is the space's where they are silent."""
-    flops, largest = LatencyPredictor("flops", "full", space), genes_of(space, [largest_subnet(space)])
+    flops, largest = PopulationCost(space, "flops"), genes_of(space, [largest_subnet(space)])
     return CoarseToFineConfig(
         flops_min=flops.cheapest()[0] if args.flops_min is None else args.flops_min,
         flops_max=float(flops.predict(largest)[0]) if args.flops_max is None else args.flops_max,
@@ -193,7 +194,7 @@ def record(
 def front_records(space: SearchSpace, found: Measured, subnets: list[Subnet]) -> list[dict[str, Any]]:
     """The front as plain data, by ascending FLOPs."""
     front = found.front()
-    bitops = LatencyPredictor("bitops", "full", space).predict(found.genes[front])
+    bitops = PopulationCost(space, "bitops").predict(found.genes[front])
     return [
         {
             "flops": int(found.flops[i]),
@@ -223,17 +224,17 @@ def report(
     settings: dict[str, Any],
     chosen: tuple[int, float],
     choice: Choice,
-    source: CostSource,
+    cost_model: CostModel,
 ) -> None:
     """Print the front, the chosen subnet and its costs."""
     best, cost = chosen
     (subnet,) = subnets_of(space, found.genes[best : best + 1])
-    costs, spec, front = network_costs(space, subnet, source), spec_of(space, subnet), found.front()
+    costs, spec, front = network_costs(space, subnet, cost_model), spec_of(space, subnet), found.front()
     counts = dict(zip(STAGES, (found.n_coarse, len(found.genes) - found.n_coarse), strict=True))
     if as_json:
         shown = {key: settings[key] for key in ("constraint", "type", "unit", "scope", "top1")}
         network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec}
-        facts = {"measured": counts, "front": len(front), "cost": cost, "priced_by": str(source)}
+        facts = {"measured": counts, "front": len(front), "cost": cost, "priced_by": str(cost_model)}
         print(json.dumps({"exp_dir": str(experiment.path), "space": space.name, **shown, **facts, **network}))
         return
     print(f"{experiment.path}: {counts['coarse']} coarse and {counts['fine']} fine subnets of space {space.name}")
@@ -246,7 +247,7 @@ def report(
     print(listing(shown_spec(space, spec)))
     print(
         f"top-1 {settings['top1']:.2%} on images held out of training, without finetune; "
-        f"{choice.cost.type} {cost:g} {choice.cost.unit} ({settings['scope']} scope)"
+        f"{choice.cost.quantity} {cost:g} {choice.cost.unit} ({settings['scope']} scope)"
     )
     print(table(cost_rows(by_scope(costs))))
-    print(f"latency and energy: {source}")
+    print(f"latency and energy: {cost_model}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,13 @@ from dataset.splits import Splits
 from elastic_nn.training.engine import ONE_PROCESS, Execution
 from elastic_nn.training.policies import PolicyScorer
 from elastic_nn.training.recipe import Recipe
-from lut.costs import CostSource
+from lut.bit_costs import BitCosts, kmeans_costs, linear_costs, measured_costs
+from lut.cost_model import CostModel
+from lut.measured import MeasuredTable
 from lut.traced import traced_layers
 from methods.ddpg.agent import AgentConfig
 from methods.ddpg.ddpg_finder import Found, find
 from methods.ddpg.environment import BitEnvironment, fixed_bits
-from utils.bit_costs import BitCosts, kmeans_costs, linear_costs, measured_costs
 
 REWARD_SCALE = 0.1  # a point of accuracy, as in HAQ
 
@@ -81,17 +81,22 @@ class Task:
         return list(first.values())
 
 
+def layers_of_model(net: nn.Module, spec: ModelSpec) -> list[ConvLayer]:
+    """The layers of a network on an image of its resolution, in running order."""
+    return traced_layers(net, spec.resolution, in_channels=spec.in_channels)
+
+
 def make_task(
-    net: nn.Module, spec: ModelSpec, splits: Splits, quantizer: str, quantity: str, source: CostSource | Path
+    net: nn.Module, spec: ModelSpec, splits: Splits, quantizer: str, quantity: str, cost_model: CostModel
 ) -> Task:
-    """List the network's layers and price them, by a cost source or a file of measured costs in HAQ's form."""
-    layers = traced_layers(net, spec.resolution, in_channels=spec.in_channels)
+    """List the network's layers and price them. A measured table, whatever its quantity, prices the layers it has."""
+    layers = layers_of_model(net, spec)
     if quantizer == "kmeans":
         costs = kmeans_costs(layers)
-    elif isinstance(source, Path):
-        costs = measured_costs(source, len(layer_names(layers)), "in the unit of its table")
+    elif isinstance(cost_model, MeasuredTable):
+        costs = measured_costs(cost_model)
     else:
-        costs = linear_costs(layers, quantity, source)
+        costs = linear_costs(layers, quantity, cost_model)
     return Task(net=net, spec=spec, layers=layers, costs=costs, splits=splits)
 
 

@@ -20,7 +20,7 @@ from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
 from apq.model import ModelSpec, model_to_dict
 from apq.model_folder import ModelFolder
-from apq.policy import Policy, load_strategy, policy_from_strategy
+from apq.policy import Policy, layer_names, load_strategy, policy_from_strategy
 from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
 from elastic_nn.networks.model_file import load_model, save_model
@@ -30,9 +30,10 @@ from elastic_nn.training.distributed import check_agreement, processes
 from elastic_nn.training.engine import Execution
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
-from lut.costs import cost_source
+from lut.cost_model import cost_model_from_flags
+from lut.measured import load_measured
 from methods.ddpg.agent import AgentConfig
-from methods.ddpg.bit_search import BitSearch, Task, make_task, search_bits
+from methods.ddpg.bit_search import BitSearch, Task, layers_of_model, make_task, search_bits
 from methods.ddpg.ddpg_finder import Found
 from methods.ddpg.flags import agent_config, bit_search
 from utils.plots import plot_episodes, plot_policy
@@ -75,8 +76,11 @@ def run(args: argparse.Namespace) -> None:
     ):
         raise UserError("--policy takes the bits as they are: leave the budget and the agent's flags out")
     measured = args.table if args.table is not None and args.table.suffix == ".csv" else None
-    source = cost_source(args.config, None if measured else args.table)
-    task = make_task(net, spec, splits, config.quantizer, config.quantity, measured or source)
+    if measured:
+        cost_model = load_measured(measured, layer_names(layers_of_model(net, spec)), config.quantity)
+    else:
+        cost_model = cost_model_from_flags(args.config, args.table)
+    task = make_task(net, spec, splits, config.quantizer, config.quantity, cost_model)
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}  # a search quantizes the network
     with processes(device) as share:
         if args.policy is not None:
@@ -105,11 +109,11 @@ def run(args: argparse.Namespace) -> None:
         "recipe": recipe.name,
         **facts_of(policy, task, config, found, original),
         "agent": asdict(agent) if found else None,
-        **source.record(),
+        **cost_model.record(),
         "measured": measured and str(measured),
     }
     record(experiment, task, policy, found, settings, spec, state)
-    report(args.json, experiment, policy, settings, source if measured is None else f"table {measured}")
+    report(args.json, experiment, policy, settings, cost_model)
 
 
 def given_policy(file: Path, task: Task, config: BitSearch) -> Policy:

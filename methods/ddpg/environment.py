@@ -9,7 +9,7 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.layers import FIXED_BITS, ConvLayer
-from utils.bit_costs import BitCosts
+from lut.bit_costs import BitCosts
 
 FREE = 0  # in a matrix of fixed bits
 

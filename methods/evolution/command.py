@@ -15,11 +15,12 @@ from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
 from apq.space import SCOPES, SearchSpace, space_to_dict
 from apq.subnet import shown_spec, spec_of
-from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs
+from lut.cost_model import CostModel, cost_model_from_flags
+from lut.costs import UNITS, by_scope, cost_rows, network_costs
+from lut.population import PopulationCost
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
 from methods.evolution.predicted import asked_of, drop_other_state, load_quantized_predictor
 from methods.evolution.search_state import load_state
-from utils.latency_predictor import UNITS, LatencyPredictor
 from utils.plots import plot_history
 
 SHARED_WITH_NSGA2 = {
@@ -60,8 +61,8 @@ def run(args: argparse.Namespace) -> None:
     predictor = load_quantized_predictor(args.acc_predictor_dir)
     space = predictor.space
     scope = args.scope or space.budget_scope
-    source = cost_source(args.config, args.table)
-    cost = LatencyPredictor(quantity, scope, space, source.accelerator, source.table)
+    cost_model = cost_model_from_flags(args.config, args.table)
+    cost = PopulationCost(space, quantity, cost_model, scope)
     finder = EvolutionFinder(
         space, predictor.fast(), cost.predict, args.constraint, config, cost.cheapest_genes(), cost.unit
     )
@@ -73,9 +74,9 @@ def run(args: argparse.Namespace) -> None:
         "unit": cost.unit,
         "scope": scope,
         "evolution": asdict(config),
-        **source.record(),
+        **cost_model.record(),
     }
-    asked = asked_of(settings, predictor, source)
+    asked = asked_of(settings, predictor, cost_model)
     if args.overwrite:
         drop_other_state(experiment.search_state, load_state, asked)
     with tqdm(total=config.generations, desc="search", disable=None) as bar:
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     with experiment.replaced() as new:
         new.save_found(space, found.subnet, found.cost, settings, found.history)
         plot_history(found.history, new.plot, constraint=args.constraint, quantity=quantity, unit=cost.unit)
-    report(args, experiment, space, found, settings, source)
+    report(args, experiment, space, found, settings, cost_model)
 
 
 def report(
@@ -95,18 +96,18 @@ def report(
     space: SearchSpace,
     found: Found,
     settings: dict[str, Any],
-    source: CostSource,
+    cost_model: CostModel,
 ) -> None:
     """Print the found subnet, its predicted accuracy and its costs."""
-    costs, spec = network_costs(space, found.subnet, source), spec_of(space, found.subnet)
+    costs, spec = network_costs(space, found.subnet, cost_model), spec_of(space, found.subnet)
     if args.json:
         shown = {key: settings[key] for key in ("constraint", "type", "unit", "scope", "predicted_accuracy")}
         network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec}
-        print(json.dumps({"space": space.name, **shown, "cost": found.cost, "priced_by": str(source), **network}))
+        print(json.dumps({"space": space.name, **shown, "cost": found.cost, "priced_by": str(cost_model), **network}))
         return
     unit = settings["unit"]
     print(f"{experiment.path}: best subnet of space {space.name} for {settings['type']} <= {args.constraint:g} {unit}")
     print(listing(shown_spec(space, spec)))
     print(f"predicted top-1 {found.accuracy:.2%}; {settings['type']} {found.cost:g} {unit} ({settings['scope']} scope)")
     print(table(cost_rows(by_scope(costs))))
-    print(f"latency and energy: {source}")
+    print(f"latency and energy: {cost_model}")

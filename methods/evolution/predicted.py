@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from apq.checkpoint import digest
 from apq.errors import UserError
 from apq.model_folder import ModelFolder
-from lut.costs import CostSource
+from lut.cost_model import CostModel
 from utils.accuracy_predictor import AccuracyPredictor
 from utils.predictor_files import load_predictor
 
@@ -23,10 +22,9 @@ def load_quantized_predictor(folder: Path) -> AccuracyPredictor:
     return predictor
 
 
-def asked_of(settings: dict[str, Any], predictor: AccuracyPredictor, source: CostSource) -> dict[str, Any]:
-    """All that a search depends on: its settings, the weights of its predictor, the rows of its table."""
-    rows = source.table and hashlib.sha256(repr(source.table.rows).encode()).hexdigest()
-    return {**settings, "predictor": digest(predictor.state_dict()), "table_rows": rows}
+def asked_of(settings: dict[str, Any], predictor: AccuracyPredictor, cost_model: CostModel) -> dict[str, Any]:
+    """All that a search depends on: its settings, the weights of its predictor, the prices of layers."""
+    return {**settings, "predictor": digest(predictor.state_dict()), "prices": cost_model.fingerprint()}
 
 
 def drop_other_state(state_file: Path, load: Callable[[Path, dict[str, Any]], object], asked: dict[str, Any]) -> None:

@@ -19,7 +19,9 @@ from apq.genes import subnets_of
 from apq.model_folder import DEFAULT_MODELS
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, shown_spec, spec_of
-from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs, recorded_cost_source
+from lut.cost_model import CostModel, cost_model_from_flags, recorded_cost_model
+from lut.costs import UNITS, by_scope, cost_rows, network_costs
+from lut.population import PopulationCost
 from methods.evolution.budget import Budget, check_reachable
 from methods.evolution.predicted import asked_of, drop_other_state, load_quantized_predictor
 from methods.nsga2.front_file import MODE, has_front, load_front, save_front
@@ -27,7 +29,6 @@ from methods.nsga2.front_finder import Front, Nsga2Config, Objective, find_front
 from methods.nsga2.front_state import load_front_state
 from methods.nsga2.picking import Bound, parse_bounds, pick
 from utils.front_plots import plot_predicted_front
-from utils.latency_predictor import UNITS, LatencyPredictor
 
 ACCURACY = "accuracy"
 OBJECTIVES = (ACCURACY, "latency")
@@ -131,9 +132,9 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
     config, names = Nsga2Config(**given), parse_objectives(args.objectives)
     bounds = parse_bounds(args.pick, names[1:])
     predictor = load_quantized_predictor(args.acc_predictor_dir)
-    space, source = predictor.space, cost_source(args.config, args.table)
+    space, cost_model = predictor.space, cost_model_from_flags(args.config, args.table)
     scope = args.scope or space.budget_scope
-    costs = {name: LatencyPredictor(name, scope, space, source.accelerator, source.table) for name in names[1:]}
+    costs = {name: PopulationCost(space, name, cost_model, scope) for name in names[1:]}
     for bound in bounds:
         cost = costs[bound.name]
         check_reachable(space, Budget(cost=cost.predict, limit=bound.limit, unit=cost.unit), cost.cheapest_genes())
@@ -144,9 +145,9 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
         "objectives": list(names),
         "scope": scope,
         "nsga2": asdict(config),
-        **source.record(),
+        **cost_model.record(),
     }
-    asked = asked_of(settings, predictor, source)
+    asked = asked_of(settings, predictor, cost_model)
     if args.overwrite:
         drop_other_state(experiment.front_state, load_front_state, asked)
     objectives = [
@@ -168,14 +169,14 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
         save(experiment, choose(front, settings, ()))
         raise UserError(f"{error}; {experiment.path} has the front, with its most accurate point") from error
     save(experiment, picked)
-    report(args.json, experiment, picked, source)
+    report(args.json, experiment, picked, cost_model)
 
 
 def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experiment) -> None:
     """Pick a point of a front that is there, into its own experiment or into another."""
     front, settings = load_front(origin)
-    source = recorded_cost_source(origin)
-    check_agrees(args, origin, settings, source)
+    cost_model = recorded_cost_model(origin)
+    check_agrees(args, origin, settings, cost_model)
     same = origin.path.resolve() == experiment.path.resolve()
     if not same:
         experiment.check_free(args.overwrite)
@@ -188,17 +189,17 @@ def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experime
         write_pick(experiment, picked)
     else:
         save(experiment, replace(picked, settings={**settings, "front": str(origin.path)}))
-    report(args.json, experiment, picked, source)
+    report(args.json, experiment, picked, cost_model)
 
 
-def check_agrees(args: argparse.Namespace, origin: Experiment, settings: dict[str, Any], source: CostSource) -> None:
+def check_agrees(args: argparse.Namespace, origin: Experiment, settings: dict[str, Any], cost_model: CostModel) -> None:
     """UserError if a flag asks for another search than the one whose front is there. Silent flags agree."""
     asked = {"objectives": args.objectives and list(parse_objectives(args.objectives)), "scope": args.scope}
     asked |= {name: getattr(args, name) for name in CONFIG_FLAGS} | {"seed": args.seed or None}  # 0 is its default
     found = {"objectives": settings["objectives"], "scope": settings["scope"], **settings["nsga2"]}
     odd = [name for name, value in asked.items() if value is not None and value != found[name]]
-    given = cost_source(args.config, args.table).record() if args.config or args.table else source.record()
-    odd += ["config or table"] * (given != source.record())
+    given = cost_model_from_flags(args.config, args.table) if args.config or args.table else cost_model
+    odd += ["config or table"] * (given.record() != cost_model.record())
     if args.acc_predictor_dir not in (DEFAULT_MODELS, Path(settings["acc_predictor_dir"])):
         odd.append("acc_predictor_dir")
     if odd:
@@ -237,16 +238,16 @@ def write_pick(experiment: Experiment, picked: Pick) -> None:
     experiment.save_found(picked.space, picked.subnet, values[picked.names[1]], settings, front.history)
 
 
-def report(as_json: bool, experiment: Experiment, picked: Pick, source: CostSource) -> None:
+def report(as_json: bool, experiment: Experiment, picked: Pick, cost_model: CostModel) -> None:
     """Print the front, its chosen point and that one's costs."""
     front, settings, space, names = picked.front, picked.settings, picked.space, picked.names
-    costs, spec = network_costs(space, picked.subnet, source), spec_of(space, picked.subnet)
+    costs, spec = network_costs(space, picked.subnet, cost_model), spec_of(space, picked.subnet)
     asked = " and ".join(map(str, picked.bounds))
     if as_json:
         shown = {"objectives": names, "scope": settings["scope"], "front": len(front.genes)}
         network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec}
         facts = {"exp_dir": str(experiment.path), "space": space.name, **shown, "pick": asked or None}
-        print(json.dumps({**facts, "picked": picked.values, "priced_by": str(source), **network}))
+        print(json.dumps({**facts, "picked": picked.values, "priced_by": str(cost_model), **network}))
         return
     print(f"{experiment.path}: front of {len(front.genes)} subnets of space {space.name} ({settings['scope']} scope)")
     evenly = np.linspace(0, len(front.genes) - 1, min(MOST_SHOWN, len(front.genes))).round().astype(int).tolist()
@@ -259,7 +260,7 @@ def report(as_json: bool, experiment: Experiment, picked: Pick, source: CostSour
     print(f"picked: the most accurate subnet{' with ' + asked if asked else ''}")
     print(listing(shown_spec(space, spec)))
     print(table(cost_rows(by_scope(costs))))
-    print(f"latency and energy: {source}")
+    print(f"latency and energy: {cost_model}")
 
 
 def _asks_for_a_search(args: argparse.Namespace) -> bool:

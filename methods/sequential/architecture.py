@@ -12,9 +12,10 @@ from apq.genes import genes_of, subnets_of, view, with_highest_bits
 from apq.layers import layers_of
 from apq.space import SearchSpace
 from apq.subnet import Subnet
-from lut.costs import CostSource
+from lut.cost_model import CostModel
+from lut.costs import layer_quantity
+from lut.population import PopulationCost
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
-from utils.latency_predictor import LatencyPredictor, layer_costs
 
 SCOPE = "full"  # as the search of bits counts, which runs the network and so sees all of its layers
 
@@ -37,16 +38,16 @@ def in_full_space(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
     return with_highest_bits(space, full)
 
 
-def subnet_cost(space: SearchSpace, subnet: Subnet, quantity: str, source: CostSource) -> float:
+def subnet_cost(space: SearchSpace, subnet: Subnet, quantity: str, cost_model: CostModel) -> float:
     """Cost of a subnet at its bits, in the unit of the quantity, counted as all three stages count."""
-    return float(layer_costs(layers_of(space, subnet, SCOPE), quantity, source.accelerator, source.table).sum())
+    return float(layer_quantity(layers_of(space, subnet, SCOPE), quantity, cost_model).sum())
 
 
 def search_architecture(
     space: SearchSpace,
     accuracy: Callable[[np.ndarray], np.ndarray],
     quantity: str,
-    source: CostSource,
+    cost_model: CostModel,
     budget: float,
     config: EvolutionConfig,
     **run: Any,
@@ -57,7 +58,7 @@ def search_architecture(
     `quantity`, one of UNITS; UserError that names the cheapest cost if it is below that. `run` goes to the finder's.
     """
     highest = at_highest_bits(space)
-    costs = LatencyPredictor(quantity, SCOPE, highest, source.accelerator, source.table)
+    costs = PopulationCost(highest, quantity, cost_model, SCOPE)
     finder = EvolutionFinder(
         highest,
         lambda genes: accuracy(in_full_space(space, genes)),

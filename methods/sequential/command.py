@@ -22,7 +22,7 @@ from elastic_nn.training.distributed import processes
 from elastic_nn.training.engine import Execution
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
-from lut.costs import cost_source
+from lut.cost_model import cost_model_from_flags
 from methods.ddpg.bit_search import make_task
 from methods.ddpg.command import facts_of, record, report
 from methods.ddpg.flags import agent_config
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     predictor = load_predictor(folder.acc, space)
     splits, recipe = load_splits(space, args.data), get_recipe(args.recipe or origin.recipe, space)
     check_classes(splits, origin.images, folder.supernet)
-    config, source = sequential_config(args, space, recipe), cost_source(args.config, None)
+    config, cost_model = sequential_config(args, space, recipe), cost_model_from_flags(args.config, None)
     with processes(device) as share, tqdm(disable=None if share[0] == 0 else True) as bar:
 
         def log(stage: str, made: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
             predictor,
             splits,
             recipe,
-            source,
+            cost_model,
             experiment.path,
             seed=args.seed,
             device=device,
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
         if share[0] != 0:
             return
     tell_unreadable(splits)
-    task = make_task(found.net, found.spec, splits, "linear", config.quantity, source)
+    task = make_task(found.net, found.spec, splits, "linear", config.quantity, cost_model)
     settings = {
         "mode": "sequential",
         "model": str(args.acc_predictor_dir),
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
         **facts_of(found.policy, task, config.bits, found.bits, found.original),
         "sequential": asdict(config),
         "stages": [asdict(stage) for stage in found.stages],
-        **source.record(),
+        **cost_model.record(),
         "measured": None,
     }
     state = {key: tensor.cpu() for key, tensor in found.net.state_dict().items()}
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     found.remove_states(experiment.path)
     if not args.json:
         print(table(stage_rows(found, task.costs.unit)))
-    report(args.json, experiment, found.policy, settings, source)
+    report(args.json, experiment, found.policy, settings, cost_model)
 
 
 def sequential_config(args: argparse.Namespace, space: SearchSpace, recipe: Recipe) -> SequentialConfig:

@@ -29,7 +29,7 @@ from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, ONE_PROCESS, Execution, evaluate
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.recipe import Recipe
-from lut.costs import CostSource
+from lut.cost_model import CostModel
 from methods.ddpg.bit_search import environment_of, make_task, search_bits
 from methods.ddpg.ddpg_finder import Found
 from methods.evolution import evolution_finder
@@ -80,7 +80,7 @@ def run_sequential(
     predictor: AccuracyPredictor,
     splits: Splits,
     recipe: Recipe,
-    source: CostSource,
+    cost_model: CostModel,
     folder: Path,
     *,
     seed: int,
@@ -107,16 +107,16 @@ def run_sequential(
             "supernet": digest(supernet.state_dict()),
             "predictor": digest(predictor.state_dict()),
             "recipe": asdict(recipe),
-            "cost": source.record(),
+            "cost": cost_model.record(),
             "images": splits.source,
             "seed": seed,
             "execution": execution.asked(),
         }
     )
-    run = _Run(config, supernet, splits, recipe, source, folder, seed, device, execution, asked, restart, log)
+    run = _Run(config, supernet, splits, recipe, cost_model, folder, seed, device, execution, asked, restart, log)
     architecture = run.architecture(predictor)
     net, spec, widths, facts = run.pruned(architecture.subnet)
-    task = make_task(copy.deepcopy(net), spec, splits, "linear", config.quantity, source)
+    task = make_task(copy.deepcopy(net), spec, splits, "linear", config.quantity, cost_model)
     policy, bits, original = search_bits(
         task,
         config.bits,
@@ -153,7 +153,7 @@ class _Run:
     supernet: DynamicProxylessNASNets
     splits: Splits
     recipe: Recipe
-    source: CostSource
+    cost_model: CostModel
     folder: Path
     seed: int
     device: torch.device
@@ -182,7 +182,7 @@ class _Run:
             space,
             predictor.fast(),
             config.quantity,
-            self.source,
+            self.cost_model,
             config.split.architecture_budget,
             config.evolution,
             on_generation=lambda record: self.log("architecture", record),
@@ -210,7 +210,7 @@ class _Run:
             space,
             subnet,
             self.splits,
-            self.source,
+            self.cost_model,
             config.widths,
             config.pruning_agent,
             device=self.device,
@@ -219,7 +219,7 @@ class _Run:
         )
         spec = subnet_model(space, pruned_subnet)
         try:  # a hopeless last budget shows before the long part
-            environment_of(make_task(net, spec, self.splits, "linear", config.quantity, self.source), config.bits)
+            environment_of(make_task(net, spec, self.splits, "linear", config.quantity, self.cost_model), config.bits)
         except UserError as error:
             for name in (ARCHITECTURE, PRUNING):  # of these settings, which lead nowhere
                 (self.folder / name).unlink(missing_ok=True)
@@ -242,14 +242,14 @@ class _Run:
             StageFacts(
                 stage="architecture",
                 budget=config.split.architecture_budget,
-                cost=subnet_cost(space, subnet, config.quantity, self.source),
+                cost=subnet_cost(space, subnet, config.quantity, self.cost_model),
                 accuracy=float_top1,
                 measured="float, as cut out of the supernet",
             ),
             StageFacts(
                 stage="pruning",
                 budget=config.split.pruning_budget,
-                cost=subnet_cost(space, pruned_subnet, config.quantity, self.source),
+                cost=subnet_cost(space, pruned_subnet, config.quantity, self.cost_model),
                 accuracy=top1,
                 measured="float, finetuned",
             ),

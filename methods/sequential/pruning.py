@@ -22,7 +22,7 @@ from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, ONE_PROCESS, Execution, evaluate
-from lut.costs import CostSource
+from lut.cost_model import CostModel
 from methods.ddpg.agent import AgentConfig
 from methods.ddpg.bit_search import REWARD_SCALE
 from methods.ddpg.ddpg_finder import Found, find
@@ -87,7 +87,7 @@ def search_widths(
     space: SearchSpace,
     subnet: Subnet,
     splits: Splits,
-    source: CostSource,
+    cost_model: CostModel,
     config: WidthSearch,
     agent: AgentConfig,
     *,
@@ -101,7 +101,7 @@ def search_widths(
     validation images. `loop` goes to `find`: state file, what was asked, log. The network itself stays as it is.
     """
     net = net.to(device)
-    environment = width_environment(space, subnet, config.quantity, source, config.budget)
+    environment = width_environment(space, subnet, config.quantity, cost_model, config.budget)
     sides = (subnet.resolution,)
     val = make_loader(splits.val.thinned(config.val_images), EVALUATION_BATCH, share=execution.share, sides=sides)
     calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)

@@ -11,10 +11,10 @@ from apq.layers import first_layers, last_layers, layers_of
 from apq.operands import BLOCK_LAYERS
 from apq.space import SearchSpace, Slot
 from apq.subnet import Subnet
-from lut.costs import CostSource
+from lut.cost_model import CostModel
+from lut.costs import UNITS, layer_quantity
 from methods.ddpg.environment import action_to_bits, scaled_columns
 from methods.sequential.architecture import SCOPE
-from utils.latency_predictor import UNITS, layer_costs
 
 
 def widths_of(space: SearchSpace, subnet: Subnet) -> np.ndarray:
@@ -120,7 +120,7 @@ class WidthEnvironment:
 
 
 def width_environment(
-    space: SearchSpace, subnet: Subnet, quantity: str, source: CostSource, budget: float
+    space: SearchSpace, subnet: Subnet, quantity: str, cost_model: CostModel, budget: float
 ) -> WidthEnvironment:
     """Price every block of a subnet at all widths up to its present one."""
     slots, present = subnet.running_slots(space), widths_of(space, subnet)
@@ -128,7 +128,7 @@ def width_environment(
     # A network for each choice, of which every block has that one, or its widest where it has fewer.
     networks = [[slot.mid_channels[min(j, len(slot.mid_channels) - 1)] for slot in slots] for j in range(most)]
     layers = [layers_of(space, with_widths(space, subnet, widths), SCOPE) for widths in networks]
-    costs = layer_costs([layer for row in layers for layer in row], quantity, source.accelerator, source.table)
+    costs = layer_quantity([layer for row in layers for layer in row], quantity, cost_model)
     costs = costs.reshape(most, -1)  # (choices, layers)
     ends = len(first_layers(space, subnet.resolution, SCOPE)), -len(last_layers(space, subnet.resolution, SCOPE))
     blocks = costs[:, slice(*ends)].reshape(most, len(slots), len(BLOCK_LAYERS)).sum(axis=2).T  # (blocks, choices)

@@ -20,10 +20,10 @@ def gene_column(space: SearchSpace, what: str | int, slot: int = 0) -> int:
 
 
 class GeneTables:
-    """Addresses of cells, where every slot has one table an axis group, and all tables lie one after another.
+    """Addresses of cells in one flat array that holds, for each group of axes, one table for every slot.
 
     `axes` names the groups: ("ks", "e") is a table over a slot's kernel and width genes, (0, 2) one over the genes of
-    operand kinds 0 and 2; "resolution" may join any group. Cell `size`, behind the last table, is for slots that do
+    operand kinds 0 and 2; "resolution" may join any group. Cell `size`, after the last table, is for slots that do
     not run.
     """
 
@@ -51,7 +51,7 @@ class GeneTables:
 
     def index(self, genes: np.ndarray) -> np.ndarray:
         """(groups, n, slots) int64 cells of a gene matrix."""
-        # Integer arithmetic, although a float product is shorter: numpy's BLAS threads would fight with torch's.
+        # Integer arithmetic, although a float product is shorter: numpy's BLAS threads would compete with torch's.
         idle = ~active(self.space, genes)
         cells = np.empty((len(self.axes), *idle.shape), dtype=np.int64)
         for group, strides, starts, out in zip(self.axes, self._strides, self._starts, cells, strict=True):

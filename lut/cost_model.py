@@ -1,0 +1,151 @@
+"""What a layer costs: the base class of every cost model, the table of their kinds, and how a user names one.
+
+A kind from outside is a dataclass that derives from `CostModel` and has a row in `COST_MODELS`:
+
+    @dataclass(frozen=True)
+    class Roofline(CostModel):
+        macs_per_ms: float = 1e9
+        mj_per_mac: float = 1e-9
+
+        def price(self, layers):
+            macs = np.array([layer.macs for layer in layers], dtype=np.float64)
+            return np.stack([macs / self.macs_per_ms, macs * self.mj_per_mac], axis=1)
+
+    COST_MODELS["roofline"] = Roofline
+
+Then `--config FILE` builds it from the JSON object {"kind": "roofline", "macs_per_ms": 2e9}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.files import read_json
+from apq.layers import ConvLayer
+from lut.accelerator import accelerator_from_dict
+
+
+class CostModel(ABC):
+    """Prices the layers of networks: latency and energy at batch 1.
+
+    A kind must have `price`. The other methods fit a dataclass of plain data that can price any layer.
+    """
+
+    @abstractmethod
+    def price(self, layers: Sequence[ConvLayer]) -> np.ndarray:
+        """(layers, 2) float64 milliseconds and millijoules; UserError that names the first layer without a price."""
+
+    def covers(self, layers: Sequence[ConvLayer]) -> np.ndarray:
+        """(layers,) bool: which layers have a price. All, unless prices come from a table.
+
+        Layers that an accelerator cannot run are covered too: `price` says why it cannot.
+        """
+        return np.ones(len(layers), dtype=bool)
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for an experiment's config.json, from which `cost_model_from_record` builds the same model."""
+        return {"accelerator": None, "table": None, "cost_model": {"kind": self._kind, **asdict(self)}}
+
+    def fingerprint(self) -> str:
+        """A digest of all that the prices depend on."""
+        return fingerprint_of(self.record())
+
+    def __str__(self) -> str:
+        fields = [f"{name} {value}" for name, value in asdict(self).items()]
+        return " with ".join([self._kind, *([", ".join(fields)] if fields else [])])
+
+    @property
+    def _kind(self) -> str:
+        kinds = [kind for kind, make in COST_MODELS.items() if make is type(self)]
+        if not kinds:
+            raise UserError(f"cost model {type(self).__name__} has no row in COST_MODELS")
+        return kinds[0]
+
+
+def fingerprint_of(data: Any) -> str:
+    """A digest of plain data."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _bitfusion(**fields: Any) -> CostModel:
+    from lut.bitfusion import BitFusion  # derives from CostModel, so this module cannot import it above
+
+    return BitFusion(accelerator_from_dict(fields))
+
+
+def _table(path: str) -> CostModel:
+    from lut.table import load  # likewise
+
+    return load(Path(path))
+
+
+COST_MODELS: dict[str, Callable[..., CostModel]] = {"bitfusion": _bitfusion, "table": _table}
+"""What makes each kind of cost model from the fields of a JSON object, by the name that "kind" gives."""
+
+
+def add_cost_flags(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add --config and --table, of which one may be given; `default` describes what holds without them."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--config", type=Path, help=f"accelerator as a JSON file (default: {default})")
+    group.add_argument("--table", type=Path, help="cost table of your own device, in the published JSON form")
+
+
+def cost_model_from_flags(config: Path | None, table: Path | None) -> CostModel:
+    """The cost model that the flags of `add_cost_flags` name; without either, the published BitFusion.
+
+    `config` holds a JSON object: the "kind" of the cost model and its fields; without a kind, fields of an accelerator.
+    """
+    if table is not None:
+        return _table(str(table))
+    return _bitfusion() if config is None else _from_dict(read_json(config), config)
+
+
+def cost_model_from_record(record: dict[str, Any], where: Path) -> CostModel:
+    """The cost model that `CostModel.record` describes; errors name `where` it stands, say a config.json.
+
+    A search of bits that priced by a measured table (`lut.measured`) is recorded with the model its reports use.
+    """
+    if "cost_model" in record:
+        return _from_dict(record["cost_model"], where)
+    if record["table"] is None:
+        return _from_dict(record["accelerator"], where)
+    try:
+        return _table(record["table"])
+    except UserError as error:
+        raise UserError(f"{error}; {where} names this table: give it with --table") from error
+
+
+def recorded_cost_model(experiment: Experiment) -> CostModel:
+    """What the search of an experiment priced its candidates with."""
+    return cost_model_from_record(experiment.load_config(), experiment.config)
+
+
+def _from_dict(data: Any, where: Path) -> CostModel:
+    if not isinstance(data, dict):
+        raise UserError(f"{where} must hold a JSON object: fields of an accelerator, or a cost model's kind and fields")
+    fields = dict(data)
+    kind = fields.pop("kind", "bitfusion")
+    make = COST_MODELS.get(kind) if isinstance(kind, str) else None
+    if make is None:
+        known = ", ".join(COST_MODELS)
+        raise UserError(f"{where}: unknown kind of cost model {kind!r}; known: {known} (APQ_PLUGINS may bring others)")
+    try:
+        inspect.signature(make).bind(**fields)
+    except TypeError as error:
+        raise UserError(f"{where}: cost model {kind}: {error}") from error
+    try:
+        return make(**fields)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

@@ -1,0 +1,101 @@
+"""Costs measured for one network, in HAQ's form: a CSV file of layer number, weight bits, activation bits and cost."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.layers import ConvLayer
+from lut.accelerator import Accelerator
+from lut.cost_model import CostModel, fingerprint_of
+
+MOST_BITS = 8
+COLUMN = {"latency": 0, "energy": 1}  # of `CostModel.price`
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredTable(CostModel):
+    """What each layer of one network costs at 1 to 8 bits, where it was measured.
+
+    `cells[layer, w - 1, a - 1]` is the cost of the layer `names[layer]` at w weight and a activation bits, NaN where it
+    was not measured. The file has one cost a row, of `quantity`: prices hold it in that quantity's column, in the unit
+    of the file, and NaN in the other. Of a quantity that is neither latency nor energy both columns are NaN.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    quantity: str
+    cells: np.ndarray  # (layers, 8, 8) float64
+
+    def __str__(self) -> str:
+        return f"table {self.path}"
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for config.json: reports on the network price it by the published BitFusion, beside this table."""
+        return {"accelerator": asdict(Accelerator()), "table": None, "measured": str(self.path)}
+
+    def fingerprint(self) -> str:
+        """A digest of the costs: the file may change."""
+        return fingerprint_of([self.names, self.quantity, self.cells.tolist()])
+
+    def covers(self, layers: Sequence[ConvLayer]) -> np.ndarray:
+        """(layers,) bool: which layers were measured at their bits."""
+        return ~np.isnan(self._costs(layers))
+
+    def price(self, layers: Sequence[ConvLayer]) -> np.ndarray:
+        """(layers, 2) float64: the cost in the quantity's column; UserError that names the first layer without one."""
+        costs = self._costs(layers)
+        if np.isnan(costs).any():
+            layer = layers[int(np.isnan(costs).argmax())]
+            raise UserError(
+                f"{self.path} has no cost of layer {layer.name or 'without a name'} at {layer.w_bits} weight and "
+                f"{layer.a_bits} activation bits"
+            )
+        prices = np.full((len(layers), 2), np.nan)
+        if self.quantity in COLUMN:
+            prices[:, COLUMN[self.quantity]] = costs
+        return prices
+
+    def _costs(self, layers: Sequence[ConvLayer]) -> np.ndarray:
+        places, costs = {name: place for place, name in enumerate(self.names)}, np.full(len(layers), np.nan)
+        for i, layer in enumerate(layers):
+            if layer.name in places and 1 <= layer.w_bits <= MOST_BITS and 1 <= layer.a_bits <= MOST_BITS:
+                costs[i] = self.cells[places[layer.name], layer.w_bits - 1, layer.a_bits - 1]
+        return costs
+
+
+def load_measured(path: Path, names: Sequence[str], quantity: str) -> MeasuredTable:
+    """The costs of `quantity` in a CSV file, for the network of layers with these names, in running order.
+
+    The first line may name the columns. UserError where it is not such a file.
+    """
+    cells = np.full((len(names), MOST_BITS, MOST_BITS), np.nan)
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.reader(file))
+            for layer, w, a, cost in rows[1:] if rows and rows[0][:1] == ["layer"] else rows:
+                cells[_index(layer, len(names)), _index(w, MOST_BITS, 1), _index(a, MOST_BITS, 1)] = _cost(cost)
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no table of layer,w_bits,a_bits,cost for {len(names)} layers: {error}") from error
+    return MeasuredTable(path, tuple(names), quantity, cells)
+
+
+def _cost(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"a cost of {text}")
+    return value
+
+
+def _index(text: str, n: int, first: int = 0) -> int:
+    value = int(text) - first
+    if not 0 <= value < n:
+        raise ValueError(f"{text} is not from {first} to {n - 1 + first}")
+    return value

@@ -1,0 +1,177 @@
+"""What subnets cost: tables of block costs over their genes, so that a population is priced by gathers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from apq.genes import cardinalities, subnets_of, view
+from apq.layers import (
+    ConvLayer,
+    first_layers,
+    last_layers,
+    shared_choices,
+    shared_layer,
+    slot_layer,
+    squeeze_layers,
+)
+from apq.operands import BLOCK_LAYERS
+from apq.space import SearchSpace, Slot
+from apq.subnet import Subnet
+from lut.cost_model import CostModel
+from lut.costs import UNITS, check_quantity, layer_quantity
+from lut.gene_tables import GeneTables, gene_column
+
+GROUPS = (("expand", "project"), ("depthwise",))  # the layers of a block that share a table
+
+
+class PopulationCost:
+    """Cost of many subnets of a space in `quantity`, one of `UNITS`: milliseconds, millijoules, BitOps, bytes or MACs.
+
+    `cost_model` (None: the published BitFusion) prices latency and energy. Scope `published` leaves out the first
+    inverted-residual block and the classifier, as APQ's published totals do. `unit` is that of the costs.
+    Construction prices every layer that a slot can run. The two pointwise layers of a block share one table; the
+    depthwise layer, with squeeze-and-excitation, has the other. A cell that a rule of the space forbids is infinite.
+    """
+
+    def __init__(
+        self, space: SearchSpace, quantity: str, cost_model: CostModel | None = None, scope: str = "full"
+    ) -> None:
+        check_quantity(quantity)
+        self.space, self.quantity, self.unit, self.scope = space, quantity, UNITS[quantity], scope
+        self._axes = [_axes_of(space, roles) for roles in GROUPS]
+        self._tables = GeneTables(space, [("resolution", *axes) for axes in self._axes])
+
+        ids: dict[ConvLayer, int] = {}  # every distinct layer once: many slots share theirs
+        ends = [[*first_layers(space, r, scope), *last_layers(space, r, scope)] for r in space.resolutions]
+        choosing = [layer.name for layer in ends[0] if layer.name in {f.layer for f in space.shared_operands}]
+        fixed = [[ids.setdefault(layer, len(ids)) for layer in row if layer.name not in choosing] for row in ends]
+        chosen = {name: _chosen_ids(space, name, ids) for name in choosing}
+        layers_at = {
+            (role, r, slot.index): _layer_ids(space, slot, role, resolution, ids)
+            for r, resolution in enumerate(space.resolutions)
+            for slot in space.slots
+            for role in BLOCK_LAYERS
+        }
+        squeezes = [
+            [
+                [ids.setdefault(layer, len(ids)) for layer in squeeze_layers(space, slot, mid)]
+                for mid in slot.mid_channels
+            ]
+            for slot in space.slots
+        ]
+        costs = np.append(layer_quantity(list(ids), quantity, cost_model), np.inf)  # id -1 is forbidden
+        self._fixed = np.array([costs[row].sum() for row in fixed])  # (resolutions,)
+        self._chosen = [(_columns_of(space, name), costs[ids_of]) for name, ids_of in chosen.items()]
+        self._cells = np.zeros(self._tables.size + 1)  # the last one is for slots that do not run
+        for group, slot, shape, place in self._tables:
+            cells = self._cells[place].reshape(shape)  # (resolutions, choices of the group's axes ...)
+            for r, role in itertools.product(range(len(space.resolutions)), GROUPS[group]):
+                cells[r] += _spread(costs[layers_at[role, r, slot]], _axes_of(space, (role,)), self._axes[group])
+            if "depthwise" in GROUPS[group]:
+                cells += _spread(np.array([costs[row].sum() for row in squeezes[slot]]), ("e",), self._axes[group])
+
+    def predict(self, genes: np.ndarray) -> np.ndarray:
+        """(n,) float64 costs of a gene matrix, in `unit`."""
+        parts = view(self.space, genes)
+        fixed = self._fixed[parts.resolution]
+        for columns, costs in self._chosen:
+            fixed = fixed + costs[(parts.resolution, *(0 if c is None else parts.shared_bits[:, c] for c in columns))]
+        return self._cells.take(self._tables.index(genes)).sum(axis=(0, 2)) + fixed
+
+    def cheapest(self) -> tuple[float, Subnet]:
+        """Lowest cost of any legal subnet, and a subnet that has it: exact, not searched."""
+        genes = self.cheapest_genes()[None]
+        return float(self.predict(genes)[0]), subnets_of(self.space, genes)[0]
+
+    def cheapest_genes(self) -> np.ndarray:
+        """(genes,) row of the cheapest subnet; not canonical, as idle slots hold their cheapest block too.
+
+        Given depth and resolution the blocks are independent, so each takes its own minimum.
+        """
+        space, best = self.space, (np.inf, np.zeros(0, dtype=np.int64))
+        for r in range(len(space.resolutions)):
+            row = np.zeros((1, len(cardinalities(space))), dtype=np.int64)
+            view(space, row).resolution[:] = r
+            costs = np.array([self._set_cheapest_block(row[0], r, slot.index) for slot in space.slots])  # (slots,)
+            total = self._fixed[r]
+            for columns, of_layer in self._chosen:
+                total += of_layer[r].min()
+                for column, gene in zip(
+                    columns, np.unravel_index(of_layer[r].argmin(), of_layer[r].shape), strict=True
+                ):
+                    if column is not None:
+                        view(space, row).shared_bits[0, column] = gene
+            for i, stage in enumerate(space.stages):
+                by_depth = costs[space.stage_of_slot == i].cumsum()[np.array(stage.depths) - 1]  # (depths,)
+                view(space, row).d[0, i] = by_depth.argmin()
+                total += by_depth.min()
+            best = min(best, (total, row[0]), key=lambda found: found[0])
+        return best[1]
+
+    def _set_cheapest_block(self, row: np.ndarray, r: int, slot: int) -> float:
+        space, axes = self.space, ("ks", "e", *range(len(self.space.operands)))
+        block = np.zeros([cardinalities(space)[gene_column(space, axis, slot)] for axis in axes])
+        for group, of_slot, shape, place in self._tables:
+            if of_slot == slot:
+                block += _spread(self._cells[place].reshape(shape)[r], self._axes[group], axes)
+        for rule in space.forbidden:  # a rule may concern a kernel and pointwise bits, which share no table
+            kind = [k.name for k in space.operands].index(rule.operand)
+            choices = space.operands[kind].choices
+            if rule.kernel_size in space.kernel_sizes and rule.bits in choices:
+                kernel = block[space.kernel_sizes.index(rule.kernel_size)]  # (widths, bits of every kind ...)
+                np.moveaxis(kernel, 1 + kind, 0)[choices.index(rule.bits)] = np.inf
+        choice = np.unravel_index(block.argmin(), block.shape)
+        for axis, gene in zip(axes, choice, strict=True):
+            row[gene_column(space, axis, slot)] = gene
+        return float(block[choice])
+
+
+def _columns_of(space: SearchSpace, name: str) -> tuple[int | None, int | None]:
+    """Columns of the bits of weights and activations of a layer that all networks share; None where they are fixed."""
+    columns = {f.operand: i for i, f in enumerate(space.shared_operands) if f.layer == name}
+    return columns.get("w"), columns.get("a")
+
+
+def _chosen_ids(space: SearchSpace, name: str, ids: dict[ConvLayer, int]) -> np.ndarray:
+    """(resolutions, weight choices, activation choices) numbers in `ids` of a layer that all networks share."""
+    w_bits, a_bits = shared_choices(space, name)
+    points = itertools.product(space.resolutions, w_bits, a_bits)
+    numbers = [ids.setdefault(shared_layer(space, name, *point), len(ids)) for point in points]
+    return np.array(numbers).reshape(len(space.resolutions), len(w_bits), len(a_bits))
+
+
+def _axes_of(space: SearchSpace, roles: tuple[str, ...]) -> tuple[str | int, ...]:
+    kinds = sorted({space.kind_of(role, operand) for role in roles for operand in "wa"})
+    return (*(("ks",) if "depthwise" in roles else ()), "e", *kinds)
+
+
+def _layer_ids(space: SearchSpace, slot: Slot, role: str, resolution: int, ids: dict[ConvLayer, int]) -> np.ndarray:
+    """Number in `ids` of a slot's layer for every choice of `_axes_of(space, (role,))`, -1 where it is forbidden."""
+    w_kind, a_kind = space.kind_of(role, "w"), space.kind_of(role, "a")
+    axes = _axes_of(space, (role,))
+    values = {"ks": space.kernel_sizes, "e": slot.mid_channels}
+    choices = [values[axis] if isinstance(axis, str) else space.operands[axis].choices for axis in axes]
+    forbidden = {
+        (rule.kernel_size, k, rule.bits)
+        for rule in space.forbidden
+        for k, kind in enumerate(space.operands)
+        if kind.name == rule.operand
+    }
+    side, numbers = space.input_sides(resolution)[slot.index], []
+    for point in itertools.product(*choices):
+        at = dict(zip(axes, point, strict=True))
+        kernel, w, a = at.get("ks", 1), at[w_kind], at[a_kind]
+        if role == "depthwise" and forbidden & {(kernel, w_kind, w), (kernel, a_kind, a)}:
+            numbers.append(-1)
+        else:
+            layer = slot_layer(space, slot, role, side, at["e"], kernel, w, a)
+            numbers.append(ids.setdefault(layer, len(ids)))
+    return np.array(numbers).reshape([len(c) for c in choices])
+
+
+def _spread(values: np.ndarray, axes: Sequence[str | int], onto: Sequence[str | int]) -> np.ndarray:
+    """`values` over `axes` (which stand in the order of `onto`) with length-1 axes for the missing ones of `onto`."""
+    return values.reshape([values.shape[axes.index(axis)] if axis in axes else 1 for axis in onto])

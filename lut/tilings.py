@@ -1,0 +1,212 @@
+"""How many cycles and how much energy a dense convolution takes on a bit-flexible systolic array.
+
+A convolution is cut into tiles of o x o output positions, c input channels and d output channels. Four loops (output
+width, output height, input channels, output channels) run over the tiles. For every tiling that fits the buffers and
+every loop order, compute cycles and DRAM traffic are counted. The fastest wins; among equals, the one with the least
+energy. Source: Sharma et al., ISCA 2018; details fitted to the cost table that APQ (CVPR 2020) published.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from lut.accelerator import Accelerator
+
+# Tile loops, innermost first: S output width or height, I input channels, O output channels. Width and height have
+# equal counts and move the same operands, so swapping them changes nothing: 12 orders stand for all 24.
+ORDERS = tuple(sorted({"".join(order) for order in itertools.permutations("SSIO")}))
+CHUNK_TILINGS = 1 << 15  # few enough for a chunk's arrays to stay in a core's cache
+
+
+class DenseConvs(NamedTuple):
+    """n dense convolutions: one int64 array `(n,)` for each property. `im2col` is 1 for unrolled patches in DRAM."""
+
+    kernel: np.ndarray
+    stride: np.ndarray
+    in_channels: np.ndarray
+    out_channels: np.ndarray
+    out_side: np.ndarray
+    w_bits: np.ndarray
+    a_bits: np.ndarray
+    im2col: np.ndarray
+
+    def take(self, index: np.ndarray | slice) -> DenseConvs:
+        return DenseConvs(*(column[index] for column in self))
+
+
+class _Tilings(NamedTuple):
+    """m tilings: one array `(m,)` for each property, of the tile unless the comment says otherwise."""
+
+    conv: np.ndarray  # index of the convolution that is tiled; ascending
+    w_bits: np.ndarray
+    a_bits: np.ndarray
+    taps: np.ndarray  # kernel positions; never split
+    positions: np.ndarray  # output positions
+    pixels: np.ndarray  # input values read of each channel
+    in_channels: np.ndarray
+    out_channels: np.ndarray
+    side_count: np.ndarray  # number of tiles along the output's width, and along its height
+    in_count: np.ndarray
+    out_count: np.ndarray
+    lanes: np.ndarray  # products that a column of the array sums in one cycle
+    passes: np.ndarray  # cycles that a column needs for one output value
+    column_groups: np.ndarray  # how often the columns must be filled to hold all output channels
+
+    def take(self, index: np.ndarray) -> _Tilings:
+        return _Tilings(*(column[index] for column in self))
+
+
+def solve(chip: Accelerator, convs: DenseConvs) -> np.ndarray:
+    """(2, n) float64: cycles and nanojoules of each convolution; infinite where no tiling fits the buffers."""
+    ends = np.cumsum(np.prod(_choices(chip, convs), axis=0))
+    cuts = np.flatnonzero(np.diff(ends // CHUNK_TILINGS)) + 1  # chunks also bound the memory
+    solved = np.full((2, len(ends)), np.inf)
+    for start, stop in itertools.pairwise([0, *cuts.tolist(), len(ends)]):
+        tilings = _tilings(chip, convs.take(slice(start, stop)))
+        held, capacity = _held_bits(chip, tilings), _capacity_bits(chip)
+        fits = (held <= capacity).all(axis=0)
+        tilings = tilings.take(fits)
+        cycles, energy = _cycles_and_energy(chip, tilings, held[:, fits], capacity)
+        _keep_best(solved[:, start:stop], tilings.conv, cycles, energy)
+    return solved
+
+
+def _choices(chip: Accelerator, convs: DenseConvs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) number of sizes that a tile's output side, input channels and output channels can take."""
+    out_channels = ceil_div(convs.out_channels, _smallest_out_channels(chip, convs))
+    return _doublings(convs.out_side) + 1, _doublings(convs.in_channels) + 1, _doublings(out_channels) + 1
+
+
+def _smallest_out_channels(chip: Accelerator, convs: DenseConvs) -> np.ndarray:
+    return np.where(convs.im2col, 1, chip.columns)
+
+
+def _tilings(chip: Accelerator, convs: DenseConvs) -> _Tilings:
+    """Every tiling of every convolution: powers of two (output channels: times the columns), capped at full size."""
+    n_side, n_in, n_out = _choices(chip, convs)
+    counts = n_side * n_in * n_out
+    conv = np.repeat(np.arange(len(counts)), counts)
+    place = np.arange(len(conv)) - np.repeat(np.cumsum(counts) - counts, counts)
+    place, out_choice = np.divmod(place, n_out[conv])
+    side_choice, in_choice = np.divmod(place, n_in[conv])
+
+    full = convs.take(conv)
+    lanes = chip.rows * fusion_factor(chip, convs.w_bits, convs.a_bits)[conv]
+    side = np.minimum(1 << side_choice, full.out_side)
+    in_channels = np.minimum(1 << in_choice, full.in_channels)
+    out_channels = np.minimum(_smallest_out_channels(chip, convs)[conv] << out_choice, full.out_channels)
+    taps, positions = full.kernel**2.0, side**2.0  # floats, as all products from here on: fast, and exact up to 2**53
+    return _Tilings(
+        conv=conv,
+        w_bits=full.w_bits,
+        a_bits=full.a_bits,
+        taps=taps,
+        positions=positions,
+        pixels=np.where(full.im2col, positions * taps, (full.kernel + (side - 1) * full.stride) ** 2.0),
+        in_channels=in_channels,
+        out_channels=out_channels,
+        side_count=ceil_div(full.out_side, side),
+        in_count=ceil_div(full.in_channels, in_channels),
+        out_count=ceil_div(full.out_channels, out_channels),
+        lanes=lanes,
+        passes=np.where(full.im2col, ceil_div(taps * in_channels, lanes), taps * ceil_div(in_channels, lanes)),
+        column_groups=ceil_div(out_channels, chip.columns),
+    )
+
+
+def _held_bits(chip: Accelerator, t: _Tilings) -> np.ndarray:
+    """(3, m) float64: bits that a tile's weights, activations and outputs occupy, padded to whole lanes and columns."""
+    columns = t.column_groups * chip.columns
+    weights = ceil_div(t.taps * t.in_channels, t.lanes) * t.lanes * columns * _storage_bits(t.w_bits)
+    activations = t.pixels * ceil_div(t.in_channels, t.lanes) * t.lanes * _storage_bits(t.a_bits)
+    return np.stack([weights, activations, t.positions * columns * chip.accumulator_bits])
+
+
+def _storage_bits(bits: np.ndarray) -> np.ndarray:
+    """On chip, operands lie in fields of 2, 4, 8 ... bits; DRAM moves their true bits."""
+    return np.maximum(2, 1 << _doublings(bits))
+
+
+def _capacity_bits(chip: Accelerator) -> np.ndarray:
+    """(3, 1) bits available for weights, activations and outputs: half of each buffer; the other half is refilled."""
+    return np.array([[chip.weight_buffer_bytes], [chip.activation_buffer_bytes], [chip.output_buffer_bytes]]) * 8 / 2
+
+
+def _cycles_and_energy(
+    chip: Accelerator, t: _Tilings, held: np.ndarray, capacity: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(m,) cycles and nanojoules of each tiling, at its best loop order."""
+    t = _Tilings(*(column.astype(np.float64) for column in t))
+    counts = {"S": t.side_count, "I": t.in_count, "O": t.out_count}
+    tiles = t.side_count**2 * t.in_count * t.out_count
+    busy = tiles * t.column_groups * t.positions * t.passes
+    products = tiles * t.taps * t.in_channels * t.out_channels * t.positions
+    weight_bits = t.taps * t.in_channels * t.out_channels * t.w_bits
+    activation_bits = t.pixels * t.in_channels * t.a_bits
+    output_bits = t.positions * t.out_channels * chip.accumulator_bits
+
+    bandwidth = chip.dram_bits_per_cycle
+    cycles, traffic = np.full_like(busy, np.inf), np.full_like(busy, np.inf)
+    for order in ORDERS:
+        weights, resident_weights = _reuse(order, "IO", counts, weight_bits, held[0], capacity[0])
+        activations, resident_activations = _reuse(order, "SI", counts, activation_bits, held[1], capacity[1])
+        outputs, resident_outputs = _reuse(order, "SO", counts, output_bits, held[2], capacity[2])
+        moved = weights + activations + 2 * outputs  # outputs are written into the buffer and read back out of it
+        fill = np.ceil((resident_weights + resident_activations + resident_outputs) / bandwidth)
+        fill += np.ceil(resident_outputs / bandwidth)
+        total = np.maximum(np.ceil(moved / bandwidth), busy + fill)
+        # Within a tiling only traffic distinguishes the energy of equally fast orders.
+        better = (total < cycles) | ((total == cycles) & (moved < traffic))
+        np.copyto(cycles, total, where=better)
+        np.copyto(traffic, moved, where=better)
+    energy = (
+        chip.busy_nj_per_cycle * busy
+        + chip.leakage_nj_per_cycle * cycles
+        + (chip.weight_read_nj_per_bit * t.w_bits + chip.activation_read_nj_per_bit * t.a_bits) * products
+        + chip.dram_nj_per_bit * traffic
+    )
+    return cycles, energy
+
+
+def _reuse(
+    order: str, movers: str, counts: dict[str, np.ndarray], bits: np.ndarray, held: np.ndarray, capacity: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(m,) DRAM traffic of one operand, and its traffic at the last point where it still fitted on chip.
+
+    Loops in `movers` move the operand. The others cost nothing while all that the loops inside them touch fits.
+    """
+    traffic = resident = bits
+    for loop in order:
+        if loop in movers:
+            traffic, held = traffic * counts[loop], held * counts[loop]
+            resident = np.where(held <= capacity, traffic, resident)
+        else:
+            traffic = np.where(held <= capacity, traffic, traffic * counts[loop])
+    return traffic, resident
+
+
+def _keep_best(best: np.ndarray, conv: np.ndarray, cycles: np.ndarray, energy: np.ndarray) -> None:
+    """Write into `best` (2, n) the fastest tiling of each convolution that has one."""
+    starts = np.flatnonzero(np.diff(conv, prepend=-1))
+    if len(starts):
+        best[0, conv[starts]] = np.minimum.reduceat(cycles, starts)
+        fastest = np.where(cycles == best[0, conv], energy, np.inf)
+        best[1, conv[starts]] = np.minimum.reduceat(fastest, starts)
+
+
+def fusion_factor(chip: Accelerator, w_bits: np.ndarray, a_bits: np.ndarray) -> np.ndarray:
+    """Products per cycle of a fusion unit: 6-bit operands run like 8-bit ones, each 4-bit operand doubles the rate."""
+    w_factor = chip.max_bits // np.maximum(w_bits, chip.min_bits)
+    return w_factor * (chip.max_bits // np.maximum(a_bits, chip.min_bits))
+
+
+def ceil_div(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
+    return -(-a // b)
+
+
+def _doublings(full: np.ndarray) -> np.ndarray:
+    """How many times 1 must be doubled to reach `full`."""
+    return np.frexp(full - 1)[1].astype(np.int64)  # exact, where a logarithm may round
