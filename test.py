@@ -44,8 +44,8 @@ from lut.costs import (
     network_costs,
     recorded_cost_source,
 )
+from report.plots import plot_policy
 from utils.bit_costs import kmeans_costs, measured_costs
-from utils.plots import plot_policy
 from utils.predictor_files import load_record
 
 

@@ -127,7 +127,7 @@ class Experiment:
         shutil.rmtree(new.path, ignore_errors=True)
         yield new
         evaluated = [file for file in self.path.glob("evaluated*.json*") if not (new.path / file.name).exists()]
-        evaluated += [self.path / f"{name}.png" for name in ("depths", "shapes", "diagram")]  # of utils.analyse
+        evaluated += [self.path / f"{name}.png" for name in ("depths", "shapes", "diagram")]  # of report.analyse
         own = (self.arch, self.policy, self.model, self.plot, self.bits_plot, self.acc, self.front, self.front_plot)
         for item in (*own, *evaluated):
             item.unlink(missing_ok=True)

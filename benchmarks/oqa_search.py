@@ -48,8 +48,8 @@ from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from methods.coarse_to_fine.finder import CoarseToFineConfig, Measured, coarse_to_fine
 from methods.coarse_to_fine.measurement import Measurement
+from report.plots import plot_top1
 from utils.latency_predictor import LatencyPredictor
-from utils.plots import plot_top1
 
 METHODS = ("joint", "NAS, cut", "NAS, trained")
 BITS = (4, 2)

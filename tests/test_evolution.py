@@ -15,8 +15,8 @@ from apq.presets import APQ_IMAGENET, DIGITS
 from methods.evolution.budget import Budget, Seen, fill, newcomers
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
 from methods.evolution.operators import blend, crossover, mutate
+from report.plots import plot_history
 from utils.latency_predictor import LatencyPredictor
-from utils.plots import plot_history
 
 spaces = pytest.mark.parametrize("space", ALL.values(), ids=ALL)
 seeds = given(seed=st.integers(0, 2**32 - 1))

@@ -31,7 +31,7 @@ from methods.coarse_to_fine.evaluated import EvaluatedStore, record_of, write_re
 from methods.coarse_to_fine.finder import STAGES, CoarseToFineConfig, Measured, coarse_to_fine
 from methods.coarse_to_fine.measurement import Measurement, measure, open_store
 from methods.evolution.budget import Budget, check_reachable
-from utils.front_plots import plot_front
+from report.plots import plot_front
 from utils.latency_predictor import LatencyPredictor
 
 

@@ -35,7 +35,7 @@ from methods.ddpg.agent import AgentConfig
 from methods.ddpg.bit_search import BitSearch, Task, make_task, search_bits
 from methods.ddpg.ddpg_finder import Found
 from methods.ddpg.flags import agent_config, bit_search
-from utils.plots import plot_episodes, plot_policy
+from report.plots import plot_episodes, plot_policy
 
 
 def load_float(model: str, weights: Path | None) -> tuple[nn.Module, ModelSpec, dict[str, Any] | None, Path]:

@@ -19,8 +19,8 @@ from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_cost
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
 from methods.evolution.predicted import asked_of, drop_other_state, load_quantized_predictor
 from methods.evolution.search_state import load_state
+from report.plots import plot_history
 from utils.latency_predictor import UNITS, LatencyPredictor
-from utils.plots import plot_history
 
 SHARED_WITH_NSGA2 = {
     "population": "candidates a generation",

@@ -26,7 +26,7 @@ from methods.nsga2.front_file import MODE, has_front, load_front, save_front
 from methods.nsga2.front_finder import Front, Nsga2Config, Objective, find_front
 from methods.nsga2.front_state import load_front_state
 from methods.nsga2.picking import Bound, parse_bounds, pick
-from utils.front_plots import plot_predicted_front
+from report.plots import plot_predicted_front
 from utils.latency_predictor import UNITS, LatencyPredictor
 
 ACCURACY = "accuracy"
