@@ -29,9 +29,9 @@ import torch
 
 import methods.coarse_to_fine.command as coarse_to_fine
 import methods.ddpg.command as ddpg
-import methods.ddpg.flags as ddpg_flags
 import methods.evolution.command as evolution
 import methods.nsga2.command as nsga2
+import methods.search.flags as ddpg_flags
 import methods.sequential.command as sequential
 from apq.checkpoint import digest
 from apq.cli import Parser, add_common_flags, run

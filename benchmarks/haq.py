@@ -35,9 +35,8 @@ from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from lut.accelerator import Accelerator
 from lut.costs import CostSource
-from methods.ddpg.agent import AgentConfig
-from methods.ddpg.bit_search import (
-    BitSearch,
+from methods.search.bit_environment import FREE
+from methods.search.bit_search import (
     Task,
     environment_of,
     make_scorer,
@@ -45,8 +44,8 @@ from methods.ddpg.bit_search import (
     policy_of_bits,
     search_bits,
 )
-from methods.ddpg.environment import FREE
-from methods.ddpg.flags import DEFAULT_RATIO
+from methods.search.flags import DEFAULT_RATIO
+from methods.search.settings import AgentConfig, BitSearch
 
 METHODS = ("agent", "random", "uniform")
 

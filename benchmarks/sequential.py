@@ -35,8 +35,8 @@ from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from lut.accelerator import Accelerator
 from lut.costs import CostSource, network_costs
-from methods.ddpg.agent import AgentConfig
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
+from methods.search.settings import AgentConfig
 from methods.sequential.config import SequentialConfig, Split
 from methods.sequential.pipeline import run_sequential
 from utils.latency_predictor import LatencyPredictor

@@ -18,8 +18,8 @@ from elastic_nn.networks.named_models import use_elastic_norms
 from elastic_nn.training.policies import PolicyScorer
 from elastic_nn.training.recipes import get_recipe
 from lut.costs import cost_source
-from methods.ddpg.agent import AgentConfig
-from methods.ddpg.bit_search import BitSearch, make_task, search_bits
+from methods.search.bit_search import make_task, search_bits
+from methods.search.settings import AgentConfig, BitSearch
 
 search, quant_aware, report, train = (script(name) for name in ("search", "quant_aware", "test", "train"))
 QUICK = ["--mode", "ddpg", "--recipe", "tiny", "--train_episode", "6", "--warmup", "2", "--hidden", "16"]
@@ -180,7 +180,7 @@ def test_networks_of_experiments(here, capsys):
 
 
 def test_resumes_after_an_interruption(here, monkeypatch):
-    monkeypatch.setattr("methods.ddpg.ddpg_finder.SAVE_SECONDS", -1)
+    monkeypatch.setattr("methods.search.episodes.SAVE_SECONDS", -1)
     words = [*QUICK, *MODEL, "--exp_name", "killed"]
     whole, scored = PolicyScorer.top1, []
 

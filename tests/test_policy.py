@@ -26,8 +26,8 @@ from apq.policy import (
 from lut.accelerator import Accelerator
 from lut.costs import CostSource, cost_of
 from lut.traced import traced_layers
-from methods.ddpg.bit_search import Task
-from methods.ddpg.environment import FREE, BitEnvironment, action_to_bits, fixed_bits
+from methods.search.bit_environment import FREE, BitEnvironment, action_to_bits, fixed_bits
+from methods.search.bit_search import Task
 from utils.bit_costs import kmeans_costs, linear_costs, measured_costs
 
 BITFUSION = CostSource(accelerator=Accelerator())

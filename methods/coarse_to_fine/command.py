@@ -30,7 +30,7 @@ from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_cost
 from methods.coarse_to_fine.evaluated import EvaluatedStore, record_of, write_records
 from methods.coarse_to_fine.finder import STAGES, CoarseToFineConfig, Measured, coarse_to_fine
 from methods.coarse_to_fine.measurement import Measurement, measure, open_store
-from methods.evolution.budget import Budget, check_reachable
+from methods.search.budget import Budget, check_reachable
 from report.plots import plot_front
 from utils.latency_predictor import LatencyPredictor
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from torch import nn
 from tqdm import tqdm
 
 from apq.checkpoint import digest
-from apq.cli import table
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
@@ -23,7 +20,7 @@ from apq.model_folder import ModelFolder
 from apq.policy import Policy, load_strategy, policy_from_strategy
 from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
-from elastic_nn.networks.model_file import load_model, save_model
+from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.named_models import check_known
 from elastic_nn.networks.subnet_file import load_float_subnet
 from elastic_nn.training.distributed import check_agreement, processes
@@ -31,11 +28,11 @@ from elastic_nn.training.engine import Execution
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from lut.costs import cost_source
-from methods.ddpg.agent import AgentConfig
-from methods.ddpg.bit_search import BitSearch, Task, make_task, search_bits
-from methods.ddpg.ddpg_finder import Found
-from methods.ddpg.flags import agent_config, bit_search
-from report.plots import plot_episodes, plot_policy
+from methods.search.bit_search import Task, make_task, search_bits
+from methods.search.episodes import Found
+from methods.search.flags import agent_config, bit_search
+from methods.search.policy_result import facts_of, record, report
+from methods.search.settings import AgentConfig, BitSearch
 
 
 def load_float(model: str, weights: Path | None) -> tuple[nn.Module, ModelSpec, dict[str, Any] | None, Path]:
@@ -153,80 +150,3 @@ def with_progress(
             restart=restart,
             log=log,
         )
-
-
-def facts_of(
-    policy: Policy, task: Task, config: BitSearch, found: Found | None, original: float | None
-) -> dict[str, Any]:
-    """What is known of a policy, as plain data."""
-    bits = policy.matrix(config.image_bits)
-    budget = config.ratio * task.costs.reference if config.budget is None else config.budget
-    return {
-        "search": asdict(config),
-        "type": config.quantity,
-        "unit": task.costs.unit,
-        "image_bits": config.image_bits,
-        "budget": budget if found else None,
-        "cost": task.costs.total(bits),
-        "ratio": task.costs.ratio(bits),
-        "of_what": task.costs.of_what,
-        "n_priced": task.costs.n_priced,
-        "original_top1": original,
-        "episode": found.record if found else None,
-    }
-
-
-def record(
-    experiment: Experiment,
-    task: Task,
-    policy: Policy,
-    found: Found | None,
-    settings: dict[str, Any],
-    spec: ModelSpec,
-    state: dict[str, torch.Tensor],
-) -> None:
-    """Write the experiment: float weights, figures, policy."""
-    with experiment.replaced() as new:
-        save_model(new.model, spec, state, task.splits.source)
-        if found:
-            plot_episodes(found.history, new.plot, original=settings["original_top1"])
-        plot_policy(policy, task.layers, new.bits_plot)
-        new.save_policy(policy, task.layers, settings["cost"], settings, found.history if found else [])
-
-
-def report(as_json: bool, experiment: Experiment, policy: Policy, settings: dict[str, Any], priced_by: object) -> None:
-    """Print a policy and its cost."""
-    shown = ("type", "unit", "budget", "cost", "ratio", "of_what", "original_top1", "episode")
-    if as_json:
-        facts = {key: settings[key] for key in shown}
-        print(
-            json.dumps(
-                {"exp_dir": str(experiment.path), **facts, "priced_by": str(priced_by), "policy": policy.strategy}
-            )
-        )
-        return
-    print(f"{experiment.path}: {policy.quantizer} policy of {settings['model']}")
-    print(table(bit_rows(policy)))
-    quantity = f"{settings['type']} {settings['cost']:g} {settings['unit']}"
-    covered = (
-        f" (of the {settings['n_priced']} layers in the table)" if settings["n_priced"] < len(policy.names) else ""
-    )
-    print(f"{quantity}, {settings['ratio']:.4f} of {settings['of_what']}{covered}")
-    if settings["episode"]:
-        best = settings["episode"]
-        print(
-            f"top-1 {best['accuracy']:.2%} after the short finetune of episode {best['episode']}, "
-            f"{settings['original_top1']:.2%} in floating point ({settings['search']['val_images']} validation images)"
-        )
-    if settings["type"] in ("latency", "energy"):
-        print(f"{settings['type']}: {priced_by}")
-
-
-def bit_rows(policy: Policy) -> list[tuple[str, ...]]:
-    """Rows of a printed table of bits."""
-    titles = ("layer", "weight bits", "activation bits")[: 1 + len(policy.bits[0])]
-    rows: Sequence[tuple[str, ...]] = [
-        (name, *("image" if b < 0 else str(b) for b in row))
-        for name, row in zip(policy.names, policy.bits, strict=True)
-    ]
-    return [titles, *rows]

@@ -17,8 +17,9 @@ from apq.space import SCOPES, SearchSpace, space_to_dict
 from apq.subnet import shown_spec, spec_of
 from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
-from methods.evolution.predicted import asked_of, drop_other_state, load_quantized_predictor
-from methods.evolution.search_state import load_state
+from methods.search.flags import evolution_config
+from methods.search.predicted import asked_of, drop_other_state, load_quantized_predictor
+from methods.search.search_state import load_state
 from report.plots import plot_history
 from utils.latency_predictor import UNITS, LatencyPredictor
 
@@ -41,13 +42,6 @@ def add_flags(parser: argparse.ArgumentParser, nsga2: Mapping[str, Any]) -> set[
     group.add_argument("--parent_ratio", type=float, default=evolution.parent_ratio, help="share kept as parents")
     group.add_argument("--mutation_ratio", type=float, default=evolution.mutation_ratio, help="mutants among children")
     return {action.dest for action in group._group_actions}
-
-
-def evolution_config(args: argparse.Namespace) -> EvolutionConfig:
-    """The settings that the flags give."""
-    names = ("population", "generations", "parent_ratio", "mutation_prob", "mutation_ratio", "seed")
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    return EvolutionConfig(**given)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -20,12 +20,12 @@ from apq.model_folder import DEFAULT_MODELS
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, shown_spec, spec_of
 from lut.costs import CostSource, by_scope, cost_rows, cost_source, network_costs, recorded_cost_source
-from methods.evolution.budget import Budget, check_reachable
-from methods.evolution.predicted import asked_of, drop_other_state, load_quantized_predictor
 from methods.nsga2.front_file import MODE, has_front, load_front, save_front
 from methods.nsga2.front_finder import Front, Nsga2Config, Objective, find_front
 from methods.nsga2.front_state import load_front_state
 from methods.nsga2.picking import Bound, parse_bounds, pick
+from methods.search.budget import Budget, check_reachable
+from methods.search.predicted import asked_of, drop_other_state, load_quantized_predictor
 from report.plots import plot_predicted_front
 from utils.latency_predictor import UNITS, LatencyPredictor
 

@@ -16,10 +16,10 @@ import numpy as np
 from apq.errors import UserError
 from apq.genes import sample
 from apq.space import SearchSpace
-from methods.evolution.budget import Seen
-from methods.evolution.operators import blend, crossover, mutate
 from methods.nsga2.front_state import FrontState, load_front_state, save_front_state
 from methods.nsga2.sorting import survivors, tournament
+from methods.search.budget import Seen
+from methods.search.operators import blend, crossover, mutate
 
 SAVE_SECONDS = 1.0
 MOST_ROUNDS = 6  # of proposals for one generation: a small space may have no more that are new

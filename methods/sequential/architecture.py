@@ -13,7 +13,7 @@ from apq.layers import layers_of
 from apq.space import SearchSpace
 from apq.subnet import Subnet
 from lut.costs import CostSource
-from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
+from methods.search.evolution_finder import EvolutionConfig, EvolutionFinder, Found
 from utils.latency_predictor import LatencyPredictor, layer_costs
 
 SCOPE = "full"  # as the search of bits counts, which runs the network and so sees all of its layers

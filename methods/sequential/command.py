@@ -23,10 +23,9 @@ from elastic_nn.training.engine import Execution
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from lut.costs import cost_source
-from methods.ddpg.bit_search import make_task
-from methods.ddpg.command import facts_of, record, report
-from methods.ddpg.flags import agent_config
-from methods.evolution.command import evolution_config
+from methods.search.bit_search import make_task
+from methods.search.flags import agent_config, evolution_config
+from methods.search.policy_result import facts_of, record, report
 from methods.sequential.config import SequentialConfig, Split
 from methods.sequential.pipeline import Sequential, run_sequential
 from utils.predictor_files import load_predictor

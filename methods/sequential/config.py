@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from apq.errors import UserError
 from elastic_nn.training.engine import TrainConfig
-from methods.ddpg.agent import AgentConfig
-from methods.ddpg.bit_search import BitSearch
-from methods.evolution.evolution_finder import EvolutionConfig
+from methods.search.evolution_finder import EvolutionConfig
+from methods.search.settings import AgentConfig, BitSearch
 from methods.sequential.pruning import WidthSearch
 
 

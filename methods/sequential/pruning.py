@@ -23,9 +23,9 @@ from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, ONE_PROCESS, Execution, evaluate
 from lut.costs import CostSource
-from methods.ddpg.agent import AgentConfig
-from methods.ddpg.bit_search import REWARD_SCALE
-from methods.ddpg.ddpg_finder import Found, find
+from methods.search.bit_search import REWARD_SCALE
+from methods.search.episodes import Found, find
+from methods.search.settings import AgentConfig
 from methods.sequential.widths import running, width_environment, widths_of, with_widths
 
 

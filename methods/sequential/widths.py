@@ -12,7 +12,7 @@ from apq.operands import BLOCK_LAYERS
 from apq.space import SearchSpace, Slot
 from apq.subnet import Subnet
 from lut.costs import CostSource
-from methods.ddpg.environment import action_to_bits, scaled_columns
+from methods.search.bit_environment import action_to_bits, scaled_columns
 from methods.sequential.architecture import SCOPE
 from utils.latency_predictor import UNITS, layer_costs
 

@@ -10,8 +10,8 @@ from apq.errors import UserError
 from apq.layers import FIXED_BITS
 from apq.policy import QUANTIZERS
 from elastic_nn.training.recipe import Recipe
-from methods.ddpg.agent import AgentConfig
-from methods.ddpg.bit_search import BitSearch
+from methods.search.evolution_finder import EvolutionConfig
+from methods.search.settings import AgentConfig, BitSearch
 
 DEFAULT_RATIO = {"linear": 0.6, "kmeans": 0.1}  # HAQ's, of the 8-bit cost and of the 32-bit size
 
@@ -121,3 +121,10 @@ def bit_search(args: argparse.Namespace, recipe: Recipe) -> BitSearch:
         train_images=args.finetune_images or recipe.episode_images,
         val_images=args.val_images or recipe.episode_val_images,
     )
+
+
+def evolution_config(args: argparse.Namespace) -> EvolutionConfig:
+    """The settings that the flags give."""
+    names = ("population", "generations", "parent_ratio", "mutation_prob", "mutation_ratio", "seed")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return EvolutionConfig(**given)
