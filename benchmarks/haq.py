@@ -35,6 +35,7 @@ from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from lut.accelerator import Accelerator
 from lut.costs import CostSource
+from methods.ddpg.search import DEFAULT_RATIO
 from methods.search.bit_environment import FREE
 from methods.search.bit_search import (
     Task,
@@ -44,7 +45,6 @@ from methods.search.bit_search import (
     policy_of_bits,
     search_bits,
 )
-from methods.search.flags import DEFAULT_RATIO
 from methods.search.settings import AgentConfig, BitSearch
 
 METHODS = ("agent", "random", "uniform")

@@ -1,71 +1,111 @@
-"""The flags of HAQ; those that its code has keep their names."""
+"""Flags that several modes of `search.py` share, and the settings that they give.
+
+A mode's `build_parser` starts from `mode_parser` and adds what it needs. This module imports no torch.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from apq.cli import at_least
-from apq.errors import UserError
-from apq.layers import FIXED_BITS
+from apq.cli import Parser, add_common_flags, at_least
+from apq.model_folder import DEFAULT_MODELS
 from apq.policy import QUANTIZERS
-from elastic_nn.training.recipe import Recipe
+from apq.space import SCOPES
+from lut.costs import add_cost_flags
 from methods.search.evolution_finder import EvolutionConfig
-from methods.search.settings import AgentConfig, BitSearch
+from methods.search.settings import AgentConfig
+from utils.latency_predictor import UNITS
 
-DEFAULT_RATIO = {"linear": 0.6, "kmeans": 0.1}  # HAQ's, of the 8-bit cost and of the 32-bit size
+BIT_QUANTITIES = tuple(name for name in UNITS if name != "flops")  # FLOPs are the same at any bits
 
 
-def add_flags(parser: argparse.ArgumentParser) -> set[str]:
-    """Add the flags of the quantized network; returns their names."""
-    group = parser.add_argument_group("--mode ddpg")
-    group.add_argument("--model", metavar="NAME|exps/NAME", help="network of models/NAME, or that of an experiment")
-    group.add_argument("--weights", type=Path, help="file of --model's weights (default: models/NAME/model.pt)")
-    group.add_argument(
-        "--policy",
-        type=Path,
-        metavar="FILE[#/POINTER]",
-        help="bits to take instead of searching: a JSON list, HAQ's strategy, or what the pointer leads to in the file",
+def mode_parser(mode: str, description: str) -> Parser:
+    """The parser of `search.py --mode MODE`, with the flags that all modes share."""
+    parser = Parser(description, prog=f"search.py --mode {mode}")
+    group = parser.add_argument_group("flags of all modes")
+    group.add_argument("--exp_name", default="test", help="name of the experiment: its folder is exps/NAME")
+    group.add_argument("--exp_dir", type=Path, help="folder of the experiment (default: exps/EXP_NAME)")
+    group.add_argument("--overwrite", action="store_true", help="replace an experiment that exists")
+    add_cost_flags(group, "the published BitFusion")
+    add_common_flags(group)
+    return parser
+
+
+def add_budget_flags(parser: Parser, *, quantities: Sequence[str] = tuple(UNITS), default: str | None) -> None:
+    """Add --constraint and --type; without a `default` the help says latency, of k-means size."""
+    parser.add_argument("--constraint", type=float, help="budget, in the unit of --type")
+    units = ", ".join(f"{name}: {UNITS[name]}" for name in quantities)
+    shown = default or "latency, of k-means size"
+    parser.add_argument(
+        "--type",
+        choices=tuple(quantities),
+        default=default,
+        help=f"what the budget limits, in its unit: {units} (default: {shown})",
     )
-    group.add_argument(
-        "--keep_ends",
-        action=argparse.BooleanOptionalAction,
-        help="leave first and last layer at 8 bits (default: yes, of k-means no, as published)",
-    )
-    group.add_argument(
-        "--image_bits",
-        type=int,
-        choices=(7, 8),
-        default=FIXED_BITS,
-        help="bits that the first layer's input is priced at (7: as HAQ's code does)",
-    )
-    return {action.dest for action in group._group_actions}
 
 
-def add_bit_flags(parser: argparse.ArgumentParser) -> set[str]:
-    """Add the flags that say which bits are searched; returns their names."""
-    group = parser.add_argument_group("bits, of --mode ddpg and sequential")
+def add_models_flag(parser: Parser) -> None:
+    """Add --acc_predictor_dir."""
+    parser.add_argument(
+        "--acc_predictor_dir", type=Path, default=DEFAULT_MODELS, help="folder of predictors and supernet"
+    )
+
+
+def add_scope_flag(parser: Parser) -> None:
+    """Add --scope."""
+    parser.add_argument("--scope", choices=SCOPES, help="layers that a budget counts (default: the space's own)")
+
+
+def add_image_flags(parser: Parser) -> None:
+    """Add --data and --recipe."""
+    from elastic_nn.training.recipes import RECIPES
+
+    parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
+    parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the network's own)")
+
+
+def add_evolution_flags(parser: Parser) -> None:
+    """Add the flags of evolutionary search."""
+    group, default = parser.add_argument_group("evolution"), EvolutionConfig()
+    group.add_argument("--population", type=int, default=default.population, help="candidates a generation")
+    group.add_argument("--generations", type=int, default=default.generations, help="generations to run")
+    group.add_argument("--parent_ratio", type=float, default=default.parent_ratio, help="share kept as parents")
+    group.add_argument("--mutation_prob", type=float, default=default.mutation_prob, help="chance of each gene")
+    group.add_argument("--mutation_ratio", type=float, default=default.mutation_ratio, help="mutants among children")
+
+
+def evolution_config(args: argparse.Namespace) -> EvolutionConfig:
+    """The settings that the flags of `add_evolution_flags` give."""
+    return EvolutionConfig(
+        population=args.population,
+        generations=args.generations,
+        parent_ratio=args.parent_ratio,
+        mutation_prob=args.mutation_prob,
+        mutation_ratio=args.mutation_ratio,
+        seed=args.seed,
+    )
+
+
+def add_bit_flags(parser: Parser, *, ratio: str, fewest: str, most: str) -> None:
+    """Add the flags of a search for bits; `ratio`, `fewest` and `most` describe the defaults in --help."""
+    group = parser.add_argument_group("bits")
     group.add_argument("--quantizer", choices=tuple(QUANTIZERS), default="linear", help="how values are quantized")
-    group.add_argument(
-        "--preserve_ratio",
-        type=float,
-        help="budget, share of the 8-bit cost, of k-means of the 32-bit weights "
-        "(default: 0.6, of k-means 0.1; or give --constraint)",
-    )
-    group.add_argument("--min_bit", type=int, help="fewest bits (default: 2, of k-means 1; sequential: the space's)")
-    group.add_argument("--max_bit", type=int, help="most bits (default: 8; sequential: the space's)")
+    group.add_argument("--preserve_ratio", type=float, help=ratio)
+    group.add_argument("--min_bit", type=int, help=f"fewest bits (default: {fewest})")
+    group.add_argument("--max_bit", type=int, help=f"most bits (default: {most})")
     group.add_argument(
         "--finetune_images", type=at_least(2), help="images that an episode trains on (default: the recipe's)"
     )
     group.add_argument(
         "--val_images", type=at_least(1), help="images that an episode is scored on (default: the recipe's)"
     )
-    return {action.dest for action in group._group_actions}
 
 
-def add_agent_flags(parser: argparse.ArgumentParser) -> set[str]:
-    """Add the flags of the agent; returns their names."""
-    agent, group = AgentConfig(), parser.add_argument_group("agent, of --mode ddpg and sequential")
+def add_agent_flags(parser: Parser) -> None:
+    """Add the flags of the agent; those that HAQ's code has keep their names."""
+    agent, group = AgentConfig(), parser.add_argument_group("agent")
     group.add_argument("--train_episode", type=at_least(1), default=agent.episodes, help="episodes")
     group.add_argument("--warmup", type=at_least(0), default=agent.warmup, help="episodes that act at random, first")
     group.add_argument("--lr_a", type=float, default=agent.actor_lr, help="learning rate of the actor")
@@ -79,11 +119,10 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> set[str]:
     group.add_argument("--rmsize", type=at_least(1), default=agent.replay_episodes, help="episodes remembered")
     group.add_argument("--n_update", type=at_least(0), default=agent.updates, help="gradient steps for each action")
     group.add_argument("--moving_alpha", type=float, default=agent.reward_momentum, help="step of the reward's average")
-    return {action.dest for action in group._group_actions}
 
 
 def agent_config(args: argparse.Namespace) -> AgentConfig:
-    """The agent that the flags describe."""
+    """The settings that the flags of `add_agent_flags` give."""
     return AgentConfig(
         episodes=args.train_episode,
         warmup=args.warmup,
@@ -100,31 +139,3 @@ def agent_config(args: argparse.Namespace) -> AgentConfig:
         reward_momentum=args.moving_alpha,
         seed=args.seed,
     )
-
-
-def bit_search(args: argparse.Namespace, recipe: Recipe) -> BitSearch:
-    """The search that the flags describe."""
-    kmeans = args.quantizer == "kmeans"
-    if args.constraint is not None and args.preserve_ratio is not None:
-        raise UserError("give one budget: --constraint or --preserve_ratio")
-    if kmeans and (args.table is not None or args.image_bits != FIXED_BITS):
-        raise UserError("k-means weights have no price on an accelerator: leave --table and --image_bits out")
-    return BitSearch(
-        quantizer=args.quantizer,
-        quantity=args.type or ("size" if kmeans else "latency"),
-        ratio=DEFAULT_RATIO[args.quantizer] if args.preserve_ratio is None else args.preserve_ratio,
-        budget=args.constraint,
-        min_bit=QUANTIZERS[args.quantizer][0] if args.min_bit is None else args.min_bit,
-        max_bit=QUANTIZERS[args.quantizer][1] if args.max_bit is None else args.max_bit,
-        keep_ends=not kmeans if args.keep_ends is None else args.keep_ends,
-        image_bits=args.image_bits,
-        train_images=args.finetune_images or recipe.episode_images,
-        val_images=args.val_images or recipe.episode_val_images,
-    )
-
-
-def evolution_config(args: argparse.Namespace) -> EvolutionConfig:
-    """The settings that the flags give."""
-    names = ("population", "generations", "parent_ratio", "mutation_prob", "mutation_ratio", "seed")
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    return EvolutionConfig(**given)

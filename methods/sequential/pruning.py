@@ -7,7 +7,6 @@ of largest L1 norm, and is scored without any finetune.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,24 +25,8 @@ from lut.costs import CostSource
 from methods.search.bit_search import REWARD_SCALE
 from methods.search.episodes import Found, find
 from methods.search.settings import AgentConfig
+from methods.sequential.config import WidthSearch
 from methods.sequential.widths import running, width_environment, widths_of, with_widths
-
-
-@dataclass(frozen=True, kw_only=True)
-class WidthSearch:
-    """What is searched: widths of cost at most `budget` in the unit of `quantity`, one of UNITS.
-
-    An episode recalibrates BatchNorm on `recalibration_images` and looks at `val_images`.
-    """
-
-    quantity: str
-    budget: float
-    recalibration_images: int
-    val_images: int
-
-    def __post_init__(self) -> None:
-        if min(self.recalibration_images, self.val_images) < 1:
-            raise UserError("an episode needs images to recalibrate on and validation images")
 
 
 @torch.no_grad()
