@@ -26,9 +26,9 @@ from apq.model_folder import ModelFolder
 from apq.policy import priced_layers
 from apq.space import SearchSpace
 from apq.subnet import Subnet, spec_of
-from dataset import check_classes, load_splits
+from dataset import Splits, check_classes, load_splits
 from dataset.imagenet import unreadable
-from dataset.splits import ImageSpec, Splits, make_loader
+from dataset.splits import ImageSpec, make_loader
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.policy_file import load_finetuned_policy
 from elastic_nn.networks.subnet_file import load_finetuned
@@ -38,7 +38,7 @@ from lut.bit_costs import kmeans_costs, measured_costs
 from lut.cost_model import CostModel, add_cost_flags, cost_model_from_flags, recorded_cost_model
 from lut.costs import by_scope, cost_of, cost_rows, network_costs
 from lut.measured import load_measured
-from utils.plots import plot_policy
+from report.plots import plot_policy
 from utils.predictor_files import load_record
 
 

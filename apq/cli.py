@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from apq.errors import UserError
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = action.default in (None, False) or "(default" in (action.help or "")
-        return action.help if told else super()._get_help_string(action)
+        complete = action.default in (None, False) or "(default" in (action.help or "")
+        return action.help if complete else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose complaints are one line and which shows defaults in --help."""
+    """ArgumentParser that shows defaults in --help and raises a one-line UserError for a wrong command line.
 
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    `options` go to ArgumentParser. A `prog` among them is named in errors as the command that prints the help.
+    """
+
+    def __init__(self, description: str, **options: Any) -> None:
+        super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+        self.help_command = f"{options['prog']} --help" if "prog" in options else "--help"
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
+        raise UserError(f"{message} (see {self.help_command})")
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
-    """Type of a flag that takes whole numbers from `lowest` up."""
+    """The `type` of a flag that takes whole numbers of at least `lowest`."""
 
     def number(text: str) -> int:
         if not text.lstrip("+-").isdigit() or int(text) < lowest:
@@ -72,8 +77,12 @@ def add_execution_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(main: Callable[[list[str] | None], None], name: str | None = None) -> NoReturn:
-    """Run a script's main; a UserError becomes one line on stderr, after the script's name, and exit code 2."""
+    """Run a script's main; a UserError becomes one line on stderr, after the script's name, and exit code 2.
+
+    Modules that the environment names in APQ_PLUGINS, with commas, are imported first.
+    """
     try:
+        import_plugins()
         main(None)
         sys.stdout.flush()
     except UserError as error:
@@ -92,14 +101,23 @@ def run(main: Callable[[list[str] | None], None], name: str | None = None) -> No
     sys.exit(0)
 
 
+def import_plugins() -> None:
+    """Import the modules in APQ_PLUGINS, which add rows to the product's tables; UserError where one cannot be."""
+    for name in filter(None, map(str.strip, os.environ.get("APQ_PLUGINS", "").split(","))):
+        try:
+            importlib.import_module(name)
+        except (ImportError, SyntaxError) as error:
+            raise UserError(f"APQ_PLUGINS: cannot import {name}: {error}") from error
+
+
 def listing(facts: Mapping[str, object]) -> str:
-    """Names and values, one a line, the values under each other."""
+    """Names and values, one a line, the values in a column."""
     width = max(18, *map(len, facts))
     return "\n".join(f"  {name:{width}} {value}" for name, value in facts.items())
 
 
 def table(rows: Iterable[tuple[str, ...]]) -> str:
-    """Rows as aligned text columns: the first left, the others right."""
+    """Rows as aligned text columns; the first is aligned left, the others right."""
     rows = [tuple(map(str, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

@@ -31,10 +31,11 @@ from elastic_nn.training.recipes import get_recipe
 from lut.bit_costs import linear_costs
 from lut.bitfusion import BitFusion
 from lut.traced import traced_layers
-from methods.ddpg.agent import Agent, AgentConfig
-from methods.ddpg.bit_search import BitSearch, make_scorer, make_task, policy_of_bits
-from methods.ddpg.ddpg_finder import find
-from methods.ddpg.environment import BitEnvironment, fixed_bits
+from methods.search.agent import Agent
+from methods.search.bit_environment import BitEnvironment, fixed_bits
+from methods.search.bit_search import make_scorer, make_task, policy_of_bits
+from methods.search.episodes import find
+from methods.search.settings import AgentConfig, BitSearch
 
 COST_MODEL = BitFusion()
 WARMUP = 5

@@ -34,9 +34,9 @@ from elastic_nn.training.policies import quantized_model
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from lut.bitfusion import BitFusion
-from methods.ddpg.agent import AgentConfig
-from methods.ddpg.bit_search import (
-    BitSearch,
+from methods.ddpg.search import DEFAULT_RATIO
+from methods.search.bit_environment import FREE
+from methods.search.bit_search import (
     Task,
     environment_of,
     make_scorer,
@@ -44,8 +44,7 @@ from methods.ddpg.bit_search import (
     policy_of_bits,
     search_bits,
 )
-from methods.ddpg.environment import FREE
-from methods.ddpg.flags import DEFAULT_RATIO
+from methods.search.settings import AgentConfig, BitSearch
 
 METHODS = ("agent", "random", "uniform")
 

@@ -38,7 +38,7 @@ from elastic_nn.quantizers import FLOAT, LSQ
 from elastic_nn.training.progressive_shrinking import train_supernet
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
-from utils.plots import plot_top1
+from report.plots import plot_top1
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from elastic_nn.training.measuring import subnet_top1
 from elastic_nn.training.progressive_shrinking import train_supernet
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
-from utils.plots import plot_losses
+from report.plots import plot_losses
 
 QUANTIZERS = tuple(MIXED)
 EPOCHS, EPOCH_IMAGES = (2, 4), 6000  # nine supernets and more

@@ -36,8 +36,8 @@ from elastic_nn.training.recipes import get_recipe
 from lut.bitfusion import BitFusion
 from lut.costs import network_costs
 from lut.population import PopulationCost
-from methods.ddpg.agent import AgentConfig
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
+from methods.search.settings import AgentConfig
 from methods.sequential.config import SequentialConfig, Split
 from methods.sequential.pipeline import run_sequential
 from utils.predictor_files import load_predictor

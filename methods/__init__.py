@@ -1,0 +1,65 @@
+"""The ways to search, one package each, and the table in which `search.py --mode` looks them up."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """A mode of `search.py`.
+
+    `module` has `build_parser() -> Parser`, with the flags of this mode, and `run(args) -> None`. It is imported when
+    the mode is asked for, so it should import torch and the like inside `run`. `summary` is its line in
+    `search.py --help`.
+    """
+
+    name: str
+    module: str
+    summary: str
+
+    def load(self) -> ModuleType:
+        """Import the module of the mode."""
+        return importlib.import_module(self.module)
+
+
+DEFAULT_MODE = "evolution"
+
+# A method from outside is one more row: MODES["random"] = Mode(name="random", module="my_package.random_search", ...)
+MODES: dict[str, Mode] = {
+    mode.name: mode
+    for mode in (
+        Mode(
+            name="evolution",
+            module="methods.evolution.command",
+            summary="architecture, channel widths and bits together, under one budget (the default)",
+        ),
+        Mode(
+            name="nsga2",
+            module="methods.nsga2.command",
+            summary="the front of accuracy and costs, for all budgets at once; pick a point of it later",
+        ),
+        Mode(
+            name="coarse_to_fine",
+            module="methods.coarse_to_fine.command",
+            summary="measure subnets of a supernet that needs no finetune, keep the best for their FLOPs",
+        ),
+        Mode(
+            name="ddpg",
+            module="methods.ddpg.command",
+            summary="the bits of each layer of one trained network, by a reinforcement-learning agent (HAQ)",
+        ),
+        Mode(
+            name="sequential",
+            module="methods.sequential.command",
+            summary="architecture, then pruning, then bits: the baseline of joint search",
+        ),
+    )
+}
+PREPARE = Mode(
+    name="prepare",
+    module="methods.prepare.command",
+    summary="gather <subnet, accuracy> pairs and train the predictor that a search needs",
+)

@@ -16,9 +16,9 @@ from apq.presets import APQ_IMAGENET, DIGITS, get_space
 from apq.space import space_to_dict
 from apq.subnet import architecture_of, spec_of, subnet_from_spec
 from methods.coarse_to_fine.evaluated import write_records
-from utils.analyse import main as analyse
-from utils.diagram import bits_in_words, boxes_of
-from utils.fronts import Shapes, compare_shapes, depth_counts, mean_advantage, mean_expansion, shapes_of
+from report.analyse import main as analyse
+from report.diagram import bits_in_words, boxes_of
+from report.fronts import Shapes, compare_shapes, depth_counts, mean_advantage, mean_expansion, shapes_of
 
 POLICY = {kind.setting: [8] * 8 for kind in DIGITS.operands}
 

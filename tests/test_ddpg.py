@@ -10,9 +10,10 @@ import torch
 from scipy import stats
 
 from apq.errors import UserError
-from methods.ddpg import ddpg_finder
-from methods.ddpg.agent import Agent, AgentConfig, Replay, truncated_normal
-from methods.ddpg.ddpg_finder import find
+from methods.search import episodes
+from methods.search.agent import Agent, Replay, truncated_normal
+from methods.search.episodes import find
+from methods.search.settings import AgentConfig
 
 FEATURES = np.random.default_rng(0).random((6, 3)).astype(np.float32)
 QUICK = AgentConfig(episodes=12, warmup=4, hidden=16, batch_size=8)
@@ -145,8 +146,8 @@ def test_damaged_states(tmp_path, text):
     file = tmp_path / "state"
     file.write_text(text)
     with pytest.raises(UserError, match="remove it or give --overwrite"):
-        ddpg_finder._load(file, {}, False)
-    assert ddpg_finder._load(file, {}, True) is None
+        episodes._load(file, {}, False)
+    assert episodes._load(file, {}, True) is None
 
 
 def test_known_candidates_are_not_scored_again():
@@ -163,7 +164,7 @@ def test_known_candidates_are_not_scored_again():
 
 @pytest.mark.parametrize("stop", [2, 9])
 def test_resumes(tmp_path, monkeypatch, stop):
-    monkeypatch.setattr("methods.ddpg.ddpg_finder.SAVE_SECONDS", -1)
+    monkeypatch.setattr("methods.search.episodes.SAVE_SECONDS", -1)
     whole = find(FEATURES, decide, score, QUICK)
     file = tmp_path / "state.pt"
 

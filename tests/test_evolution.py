@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from apq.errors import UserError
 from apq.genes import canonical, cardinalities, forbidden_slots, genes_of, sample, view
 from apq.presets import APQ_IMAGENET, DIGITS
-from methods.evolution.budget import Budget, Seen, fill, newcomers
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
-from methods.evolution.operators import blend, crossover, mutate
+from methods.search.budget import Budget, Seen, fill, newcomers
+from methods.search.operators import blend, crossover, mutate
+from report.plots import plot_history
 from utils.latency_predictor import LatencyPredictor
-from utils.plots import plot_history
 
 spaces = pytest.mark.parametrize("space", ALL.values(), ids=ALL)
 seeds = given(seed=st.integers(0, 2**32 - 1))

@@ -18,8 +18,8 @@ from elastic_nn.networks.named_models import use_elastic_norms
 from elastic_nn.training.policies import PolicyScorer
 from elastic_nn.training.recipes import get_recipe
 from lut.bitfusion import BitFusion
-from methods.ddpg.agent import AgentConfig
-from methods.ddpg.bit_search import BitSearch, make_task, search_bits
+from methods.search.bit_search import make_task, search_bits
+from methods.search.settings import AgentConfig, BitSearch
 
 search, quant_aware, report, train = (script(name) for name in ("search", "quant_aware", "test", "train"))
 QUICK = ["--mode", "ddpg", "--recipe", "tiny", "--train_episode", "6", "--warmup", "2", "--hidden", "16"]
@@ -180,7 +180,7 @@ def test_networks_of_experiments(here, capsys):
 
 
 def test_resumes_after_an_interruption(here, monkeypatch):
-    monkeypatch.setattr("methods.ddpg.ddpg_finder.SAVE_SECONDS", -1)
+    monkeypatch.setattr("methods.search.episodes.SAVE_SECONDS", -1)
     words = [*QUICK, *MODEL, "--exp_name", "killed"]
     whole, scored = PolicyScorer.top1, []
 
@@ -220,8 +220,8 @@ def test_resumes_after_an_interruption(here, monkeypatch):
         ([*QUICK, "--model", "models/mobilenet_v2_small"], "goes by its name, mobilenet_v2_small"),
         ([*QUICK, *MODEL, "--quantizer", "kmeans", "--image_bits", "7"], "no price on an accelerator"),
         ([*QUICK, *MODEL, "--lr_c", "nan"], "must be positive"),
-        ([*QUICK, *MODEL, "--population", "3"], "belongs to --mode evolution or --mode sequential"),
-        ([*MODEL, "--constraint", "1"], "--model belongs to --mode ddpg"),
+        ([*QUICK, *MODEL, "--population", "3"], r"unrecognized arguments: --population 3 .*--mode ddpg --help"),
+        ([*MODEL, "--constraint", "1"], r"unrecognized arguments: --model .*--mode evolution --help"),
         ([*QUICK, "--model", "exps/linear"], "holds the policy"),
         ([*QUICK, "--model", "exps/nowhere"], "exps/nowhere"),
     ],

@@ -14,12 +14,12 @@ from test_evolution import worth
 from apq.errors import UserError
 from apq.genes import canonical, forbidden_slots, sample
 from apq.presets import APQ_IMAGENET, DIGITS
-from methods.evolution.operators import crossover
 from methods.nsga2 import front_finder
 from methods.nsga2.front_finder import Nsga2Config, Objective, find_front, first_population, losses_of
 from methods.nsga2.front_state import load_front_state
 from methods.nsga2.picking import Bound, parse_bounds, pick
 from methods.nsga2.sorting import survivors, tournament
+from methods.search.operators import crossover
 from utils.latency_predictor import LatencyPredictor
 
 spaces = pytest.mark.parametrize("space", ALL.values(), ids=ALL)

@@ -28,8 +28,8 @@ from lut.bitfusion import BitFusion
 from lut.costs import cost_of
 from lut.measured import load_measured
 from lut.traced import traced_layers
-from methods.ddpg.bit_search import Task
-from methods.ddpg.environment import FREE, BitEnvironment, action_to_bits, fixed_bits
+from methods.search.bit_environment import FREE, BitEnvironment, action_to_bits, fixed_bits
+from methods.search.bit_search import Task
 
 BITFUSION = BitFusion()
 

@@ -27,9 +27,9 @@ from elastic_nn.training.recipes import RECIPES
 from lut.bitfusion import BitFusion
 from lut.costs import UNITS, layer_quantity
 from lut.traced import traced_layers
-from methods.ddpg import ddpg_finder
-from methods.ddpg.agent import AgentConfig
 from methods.evolution.evolution_finder import EvolutionConfig
+from methods.search import episodes
+from methods.search.settings import AgentConfig
 from methods.sequential import pipeline
 from methods.sequential.architecture import at_highest_bits, in_full_space, search_architecture, subnet_cost
 from methods.sequential.config import SequentialConfig, Split
@@ -226,8 +226,8 @@ def test_every_stage_keeps_its_budget(whole):
 
 
 @pytest.mark.parametrize(("module", "name", "after"), [
-    (ddpg_finder, "save_checkpoint", 2),  # while pruning
-    (ddpg_finder, "save_checkpoint", 7),  # while choosing bits
+    (episodes, "save_checkpoint", 2),  # while pruning
+    (episodes, "save_checkpoint", 7),  # while choosing bits
     (pipeline, "finetune", 1),
     (pipeline, "save_model", 1),
 ])  # fmt: skip
@@ -241,7 +241,7 @@ def test_killed_run_ends_the_same(few, whole, tmp_path, monkeypatch, module, nam
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(ddpg_finder, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(episodes, "SAVE_SECONDS", 0)
     with monkeypatch.context() as patch:
         patch.setattr(module, name, then_die)
         with pytest.raises(KeyboardInterrupt):

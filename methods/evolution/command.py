@@ -1,113 +1,33 @@
-"""The command line of evolutionary search: `search.py --mode evolution`."""
+"""Search architecture, channel widths and bits together under one budget, by evolution on predicted accuracy.
+
+  search.py --constraint 0.05 --type latency --exp_name NAME     writes exps/NAME. Next: quant_aware.py
+
+A search that was killed continues with the same command.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
 
-from tqdm import tqdm
-
-from apq.cli import listing, table
+from apq.cli import Parser
 from apq.errors import UserError
-from apq.experiment import Experiment, get_experiment
-from apq.space import SCOPES, SearchSpace, space_to_dict
-from apq.subnet import shown_spec, spec_of
-from lut.cost_model import CostModel, cost_model_from_flags
-from lut.costs import UNITS, by_scope, cost_rows, network_costs
-from lut.population import PopulationCost
-from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
-from methods.evolution.predicted import asked_of, drop_other_state, load_quantized_predictor
-from methods.evolution.search_state import load_state
-from utils.plots import plot_history
-
-SHARED_WITH_NSGA2 = {
-    "population": "candidates a generation",
-    "generations": "generations to run",
-    "mutation_prob": "chance of each gene",
-}
+from lut.costs import UNITS
+from methods.search.flags import add_budget_flags, add_evolution_flags, add_models_flag, add_scope_flag, mode_parser
 
 
-def add_flags(parser: argparse.ArgumentParser, nsga2: Mapping[str, Any]) -> set[str]:
-    """Add the flags of the search; returns their names. `nsga2` are the defaults of that one, which shares some."""
-    group = parser.add_argument_group("evolution, of --mode evolution and sequential; in part of nsga2")
-    evolution = EvolutionConfig()
-    parser.add_argument("--scope", choices=SCOPES, help="layers that a budget counts (default: the space's own)")
-    for name, told in SHARED_WITH_NSGA2.items():  # without a default here: each mode has its own
-        default = getattr(evolution, name)
-        told = f"{told} (default: {default}; of nsga2 {nsga2[name]})"
-        group.add_argument(f"--{name}", type=type(default), help=told)
-    group.add_argument("--parent_ratio", type=float, default=evolution.parent_ratio, help="share kept as parents")
-    group.add_argument("--mutation_ratio", type=float, default=evolution.mutation_ratio, help="mutants among children")
-    return {action.dest for action in group._group_actions}
-
-
-def evolution_config(args: argparse.Namespace) -> EvolutionConfig:
-    """The settings that the flags give."""
-    names = ("population", "generations", "parent_ratio", "mutation_prob", "mutation_ratio", "seed")
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    return EvolutionConfig(**given)
+def build_parser() -> Parser:
+    parser = mode_parser("evolution", __doc__)
+    add_budget_flags(parser, default="latency")
+    add_scope_flag(parser)
+    add_models_flag(parser)
+    add_evolution_flags(parser)
+    return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load predictor and costs, evolve, record, print."""
+    """Search, record, print."""
     if args.constraint is None:
         raise UserError("a search needs --constraint, a budget in " + ", ".join(UNITS.values()))
-    experiment = get_experiment(args.exp_name, args.exp_dir)
-    experiment.check_free(args.overwrite)
-    config, quantity = evolution_config(args), args.type or "latency"
-    predictor = load_quantized_predictor(args.acc_predictor_dir)
-    space = predictor.space
-    scope = args.scope or space.budget_scope
-    cost_model = cost_model_from_flags(args.config, args.table)
-    cost = PopulationCost(space, quantity, cost_model, scope)
-    finder = EvolutionFinder(
-        space, predictor.fast(), cost.predict, args.constraint, config, cost.cheapest_genes(), cost.unit
-    )
-    settings = {
-        "space": space_to_dict(space),
-        "acc_predictor_dir": str(args.acc_predictor_dir),
-        "constraint": args.constraint,
-        "type": quantity,
-        "unit": cost.unit,
-        "scope": scope,
-        "evolution": asdict(config),
-        **cost_model.record(),
-    }
-    asked = asked_of(settings, predictor, cost_model)
-    if args.overwrite:
-        drop_other_state(experiment.search_state, load_state, asked)
-    with tqdm(total=config.generations, desc="search", disable=None) as bar:
-        found = finder.run(
-            lambda record: bar.update(record["generation"] - bar.n), state_file=experiment.search_state, asked=asked
-        )
-    settings["predicted_accuracy"] = found.accuracy
-    with experiment.replaced() as new:
-        new.save_found(space, found.subnet, found.cost, settings, found.history)
-        plot_history(found.history, new.plot, constraint=args.constraint, quantity=quantity, unit=cost.unit)
-    report(args, experiment, space, found, settings, cost_model)
+    from methods.evolution.search import search
 
-
-def report(
-    args: argparse.Namespace,
-    experiment: Experiment,
-    space: SearchSpace,
-    found: Found,
-    settings: dict[str, Any],
-    cost_model: CostModel,
-) -> None:
-    """Print the found subnet, its predicted accuracy and its costs."""
-    costs, spec = network_costs(space, found.subnet, cost_model), spec_of(space, found.subnet)
-    if args.json:
-        shown = {key: settings[key] for key in ("constraint", "type", "unit", "scope", "predicted_accuracy")}
-        network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec}
-        print(json.dumps({"space": space.name, **shown, "cost": found.cost, "priced_by": str(cost_model), **network}))
-        return
-    unit = settings["unit"]
-    print(f"{experiment.path}: best subnet of space {space.name} for {settings['type']} <= {args.constraint:g} {unit}")
-    print(listing(shown_spec(space, spec)))
-    print(f"predicted top-1 {found.accuracy:.2%}; {settings['type']} {found.cost:g} {unit} ({settings['scope']} scope)")
-    print(table(cost_rows(by_scope(costs))))
-    print(f"latency and energy: {cost_model}")
+    search(args)

@@ -19,7 +19,7 @@ MODE = "nsga2"
 
 
 def save_front(experiment: Experiment, space: SearchSpace, names: Sequence[str], front: Front) -> None:
-    """Write `front.json`: of each point its objectives by name, `arch` and `policy`."""
+    """Write `front.json`: the objectives by name, `arch` and `policy` of each point."""
     points = [
         {"objectives": dict(zip(names, values, strict=True)), **spec_of(space, subnet)}
         for values, subnet in zip(front.values.tolist(), subnets_of(space, front.genes), strict=True)
@@ -28,7 +28,7 @@ def save_front(experiment: Experiment, space: SearchSpace, names: Sequence[str],
 
 
 def has_front(experiment: Experiment) -> bool:
-    """Whether it holds a finished search by NSGA-II."""
+    """Whether the experiment holds a finished search by NSGA-II."""
     return experiment.front.exists() and experiment.arch.exists() and experiment.load_config().get("mode") == MODE
 
 

@@ -16,10 +16,11 @@ import numpy as np
 from apq.errors import UserError
 from apq.genes import sample
 from apq.space import SearchSpace
-from methods.evolution.budget import Seen
-from methods.evolution.operators import blend, crossover, mutate
+from methods.nsga2.config import Nsga2Config
 from methods.nsga2.front_state import FrontState, load_front_state, save_front_state
 from methods.nsga2.sorting import survivors, tournament
+from methods.search.budget import Seen
+from methods.search.operators import blend, crossover, mutate
 
 SAVE_SECONDS = 1.0
 MOST_ROUNDS = 6  # of proposals for one generation: a small space may have no more that are new
@@ -38,24 +39,6 @@ class Objective:
     maximise: bool = False
     unit: str = ""
     cheapest: np.ndarray | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Nsga2Config:
-    """Settings of a search: a child has each gene from its second parent with `crossover_prob`, and then each gene is
-    drawn anew with `mutation_prob`."""
-
-    population: int = 500
-    generations: int = 1000
-    crossover_prob: float = 0.1
-    mutation_prob: float = 0.02
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.population < 2 or self.generations < 0:
-            raise UserError("population must be at least 2, generations at least 0")
-        if not (0 <= self.crossover_prob <= 1 and 0 < self.mutation_prob <= 1):
-            raise UserError("crossover_prob lies from 0 to 1, mutation_prob above 0 and up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

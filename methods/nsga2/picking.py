@@ -69,6 +69,6 @@ def pick(bounds: Sequence[Bound], accuracy: np.ndarray, costs: Mapping[str, np.n
         asked = " and ".join(map(str, bounds))
         lowest = ", ".join(f"{name} {costs[name].min():.6g}" for name in dict.fromkeys(b.name for b in bounds))
         each = all(bound.holds(costs[bound.name]).any() for bound in bounds)
-        told = "each is met by some, but not together" if each else f"the cheapest: {lowest}"
-        raise UserError(f"no point of the front has {asked}; {told}")
+        reason = "each is met by some, but not together" if each else f"the cheapest: {lowest}"
+        raise UserError(f"no point of the front has {asked}; {reason}")
     return int(np.argmax(np.where(fits, accuracy, -np.inf)))

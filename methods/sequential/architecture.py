@@ -15,7 +15,7 @@ from apq.subnet import Subnet
 from lut.cost_model import CostModel
 from lut.costs import layer_quantity
 from lut.population import PopulationCost
-from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder, Found
+from methods.search.evolution_finder import EvolutionConfig, EvolutionFinder, Found
 
 SCOPE = "full"  # as the search of bits counts, which runs the network and so sees all of its layers
 

@@ -1,54 +1,54 @@
-"""The command line of the sequential baseline: `search.py --mode sequential`."""
+"""Search architecture, then channel widths, then bits, each with a budget of its own: the baseline of joint search.
+
+  search.py --mode sequential --constraint 0.05 --exp_name NAME     writes exps/NAME. Next: quant_aware.py
+
+A search that was killed continues with the same command.
+"""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
-from typing import Any
 
-from tqdm import tqdm
-
-from apq.cli import at_least, table
-from apq.device import resolve_device
+from apq.cli import Parser, at_least
 from apq.errors import UserError
-from apq.experiment import get_experiment
-from apq.model_folder import ModelFolder
-from apq.space import SearchSpace
-from dataset import check_classes, load_splits
-from dataset.imagenet import tell_unreadable
-from elastic_nn.networks.supernet_file import load_supernet
-from elastic_nn.quantizers import FLOAT
-from elastic_nn.training.distributed import processes
-from elastic_nn.training.engine import Execution
-from elastic_nn.training.recipe import Recipe
-from elastic_nn.training.recipes import get_recipe
-from lut.cost_model import cost_model_from_flags
-from methods.ddpg.bit_search import make_task
-from methods.ddpg.command import facts_of, record, report
-from methods.ddpg.flags import agent_config
-from methods.evolution.command import evolution_config
-from methods.sequential.config import SequentialConfig, Split
-from methods.sequential.pipeline import Sequential, run_sequential
-from utils.predictor_files import load_predictor
-
-DEFAULT_RATIO = Split(constraint=1.0).preserve_ratio
+from methods.search.flags import (
+    BIT_QUANTITIES,
+    add_agent_flags,
+    add_bit_flags,
+    add_budget_flags,
+    add_evolution_flags,
+    add_image_flags,
+    add_models_flag,
+    mode_parser,
+)
+from methods.sequential.config import Split
 
 
-def add_flags(parser: argparse.ArgumentParser) -> set[str]:
-    """Add the flags of the baseline; returns their names."""
-    group, split = parser.add_argument_group("--mode sequential"), Split(constraint=1.0)
-    group.add_argument(
+def build_parser() -> Parser:
+    parser, split = mode_parser("sequential", __doc__), Split(constraint=1.0)
+    add_budget_flags(parser, quantities=BIT_QUANTITIES, default="latency")
+    add_models_flag(parser)
+    add_image_flags(parser)
+    parser.add_argument(
         "--arch_constraint",
         type=float,
         help="budget of the architecture at 8 bits, in the unit of --type "
         "(default: --constraint / --preserve_ratio / --prune_ratio)",
     )
-    group.add_argument(
+    parser.add_argument(
         "--prune_ratio", type=float, default=split.prune_ratio, help="budget of pruning, share of the architecture's"
     )
-    group.add_argument("--prune_episode", type=at_least(1), help="episodes of pruning (default: --train_episode)")
-    group.add_argument("--prune_epochs", type=at_least(1), help="float epochs after pruning (default: the recipe's)")
-    return {action.dest for action in group._group_actions}
+    parser.add_argument("--prune_episode", type=at_least(1), help="episodes of pruning (default: --train_episode)")
+    parser.add_argument("--prune_epochs", type=at_least(1), help="float epochs after pruning (default: the recipe's)")
+    add_evolution_flags(parser)
+    add_bit_flags(
+        parser,
+        ratio=f"budget of the bits, share of the pruned network's at 8 bits (default: {split.preserve_ratio})",
+        fewest="the space's",
+        most="the space's",
+    )
+    add_agent_flags(parser)
+    return parser
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,87 +59,6 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("the sequential baseline is priced on an accelerator: its quantizer is linear")
     if args.table is not None:
         raise UserError("--mode sequential prices by the BitFusion model: give an accelerator by --config")
-    experiment = get_experiment(args.exp_name, args.exp_dir)
-    experiment.check_free(args.overwrite)
-    device, folder = resolve_device(args.device), ModelFolder(args.acc_predictor_dir)
-    supernet, origin = load_supernet(folder.supernet)
-    if supernet.scheme != FLOAT:
-        raise UserError(f"{folder.supernet} was trained quantized: the sequential baseline needs a float supernet")
-    space = supernet.space
-    predictor = load_predictor(folder.acc, space)
-    splits, recipe = load_splits(space, args.data), get_recipe(args.recipe or origin.recipe, space)
-    check_classes(splits, origin.images, folder.supernet)
-    config, cost_model = sequential_config(args, space, recipe), cost_model_from_flags(args.config, None)
-    with processes(device) as share, tqdm(disable=None if share[0] == 0 else True) as bar:
+    from methods.sequential.search import search
 
-        def log(stage: str, made: dict[str, Any]) -> None:
-            bar.set_description(stage, refresh=False)
-            bar.update()
-
-        found = run_sequential(
-            config,
-            supernet,
-            predictor,
-            splits,
-            recipe,
-            cost_model,
-            experiment.path,
-            seed=args.seed,
-            device=device,
-            execution=Execution(share=share),
-            restart=args.overwrite,
-            log=log,
-        )
-        if share[0] != 0:
-            return
-    tell_unreadable(splits)
-    task = make_task(found.net, found.spec, splits, "linear", config.quantity, cost_model)
-    settings = {
-        "mode": "sequential",
-        "model": str(args.acc_predictor_dir),
-        "recipe": recipe.name,
-        **facts_of(found.policy, task, config.bits, found.bits, found.original),
-        "sequential": asdict(config),
-        "stages": [asdict(stage) for stage in found.stages],
-        **cost_model.record(),
-        "measured": None,
-    }
-    state = {key: tensor.cpu() for key, tensor in found.net.state_dict().items()}
-    record(experiment, task, found.policy, found.bits, settings, found.spec, state)
-    found.remove_states(experiment.path)
-    if not args.json:
-        print(table(stage_rows(found, task.costs.unit)))
-    report(args.json, experiment, found.policy, settings, cost_model)
-
-
-def sequential_config(args: argparse.Namespace, space: SearchSpace, recipe: Recipe) -> SequentialConfig:
-    """The settings that the flags and the recipe give; bits lie between the fewest and the most of the space."""
-    agent, choices = agent_config(args), sorted({bits for kind in space.operands for bits in kind.choices})
-    epochs = args.prune_epochs or recipe.finetune.epochs
-    return SequentialConfig(
-        quantity=args.type or "latency",
-        split=Split(
-            constraint=args.constraint,
-            prune_ratio=args.prune_ratio,
-            preserve_ratio=DEFAULT_RATIO if args.preserve_ratio is None else args.preserve_ratio,
-            architecture=args.arch_constraint,
-        ),
-        evolution=evolution_config(args),
-        pruning_agent=replace(agent, episodes=args.prune_episode or agent.episodes),
-        recalibration_images=min(recipe.recalibration_images, recipe.episode_images),
-        finetune=replace(recipe.finetune, epochs=epochs),
-        bits_agent=agent,
-        train_images=args.finetune_images or recipe.episode_images,
-        val_images=args.val_images or recipe.episode_val_images,
-        min_bit=choices[0] if args.min_bit is None else args.min_bit,
-        max_bit=choices[-1] if args.max_bit is None else args.max_bit,
-    )
-
-
-def stage_rows(found: Sequential, unit: str) -> list[tuple[str, ...]]:
-    """Rows of a printed table of the stages."""
-    rows = [
-        (stage.stage, f"{stage.budget:.4g}", f"{stage.cost:.4g}", f"{stage.accuracy:.2%}", stage.measured)
-        for stage in found.stages
-    ]
-    return [("stage", f"budget, {unit}", f"cost, {unit}", "top-1", "of what"), *rows]
+    search(args)

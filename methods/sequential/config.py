@@ -1,4 +1,4 @@
-"""Settings of the sequential baseline: how its budget is split, and what each stage does."""
+"""Settings of the sequential baseline: how its budget is split, and what each stage does. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from apq.errors import UserError
 from elastic_nn.training.recipe import TrainConfig
-from methods.ddpg.agent import AgentConfig
-from methods.ddpg.bit_search import BitSearch
-from methods.evolution.evolution_finder import EvolutionConfig
-from methods.sequential.pruning import WidthSearch
+from methods.search.evolution_finder import EvolutionConfig
+from methods.search.settings import AgentConfig, BitSearch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +44,29 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WidthSearch:
+    """Settings of the pruning stage: the network costs at most `budget`, in the unit of `quantity` (one of UNITS).
+
+    An episode recalibrates BatchNorm on `recalibration_images` and is scored on `val_images`.
+    """
+
+    quantity: str
+    budget: float
+    recalibration_images: int
+    val_images: int
+
+    def __post_init__(self) -> None:
+        if min(self.recalibration_images, self.val_images) < 1:
+            raise UserError("an episode needs images to recalibrate on and validation images")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SequentialConfig:
     """Settings of all stages. `quantity` is one of UNITS.
 
-    An episode of pruning recalibrates on `recalibration_images`, one of bits (`min_bit` to `max_bit`, with `keep_ends`
-    8 in first and last layer) trains on `train_images`; both look at `val_images`. `finetune` trains the pruned
-    float network.
+    An episode of pruning recalibrates on `recalibration_images`, one of the bits stage trains on `train_images`; both
+    are scored on `val_images`. Bits go from `min_bit` to `max_bit`; with `keep_ends` first and last layer keep 8.
+    `finetune` trains the pruned float network.
     """
 
     quantity: str

@@ -30,9 +30,9 @@ from elastic_nn.training.engine import EVALUATION_BATCH, ONE_PROCESS, Execution,
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.recipe import Recipe
 from lut.cost_model import CostModel
-from methods.ddpg.bit_search import environment_of, make_task, search_bits
-from methods.ddpg.ddpg_finder import Found
-from methods.evolution import evolution_finder
+from methods.search import evolution_finder
+from methods.search.bit_search import environment_of, make_task, search_bits
+from methods.search.episodes import Found
 from methods.sequential.architecture import search_architecture, subnet_cost
 from methods.sequential.config import SequentialConfig
 from methods.sequential.pruning import search_widths

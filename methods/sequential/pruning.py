@@ -7,7 +7,6 @@ of largest L1 norm, and is scored without any finetune.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,27 +22,11 @@ from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, ONE_PROCESS, Execution, evaluate
 from lut.cost_model import CostModel
-from methods.ddpg.agent import AgentConfig
-from methods.ddpg.bit_search import REWARD_SCALE
-from methods.ddpg.ddpg_finder import Found, find
+from methods.search.bit_search import REWARD_SCALE
+from methods.search.episodes import Found, find
+from methods.search.settings import AgentConfig
+from methods.sequential.config import WidthSearch
 from methods.sequential.widths import width_environment, widths_of, with_widths
-
-
-@dataclass(frozen=True, kw_only=True)
-class WidthSearch:
-    """What is searched: widths of cost at most `budget` in the unit of `quantity`, one of UNITS.
-
-    An episode recalibrates BatchNorm on `recalibration_images` and looks at `val_images`.
-    """
-
-    quantity: str
-    budget: float
-    recalibration_images: int
-    val_images: int
-
-    def __post_init__(self) -> None:
-        if min(self.recalibration_images, self.val_images) < 1:
-            raise UserError("an episode needs images to recalibrate on and validation images")
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from apq.space import SearchSpace, Slot
 from apq.subnet import Subnet
 from lut.cost_model import CostModel
 from lut.costs import UNITS, layer_quantity
-from methods.ddpg.environment import action_to_bits, scaled_columns
+from methods.search.bit_environment import action_to_bits, scaled_columns
 from methods.sequential.architecture import SCOPE
 
 

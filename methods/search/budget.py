@@ -11,7 +11,7 @@ import numpy as np
 from apq.errors import UserError
 from apq.genes import canonical, cardinalities, sample
 from apq.space import SearchSpace
-from methods.evolution.operators import blend
+from methods.search.operators import blend
 
 MOST_PROPOSALS = 4  # in one round, for every candidate wanted
 

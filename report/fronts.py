@@ -1,4 +1,4 @@
-"""What subnets of coarse-to-fine searches have in common: depths of fronts, shallow and fat or deep and slim."""
+"""Shapes of the subnets that coarse-to-fine searches measured: how deep they are, shallow and fat or deep and slim."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Shapes:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRow:
-    """One interval of FLOPs: how many subnets of each shape it has, and their mean top-1 (None: it has none)."""
+    """One interval of FLOPs: the number of subnets of each shape and their mean top-1, None where there are none."""
 
     flops_from: float
     flops_to: float
@@ -61,15 +61,15 @@ def mean_expansion(space: SearchSpace, subnet: Subnet) -> float:
 
 
 def depth_counts(depths: np.ndarray, choices: Sequence[int]) -> list[int]:
-    """How many subnets have each of these depths."""
+    """Count the subnets of each depth."""
     return [int((depths == choice).sum()) for choice in choices]
 
 
 def compare_shapes(shapes: Shapes, edges: np.ndarray) -> list[ShapeRow]:
-    """Shallow-fat against deep-slim subnets of about equal FLOPs: those of one interval between `edges` each.
+    """Compare shallow-fat with deep-slim subnets in each interval of FLOPs between `edges`.
 
-    Shallow is below the interval's median total depth and fat above its median mean expansion, deep and slim the
-    other way round; subnets on a median are neither.
+    Shallow-fat subnets are below the interval's median total depth and above its median mean expansion; deep-slim ones
+    are above the first and below the second. Subnets on a median count as neither.
     """
     rows, last = [], len(edges) - 2
     for i, (low, high) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)):
@@ -92,7 +92,7 @@ def compare_shapes(shapes: Shapes, edges: np.ndarray) -> list[ShapeRow]:
 
 
 def mean_advantage(rows: Sequence[ShapeRow]) -> float | None:
-    """Mean over intervals that have both of how much better the shallow-fat subnets are."""
+    """Mean top-1 by which shallow-fat subnets are better, over the intervals that have both shapes."""
     pairs = [(row.shallow_fat, row.deep_slim) for row in rows]
     return _mean(np.array([fat - slim for fat, slim in pairs if fat is not None and slim is not None]))
 
@@ -106,8 +106,8 @@ def load_coarse(experiment: Experiment) -> tuple[SearchSpace, Shapes, np.ndarray
     """The coarse subnets of an experiment and the edges of their intervals of FLOPs; UserError where it has none."""
     space, shapes = _load(experiment, experiment.evaluated, "coarse")
     try:
-        told = experiment.load_config()["coarse_to_fine"]
-        return space, shapes, np.linspace(told["flops_min"], told["flops_max"], told["intervals"] + 1)
+        settings = experiment.load_config()["coarse_to_fine"]
+        return space, shapes, np.linspace(settings["flops_min"], settings["flops_max"], settings["intervals"] + 1)
     except (KeyError, TypeError) as error:
         raise UserError(f"{experiment.config} is not of a coarse-to-fine search") from error
 

@@ -14,7 +14,8 @@ import torch
 
 from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
-from methods.ddpg.agent import Agent, AgentConfig
+from methods.search.agent import Agent
+from methods.search.settings import AgentConfig
 
 SAVE_SECONDS = 2.0
 OWN = ("episode", "reward", "best_reward", "noise")  # what a record says beside the facts of its score

@@ -1,18 +1,16 @@
-"""The layer diagram of a subnet: a box for each block that runs, with its expansion, kernel and bits."""
+"""The diagram of a subnet: a box for each block that runs, with its expansion, kernel and bits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch
 
 from apq.operands import BLOCK_LAYERS
 from apq.space import SearchSpace
 from apq.subnet import Subnet
-from utils.plots import write_figure
+from report.plots import new_figure, write_figure
 
 SHORT = {"expand": "pw", "project": "pw", "depthwise": "dw"}
 GAP = 0.6  # between stages, in boxes
@@ -21,7 +19,7 @@ TALLEST = 2.4
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """One block: its slot and stage, numbered from 0, its shape, and its bits in words."""
+    """One block: slot and stage (from 0), shape, and bits as text."""
 
     slot: int
     stage: int
@@ -58,7 +56,10 @@ def boxes_of(space: SearchSpace, subnet: Subnet) -> list[Box]:
 
 
 def bits_in_words(space: SearchSpace, subnet: Subnet, slot: int) -> str:
-    """The bits of a block: "W4A4" where its layers agree, else a line a layer, pointwise layers together if they do."""
+    """The bits of a block as text: "W4A4" where all layers agree, else one line a layer.
+
+    Pointwise layers with the same bits share a line.
+    """
     of = {
         role: "W{}A{}".format(*(subnet.bits[space.kind_of(role, operand)][slot] for operand in "wa"))
         for role in BLOCK_LAYERS
@@ -71,9 +72,8 @@ def bits_in_words(space: SearchSpace, subnet: Subnet, slot: int) -> str:
 
 
 def draw_subnet(boxes: list[Box], resolution: int, path: Path, *, title: str = "") -> None:
-    """Write a PNG of blocks from left to right: taller ones expand more, kernels have colours, stages stand apart."""
-    figure = Figure(figsize=(max(4.0, 1.2 + 0.95 * (len(boxes) + GAP * boxes[-1].stage)), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    """Write a PNG of the blocks from left to right: height shows expansion, colour the kernel, gaps part the stages."""
+    figure = new_figure(max(4.0, 1.2 + 0.95 * (len(boxes) + GAP * boxes[-1].stage)), 3.4)
     axes = figure.subplots()
     widest, kernels = max(box.expansion for box in boxes), sorted({box.kernel for box in boxes})
     colour = {kernel: f"C{i}" for i, kernel in enumerate(kernels)}

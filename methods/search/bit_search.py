@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from apq.errors import UserError
 from apq.layers import FIXED_BITS, ConvLayer
 from apq.model import ModelSpec
-from apq.policy import NOT_QUANTIZED, QUANTIZERS, Policy, layer_names
+from apq.policy import NOT_QUANTIZED, Policy, layer_names
 from dataset.splits import Splits
 from elastic_nn.training.engine import ONE_PROCESS, Execution
 from elastic_nn.training.policies import PolicyScorer
@@ -22,44 +21,11 @@ from lut.bit_costs import BitCosts, kmeans_costs, linear_costs, measured_costs
 from lut.cost_model import CostModel
 from lut.measured import MeasuredTable
 from lut.traced import traced_layers
-from methods.ddpg.agent import AgentConfig
-from methods.ddpg.ddpg_finder import Found, find
-from methods.ddpg.environment import BitEnvironment, fixed_bits
+from methods.search.bit_environment import BitEnvironment, fixed_bits
+from methods.search.episodes import Found, find
+from methods.search.settings import AgentConfig, BitSearch
 
 REWARD_SCALE = 0.1  # a point of accuracy, as in HAQ
-
-
-@dataclass(frozen=True, kw_only=True)
-class BitSearch:
-    """What is searched: bits of `quantizer` from `min_bit` to `max_bit`, of cost at most `ratio` of the reference (the
-    8-bit network's `quantity`; of k-means the bytes of the 32-bit weights), or at most `budget` if that is given.
-
-    `keep_ends` leaves first and last layer at 8 bits. `image_bits` are those that the first layer's input is priced at:
-    8, or 7, which the published HAQ reads by mistake. `train_images` and `val_images` are what an episode trains on and
-    looks at.
-    """
-
-    quantizer: str
-    quantity: str
-    ratio: float
-    min_bit: int
-    max_bit: int
-    keep_ends: bool
-    train_images: int
-    val_images: int
-    budget: float | None = None
-    image_bits: int = FIXED_BITS
-
-    def __post_init__(self) -> None:
-        fewest, most = QUANTIZERS[self.quantizer]
-        if not fewest <= self.min_bit <= self.max_bit <= most:
-            raise UserError(f"{self.quantizer} bits lie from {fewest} to {most}, not {self.min_bit} to {self.max_bit}")
-        if not self.ratio > 0 or (self.budget is not None and not self.budget > 0):
-            raise UserError(f"the budget must be positive, not {self.budget or self.ratio}")
-        if self.quantizer == "kmeans" and self.quantity != "size":
-            raise UserError("k-means weights are computed with in floating point: their budget is a size (--type size)")
-        if self.train_images < 2 or self.val_images < 1:
-            raise UserError("an episode needs at least two training images and one validation image")
 
 
 @dataclass(frozen=True, kw_only=True)

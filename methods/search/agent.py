@@ -1,16 +1,14 @@
 """The agent of HAQ and AMC: deep deterministic policy gradients (Lillicrap et al., arXiv 1509.02971).
 
 Every step of an episode has one action in 0..1. All of its steps get the episode's reward, less a moving average.
-It lives on the CPU: its networks are smaller than the way to a GPU is long.
+The agent runs on the CPU: its networks are too small to gain from a GPU.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,56 +17,20 @@ import torch.nn.functional as F
 from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
-from apq.errors import UserError
+from methods.search.settings import AgentConfig
 
-SMALLEST_NOISE = 1e-6  # decay never reaches zero, by which the sampling divides
-LAST_LAYER = 3e-3  # bound of its first weights, so that actions start near 0.5 and values near 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgentConfig:
-    """Settings of an agent; the defaults are HAQ's.
-
-    `warmup` episodes act at random; then a truncated normal of width `noise`, decaying by `noise_decay` an episode, is
-    put around each action. The last `replay_episodes` are learned from, in `updates` gradient steps for each action of
-    an episode. `reward_momentum` is the weight of a new batch in the moving average of rewards.
-    """
-
-    episodes: int = 600
-    warmup: int = 20
-    actor_lr: float = 1e-4
-    critic_lr: float = 1e-3
-    target_rate: float = 0.01
-    discount: float = 1.0
-    batch_size: int = 64
-    hidden: int = 300
-    noise: float = 0.5
-    noise_decay: float = 0.99
-    replay_episodes: int = 128
-    updates: int = 1
-    reward_momentum: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.episodes, self.batch_size, self.hidden, self.replay_episodes) < 1:
-            raise UserError("an agent needs episodes, batch size, hidden units and replayed episodes of at least 1")
-        if min(self.warmup, self.updates) < 0:
-            raise UserError("warm-up episodes and updates cannot be negative")
-        rates = self.actor_lr, self.critic_lr, self.noise
-        if not (all(0 < rate < math.inf for rate in rates) and 0 <= self.discount <= 1):
-            raise UserError("learning rates and exploration must be positive, the discount from 0 to 1")
-        if not (0 < self.target_rate <= 1 and 0 < self.noise_decay <= 1 and 0 < self.reward_momentum <= 1):
-            raise UserError("target average, decay of exploration and weight of new rewards lie above 0 and up to 1")
+SMALLEST_NOISE = 1e-6  # sampling divides by the noise, which must not decay to zero
+LAST_LAYER = 3e-3  # bound of its initial weights, so that actions start near 0.5 and values near 0
 
 
 def truncated_normal(mean: float, width: float, rng: np.random.Generator) -> float:
-    """One draw of a normal distribution cut off to 0..1, by its inverse distribution function."""
+    """Draw from a normal distribution truncated to 0..1, by inverting its distribution function."""
     low, high = ndtr((0.0 - mean) / width), ndtr((1.0 - mean) / width)
     return float(np.clip(mean + width * ndtri(low + (high - low) * rng.random()), 0.0, 1.0))
 
 
 class Replay:
-    """The last episodes: each has the same number of steps, and one reward."""
+    """The last episodes. All have the same number of steps; each has one reward."""
 
     def __init__(self, n_episodes: int, n_steps: int, state_size: int) -> None:
         self.states = np.zeros((n_episodes, n_steps, state_size), dtype=np.float32)
@@ -80,13 +42,13 @@ class Replay:
         return min(self.seen, len(self.rewards))
 
     def add(self, states: np.ndarray, actions: np.ndarray, reward: float) -> None:
-        """Keep an episode; the oldest makes room."""
+        """Store an episode in place of the oldest."""
         at = self.seen % len(self.rewards)
         self.states[at], self.actions[at], self.rewards[at] = states, actions, reward
         self.seen += 1
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """n random steps: states (n, S), actions and rewards (n, 1), next states (n, S), whether one follows (n, 1)."""
+        """Draw n steps: states (n, S), actions, rewards (n, 1), next states (n, S), 1 where a step follows (n, 1)."""
         n_steps = self.actions.shape[1]
         episode, step = rng.integers(len(self), size=n), rng.integers(n_steps, size=n)
         after = np.minimum(step + 1, n_steps - 1)
@@ -97,9 +59,9 @@ class Replay:
 
 
 class Agent:
-    """Actor, critic and their slowly following targets.
+    """Actor, critic and their slowly updated target networks.
 
-    `features` (steps, S - 1) are what the state of each step says beforehand; its last number is the action before it.
+    `features` (steps, S - 1) is the known part of each step's state; its last number is the previous action.
     """
 
     def __init__(self, features: np.ndarray, config: AgentConfig) -> None:
@@ -119,19 +81,19 @@ class Agent:
 
     @property
     def noise(self) -> float:
-        """Width of the exploration now."""
+        """Width of the exploration in the next episode."""
         config = self.config
         return max(config.noise * config.noise_decay ** max(0, self.replay.seen - config.warmup), SMALLEST_NOISE)
 
     def act(self) -> tuple[np.ndarray, np.ndarray]:
-        """One episode: states (steps, S) float32 and actions (steps,) in 0..1."""
+        """Act for one episode; returns states (steps, S) float32 and actions (steps,) in 0..1."""
         n_steps = len(self.features)
         states = np.concatenate([self.features, np.zeros((n_steps, 1), dtype=np.float32)], axis=1)
         if self.replay.seen < self.config.warmup:
             actions = self.rng.random(n_steps)
             states[1:, -1] = actions[:-1]
             return states, actions
-        # One state at a time, torch takes longer to start than numpy to finish.
+        # For one state at a time numpy is faster than torch.
         weights = [parameter.detach().numpy() for parameter in self.actor.parameters()]
         actions, noise = np.zeros(n_steps), self.noise
         for i in range(n_steps):
@@ -140,17 +102,17 @@ class Agent:
         return states, actions
 
     def observe(self, states: np.ndarray, actions: np.ndarray, reward: float) -> None:
-        """Remember an episode."""
+        """Store an episode for replay."""
         self.replay.add(states, actions, reward)
 
     def learn(self) -> None:
-        """The gradient steps of one episode, once there is more to learn from than the warm-up."""
+        """Take the gradient steps of one episode, once warm-up is over."""
         if self.replay.seen > self.config.warmup:
             for _ in range(self.config.updates * len(self.features)):
                 self.update(*self.replay.sample(self.config.batch_size, self.rng))
 
     def update(self, states: Tensor, actions: Tensor, rewards: Tensor, following: Tensor, goes_on: Tensor) -> None:
-        """One gradient step of critic and actor on a batch of steps, one move of the targets after them."""
+        """Take one gradient step of critic and actor on a batch of steps, then update the targets."""
         config = self.config
         target_actor, target_critic = self.targets
         batch_mean = rewards.mean().item()
@@ -170,13 +132,13 @@ class Agent:
 
     def _step(self, optimizer: torch.optim.Adam, loss: Tensor) -> None:
         (group,) = optimizer.param_groups
-        # Gradients of these parameters alone: the actor's loss goes through the critic, which must not move by it.
+        # The actor's loss goes through the critic, whose gradients must not be touched by it.
         for parameter, grad in zip(group["params"], torch.autograd.grad(loss, group["params"]), strict=True):
             parameter.grad = grad
         optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next episode depends on, as tensors and plain values."""
+        """Everything that the next episode depends on, as tensors and plain values."""
         replay = self.replay
         return {
             "nets": [net.state_dict() for net in (self.actor, self.critic, self.targets)],
@@ -188,7 +150,7 @@ class Agent:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict` of an agent of the same features and settings."""
+        """Restore the state of an agent with the same features and settings."""
         for net, saved in zip((self.actor, self.critic, self.targets), state["nets"], strict=True):
             net.load_state_dict(saved)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

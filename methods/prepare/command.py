@@ -1,0 +1,37 @@
+"""Gather <subnet, accuracy> pairs from a supernet and train the accuracy predictor on them.
+
+  search.py --prepare acc                                 gather float pairs, train the float predictor
+  search.py --prepare acc_quant --acc_train_sample N      gather N quantized pairs, train the quantized predictor
+
+Pairs are appended to dataset/NetInfo/SPACE: a run that was killed continues with the same command. torchrun shares the
+work among processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from apq.cli import Parser, add_common_flags
+from methods.search.flags import add_image_flags, add_models_flag
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__, prog="search.py --prepare acc")
+    parser.add_argument("--prepare", choices=("acc", "acc_quant"), required=True, help=argparse.SUPPRESS)
+    add_models_flag(parser)
+    add_image_flags(parser)
+    parser.add_argument("--acc_train_sample", type=int, help="pairs to gather (default: the recipe's)")
+    parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a predictor that exists")
+    add_common_flags(parser)
+    for published in ("--exp_name", "--exp_dir", "--type"):  # accepted, though there is nothing for them to say
+        parser.add_argument(published, help=argparse.SUPPRESS)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Gather the pairs that are missing, train the predictor, save it, print its scores."""
+    from methods.prepare.predictor import prepare
+
+    prepare(args)

@@ -1,0 +1,135 @@
+"""The work of `search.py --prepare`: gather the pairs that are missing, train the predictor that they are for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from apq.checkpoint import digest
+from apq.device import resolve_device
+from apq.errors import UserError
+from apq.files import check_writable
+from apq.model_folder import ModelFolder
+from apq.space import space_to_dict
+from dataset import check_classes, load_splits
+from dataset.imagenet import tell_unreadable
+from dataset.pairs import NETINFO, PairStore
+from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
+from elastic_nn.quantizers import FLOAT, LINEAR
+from elastic_nn.training.distributed import check_agreement, processes, wait
+from elastic_nn.training.pairs import gather_as_is, gather_finetuned
+from elastic_nn.training.recipes import get_recipe
+from utils.predictor_files import load_predictor, save_predictor
+from utils.predictor_training import FEWEST_PAIRS, PredictorConfig, train_predictor
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Gather pairs from the supernet, on all processes, and train the predictor that they are for, on one."""
+    device = resolve_device(args.device)
+    with processes(device) as share:
+        gathered = gather(args, device, share)
+    if share[0] == 0:
+        fit(args, device, *gathered)
+
+
+def gather(
+    args: argparse.Namespace, device: torch.device, share: tuple[int, int]
+) -> tuple[PairStore, int, dict[str, Any], int]:
+    """Measure the pairs that are missing, each process its part.
+
+    Returns the store of the pairs, their number and origin, and the width of the predictor to train on them.
+    """
+    folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
+    target = folder.acc_quant if quantized else folder.acc
+    if target.exists() and not args.overwrite:
+        raise UserError(f"{target} exists; give --overwrite to train it anew (pairs that are there are kept)")
+    supernet, facts = (load_quantized_supernet if quantized else load_supernet)(folder.supernet)
+    space, as_is = supernet.space, supernet.scheme != LINEAR  # linear quantizers were added to a float supernet
+    if supernet.scheme != FLOAT and not quantized:
+        raise UserError(f"{folder.supernet} was trained quantized: its pairs are gathered by --prepare acc_quant")
+    recipe, splits = get_recipe(args.recipe or facts.recipe, space), load_splits(space, args.data)
+    check_classes(splits, facts.images, folder.supernet)
+    n_pairs = recipe.pairs_quant if quantized else recipe.pairs_float
+    if args.acc_train_sample is not None:
+        n_pairs = args.acc_train_sample
+    if n_pairs < FEWEST_PAIRS:
+        raise UserError(f"--acc_train_sample {n_pairs}: a predictor needs at least {FEWEST_PAIRS} pairs")
+    if not as_is:  # before the pairs, which take hours
+        load_predictor(folder.acc, space)
+    store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, share[0])
+    check_writable(folder.path)
+    check_writable(store.path)
+    made_by: dict[str, Any] = {
+        "seed": args.seed,
+        "recalibration_images": recipe.recalibration_images,
+        "supernet": digest(supernet.state_dict()),
+        "images": splits.source,
+    }
+    if not as_is:
+        made_by["finetune"] = asdict(recipe.pair_finetune)
+        if recipe.pair_epoch_images is not None:
+            made_by["epoch_images"] = recipe.pair_epoch_images
+    check_agreement({"space": space_to_dict(space), "pairs": n_pairs, **made_by}, share)
+    missing = store.open(space, made_by, n_pairs)
+    check_agreement({"pairs (their folder must be shared)": missing}, share)
+    wait(share)  # nobody adds pairs before all have seen which are missing
+    started = time.perf_counter()
+    (gather_as_is if as_is else gather_finetuned)(
+        supernet.to(device), splits, recipe, store, missing[share[0] :: share[1]], args.seed, device
+    )
+    wait(share)
+    if share[0] == 0:
+        tell_unreadable(splits)
+    if missing and share[0] == 0:
+        a_minute = 60 * len(missing) / (time.perf_counter() - started)
+        print(
+            f"{len(missing)} pairs measured, {a_minute:.1f} subnets a minute on {share[1]} process(es)", file=sys.stderr
+        )
+    return store, n_pairs, made_by, recipe.predictor_hidden
+
+
+def fit(
+    args: argparse.Namespace,
+    device: torch.device,
+    store: PairStore,
+    n_pairs: int,
+    made_by: dict[str, Any],
+    hidden: int,
+) -> None:
+    """Train the predictor on the gathered pairs, save it, print its scores.
+
+    Finetuned pairs are few: their predictor is transferred from the float one. Others start from random weights.
+    """
+    folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
+    target = folder.acc_quant if quantized else folder.acc
+    space = load_supernet(folder.supernet)[0].space
+    genes, accuracies = store.load(space, n_pairs)
+    config = PredictorConfig(seed=args.seed, hidden=hidden)
+    predictor, scores = train_predictor(
+        genes,
+        accuracies,
+        space,
+        quantize=quantized,
+        initial=load_predictor(folder.acc, space) if "finetune" in made_by else None,
+        config=config,
+        device=device,
+        state_file=folder.state_of(target),
+    )
+    facts = {
+        "data": {"pairs": str(store.path), "n_pairs": len(genes), **made_by},
+        "scores": asdict(scores),
+        "predictor_training": asdict(config),
+    }
+    save_predictor(target, predictor, facts)
+    folder.state_of(target).unlink(missing_ok=True)
+    if args.json:
+        print(json.dumps({"predictor": str(target), **facts}))
+        return
+    print(f"{target}: trained on {scores.n_train} pairs of {store.path}, held out {scores.n_holdout}")
+    print(f"held out: RMSE {scores.rmse:.4f}, Kendall tau {scores.kendall_tau:.3f}, Spearman {scores.spearman:.3f}")

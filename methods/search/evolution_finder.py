@@ -1,0 +1,221 @@
+"""Evolutionary search for the most accurate subnet inside a budget (APQ, Wang et al., CVPR 2020, section 3.3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.genes import subnets_of
+from apq.space import SearchSpace
+from apq.subnet import Subnet
+from methods.search.budget import Budget, Seen, check_reachable, fill, newcomers
+from methods.search.operators import crossover, mutate
+from methods.search.search_state import SearchState, load_state, save_state
+
+SAVE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvolutionConfig:
+    """Settings of a search.
+
+    Each generation keeps the best `parent_ratio * population` as parents and makes `population` new children, of which
+    `mutation_ratio` are mutants (each gene redrawn with `mutation_prob`), the rest crossovers; newcomers stand in for
+    what those two cannot provide. `patience` generations
+    without a better subnet end the search; None: never. `max_rounds` caps the tries to fill the first population.
+    """
+
+    population: int = 100
+    generations: int = 500
+    parent_ratio: float = 0.25
+    mutation_prob: float = 0.1
+    mutation_ratio: float = 0.5
+    seed: int = 0
+    patience: int | None = None
+    max_rounds: int = 20
+
+    def __post_init__(self) -> None:
+        if self.population < 2 or self.generations < 0 or self.max_rounds < 1:
+            raise UserError("population must be at least 2, generations at least 0, max_rounds at least 1")
+        if not (0 < self.parent_ratio <= 1 and 0 < self.mutation_prob <= 1 and 0 <= self.mutation_ratio <= 1):
+            raise UserError("parent_ratio and mutation_prob lie above 0 and up to 1, mutation_ratio from 0 to 1")
+        if self.patience is not None and self.patience < 1:
+            raise UserError("patience is a positive number of generations, or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The best subnet met, its predicted accuracy and its cost, and one record a generation."""
+
+    subnet: Subnet
+    accuracy: float
+    cost: float
+    history: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Scored candidates, best first: what belongs to one of them moves together."""
+
+    genes: np.ndarray  # (n, genes)
+    accuracies: np.ndarray  # (n,)
+    costs: np.ndarray  # (n,)
+
+    def best(self, n: int) -> _Pool:
+        return _Pool(self.genes[:n], self.accuracies[:n], self.costs[:n])
+
+    def joined(self, other: _Pool) -> _Pool:
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return _Pool(*(np.concatenate(pair) for pair in pairs)).ranked()
+
+    def ranked(self) -> _Pool:
+        order = np.argsort(-self.accuracies, kind="stable")
+        return _Pool(*(values[order] for values in vars(self).values()))
+
+
+class EvolutionFinder:
+    """Searches `space` for the highest `accuracy` with `cost` at most `constraint`.
+
+    `accuracy` and `cost` take a gene matrix `(n, genes)` and return `(n,)`. `cheapest` is the gene row of the cheapest
+    subnet, from which tight budgets are reached and which makes a hopeless one fail at once; `unit` is the cost's, for
+    messages. UserError for a constraint that is not positive or that nothing meets, and for accuracies that are NaN.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        accuracy: Callable[[np.ndarray], np.ndarray],
+        cost: Callable[[np.ndarray], np.ndarray],
+        constraint: float,
+        config: EvolutionConfig | None = None,
+        cheapest: np.ndarray | None = None,
+        unit: str = "",
+    ) -> None:
+        self.space, self.accuracy, self.cheapest = space, accuracy, cheapest
+        self.budget = Budget(cost=cost, limit=constraint, unit=unit)
+        self.config = config or EvolutionConfig()
+        if cheapest is not None:
+            check_reachable(space, self.budget, cheapest)
+
+    def run(
+        self,
+        on_generation: Callable[[dict[str, Any]], None] | None = None,
+        state_file: Path | None = None,
+        asked: dict[str, Any] | None = None,
+    ) -> Found:
+        """Run the search; the same seed gives the same result. `on_generation` gets each record as it is made.
+
+        Parents, mutants and crossovers compete in one pool, and no candidate is scored twice. The search also ends
+        when no new candidate can be found. With a `state_file` the state is saved about once a second, and the same
+        call continues from it; `asked` is all that the result depends on, so that no other search does.
+        """
+        config, asked = self.config, asked or {}
+        state = load_state(state_file, asked) if state_file else None
+        if state is None:
+            pool, seen, rng, history, since_better = self._first_generation(on_generation)
+        else:
+            pool = _Pool(state.genes, state.accuracies, state.costs)
+            history, since_better = state.history, state.since_better
+            seen = replace(Seen.nothing(self.space), keys=state.seen)
+            rng = np.random.default_rng()
+            rng.bit_generator.state = state.rng
+        saved = time.monotonic()
+        for _ in range(len(history) - 1, config.generations):
+            if since_better == config.patience:
+                break
+            parents = pool.best(max(2, round(config.parent_ratio * config.population)))
+            genes, costs, seen = self._children(parents.genes, seen, rng)
+            if not len(genes):
+                break
+            pool = parents.joined(self._scored(genes, costs))
+            self._record(history, pool, len(genes), on_generation)
+            since_better = 0 if pool.accuracies[0] > parents.accuracies[0] else since_better + 1
+            if state_file and time.monotonic() - saved > SAVE_SECONDS:
+                rest = {"rng": rng.bit_generator.state, "history": history, "since_better": since_better}
+                save_state(state_file, SearchState(**vars(pool), seen=seen.keys, **rest), asked)
+                saved = time.monotonic()
+        (subnet,) = subnets_of(self.space, pool.genes[:1])
+        return Found(subnet=subnet, accuracy=float(pool.accuracies[0]), cost=float(pool.costs[0]), history=history)
+
+    def _first_generation(
+        self, on_generation: Callable[[dict[str, Any]], None] | None
+    ) -> tuple[_Pool, Seen, np.random.Generator, list[dict[str, Any]], int]:
+        config = self.config
+        rng = np.random.default_rng(config.seed)
+        genes, costs, seen = fill(
+            config.population,
+            newcomers(self.space, rng, self.cheapest),
+            self.budget,
+            Seen.nothing(self.space),
+            config.max_rounds,
+        )
+        if not len(genes):
+            raise UserError(
+                f"no subnet of space {self.space.name} within {self.budget} found in {config.max_rounds} rounds of "
+                "drawing; raise the constraint"
+            )
+        pool, history = self._scored(genes, costs).ranked(), []
+        self._record(history, pool, len(genes), on_generation)
+        return pool, seen, rng, history, 0
+
+    def _children(
+        self, parents: np.ndarray, seen: Seen, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, Seen]:
+        config = self.config
+
+        def crossovers(size: int, _: int) -> np.ndarray:
+            mothers, fathers = parents[rng.integers(len(parents), size=(2, size))]
+            return crossover(self.space, mothers, fathers, rng)
+
+        def mutants(size: int, number: int) -> np.ndarray:
+            # Near a tight budget most large steps are too dear: what is still wanted after the first round is tried
+            # with steps of all sizes, down to one gene.
+            smallest = min(1.0, 1 / parents.shape[1] / config.mutation_prob)
+            scale = smallest ** rng.random(size) if number else np.ones(size)
+            chosen = parents[rng.integers(len(parents), size=size)]
+            return mutate(self.space, chosen, config.mutation_prob * scale, rng)
+
+        # Crossovers of parents that have become alike are soon all known; mutants make up for them, and for those
+        # newcomers, so that a search that has converged looks elsewhere.
+        n_crossovers = round((1 - config.mutation_ratio) * config.population)
+        genes, costs = np.zeros((0, parents.shape[1]), dtype=parents.dtype), np.zeros(0)
+        for propose, n, max_rounds in (
+            (crossovers, n_crossovers, 2),
+            (mutants, config.population, 4),
+            (newcomers(self.space, rng, self.cheapest), config.population, 2),
+        ):
+            if len(genes) < n:
+                more, more_costs, seen = fill(n - len(genes), propose, self.budget, seen, max_rounds)
+                genes, costs = np.concatenate([genes, more]), np.concatenate([costs, more_costs])
+        return genes, costs, seen
+
+    def _scored(self, genes: np.ndarray, costs: np.ndarray) -> _Pool:
+        accuracies = np.asarray(self.accuracy(genes))
+        if np.isnan(accuracies).any():
+            raise UserError("the accuracy predictor returned NaN; its file is damaged or its training failed")
+        return _Pool(genes, accuracies, costs)
+
+    def _record(
+        self,
+        history: list[dict[str, Any]],
+        pool: _Pool,
+        n_scored: int,
+        on_generation: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        history.append(
+            {
+                "generation": len(history),
+                "best_accuracy": float(pool.accuracies[0]),
+                "best_cost": float(pool.costs[0]),
+                "mean_accuracy": float(pool.accuracies.mean()),
+                "evaluated": (history[-1]["evaluated"] if history else 0) + n_scored,
+            }
+        )
+        if on_generation:
+            on_generation(history[-1])

@@ -1,0 +1,141 @@
+"""Flags that several modes of `search.py` share, and the settings that they give.
+
+A mode's `build_parser` starts from `mode_parser` and adds what it needs. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from apq.cli import Parser, add_common_flags, at_least
+from apq.model_folder import DEFAULT_MODELS
+from apq.policy import QUANTIZERS
+from apq.space import SCOPES
+from lut.cost_model import add_cost_flags
+from lut.costs import UNITS
+from methods.search.evolution_finder import EvolutionConfig
+from methods.search.settings import AgentConfig
+
+BIT_QUANTITIES = tuple(name for name in UNITS if name != "flops")  # FLOPs are the same at any bits
+
+
+def mode_parser(mode: str, description: str) -> Parser:
+    """The parser of `search.py --mode MODE`, with the flags that all modes share."""
+    parser = Parser(description, prog=f"search.py --mode {mode}")
+    group = parser.add_argument_group("flags of all modes")
+    group.add_argument("--exp_name", default="test", help="name of the experiment: its folder is exps/NAME")
+    group.add_argument("--exp_dir", type=Path, help="folder of the experiment (default: exps/EXP_NAME)")
+    group.add_argument("--overwrite", action="store_true", help="replace an experiment that exists")
+    add_cost_flags(group, "the published BitFusion")
+    add_common_flags(group)
+    return parser
+
+
+def add_budget_flags(parser: Parser, *, quantities: Sequence[str] = tuple(UNITS), default: str | None) -> None:
+    """Add --constraint and --type; without a `default` the help says latency, of k-means size."""
+    parser.add_argument("--constraint", type=float, help="budget, in the unit of --type")
+    units = ", ".join(f"{name}: {UNITS[name]}" for name in quantities)
+    shown = default or "latency, of k-means size"
+    parser.add_argument(
+        "--type",
+        choices=tuple(quantities),
+        default=default,
+        help=f"what the budget limits, in its unit: {units} (default: {shown})",
+    )
+
+
+def add_models_flag(parser: Parser) -> None:
+    """Add --acc_predictor_dir."""
+    parser.add_argument(
+        "--acc_predictor_dir", type=Path, default=DEFAULT_MODELS, help="folder of predictors and supernet"
+    )
+
+
+def add_scope_flag(parser: Parser) -> None:
+    """Add --scope."""
+    parser.add_argument("--scope", choices=SCOPES, help="layers that a budget counts (default: the space's own)")
+
+
+def add_image_flags(parser: Parser) -> None:
+    """Add --data and --recipe."""
+    from elastic_nn.training.recipes import RECIPES
+
+    parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
+    parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the network's own)")
+
+
+def add_evolution_flags(parser: Parser) -> None:
+    """Add the flags of evolutionary search."""
+    group, default = parser.add_argument_group("evolution"), EvolutionConfig()
+    group.add_argument("--population", type=int, default=default.population, help="candidates a generation")
+    group.add_argument("--generations", type=int, default=default.generations, help="generations to run")
+    group.add_argument("--parent_ratio", type=float, default=default.parent_ratio, help="share kept as parents")
+    group.add_argument("--mutation_prob", type=float, default=default.mutation_prob, help="chance of each gene")
+    group.add_argument("--mutation_ratio", type=float, default=default.mutation_ratio, help="mutants among children")
+
+
+def evolution_config(args: argparse.Namespace) -> EvolutionConfig:
+    """The settings that the flags of `add_evolution_flags` give."""
+    return EvolutionConfig(
+        population=args.population,
+        generations=args.generations,
+        parent_ratio=args.parent_ratio,
+        mutation_prob=args.mutation_prob,
+        mutation_ratio=args.mutation_ratio,
+        seed=args.seed,
+    )
+
+
+def add_bit_flags(parser: Parser, *, ratio: str, fewest: str, most: str) -> None:
+    """Add the flags of a search for bits; `ratio`, `fewest` and `most` describe the defaults in --help."""
+    group = parser.add_argument_group("bits")
+    group.add_argument("--quantizer", choices=tuple(QUANTIZERS), default="linear", help="how values are quantized")
+    group.add_argument("--preserve_ratio", type=float, help=ratio)
+    group.add_argument("--min_bit", type=int, help=f"fewest bits (default: {fewest})")
+    group.add_argument("--max_bit", type=int, help=f"most bits (default: {most})")
+    group.add_argument(
+        "--finetune_images", type=at_least(2), help="images that an episode trains on (default: the recipe's)"
+    )
+    group.add_argument(
+        "--val_images", type=at_least(1), help="images that an episode is scored on (default: the recipe's)"
+    )
+
+
+def add_agent_flags(parser: Parser) -> None:
+    """Add the flags of the agent; those that HAQ's code has keep their names."""
+    agent, group = AgentConfig(), parser.add_argument_group("agent")
+    group.add_argument("--train_episode", type=at_least(1), default=agent.episodes, help="episodes")
+    group.add_argument("--warmup", type=at_least(0), default=agent.warmup, help="episodes that act at random, first")
+    group.add_argument("--lr_a", type=float, default=agent.actor_lr, help="learning rate of the actor")
+    group.add_argument("--lr_c", type=float, default=agent.critic_lr, help="learning rate of the critic")
+    group.add_argument("--tau", type=float, default=agent.target_rate, help="step of the target networks' average")
+    group.add_argument("--discount", type=float, default=agent.discount, help="weight of the value of the next step")
+    group.add_argument("--bsize", type=at_least(1), default=agent.batch_size, help="steps in a batch")
+    group.add_argument("--hidden", type=at_least(1), default=agent.hidden, help="units of each of the two layers")
+    group.add_argument("--init_delta", type=float, default=agent.noise, help="width of the exploration after warm-up")
+    group.add_argument("--delta_decay", type=float, default=agent.noise_decay, help="its decay an episode")
+    group.add_argument("--rmsize", type=at_least(1), default=agent.replay_episodes, help="episodes remembered")
+    group.add_argument("--n_update", type=at_least(0), default=agent.updates, help="gradient steps for each action")
+    group.add_argument("--moving_alpha", type=float, default=agent.reward_momentum, help="step of the reward's average")
+
+
+def agent_config(args: argparse.Namespace) -> AgentConfig:
+    """The settings that the flags of `add_agent_flags` give."""
+    return AgentConfig(
+        episodes=args.train_episode,
+        warmup=args.warmup,
+        actor_lr=args.lr_a,
+        critic_lr=args.lr_c,
+        target_rate=args.tau,
+        discount=args.discount,
+        batch_size=args.bsize,
+        hidden=args.hidden,
+        noise=args.init_delta,
+        noise_decay=args.delta_decay,
+        replay_episodes=args.rmsize,
+        updates=args.n_update,
+        reward_momentum=args.moving_alpha,
+        seed=args.seed,
+    )

@@ -1,0 +1,212 @@
+"""Figures: the course of a search, fronts, policies, training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from apq.files import atomic_open
+from apq.layers import ConvLayer
+from apq.policy import Policy
+from report.fronts import ShapeRow
+
+STYLES = ("-", "--", ":", "-.")
+
+
+def plot_history(
+    records: Sequence[dict[str, Any]],
+    path: Path,
+    *,
+    constraint: float | None = None,
+    unit: str = "",
+    quantity: str = "cost",
+    title: str | None = None,
+) -> None:
+    """Write a PNG of an evolutionary search: best and mean predicted accuracy, and the cost of the best subnet.
+
+    `records` are those of `EvolutionFinder`. `constraint` is drawn as the budget. `quantity` and `unit` label the cost.
+    """
+    figure = new_figure(7, 6)
+    accuracy, cost = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    generations = [record["generation"] for record in records]
+    # A search of no generations has one record, which a line alone would not show.
+    marker = "o" if len(records) == 1 else None
+    for key, label, style in (("best_accuracy", "best", "-"), ("mean_accuracy", "mean of the pool", "--")):
+        values = [100 * record[key] for record in records]
+        accuracy.plot(generations, values, style, marker=marker, label=label)
+    accuracy.set_ylabel("predicted top-1 accuracy (%)")
+    cost.plot(generations, [record["best_cost"] for record in records], color="C2", marker=marker, label="best subnet")
+    if constraint is not None:
+        cost.axhline(constraint, color="black", linewidth=1, linestyle=":", label="budget")
+    cost.set_ylabel(f"{quantity} ({unit})" if unit else quantity)
+    cost.set_xlabel("generation")
+    for axes in (accuracy, cost):
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best", frameon=False)
+    if title:
+        figure.suptitle(title)
+    write_figure(figure, path)
+
+
+def plot_top1(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, *, xlabel: str, title: str = ""
+) -> None:
+    """Write a PNG of top-1 accuracy (0 to 1): one line of (x, top-1) for each name.
+
+    Names with the same part after the last comma share a colour, names with the same part before it a line style.
+    """
+    percent = {name: (x, 100 * np.asarray(top1)) for name, (x, top1) in lines.items()}
+    _plot_lines(percent, path, xlabel=xlabel, ylabel="top-1 accuracy (%)", title=title)
+
+
+def plot_losses(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, *, xlabel: str) -> None:
+    """Write a PNG of training losses; colours and styles as in `plot_top1`."""
+    _plot_lines(lines, path, xlabel=xlabel, ylabel="training loss", title="")
+
+
+def _plot_lines(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, *, xlabel: str, ylabel: str, title: str
+) -> None:
+    figure = new_figure(7, 4.5)
+    axes = figure.subplots()
+    starts, ends = (list(dict.fromkeys(name.rpartition(", ")[i] for name in lines)) for i in (0, 2))
+    for name, (x, y) in lines.items():
+        start, _, end = name.rpartition(", ")
+        style = STYLES[starts.index(start) % len(STYLES)]
+        axes.plot(x, y, style, marker="o", color=f"C{ends.index(end)}", label=name)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    write_figure(figure, path)
+
+
+def plot_episodes(records: Sequence[dict[str, Any]], path: Path, *, original: float) -> None:
+    """Write a PNG of an agent's search: accuracy of each episode, the best so far, and the `original` accuracy."""
+    figure = new_figure(7, 4)
+    axes = figure.subplots()
+    episodes = [record["episode"] for record in records]
+    accuracies = 100 * np.array([record["accuracy"] for record in records])
+    axes.plot(episodes, accuracies, ".", markersize=4, color="C0", label="episode")
+    axes.plot(episodes, np.maximum.accumulate(accuracies), color="C1", label="best so far")
+    axes.axhline(100 * original, color="black", linewidth=1, linestyle=":", label="before quantization or pruning")
+    axes.set_xlabel("episode")
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", frameon=False)
+    write_figure(figure, path)
+
+
+def plot_policy(policy: Policy, layers: Sequence[ConvLayer], path: Path) -> None:
+    """Write a PNG of a policy: for each layer a bar of weight bits upwards and one of activation bits downwards.
+
+    Depthwise layers have a colour of their own.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    depthwise = np.array([1 < by_name[name].groups == by_name[name].in_channels for name in policy.names])
+    figure = new_figure(max(5.0, 1.5 + 0.16 * len(policy.names)), 4)
+    axes = figure.subplots()
+    bits, at = policy.matrix(), np.arange(len(policy.names))
+    for chosen, colour, label in ((~depthwise, "C0", "layers"), (depthwise, "C1", "depthwise layers")):
+        if chosen.any():
+            axes.bar(at[chosen], bits[chosen, 0], color=colour, label=label)
+            if bits.shape[1] > 1:
+                axes.bar(at[chosen], -bits[chosen, 1], color=colour, alpha=0.5)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("activation bits, weight bits" if bits.shape[1] > 1 else "weight bits")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    write_figure(figure, path)
+
+
+def plot_front(
+    flops: np.ndarray, top1: np.ndarray, n_coarse: int, coarse_front: np.ndarray, front: np.ndarray, path: Path
+) -> None:
+    """Write a PNG of measured subnets (n,), the first `n_coarse` of them coarse, and of both fronts (indices)."""
+    figure = new_figure(7, 5)
+    axes = figure.subplots()
+    x, y = flops / 1e6, 100 * top1
+    axes.plot(x[:n_coarse], y[:n_coarse], ".", markersize=4, color="C0", alpha=0.6, label="coarse")
+    axes.plot(x[n_coarse:], y[n_coarse:], ".", markersize=4, color="C1", alpha=0.6, label="fine")
+    axes.step(x[coarse_front], y[coarse_front], "--", where="post", color="C0", linewidth=1, label="coarse front")
+    axes.step(x[front], y[front], where="post", color="C3", linewidth=1.2, label="front")
+    axes.set_xlabel("multiply-accumulates (M)")
+    axes.set_ylabel("top-1 accuracy without finetune (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False)
+    write_figure(figure, path)
+
+
+def plot_predicted_front(
+    accuracy: np.ndarray, costs: Mapping[str, np.ndarray], units: Mapping[str, str], picked: int, path: Path
+) -> None:
+    """Write a PNG of a front of predicted accuracies `(n,)`: one panel for each cost, with the `picked` point marked.
+
+    With several costs the points of a panel form a cloud; their colour shows the first cost.
+    """
+    figure = new_figure(1 + 5.5 * len(costs), 5)
+    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    (first, colours), *_ = costs.items()
+    for axes, (name, cost) in zip(panels, costs.items(), strict=True):
+        points = axes.scatter(cost, 100 * accuracy, s=9, c=colours)
+        axes.plot(cost[picked], 100 * accuracy[picked], "o", markersize=10, markerfacecolor="none", color="C3")
+        axes.set_xlabel(f"{name} ({units[name]})")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("predicted top-1 accuracy (%)")
+    if len(costs) > 1:
+        figure.colorbar(points, ax=panels, label=f"{first} ({units[first]})")
+    write_figure(figure, path)
+
+
+def plot_depths(counts: Mapping[str, Sequence[int]], depths: Sequence[int], path: Path) -> None:
+    """Write a PNG of the total depths of fronts: the share of subnets at each depth, one colour a front."""
+    figure = new_figure(7, 4)
+    axes = figure.subplots()
+    width = 0.8 / len(counts)
+    for i, (name, of_front) in enumerate(counts.items()):
+        at = np.array(depths) + (i - (len(counts) - 1) / 2) * width
+        axes.bar(at, np.array(of_front) / sum(of_front), width, color=f"C{i}", label=f"{name} ({sum(of_front)})")
+    axes.set_xlabel("blocks")
+    axes.set_ylabel("share of the front")
+    axes.set_xticks(list(depths))
+    axes.legend(loc="best", frameon=False)
+    write_figure(figure, path)
+
+
+def plot_shapes(rows: Mapping[str, Sequence[ShapeRow]], path: Path) -> None:
+    """Write a PNG of the mean top-1 of shallow-fat and deep-slim subnets by FLOPs, one colour an experiment."""
+    figure = new_figure(7, 4)
+    axes = figure.subplots()
+    for i, (name, of_experiment) in enumerate(rows.items()):
+        x = [(row.flops_from + row.flops_to) / 2e6 for row in of_experiment]
+        for key, style in (("shallow_fat", "o-"), ("deep_slim", "s--")):
+            means = [getattr(row, key) for row in of_experiment]
+            y = [np.nan if mean is None else 100 * mean for mean in means]
+            axes.plot(x, y, style, color=f"C{i}", markersize=4, label=f"{name}: {key.replace('_', '-')}")
+    axes.set_xlabel("multiply-accumulates (M)")
+    axes.set_ylabel("mean top-1 accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", frameon=False)
+    write_figure(figure, path)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches. It needs no display and touches no state of pyplot."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
+    with atomic_open(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=120)
