@@ -76,9 +76,9 @@ def to_published(net: nn.Module, *, elastic: bool = True) -> dict[str, Tensor]:
 
 
 def from_published(state: Mapping[str, Any], net: nn.Module, *, elastic: bool = True) -> dict[str, Tensor]:
-    """Published weights under the names of `net`, all of which they must hold: exactly its keys, in its shapes.
+    """Published weights under the names of `net`. They must hold exactly its keys, in its shapes.
 
-    A file of a float network may lack every range. UserError names the first keys that are missing, extra or
+    The file of a float network may lack all ranges. UserError names the first keys that are missing, extra or
     misshapen.
     """
     found = without_prefix(state)

@@ -17,7 +17,7 @@ from elastic_nn.quantizers import LINEAR, QuantScheme
 
 
 class DynamicQuantizedProxylessNASNets(DynamicProxylessNASNets):
-    """A supernet whose subnets also choose the bits of every block."""
+    """A supernet whose subnets also choose the bits of each block."""
 
     def __init__(
         self, *published: Any, space: SearchSpace | None = None, scheme: QuantScheme = LINEAR, **named: Any
@@ -35,7 +35,7 @@ class DynamicQuantizedProxylessNASNets(DynamicProxylessNASNets):
         return {**architecture_of(self.space, self.active), **policy_of(self.space, self.active)}
 
     def load_float_weights(self, state: Mapping[str, Any]) -> None:
-        """Take over a float supernet's weights; the quantizers keep their ranges and steps."""
+        """Load a float supernet's weights; the quantizers keep their ranges and steps."""
         missing, unexpected = self.load_state_dict(state, strict=False)
         own = quantizer_keys(self)
         if wrong := [key for key in (*missing, *unexpected) if key not in own]:

@@ -1,4 +1,4 @@
-"""The file of a finetuned network with a policy: weights, ranges or clusters, network and bits together."""
+"""The file of a network that was finetuned with a policy: weights, ranges or clusters, spec and bits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def save_policy_model(
     state: Mapping[str, Tensor],
     **facts: Any,
 ) -> None:
-    """Write a quantized network with all that is needed to rebuild it, and what is known of its training."""
+    """Write a quantized network with all that is needed to rebuild it, and facts about its training."""
     described = {"model": model_to_dict(spec), "quantization": policy_to_dict(policy, layers), "signed": dict(signed)}
     save_checkpoint(path, {**described, "state_dict": dict(state), **facts})
 
@@ -37,7 +37,7 @@ def save_policy_model(
 def load_policy_model(path: Path) -> tuple[nn.Module, ModelSpec, Policy, list[ConvLayer], dict[str, Any] | None]:
     """The network of a file, its spec, policy and layers, and the identity of its images where that is known.
 
-    UserError where the file is no such network or its parts do not fit each other.
+    UserError where the file holds no such network, or its parts do not fit together.
     """
     data = load_checkpoint(path, ("model", "quantization", "signed", "state_dict"))
     try:
@@ -48,7 +48,7 @@ def load_policy_model(path: Path) -> tuple[nn.Module, ModelSpec, Policy, list[Co
         if not isinstance(signed, Mapping) or set(signed) != set(policy.names):
             raise UserError("its signs of inputs are not those of its layers")
         if unknown := set(policy.names) - {name for name, _ in net.named_modules()}:
-            raise UserError(f"its policy is for layers that the network lacks, such as {min(unknown)}")
+            raise UserError(f"its policy has layers that the network lacks, such as {min(unknown)}")
         quantize_model(net, policy.names, scheme_named(policy.quantizer), signed)
         set_policy(net, policy)
         _check_state(net, state)

@@ -51,14 +51,20 @@ def calibration_table(
         for kind, (quantizer, values) in _operands(layer, x).items():
             for bits in choices:
                 if (name, kind, bits) not in table:
-                    table[name, kind, bits] = copy.deepcopy(quantizer)
-                    table[name, kind, bits].forget()
-                    table[name, kind, bits].bits = bits
+                    table[name, kind, bits] = _forgotten(quantizer, bits)
                 table[name, kind, bits].calibrate(values)
 
     with quantizers_off(net):
         _observe(net, quantized_layers(net), images, calibrate)
     return {key: quantizer.state_dict() for key, quantizer in table.items()}
+
+
+def _forgotten(quantizer: Quantizer, bits: int) -> Quantizer:
+    """A copy of a quantizer at these bits, without its range."""
+    own = copy.deepcopy(quantizer)
+    own.forget()
+    own.bits = bits
+    return own
 
 
 def signed_inputs(net: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, bool]:
@@ -74,8 +80,8 @@ def signed_inputs(net: nn.Module, names: Sequence[str], images: Tensor) -> dict[
 
 def _operands(layer: QuantizedLayer, x: Tensor) -> dict[str, tuple[Quantizer, Tensor]]:
     """The layer's quantizers, each with the values that it quantizes for inputs `x`."""
-    values = {"weight_quant": lambda: layer.active_weight(x.size(1)), "act_quant": lambda: x}
-    return {kind: (quantizer, values[kind]()) for kind, quantizer in layer.operands().items()}
+    values = {"weight_quant": layer.active_weight(x.size(1)), "act_quant": x}
+    return {kind: (quantizer, values[kind]) for kind, quantizer in layer.operands().items()}
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a supernet's training starts from: nothing, a float supernet, or one of more bits (OQA, arXiv 2010.04354)."""
+"""The start of a supernet's training: nothing, a float supernet, or one of more bits (OQA, arXiv 2010.04354)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_recipe(recipe: Recipe, scheme: QuantScheme, *, from_nothing: bool) -> 
     if not scheme.mixed_precision and any(phase.float_share for phase in recipe.phases):
         raise UserError(f"recipe {recipe.name} mixes full precision with bits: {scheme.name} quantizers cannot")
     if scheme.mixed_precision and not any("bits" in phase.elastic for phase in recipe.phases):
-        raise UserError(f"recipe {recipe.name} never varies the bits, which a supernet of mixed precision must learn")
+        raise UserError(f"recipe {recipe.name} never varies the bits, as a supernet of mixed precision must learn to")
 
 
 def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, scheme: QuantScheme) -> None:
