@@ -13,7 +13,13 @@ from apq.errors import UserError
 from apq.files import read_json
 from apq.layers import FIXED_BITS, ConvLayer
 
-QUANTIZERS = {"linear": (2, 8), "kmeans": (1, 8)}  # fewest and most bits of each
+QUANTIZERS = {"linear": (2, 8), "kmeans": (1, 8)}  # fewest and most bits of each; a row may be added from outside
+WEIGHTS_ONLY = {"kmeans"}  # of these, the ones that leave activations in floating point
+# What supernets are trained with: the names of the schemes in `elastic_nn.quantizers` that do, without its imports.
+SUPERNET_QUANTIZERS = (
+    *("float", "lsq"),
+    *("batchquant", "batchquant-percentile", "batchquant-mse", "running-minmax", "lsq-per-bits"),
+)
 NOT_QUANTIZED = -1  # in a policy: the layer's input is not quantized
 IMAGE_BITS = (NOT_QUANTIZED, FIXED_BITS)  # choices for the input image, which has 8 bits already
 
@@ -37,7 +43,7 @@ class Policy:
         if len(self.names) != len(self.bits):
             raise UserError(f"the policy has bits for {len(self.bits)} layers, the network has {len(self.names)}")
         fewest, most = QUANTIZERS[self.quantizer]
-        width = 1 if self.quantizer == "kmeans" else 2
+        width = 1 if self.quantizer in WEIGHTS_ONLY else 2
         for i, (name, row) in enumerate(zip(self.names, self.bits, strict=True)):
             allowed = [tuple(range(fewest, most + 1)), IMAGE_BITS if i == 0 else tuple(range(fewest, most + 1))]
             fits = [type(b) is int and b in choices for b, choices in zip(row, allowed, strict=False)]

@@ -11,7 +11,7 @@ from apq.errors import UserError
 from apq.genes import sample, subnets_of
 from apq.presets import APQ_IMAGENET, DIGITS, published_space
 from apq.subnet import architecture_of, policy_of
-from elastic_nn.modules.quant_layers import quantizers, set_quantize
+from elastic_nn.modules.quant_layers import quantizers, quantizers_off
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.checkpoint_layout import ROLES, from_published, to_published
 
@@ -72,17 +72,15 @@ def test_quantized_supernet(golden):
             torch.corrcoef(torch.stack([logits[0, :10], torch.tensor(record["quantized_float32"]["first10"][0])]))[0, 1]
             > 0.9
         )
-        set_quantize(net, False)
-        check(net(IMAGES), record["unquantized_float32"], rtol=1e-3, atol=1e-4)
-        set_quantize(net, True)
+        with quantizers_off(net):
+            check(net(IMAGES), record["unquantized_float32"], rtol=1e-3, atol=1e-4)
         net.double()
         check(net(IMAGES.double()), record["quantized_float64"], atol=1e-6, rtol=0)
         assert net(IMAGES.double()).argmax(1).tolist() == record["quantized_float64"]["argmax"]
         alone = net.get_active_subnet()
         check(alone(IMAGES.double()), record["quantized_float64"], atol=1e-6, rtol=0)  # its ranges came along
-        set_quantize(net, False)
-        check(net(IMAGES.double()), record["unquantized_float64"], atol=1e-6, rtol=0)
-        set_quantize(net, True)
+        with quantizers_off(net):
+            check(net(IMAGES.double()), record["unquantized_float64"], atol=1e-6, rtol=0)
 
 
 @torch.no_grad()

@@ -11,10 +11,10 @@ from torch import nn
 from apq.genes import largest_subnet
 from apq.presets import DIGITS
 from dataset.splits import TensorImages, make_loader
+from elastic_nn.modules.quant_layers import quantizers_off
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.training import finetune as finetune_module
-from elastic_nn.training.calibration import quantizers_off
 from elastic_nn.training.engine import (
     TrainConfig,
     derived_seed,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from apq.errors import UserError
 from elastic_nn.quantizers import LSQ, LsqQuantizer
-from elastic_nn.quantizers.lsq import code_range, inherited_state, inherited_step, quantize_lsq
+from elastic_nn.quantizers.functional import code_range
+from elastic_nn.quantizers.lsq import inherited_step, quantize_lsq
 
 
 def test_published_values_and_gradients(golden):
@@ -70,14 +71,14 @@ def test_fewer_bits_move_no_value_further_than_the_step(bits, signed, size, nega
     assert len((before / size).round().unique()) <= high - low + 1
 
 
-def test_a_network_inherits_its_weights_and_steps():
-    state = {"conv.weight": torch.ones(2), "conv.weight_quant.step": torch.tensor([-0.1])}
-    inherited = inherited_state(state, 4, 2)
-    assert inherited["conv.weight"] is state["conv.weight"]
-    assert inherited["conv.weight_quant.step"].item() == pytest.approx(-0.4)
+def test_fewer_bits_inherit_the_step():
+    quantizer = LsqQuantizer(signed=True)
+    quantizer.load_state_dict({"step": torch.tensor([-0.1])})
+    quantizer.inherit(4, 2)
+    assert quantizer.step.item() == pytest.approx(-0.4)
     for bits in (3, 0):
         with pytest.raises(UserError, match=f"{bits} bits cannot inherit the step of 2"):
-            inherited_state(state, 2, bits)
+            quantizer.inherit(2, bits)
 
 
 def test_step_starts_once_and_again_after_loading():

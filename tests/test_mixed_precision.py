@@ -15,7 +15,7 @@ from apq.layers import layers_of
 from apq.presets import QFA_MBV3_GLYPHS
 from apq.space import FULL_PRECISION, Stage
 from dataset.splits import Splits, TensorImages, make_loader
-from elastic_nn.modules.quant_layers import batch_quantizers, per_bits_quantizers, quantized_layers
+from elastic_nn.modules.quant_layers import quantized_layers, quantizers
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.subnet_file import load_subnet, save_subnet
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
@@ -63,11 +63,13 @@ def some_subnets(n=2, seed=0):
 
 def active_bits(net):
     return {
-        name.removesuffix(".conv"): tuple(
-            getattr(q, "bits", FULL_PRECISION) for q in (layer.weight_quant, layer.act_quant)
-        )
+        name.removesuffix(".conv"): (layer.weight_quant.bits, layer.act_quant.bits)
         for name, layer in quantized_layers(net).items()
     }
+
+
+def batch_quantizers(net):
+    return [part for part in net.modules() if isinstance(part, BatchQuantizer)]
 
 
 def trained(noise, scheme):
@@ -220,7 +222,7 @@ def bits_after(net, call):
     """Of every operand that runs."""
     call()
     parts = [net.blocks[i] for i in net.active_blocks] + [net.feature_mix_layer, net.pooled_mix_layer]
-    return [operand.bits for part in parts for operand in per_bits_quantizers(part)]
+    return [operand.bits for part in parts for operand in quantizers(part)]
 
 
 def test_a_step_of_the_first_stage_mixes_full_precision_in():

@@ -15,12 +15,12 @@ from apq.layers import layers_of
 from apq.presets import APQ_IMAGENET, DIGITS, SPACES
 from apq.subnet import architecture_of, policy_of
 from elastic_nn.modules.elastic_conv import ElasticConv2d
-from elastic_nn.modules.quant_layers import quantized_layers
+from elastic_nn.modules.quant_layers import quantized_layers, quantizers_off
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.subnet_file import load_subnet, save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet, save_supernet
 from elastic_nn.quantizers import FLOAT
-from elastic_nn.training.calibration import calibrate_ranges, quantizers_off
+from elastic_nn.training.calibration import calibrate_ranges
 
 SMALL_IMAGENET = replace(APQ_IMAGENET, name="small", resolutions=(32,), n_classes=7)
 

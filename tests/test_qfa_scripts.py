@@ -13,7 +13,7 @@ from apq.errors import UserError
 from apq.files import read_json, write_json
 from apq.presets import QFA_MBV3_GLYPHS
 from apq.space import space_to_dict
-from elastic_nn.modules.quant_layers import per_bits_quantizers
+from elastic_nn.modules.quant_layers import quantizers
 from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.quantizers import BATCHQUANT, FLOAT, LsqQuantizer
 from utils.predictor_files import load_predictor, load_record
@@ -49,12 +49,12 @@ def here(trained, monkeypatch):
 def test_the_supernets(here):
     real, mixed = (load_supernet(here / f"models/small-qfa{end}/supernet.pt")[0] for end in ("-float", ""))
     assert (real.scheme, mixed.scheme) == (FLOAT, BATCHQUANT)
-    assert {key for operand in per_bits_quantizers(mixed) for key in operand.of_bits} == {"2", "3", "4"}
+    assert {key for operand in quantizers(mixed) for key in operand.of_bits} == {"2", "3", "4"}
     records = read_json(here / "models/small-qfa/training.json")
     assert records["started_from"]["file"] == "models/small-qfa-float/supernet.pt"
     assert [record["phase"] for record in records["phases"]] == ["bits and float", "bits"]
     steps = [part.step for part in mixed.modules() if isinstance(part, LsqQuantizer)]
-    assert len(steps) == 3 * len(per_bits_quantizers(mixed)) / 2  # of the weights
+    assert len(steps) == 3 * len(quantizers(mixed)) / 2  # of the weights
     assert all(step.item() != 0 for step in steps)
 
 

@@ -14,7 +14,6 @@ from elastic_nn.quantizers.functional import (
     levels,
     quantize_activation,
     quantize_weight,
-    squash_weight,
 )
 
 
@@ -35,6 +34,12 @@ def test_published_activations_and_gradients(golden):
             assert clip.grad.item() == pytest.approx(case["grad_activation_range"], abs=1e-4)
         else:
             assert clip.grad is None
+
+
+def squash_weight(w):
+    """DoReFa's bounded weights, tanh(w) / max|tanh(w)|, to be quantized with a clip of 1 (arXiv 1606.06160)."""
+    squashed = torch.tanh(w)
+    return squashed / squashed.abs().max()
 
 
 def test_published_weights_and_gradients(golden):

@@ -15,7 +15,7 @@ from apq.presets import APQ_IMAGENET, DIGITS, GLYPHS
 from dataset.splits import TensorImages, make_loader
 from elastic_nn.modules.mbconv import ElasticMBConv
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
-from elastic_nn.quantizers import LINEAR, LSQ
+from elastic_nn.quantizers import LINEAR, LSQ, LinearActivationQuantizer
 from elastic_nn.training import progressive_shrinking
 from elastic_nn.training.batchnorm import recalibrate
 from elastic_nn.training.engine import (
@@ -64,9 +64,9 @@ def test_ranges_are_clipped_apart(few):
     class Net(nn.Module):
         def __init__(self, scale):
             super().__init__()
-            self.linear, self.quant = nn.Linear(1024, 10), nn.Module()
+            self.linear, self.quant = nn.Linear(1024, 10), LinearActivationQuantizer(signed=False)
             nn.init.zeros_(self.linear.weight)
-            self.quant.range = nn.Parameter(torch.ones(1))
+            nn.init.ones_(self.quant.range)
             self.scale = scale
 
         def forward(self, x):

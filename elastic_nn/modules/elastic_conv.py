@@ -1,6 +1,6 @@
 """One elastic convolution for every precision.
 
-Weights are sliced, never copied: fewer channels are the first ones, and a smaller depthwise kernel is the centre of the
+Weights are sliced, never copied. Fewer channels are the first ones. A smaller depthwise kernel is the centre of the
 next larger one, multiplied by a learned matrix (once-for-all, Cai et al., ICLR 2020, arXiv 1908.09791).
 """
 
@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elastic_nn.modules.elastic_norm import first
+from elastic_nn.modules.quant_layers import QuantizedLayer
 from elastic_nn.quantizers import QuantScheme
 
 
-class ElasticConv2d(nn.Module):
+class ElasticConv2d(QuantizedLayer, nn.Module):
     """Convolution with "same" padding whose output channels and kernel are chosen at run time.
 
-    A depthwise one takes its channels from its input. `kernel_sizes` are ascending; more than one needs depthwise.
-    `signed_input` says whether the activations that reach it may be negative; `quantize_input=False` leaves them raw.
+    A depthwise convolution has as many channels as its input. `kernel_sizes` ascend; more than one needs `depthwise`.
+    `signed_input` says whether the activations may be negative; `quantize_input=False` leaves them raw.
     """
 
     def __init__(
@@ -42,13 +43,12 @@ class ElasticConv2d(nn.Module):
         self.kernel_transforms = nn.ParameterDict(
             {f"{big}to{small}": nn.Parameter(torch.eye(small**2)) for small, big in pairwise(kernel_sizes)}
         )
-        self.weight_quant = scheme.weight()
-        self.act_quant = scheme.activation(signed_input) if quantize_input else nn.Identity()
+        self.set_quantizers(scheme, signed_input=signed_input, quantize_input=quantize_input)
         self.stride, self.depthwise, self.kernel_sizes = stride, depthwise, kernel_sizes
         self.active_kernel, self.active_out = largest, out_channels
 
     def active_weight(self, in_channels: int) -> Tensor:
-        """The full-precision filter in use, for inputs of this many channels."""
+        """The full-precision filter in use for inputs of this many channels."""
         if self.depthwise:
             return self._centre_kernel(first(self.weight, in_channels))
         w = first(self.weight, self.active_out)

@@ -10,14 +10,14 @@ from torch.autograd.function import FunctionCtx
 
 
 def first(tensor: Tensor, n: int) -> Tensor:
-    """The first n rows; the tensor itself if that is all, which spares the backward pass a copy."""
+    """The first n rows. If these are all, the tensor itself, which spares the backward pass a copy."""
     return tensor if tensor.size(0) == n else tensor[:n]
 
 
 class ElasticBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d that normalises an input of C channels with its first C scales, shifts and statistics.
 
-    The statistics of a supernet mix those of all subnets it was trained with: recalibrate after choosing one. With
+    The statistics of a supernet mix those of all subnets that it was trained with: recalibrate after choosing one. With
     `synchronised` a training step takes the statistics over the images of all processes.
     """
 

@@ -19,8 +19,10 @@ ACTIVATIONS = {"relu6": nn.ReLU6, "relu": nn.ReLU, "h_swish": nn.Hardswish}  # b
 
 @dataclass(frozen=True, kw_only=True)
 class BlockShape:
-    """Largest size of a block. `kernel_sizes` ascend; without `expand` the block is depthwise + project; with `squeeze`
-    squeeze-and-excitation stands between the two."""
+    """Largest size of a block. `kernel_sizes` ascend.
+
+    Without `expand` the block is depthwise + project. With `squeeze`, squeeze-and-excitation stands between these two.
+    """
 
     in_channels: int
     mid_channels: int
@@ -33,7 +35,7 @@ class BlockShape:
 
 
 class ConvNormAct(nn.Module):
-    """Elastic convolution, BatchNorm and, unless it is a linear bottleneck, an activation of this name."""
+    """Elastic convolution, BatchNorm, and the activation of this name; None for a linear bottleneck."""
 
     def __init__(self, conv: ElasticConv2d, activation: str | None) -> None:
         super().__init__()
@@ -46,7 +48,7 @@ class ConvNormAct(nn.Module):
 
 
 class ElasticMBConv(nn.Module):
-    """Expand, depthwise, squeeze, project, with a shortcut where input and output have one shape."""
+    """Expand, depthwise, squeeze, project; with a shortcut where input and output have the same shape."""
 
     def __init__(self, shape: BlockShape, scheme: QuantScheme) -> None:
         super().__init__()

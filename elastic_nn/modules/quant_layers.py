@@ -1,76 +1,169 @@
-"""Ordinary layers with the quantizers of a scheme, and the quantizers that any network carries.
-
-A quantized layer, also an elastic one, has `weight_quant`, `act_quant` and `active_weight(in_channels)`.
-"""
+"""Layers with quantizers, and what is done with the quantizers of a whole network."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elastic_nn.quantizers import BatchQuantizer, PerBits, QuantScheme
+from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
+from elastic_nn.quantizers import NoQuantizer, Quantizer, QuantScheme
 
 
-class QuantConv2d(nn.Conv2d):
+class QuantizedLayer:
+    """Mixin of a layer whose weights and inputs pass through quantizers, in full precision through `NoQuantizer`."""
+
+    weight: nn.Parameter
+    weight_quant: Quantizer
+    act_quant: Quantizer
+
+    def set_quantizers(self, scheme: QuantScheme, *, signed_input: bool, quantize_input: bool = True) -> None:
+        """Give the layer fresh quantizers of a scheme. `quantize_input=False` leaves the input raw, as images are."""
+        self.weight_quant = scheme.weight()
+        self.act_quant = scheme.activation(signed_input) if quantize_input else NoQuantizer()
+
+    def operands(self) -> dict[str, Quantizer]:
+        """The quantizers of the operands that are quantized: "weight_quant", "act_quant"."""
+        both = {"weight_quant": self.weight_quant, "act_quant": self.act_quant}
+        return {kind: quantizer for kind, quantizer in both.items() if quantizer.quantizes}
+
+    def set_bits(self, w_bits: int, a_bits: int) -> None:
+        """Choose the bit-widths of weights and inputs. Operands in full precision ignore theirs."""
+        self.weight_quant.bits, self.act_quant.bits = w_bits, a_bits
+
+    def active_weight(self, in_channels: int) -> Tensor:
+        """The full-precision weights in use for inputs of this many channels; all of them by default."""
+        return self.weight
+
+
+class QuantConv2d(QuantizedLayer, nn.Conv2d):
     """Convolution with quantizers; `quantize_input=False` leaves the input raw, as images are."""
 
     def __init__(
         self, *args: Any, scheme: QuantScheme, signed_input: bool = False, quantize_input: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.weight_quant = scheme.weight()
-        self.act_quant = scheme.activation(signed_input) if quantize_input else nn.Identity()
-
-    def active_weight(self, in_channels: int) -> Tensor:
-        """The full-precision weights in use: all of them."""
-        return self.weight
+        self.set_quantizers(scheme, signed_input=signed_input, quantize_input=quantize_input)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(self.act_quant(x), self.weight_quant(self.weight), self.bias)
 
 
-class QuantLinear(nn.Linear):
+class QuantLinear(QuantizedLayer, nn.Linear):
     """Fully connected layer with quantizers."""
 
     def __init__(
-        self, in_features: int, out_features: int, scheme: QuantScheme, *, bias: bool = True, signed_input: bool = False
+        self,
+        in_features: int,
+        out_features: int,
+        scheme: QuantScheme,
+        *,
+        bias: bool = True,
+        signed_input: bool = False,
+        quantize_input: bool = True,
     ) -> None:
         super().__init__(in_features, out_features, bias)
-        self.weight_quant = scheme.weight()
-        self.act_quant = scheme.activation(signed_input)
-
-    def active_weight(self, in_features: int) -> Tensor:
-        """The full-precision weights in use: all of them."""
-        return self.weight
+        self.set_quantizers(scheme, signed_input=signed_input, quantize_input=quantize_input)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., C) -> (..., D)
         return F.linear(self.act_quant(x), self.weight_quant(self.weight), self.bias)
 
 
-def quantized_layers(net: nn.Module) -> dict[str, nn.Module]:
-    """Every layer that can carry quantizers, by its path, in module order."""
-    return {name: module for name, module in net.named_modules() if hasattr(module, "weight_quant")}
+def quantized_layers(net: nn.Module) -> dict[str, QuantizedLayer]:
+    """Every layer that has places for quantizers, by its path, in module order."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, QuantizedLayer)}
 
 
-def quantizers(net: nn.Module) -> list[nn.Module]:
-    """Every quantizer of weights and activations; none in a float network."""
-    both = (part for layer in quantized_layers(net).values() for part in (layer.weight_quant, layer.act_quant))
-    return [quantizer for quantizer in both if not isinstance(quantizer, nn.Identity)]
+def quantizers(net: nn.Module) -> list[Quantizer]:
+    """The quantizer of every quantized operand, in module order, weights before inputs; none in a float network."""
+    return [quantizer for layer in quantized_layers(net).values() for quantizer in layer.operands().values()]
 
 
-def batch_quantizers(net: nn.Module) -> list[BatchQuantizer]:
-    """Every quantizer that keeps statistics of its inputs, of all numbers of bits."""
-    return [module for module in net.modules() if isinstance(module, BatchQuantizer)]
+def learned_parameters(net: nn.Module) -> list[nn.Parameter]:
+    """The ranges, steps and offsets that the quantizers of a network learn, each once."""
+    found = (parameter for quantizer in _all_quantizers(net) for parameter in quantizer.learned_parameters())
+    return list(dict.fromkeys(found))
 
 
-def per_bits_quantizers(net: nn.Module) -> list[PerBits]:
-    """Every operand of a mixed-precision network, in module order."""
-    return [module for module in net.modules() if isinstance(module, PerBits)]
+def quantizer_keys(net: nn.Module) -> set[str]:
+    """Names of the quantizers' tensors in the network's state dict."""
+    operands = (
+        (f"{name}.{kind}.", quantizer)
+        for name, layer in quantized_layers(net).items()
+        for kind, quantizer in layer.operands().items()
+    )
+    return {prefix + key for prefix, quantizer in operands for key in quantizer.state_dict()}
 
 
-def set_quantize(net: nn.Module, on: bool) -> None:
-    """Switch quantization on or off everywhere; bits and ranges stay."""
-    for quantizer in quantizers(net):
-        quantizer.enabled = on
+def name_quantizers(net: nn.Module) -> None:
+    """Tell every quantizer which layer it belongs to, for messages."""
+    for name, layer in quantized_layers(net).items():
+        for operand in layer.operands().values():
+            for quantizer in _all_quantizers(operand):
+                quantizer.label = name.removesuffix(".conv")
+
+
+@contextlib.contextmanager
+def quantizers_off(net: nn.Module) -> Iterator[None]:
+    """Run in full precision within this context."""
+    with _attribute(quantizers(net), "enabled", False):
+        yield
+
+
+@contextlib.contextmanager
+def collecting(net: nn.Module) -> Iterator[None]:
+    """Let quantizers collect the statistics that they need from what runs within this context."""
+    parts = [quantizer for quantizer in _all_quantizers(net) if quantizer.needs_statistics]
+    try:
+        for quantizer in parts:
+            quantizer.begin_statistics()
+        yield
+    finally:
+        for quantizer in parts:
+            quantizer.end_statistics()
+
+
+@contextlib.contextmanager
+def shared_batch(net: nn.Module, world_size: int) -> Iterator[None]:
+    """Let BatchNorm and quantizers take statistics over the images of all processes, which share each batch."""
+    if world_size == 1:
+        yield
+        return
+    norms = [module for module in net.modules() if isinstance(module, ElasticBatchNorm2d)]
+    with _attribute([*norms, *_all_quantizers(net)], "synchronised", True):
+        yield
+
+
+@contextlib.contextmanager
+def part_of_batch(net: nn.Module, share: float) -> Iterator[None]:
+    """Tell the quantizers of inputs that forward passes hold only this share of a training step's images.
+
+    The gradients of learned steps must not depend on how a batch is cut. `share` is in 0 to 1.
+    """
+    if share == 1:
+        yield
+        return
+    inputs = [quantizer for layer in quantized_layers(net).values() for quantizer in _all_quantizers(layer.act_quant)]
+    with _attribute(inputs, "batch_share", share):
+        yield
+
+
+def _all_quantizers(net: nn.Module) -> list[Quantizer]:
+    """Every quantizer, also those that are part of another one."""
+    return [module for module in net.modules() if isinstance(module, Quantizer)]
+
+
+@contextlib.contextmanager
+def _attribute(modules: Iterable[nn.Module], name: str, value: Any) -> Iterator[None]:
+    """Set an attribute of modules within this context."""
+    before = [(module, getattr(module, name)) for module in modules]
+    try:
+        for module, _ in before:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, old in before:
+            setattr(module, name, old)

@@ -12,7 +12,7 @@ from elastic_nn.modules.elastic_norm import first
 
 
 class ElasticSqueezeExcite(nn.Module):
-    """Scales each channel by a gate in 0..1, computed from the means of all; fewer channels are the first ones."""
+    """Scales each channel by a gate in 0..1 that depends on the means of all channels. Fewer channels are the first."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ElasticSqueezeExcite(nn.Module):
 
     @torch.no_grad()
     def reorder(self, order: Tensor) -> None:
-        """Follow a new order of the block's channels, and put the most important of those inside first too."""
+        """Follow a new order of the block's channels, and order the inner channels by importance too."""
         self.reduce.weight.copy_(self.reduce.weight[:, order])
         for tensor in self.excite.parameters():
             tensor.copy_(tensor[order])
@@ -44,7 +44,7 @@ class ElasticSqueezeExcite(nn.Module):
 
 
 class _FirstChannels(nn.Conv2d):
-    """1x1 convolution of which an input of C channels and an output of D use the first."""
+    """1x1 convolution that uses its first C input and D output channels."""
 
     def forward(self, x: Tensor, out_channels: int) -> Tensor:  # (N, C, 1, 1) -> (N, D, 1, 1)
         weight = first(self.weight, out_channels)

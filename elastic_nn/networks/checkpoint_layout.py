@@ -21,13 +21,11 @@ ROLES = {"expand": "inverted_bottleneck", "depthwise": "depth_conv", "project": 
 RANGES = ("activation_range", "weight_range")
 # Published first convolutions hold the range of an input that they never quantize; ours has none.
 RAW_INPUT_RANGE = "first_conv.conv.activation_range"
-
-
 CLASSIFIER = "classifier.linear.weight"
 
 
 def published_state(path: Path, data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weights of a published file: its `state_dict`, or the whole of it; UserError if they are no network's."""
+    """The weights of a published file: its `state_dict`, or all of it. UserError if they are not a network's."""
     state = data.get("state_dict", data)
     state = without_prefix(state) if isinstance(state, dict) else {}
     if not isinstance(state.get(CLASSIFIER), Tensor) or state[CLASSIFIER].ndim != 2:
@@ -36,7 +34,7 @@ def published_state(path: Path, data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def published_key(key: str, *, elastic: bool) -> str:
-    """The published name of one of our keys, in a supernet (`elastic`) or in a stand-alone subnet.
+    """The published name of one of our keys, in a supernet (`elastic`) or a stand-alone subnet.
 
     >>> published_key("blocks.3.depthwise.norm.weight", elastic=True)
     'blocks.3.mobile_inverted_conv.depth_conv.bn.bn.weight'
@@ -46,7 +44,8 @@ def published_key(key: str, *, elastic: bool) -> str:
     UserError for layers and quantizers that no published network has.
     """
     parts, twice = key.split("."), False
-    if parts[-1] == "step" or parts[0] == "pooled_mix_layer" or (parts[0] == "blocks" and parts[2] not in ROLES):
+    other_quantizer = {"weight_quant", "act_quant"} & set(parts) and parts[-1] != "range"
+    if other_quantizer or parts[0] == "pooled_mix_layer" or (parts[0] == "blocks" and parts[2] not in ROLES):
         raise UserError(f"the published layout has no place for {key}")
     if parts[0] == "blocks":
         twice = elastic and parts[1] != "0"  # the first block is fixed
@@ -77,9 +76,9 @@ def to_published(net: nn.Module, *, elastic: bool = True) -> dict[str, Tensor]:
 
 
 def from_published(state: Mapping[str, Any], net: nn.Module, *, elastic: bool = True) -> dict[str, Tensor]:
-    """Published weights under the names of `net`, all of which they must hold: exactly its keys, in its shapes.
+    """Published weights under the names of `net`. They must hold exactly its keys, in its shapes.
 
-    A file of a float network may lack every range. UserError names the first keys that are missing, extra or
+    The file of a float network may lack all ranges. UserError names the first keys that are missing, extra or
     misshapen.
     """
     found = without_prefix(state)
@@ -95,10 +94,10 @@ def from_published(state: Mapping[str, Any], net: nn.Module, *, elastic: bool = 
 
 
 def without_prefix(state: Mapping[Any, Any]) -> dict[str, Any]:
-    """The weights without the `module.` that data parallel training puts before each key."""
+    """The weights without the prefix `module.` that data-parallel training adds to each key."""
     found = {str(key).removeprefix("module."): value for key, value in state.items()}
     if len(found) < len(state):
-        raise UserError("weights have keys twice, with and without `module.` before them")
+        raise UserError("weights have keys twice, with and without the prefix `module.`")
     return found
 
 

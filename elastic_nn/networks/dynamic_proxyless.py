@@ -21,10 +21,10 @@ from elastic_nn.quantizers import FLOAT, QuantScheme
 
 
 class DynamicProxylessNASNets(MBConvNet):
-    """A network of which every subnet of the space is a part. It starts as its largest subnet.
+    """A network that contains every subnet of the space. It starts as its largest subnet.
 
-    Choose a part with `activate` (a Subnet) or with the published calls, which take the lists of an `arch` file. The
-    positional arguments are the published ones and describe a space; give any other as `space`.
+    Choose a subnet with `activate` (a Subnet) or with the published calls, which take the lists of an `arch` file. The
+    positional arguments are the published ones and describe a space; any other space is given as `space`.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class DynamicProxylessNASNets(MBConvNet):
         d: int | Sequence[int] | None = None,
         resolution: int | None = None,
     ) -> None:
-        """Choose the architecture by the lists of a published spec, or one number for all; None: as it is.
+        """Choose the architecture by the lists of a published spec, or by one number for all; None keeps what is.
 
-        The policy stays. Where a rule forbids it with the new kernel, the block has its highest bits until a policy is
-        given. UserError if the architecture is illegal.
+        The policy stays. Where a rule forbids its bits with the new kernel, the block gets its highest bits until a
+        policy is given. UserError if the architecture is illegal.
         """
         lengths = {"ks": len(self.space.slots), "e": len(self.space.slots), "d": len(self.space.stages)}
         given = {"wid": wid, "ks": ks, "e": e, "d": d, "resolution": resolution}
@@ -94,7 +94,7 @@ class DynamicProxylessNASNets(MBConvNet):
         self._activate_as_said(said, {**said, **_mended_policy(self.space, said)})
 
     def _activate_as_said(self, said: Mapping[str, Any], legal: Mapping[str, Any]) -> None:
-        """Run as a legal spec and remember what was said of slots that do not run, for the next partial call."""
+        """Run as a legal spec, and remember the settings of slots that do not run for the next partial call."""
         self.activate(subnet_from_spec(self.space, legal))
         self._said = dict(said)
 
@@ -105,7 +105,7 @@ class DynamicProxylessNASNets(MBConvNet):
                 module.momentum, module.eps = momentum, eps
 
     def load_weights_from_proxylessnas(self, state: Mapping[str, Any]) -> None:
-        """Take over weights in the published layout, quantized or float, whole or not at all.
+        """Load weights in the published layout, quantized or float: all of them or none.
 
         A float file leaves the quantizers' ranges as they are. UserError names missing, extra and misshapen keys.
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,14 +11,13 @@ from apq.errors import UserError
 from apq.genes import sample, subnets_of
 from apq.space import SearchSpace
 from apq.subnet import architecture_of, policy_of
+from elastic_nn.modules.quant_layers import quantizer_keys
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.quantizers import LINEAR, QuantScheme
 
-QUANTIZER = re.compile(r"\.(act|weight)_quant\.")  # in the name of a tensor
-
 
 class DynamicQuantizedProxylessNASNets(DynamicProxylessNASNets):
-    """A supernet whose subnets also choose the bits of every block."""
+    """A supernet whose subnets also choose the bits of each block."""
 
     def __init__(
         self, *published: Any, space: SearchSpace | None = None, scheme: QuantScheme = LINEAR, **named: Any
@@ -37,10 +35,8 @@ class DynamicQuantizedProxylessNASNets(DynamicProxylessNASNets):
         return {**architecture_of(self.space, self.active), **policy_of(self.space, self.active)}
 
     def load_float_weights(self, state: Mapping[str, Any]) -> None:
-        """Take over a float supernet's weights; the quantizers keep their ranges and steps."""
+        """Load a float supernet's weights; the quantizers keep their ranges and steps."""
         missing, unexpected = self.load_state_dict(state, strict=False)
-        missing = [key for key in missing if not QUANTIZER.search(key)]
-        if missing or unexpected:
-            raise UserError(
-                f"not a float supernet of space {self.space.name}: first odd key {[*missing, *unexpected][0]}"
-            )
+        own = quantizer_keys(self)
+        if wrong := [key for key in (*missing, *unexpected) if key not in own]:
+            raise UserError(f"not a float supernet of space {self.space.name}: first key that does not fit {wrong[0]}")

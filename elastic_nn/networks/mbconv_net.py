@@ -9,7 +9,7 @@ from apq.space import FULL_PRECISION, SearchSpace, Slot
 from apq.subnet import Subnet
 from elastic_nn.modules.elastic_conv import ElasticConv2d
 from elastic_nn.modules.mbconv import ACTIVATIONS, BlockShape, ConvNormAct, ElasticMBConv
-from elastic_nn.modules.quant_layers import QuantLinear, batch_quantizers, per_bits_quantizers, quantized_layers
+from elastic_nn.modules.quant_layers import QuantLinear, name_quantizers, quantized_layers, quantizers
 from elastic_nn.quantizers import FLOAT, QuantScheme
 
 
@@ -56,8 +56,8 @@ class MBConvNet(nn.Module):
     """First convolution, inverted-residual blocks, last 1x1, pooling, in some spaces another 1x1, classifier.
 
     The quantizers come with the scheme. What is not searched runs at the space's `fixed_bits` (the last 1x1's input at
-    its `mix_activation_bits`) and `end_bits`; the image enters unquantized.
-    `active_blocks` are the indices of the blocks that run.
+    its `mix_activation_bits`) and `end_bits`. The image enters unquantized. `active_blocks` are the indices of the
+    blocks that run.
     """
 
     def __init__(self, space: SearchSpace, blocks: list[BlockShape], scheme: QuantScheme) -> None:
@@ -79,12 +79,10 @@ class MBConvNet(nn.Module):
         self.scheme = scheme
         self.active_blocks: tuple[int, ...] = tuple(range(len(blocks)))
         self.set_shared_bits(space, tuple(shared.choices[-1] for shared in space.shared_operands))
-        for part in per_bits_quantizers(self):
-            part.restrict(all_bits(space))
-        for name, layer in quantized_layers(self).items():
-            for quantizer in batch_quantizers(layer):
-                quantizer.label = name.removesuffix(".conv")
-        self._of_one_subnet = tuple(part for part in batch_quantizers(self) if part.momentum is None)
+        for quantizer in quantizers(self):
+            quantizer.restrict(all_bits(space))
+        name_quantizers(self)
+        self._with_statistics = tuple(quantizer for quantizer in quantizers(self) if quantizer.needs_statistics)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, classes)
         x = self.first_conv(x)
@@ -96,35 +94,23 @@ class MBConvNet(nn.Module):
 
     def set_shared_bits(self, space: SearchSpace, shared_bits: tuple[int, ...]) -> None:
         """Give the layers that every network has their bits: the space's, or what a subnet chose."""
-        mix, first = self.feature_mix_layer.conv, (unit.conv for unit in self.blocks[0].layers().values())
-        for layer in (*first, mix, self.pooled_mix_layer):
-            _set_bits(layer, space.fixed_bits, space.fixed_bits)
-        _set_bits(mix, space.fixed_bits, space.mix_activation_bits)
+        for part in (self.blocks[0], self.feature_mix_layer, self.pooled_mix_layer):
+            for layer in quantized_layers(part).values():
+                layer.set_bits(space.fixed_bits, space.fixed_bits)
+        self.feature_mix_layer.conv.set_bits(space.fixed_bits, space.mix_activation_bits)
         for layer in (self.first_conv.conv, self.classifier):
-            _set_bits(layer, space.end_bits, space.end_bits)
+            layer.set_bits(space.end_bits, space.end_bits)
         for shared, bits in zip(space.shared_operands, shared_bits, strict=True):
             unit = self.get_submodule(shared.layer)
             layer = unit.conv if isinstance(unit, ConvNormAct) else unit
-            _set_operand(layer, {"w": "weight_quant", "a": "act_quant"}[shared.operand], bits)
+            {"w": layer.weight_quant, "a": layer.act_quant}[shared.operand].bits = bits
 
     def forget_ranges(self) -> None:
-        """Drop what was collected of the activations of one subnet, before the network becomes another."""
-        for quantizer in self._of_one_subnet:
-            if not quantizer.surely_empty:
-                quantizer.forget()
+        """Drop the statistics of one subnet's activations before another one runs. Other ranges and steps stay."""
+        for quantizer in self._with_statistics:
+            quantizer.invalidate()
 
     def set_block_bits(self, index: int, space: SearchSpace, bits: tuple[int, ...]) -> None:
-        """Give a block its bits, one an operand kind of the space. A float network has none to give."""
+        """Give a block its bits, one for each operand kind of the space. A float network ignores them."""
         for role, unit in self.blocks[index].layers().items():
-            _set_bits(unit.conv, bits[space.kind_of(role, "w")], bits[space.kind_of(role, "a")])
-
-
-def _set_bits(layer: nn.Module, w_bits: int, a_bits: int) -> None:
-    _set_operand(layer, "weight_quant", w_bits)
-    _set_operand(layer, "act_quant", a_bits)
-
-
-def _set_operand(layer: nn.Module, kind: str, bits: int) -> None:
-    quantizer = getattr(layer, kind, None)
-    if not isinstance(quantizer, (nn.Identity, type(None))):
-        quantizer.bits = bits
+            unit.conv.set_bits(bits[space.kind_of(role, "w")], bits[space.kind_of(role, "a")])

@@ -1,4 +1,4 @@
-"""The file of a float network that is no supernet: weights and spec together, or plain weights of a named network."""
+"""The file of a float network that is not a supernet: weights and spec, or the plain weights of a named network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from elastic_nn.networks.named_models import build_model, named_model
 def save_model(
     path: Path, spec: ModelSpec, state_dict: Mapping[str, torch.Tensor], images: dict[str, Any], **facts: Any
 ) -> None:
-    """Write a network's weights with its spec, the identity of the images it was trained on, and what else is known."""
+    """Write a network's weights with its spec, the identity of its training images, and other facts."""
     save_checkpoint(path, {"model": model_to_dict(spec), "state_dict": dict(state_dict), "images": images, **facts})
 
 
@@ -29,8 +29,9 @@ def load_model(
 ) -> tuple[nn.Module, ModelSpec, dict[str, Any] | None]:
     """The network of a file, its spec, and the identity of its images where that is known.
 
-    A file without a spec is one of plain weights: of the network `name` for ImageNet's channels and size, of as many
-    classes as its classifier has. UserError where the file does not fit, or is of another network than asked for.
+    A file without a spec holds plain weights: those of the network `name` for ImageNet's channels and resolution, with
+    as many classes as its classifier has outputs. UserError where the file does not fit, or holds another network than
+    asked for.
     """
     data = load_checkpoint(path)
     if "model" not in data:
@@ -70,7 +71,7 @@ def _from_plain(
 
 
 def _classes(net: nn.Module, state: Any) -> int:
-    """Outputs of the weights' classifier, whose matrix is the network's last; the network's own if there is none."""
+    """Number of outputs of the classifier, the last matrix: that of the weights, or else the network's own."""
     key, own = [(key, value) for key, value in net.state_dict().items() if value.ndim >= 2][-1]
     saved = state.get(key) if isinstance(state, Mapping) else None
     fits = isinstance(saved, torch.Tensor) and saved.ndim >= 2 and len(saved) > 0

@@ -19,15 +19,15 @@ from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT
 
-# Output channels and stride of each depthwise-separable block: Howard et al., arXiv 1704.04861, table 1 (of which the
-# last stride is a misprint: the map stays at 7 pixels).
+# Output channels and stride of each depthwise-separable block: Howard et al., arXiv 1704.04861, table 1. The last
+# stride there is a misprint: the map stays at 7 pixels.
 V1_BLOCKS = (
     *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
     *((512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1)),
 )
 V1_SMALL_BLOCKS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1))  # maps of 16, 8, 4, 2 pixels
 # Expansion, channels, blocks, stride of each stage: as in torchvision's MobileNetV2.
-# Narrow bottlenecks move more bits than they compute with: at full expansion fewer bits could hardly make it faster.
+# Narrow bottlenecks are bound by memory: at full expansion fewer bits would hardly make the network faster.
 V2_SMALL_STAGES = ((1, 8, 1, 1), (2, 16, 3, 2), (4, 16, 2, 1), (2, 48, 1, 2))  # maps of 16, 8, 8, 4 pixels
 V1_SMALL_STEM, V2_SMALL_HEAD = 8, 96
 SMALL, SMALL_SIDE = ("mobilenet_v1_small", "mobilenet_v2_small"), 32  # ours; torchvision's small ones are for 224
@@ -47,9 +47,9 @@ def named_model(name: str, images: str | None = None) -> ModelSpec:
 
 
 def build_model(spec: ModelSpec) -> nn.Module:
-    """The network with fresh weights; its BatchNorm layers can be recalibrated and shared between processes.
+    """The network with fresh weights. Its BatchNorm layers can be recalibrated and synchronised between processes.
 
-    UserError for an unknown name, naming similar ones, and where the network does not run on images of its resolution.
+    UserError for an unknown name, with similar ones, and where the network does not run on images of its resolution.
     """
     if spec.space is not None:
         return build_subnet(spec.space, spec.subnet, FLOAT)
@@ -61,17 +61,14 @@ def build_model(spec: ModelSpec) -> nn.Module:
 
 
 def use_elastic_norms(net: nn.Module) -> None:
-    """Make every BatchNorm2d an ElasticBatchNorm2d, in place.
-
-    That class has the same attributes and tensors, so it is all that changes.
-    """
+    """Make every BatchNorm2d an ElasticBatchNorm2d, in place: it has the same attributes and tensors."""
     for module in net.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = ElasticBatchNorm2d
 
 
 def mobilenet_v1(n_classes: int, stem: int = 32, blocks: tuple[tuple[int, int], ...] = V1_BLOCKS) -> nn.Sequential:
-    """MobileNetV1: a stem of stride 2 and depthwise-separable blocks, each of its (channels, stride)."""
+    """MobileNetV1: a stem of stride 2 and depthwise-separable blocks, given as (channels, stride)."""
     layers: list[nn.Module] = [Conv2dNormActivation(3, stem, stride=2)]
     width = stem
     for channels, stride in blocks:
@@ -111,7 +108,7 @@ OWN: dict[str, Callable[[int], nn.Module]] = {
 
 
 def check_known(name: str) -> None:
-    """UserError for a name that no network has, naming those nearest to it."""
+    """UserError for an unknown name, with the nearest known ones."""
     known = [*OWN, *models.list_models(module=models)]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=5)
@@ -161,7 +158,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _check_runs(net: nn.Module, spec: ModelSpec) -> None:
-    """UserError unless an image gives one score a class: some networks need larger images than others."""
+    """UserError unless the network runs on images of this resolution: some networks need larger ones than others."""
     image = torch.zeros(1, spec.in_channels, spec.resolution, spec.resolution)
     net.eval()
     try:

@@ -1,4 +1,4 @@
-"""The file of a finetuned network with a policy: weights, ranges or clusters, network and bits together."""
+"""The file of a network that was finetuned with a policy: weights, ranges or clusters, spec and bits."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from apq.policy import Policy, policy_from_dict, policy_to_dict
 from elastic_nn.modules.quant_layers import quantized_layers
 from elastic_nn.networks.named_models import build_model
 from elastic_nn.networks.quantize_model import quantize_model, set_policy
-from elastic_nn.quantizers import SCHEMES
-
-CLUSTERS = ("weight_quant.centroids", "weight_quant.labels")  # their shapes depend on the weights' values
+from elastic_nn.quantizers import scheme_named
 
 
 def save_policy_model(
@@ -31,7 +29,7 @@ def save_policy_model(
     state: Mapping[str, Tensor],
     **facts: Any,
 ) -> None:
-    """Write a quantized network with all that is needed to rebuild it, and what is known of its training."""
+    """Write a quantized network with all that is needed to rebuild it, and facts about its training."""
     described = {"model": model_to_dict(spec), "quantization": policy_to_dict(policy, layers), "signed": dict(signed)}
     save_checkpoint(path, {**described, "state_dict": dict(state), **facts})
 
@@ -39,7 +37,7 @@ def save_policy_model(
 def load_policy_model(path: Path) -> tuple[nn.Module, ModelSpec, Policy, list[ConvLayer], dict[str, Any] | None]:
     """The network of a file, its spec, policy and layers, and the identity of its images where that is known.
 
-    UserError where the file is no such network or its parts do not fit each other.
+    UserError where the file holds no such network, or its parts do not fit together.
     """
     data = load_checkpoint(path, ("model", "quantization", "signed", "state_dict"))
     try:
@@ -50,12 +48,10 @@ def load_policy_model(path: Path) -> tuple[nn.Module, ModelSpec, Policy, list[Co
         if not isinstance(signed, Mapping) or set(signed) != set(policy.names):
             raise UserError("its signs of inputs are not those of its layers")
         if unknown := set(policy.names) - {name for name, _ in net.named_modules()}:
-            raise UserError(f"its policy is for layers that the network lacks, such as {min(unknown)}")
-        quantize_model(net, policy.names, SCHEMES[policy.quantizer], signed)
+            raise UserError(f"its policy has layers that the network lacks, such as {min(unknown)}")
+        quantize_model(net, policy.names, scheme_named(policy.quantizer), signed)
         set_policy(net, policy)
-        own = {key: value.shape for key, value in net.state_dict().items() if not key.endswith(CLUSTERS)}
-        check_fit({key: value for key, value in state.items() if not key.endswith(CLUSTERS)}, own)
-        _check_clusters(net, state)
+        _check_state(net, state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     net.load_state_dict(state)
@@ -72,14 +68,18 @@ def load_finetuned_policy(
     return found
 
 
-def _check_clusters(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    for name, layer in quantized_layers(net).items():
-        keys = [f"{name}.{key}" for key in CLUSTERS]
-        if keys[0] not in net.state_dict():
-            continue
-        centroids, labels = (state.get(key) for key in keys)
-        if not (isinstance(centroids, Tensor) and isinstance(labels, Tensor)):
-            raise UserError(f"layer {name} lacks its clusters")
-        fits = labels.shape == layer.weight.shape and 1 <= len(centroids) <= 2**layer.weight_quant.bits
-        if not fits or int(labels.max()) >= len(centroids):
-            raise UserError(f"the clusters of layer {name} do not fit its weights and bits")
+def _check_state(net: nn.Module, state: Any) -> None:
+    """UserError unless the weights fit. Tensors whose shapes depend on the data, as clusters, the quantizer checks."""
+    if not isinstance(state, Mapping):
+        raise UserError("it has no weights")
+    layers = quantized_layers(net)
+    free = {
+        name: {f"{name}.weight_quant.{key}": key for key in layer.weight_quant.data_dependent}
+        for name, layer in layers.items()
+    }
+    of_data = {path for keys in free.values() for path in keys}
+    own = {path: tensor.shape for path, tensor in net.state_dict().items() if path not in of_data}
+    check_fit({path: value for path, value in state.items() if path not in of_data}, own)
+    for name, layer in layers.items():
+        found = {key: state[path] for path, key in free[name].items() if path in state}
+        layer.weight_quant.check_state(found, layer.weight.shape)

@@ -10,17 +10,16 @@ from torch import nn
 
 from apq.errors import UserError
 from apq.policy import Policy
-from elastic_nn.modules.elastic_conv import ElasticConv2d
-from elastic_nn.modules.quant_layers import QuantConv2d, QuantLinear, quantized_layers
-from elastic_nn.quantizers import QuantScheme
+from elastic_nn.modules.quant_layers import QuantConv2d, QuantizedLayer, QuantLinear, name_quantizers, quantized_layers
+from elastic_nn.quantizers import FLOAT, QuantScheme
 
 
 def quantize_model(
     net: nn.Module, names: Sequence[str], scheme: QuantScheme, signed: Mapping[str, bool]
 ) -> dict[str, nn.Module]:
-    """Give the layers of these names, in running order, the quantizers of a scheme; returns what stood there before.
+    """Give the layers of these names, in running order, the quantizers of a scheme. Returns the layers before that.
 
-    `signed` says of each whether its inputs may be negative. The image that enters the first is not quantized.
+    `signed` says of each layer whether its inputs may be negative. The image that enters the first is not quantized.
     UserError for a layer of a kind that has no quantized twin.
     """
     if "" in names:
@@ -28,6 +27,7 @@ def quantize_model(
     before = {name: net.get_submodule(name) for name in names}
     twins = {name: _twin(name, layer, scheme, signed[name], name != names[0]) for name, layer in before.items()}
     _put(net, twins)
+    name_quantizers(net)
     return before
 
 
@@ -40,9 +40,7 @@ def set_policy(net: nn.Module, policy: Policy) -> None:
     """Give each quantized layer its bits."""
     layers = quantized_layers(net)
     for name, row in zip(policy.names, policy.bits, strict=True):
-        layers[name].weight_quant.bits = row[0]
-        if not isinstance(layers[name].act_quant, nn.Identity):
-            layers[name].act_quant.bits = row[-1]
+        layers[name].set_bits(row[0], row[-1])
 
 
 def _put(net: nn.Module, layers: Mapping[str, nn.Module]) -> None:
@@ -51,32 +49,27 @@ def _put(net: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         setattr(net.get_submodule(path), last, layer)
 
 
-def _twin(name: str, layer: nn.Module, scheme: QuantScheme, signed: bool, quantize_input: bool) -> nn.Module:
+def _twin(name: str, layer: nn.Module, scheme: QuantScheme, signed: bool, quantize_input: bool) -> QuantizedLayer:
     kind = type(layer)
-    if kind in (ElasticConv2d, QuantConv2d, QuantLinear):  # they have places for quantizers
+    if isinstance(layer, QuantizedLayer):
         twin = copy.copy(layer)
         twin._modules = dict(layer._modules)
-        twin.weight_quant = scheme.weight()
-        twin.act_quant = scheme.activation(signed) if quantize_input else nn.Identity()
     elif kind in (nn.Conv2d, nn.Linear) and isinstance(layer.weight, nn.Parameter):  # not one computed by a hook
         with torch.device("meta"):  # its weights are those of the layer
-            twin = _conv(layer, scheme, signed, quantize_input) if kind is nn.Conv2d else _linear(layer, scheme, signed)
+            twin = _conv(layer) if kind is nn.Conv2d else _linear(layer)
         twin.weight, twin.bias = layer.weight, layer.bias
-        twin.weight_quant = scheme.weight()
-        if quantize_input:
-            twin.act_quant = scheme.activation(signed)
-        twin.train(layer.training)
     else:
         raise UserError(
             f"layer {name} is a {kind.__name__}; only Conv2d and Linear of torch, with weights of their own, can be "
             "quantized"
         )
-    twin.weight_quant.to(layer.weight.device)
-    twin.act_quant.to(layer.weight.device)
-    return twin
+    twin.set_quantizers(scheme, signed_input=signed, quantize_input=quantize_input)
+    for quantizer in twin.operands().values():
+        quantizer.to(layer.weight.device)
+    return twin.train(layer.training)
 
 
-def _conv(layer: nn.Conv2d, scheme: QuantScheme, signed: bool, quantize_input: bool) -> QuantConv2d:
+def _conv(layer: nn.Conv2d) -> QuantConv2d:
     return QuantConv2d(
         layer.in_channels,
         layer.out_channels,
@@ -87,11 +80,9 @@ def _conv(layer: nn.Conv2d, scheme: QuantScheme, signed: bool, quantize_input: b
         layer.groups,
         layer.bias is not None,
         layer.padding_mode,
-        scheme=scheme,
-        signed_input=signed,
-        quantize_input=quantize_input,
+        scheme=FLOAT,
     )
 
 
-def _linear(layer: nn.Linear, scheme: QuantScheme, signed: bool) -> QuantLinear:
-    return QuantLinear(layer.in_features, layer.out_features, scheme, bias=layer.bias is not None, signed_input=signed)
+def _linear(layer: nn.Linear) -> QuantLinear:
+    return QuantLinear(layer.in_features, layer.out_features, FLOAT, bias=layer.bias is not None)

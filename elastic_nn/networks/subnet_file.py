@@ -1,4 +1,4 @@
-"""The file of a finetuned quantized subnet: weights, ranges, space, architecture and policy together."""
+"""The file of a finetuned quantized subnet: weights, ranges, space, architecture and policy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def save_subnet(
     scheme: QuantScheme = LINEAR,
     **facts: Any,
 ) -> None:
-    """Write a quantized subnet with all that is needed to rebuild it, and what is known of its training."""
+    """Write a quantized subnet with all that is needed to rebuild it, and facts about its training."""
     described = {"space": space_to_dict(space), "scheme": scheme.name, **spec_of(space, subnet)}
     save_checkpoint(path, {**described, "state_dict": state, **facts})
 
@@ -41,11 +41,10 @@ def load_subnet(path: Path) -> tuple[MBConvNet, SearchSpace, Subnet]:
 
 
 def load_finetuned(experiment: Experiment) -> tuple[MBConvNet, SearchSpace, Subnet, dict[str, Any] | None]:
-    """The finetuned network of an experiment, which must be that of its `arch` file, its space and spec, and the
-    identity of the images that it was trained on where that is known.
+    """The finetuned network of an experiment, its space and spec, and the identity of its training images if known.
 
-    A checkpoint in the published layout does not say its architecture: it has that of the `arch` file, in
-    `apq-imagenet` with as many classes as its classifier.
+    UserError unless it is the network of the `arch` file. A checkpoint in the published layout does not record its
+    architecture: it has that of the `arch` file, in `apq-imagenet`, with as many classes as its classifier has outputs.
     """
     path = experiment.best_checkpoint
     data = load_checkpoint(path)
@@ -60,7 +59,8 @@ def load_finetuned(experiment: Experiment) -> tuple[MBConvNet, SearchSpace, Subn
 
 
 def load_float_subnet(experiment: Experiment) -> tuple[MBConvNet, ModelSpec, dict[str, Any] | None]:
-    """The finetuned network of an experiment without its quantizers, its spec, and the identity of its images."""
+    """The finetuned network of an experiment without its quantizers, its spec, and the identity of its images if
+    known."""
     net, space, subnet, images = load_finetuned(experiment)
     bare = build_subnet(space, subnet, FLOAT)
     state = net.state_dict()

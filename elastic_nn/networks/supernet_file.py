@@ -17,14 +17,14 @@ from elastic_nn.quantizers import FLOAT, QuantScheme, scheme_named
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a supernet's file says of its training: the name of the recipe and the identity of the images, if known."""
+    """How the supernet of a file was trained: the name of its recipe and the identity of its images, if known."""
 
     recipe: str | None = None
     images: dict[str, Any] | None = None
 
 
 def save_supernet(path: Path, net: DynamicProxylessNASNets, recipe: str, images: dict[str, Any], **facts: Any) -> None:
-    """Write a supernet with its space, the name of its quantizers' scheme, its origin and what else is known of it."""
+    """Write a supernet with its space, the name of its quantizers' scheme, its origin and other facts."""
     own = {"space": space_to_dict(net.space), "scheme": net.scheme.name, "state_dict": net.state_dict()}
     save_checkpoint(path, {**own, "recipe": recipe, "images": images, **facts})
 
@@ -39,8 +39,8 @@ def build_supernet(space: SearchSpace, scheme: QuantScheme) -> DynamicProxylessN
 def load_supernet(path: Path) -> tuple[DynamicProxylessNASNets, Origin]:
     """The supernet of a file, float or with the quantizers that it was trained with, and its origin.
 
-    A file without a scheme is one of a float supernet. A file in the published layout is one of `apq-imagenet`, of as
-    many classes as it has, and of unknown origin. UserError where a file is damaged or does not fit.
+    A file without a scheme holds a float supernet. A file in the published layout holds one of `apq-imagenet`, with as
+    many classes as its classifier has outputs and of unknown origin. UserError where a file is damaged or does not fit.
     """
     data = load_checkpoint(path)
     if "space" not in data:
@@ -60,9 +60,9 @@ def load_supernet(path: Path) -> tuple[DynamicProxylessNASNets, Origin]:
 def load_quantized_supernet(
     path: Path, space: SearchSpace | None = None
 ) -> tuple[DynamicQuantizedProxylessNASNets, Origin]:
-    """As `load_supernet`, where a float supernet gets linear quantizers; one that was trained quantized keeps its own.
+    """As `load_supernet`, but a float supernet gets linear quantizers. One that was trained quantized keeps its own.
 
-    UserError if it is of another space than asked for.
+    UserError if it has another space than asked for.
     """
     source, origin = load_supernet(path)
     if space is not None and source.space != space:

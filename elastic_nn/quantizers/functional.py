@@ -1,4 +1,4 @@
-"""Linear fake quantization as pure functions: forward rules, straight-through gradients, range choice.
+"""Fake quantization as pure functions: codes, forward rules, straight-through gradients, range choice.
 
 PACT (Choi et al., arXiv 1805.06085) learns the clipping range of activations; HAQ (Wang et al., CVPR 2019) and APQ
 quantize weights by their largest magnitude, or by a threshold that loses little information at few bits.
@@ -15,16 +15,27 @@ from torch.autograd.function import FunctionCtx
 
 CALIBRATION_CEILING = 6.0  # activations are bounded by ReLU6
 PIECE = 1 << 20  # elements: 4 MB in float32
-FEW_BITS = 5  # below this many bits a clipped range loses less than the full one
+FEW_BITS = 5  # below this many bits a clipped range loses less information than the full one
 
 
 def levels(bits: int, *, signed: bool) -> int:
-    """Highest positive code; signed codes are symmetric, so the lowest one is its negative.
+    """Highest code of the linear quantizers. Signed codes are symmetric: the lowest one is its negative.
 
     >>> levels(8, signed=False), levels(8, signed=True), levels(4, signed=True)
     (255, 127, 7)
     """
     return 2 ** (bits - 1 if signed else bits) - 1
+
+
+def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
+    """Lowest and highest code in two's complement. A single signed bit holds the sign: -1, 0 or 1.
+
+    >>> code_range(4, signed=True), code_range(4, signed=False), code_range(1, signed=True)
+    ((-8, 7), (0, 15), (-1, 1))
+    """
+    if not signed:
+        return 0, 2**bits - 1
+    return -(2 ** (bits - 1)), max(2 ** (bits - 1) - 1, 1)
 
 
 def quantize_activation(x: Tensor, clip: Tensor, bits: int, *, signed: bool, learn_clip: bool = True) -> Tensor:
@@ -41,10 +52,9 @@ def quantize_weight(w: Tensor, clip: Tensor, bits: int) -> Tensor:
     return _QuantizeWeight.apply(w, clip, levels(bits, signed=True))
 
 
-def squash_weight(w: Tensor) -> Tensor:
-    """DoReFa's bounded weights, tanh(w) / max|tanh(w)|, to be quantized with a clip of 1 (arXiv 1606.06160)."""
-    squashed = torch.tanh(w)
-    return squashed / squashed.abs().max().clamp_min(torch.finfo(w.dtype).tiny)
+def weight_step(clip: Tensor, top: int, dtype: torch.dtype) -> Tensor:
+    """Distance between two values of a quantized weight; never 0, so that an all-zero filter stays zero."""
+    return (clip / top).clamp_min(torch.finfo(dtype).tiny)
 
 
 class _QuantizeActivation(torch.autograd.Function):
@@ -95,7 +105,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 class _QuantizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, w: Tensor, clip: Tensor, top: int) -> Tensor:
-        step = (clip / top).clamp_min(torch.finfo(w.dtype).tiny)  # an all-zero filter stays zero
+        step = weight_step(clip, top, w.dtype)
         return torch.clamp(w, -clip, clip).div_(step).round_().mul_(step)
 
     @staticmethod

@@ -1,12 +1,13 @@
 """Weights that share a few values: k-means quantization (Han et al., arXiv 1510.00149; HAQ, CVPR 2019).
 
-A layer of b bits stores 2^b values, its centroids, and for each weight the number of its centroid. Training moves the
-centroids; which weights share one is decided once.
+A layer of b bits stores 2^b values, its centroids, and for each weight the index of its centroid, the label. Training
+moves the centroids; the labels are chosen once.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from apq.errors import UserError
+from elastic_nn.quantizers.base import Quantizer
+
+MAX_ITER, QUICK_ITER = 50, 3  # HAQ's iterations before a finetune, and while policies are compared
 
 
 def fit_kmeans(values: np.ndarray, bits: int, *, max_iter: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster scalars by scikit-learn's k-means into 2^bits groups, or fewer where there are fewer different values.
+    """Cluster scalars by scikit-learn's k-means into 2^bits groups, or into fewer if there are fewer different values.
 
-    Returns uint8 labels of the shape of `values`, and (groups,) float32 centroids, ascending.
+    Returns uint8 labels in the shape of `values`, and (groups,) float32 centroids in ascending order.
     """
     from sklearn.cluster import KMeans  # takes a second, and only this needs it
     from sklearn.exceptions import ConvergenceWarning
@@ -36,47 +40,69 @@ def fit_kmeans(values: np.ndarray, bits: int, *, max_iter: int, seed: int) -> tu
     return rank[fitted.labels_].reshape(values.shape), fitted.cluster_centers_[order, 0].astype(np.float32)
 
 
-class KMeansWeightQuantizer(nn.Module):
-    """Replaces weights by their centroids, which are learned; `calibrate` clusters them anew.
+class KMeansWeightQuantizer(Quantizer):
+    """Replaces weights by their centroids, which training moves. `calibrate` clusters the weights anew.
 
-    `max_iter` bounds the k-means iterations: HAQ takes 3 while searching and 50 before the finetune.
+    `max_iter` bounds the iterations of k-means.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.bits, self.enabled, self.max_iter, self.seed = 8, True, 50, 0
+    data_dependent = ("centroids", "labels")
+
+    def __init__(self, max_iter: int = MAX_ITER) -> None:
+        super().__init__(signed=True)
+        self.max_iter, self.seed = max_iter, 0
         self.centroids = nn.Parameter(torch.zeros(0))  # (up to 2^bits,)
         self.register_buffer("labels", torch.zeros(0, dtype=torch.uint8))  # of the shape of the weights
 
-    def forward(self, w: Tensor) -> Tensor:
-        if not self.enabled:
-            return w
-        if self.labels.shape != w.shape:
-            raise UserError("k-means has not clustered these weights: calibrate the network first")
+    def quantize(self, v: Tensor) -> Tensor:
+        if self.labels.shape != v.shape:
+            raise UserError(f"k-means has not clustered the weights of {self.label}: calibrate the network first")
         return _Shared.apply(self.centroids, self.labels)
 
     @torch.no_grad()
-    def calibrate(self, w: Tensor) -> None:
-        """Cluster the weights."""
-        labels, centroids = fit_kmeans(w.float().cpu().numpy(), self.bits, max_iter=self.max_iter, seed=self.seed)
-        self.labels = torch.from_numpy(labels).to(w.device)
-        self.centroids.data = torch.from_numpy(centroids).to(w)
+    def calibrate(self, v: Tensor) -> None:
+        """Cluster the weights. The same weights always give the same clusters."""
+        labels, centroids = fit_kmeans(v.float().cpu().numpy(), self.bits, max_iter=self.max_iter, seed=self.seed)
+        self.labels = torch.from_numpy(labels).to(v.device)
+        self.centroids.data = torch.from_numpy(centroids).to(v)
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        self.labels = self.labels.new_zeros(0)
+        self.centroids.data = self.centroids.data.new_zeros(0)
+
+    def learned_parameters(self) -> list[nn.Parameter]:
+        """None: centroids are weights and train as these do."""
+        return []
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """Lowest and highest label."""
+        return 0, 2**self.bits - 1
+
+    def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        raise UserError(f"the weights of {self.label} are centroids of k-means, which have no scale and zero point")
+
+    def check_state(self, state: Mapping[str, Any], shape: torch.Size) -> None:
+        centroids, labels = (state.get(name) for name in self.data_dependent)
+        if not (isinstance(centroids, Tensor) and isinstance(labels, Tensor)):
+            raise UserError(f"layer {self.label} lacks its clusters")
+        fits = labels.shape == shape and 1 <= len(centroids) <= 2**self.bits
+        if not fits or int(labels.max()) >= len(centroids):
+            raise UserError(f"the clusters of layer {self.label} do not fit its weights and bits")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """The clusters come with their number and shape, which depend on the bits and the layer."""
-        for name in ("centroids", "labels"):
+        """Take the number of clusters and their shape from the state: they depend on the bits and the layer."""
+        for name in self.data_dependent:
             saved, own = state_dict.get(prefix + name), getattr(self, name)
             if isinstance(saved, Tensor) and saved.shape != own.shape:
                 own.data = own.data.new_zeros(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def extra_repr(self) -> str:
-        return f"bits={self.bits}"
-
 
 class _Shared(torch.autograd.Function):
-    """Centroids spread over the weights; the gradient of a centroid is the mean over its weights, not their sum, so
-    that one learning rate serves large and small clusters (HAQ)."""
+    """Centroids spread over the weights. The gradient of a centroid is the mean over its weights, not the sum, so that
+    one learning rate serves large and small clusters (HAQ)."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, centroids: Tensor, labels: Tensor) -> Tensor:

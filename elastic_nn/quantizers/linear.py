@@ -1,8 +1,4 @@
-"""Linear quantizers as modules: they own the range and the bits, `functional` does the arithmetic.
-
-`bits` and `enabled` (False: pass through unquantized) are run-time state. Ranges are parameters or buffers, so they are
-saved.
-"""
+"""Linear quantizers as modules: they own the range and the bits, `functional` does the arithmetic."""
 
 from __future__ import annotations
 
@@ -10,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apq.errors import UserError
+from elastic_nn.quantizers.base import Quantizer
 from elastic_nn.quantizers.functional import (
     CALIBRATION_CEILING,
     FEW_BITS,
@@ -17,78 +15,114 @@ from elastic_nn.quantizers.functional import (
     levels,
     quantize_activation,
     quantize_weight,
+    weight_step,
 )
 
 SAMPLE = 1_000_000  # activations that a threshold is chosen on
 SMALLEST_RANGE = 1e-4  # a learned range that training drove to zero would divide by zero
 
 
-class LinearActivationQuantizer(nn.Module):
-    """PACT-style activation quantizer with one learned clipping range a layer.
+class LinearActivationQuantizer(Quantizer):
+    """PACT-style activation quantizer with one learned clipping range per layer.
 
     `signed` activations (the linear bottlenecks) spend one of their bits on the sign.
     """
 
     def __init__(self, signed: bool) -> None:
-        super().__init__()
-        self.signed = signed
-        self.bits, self.enabled = 8, True
+        super().__init__(signed)
         self.range = nn.Parameter(torch.full((1,), CALIBRATION_CEILING))
+        self._calibrated = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.enabled:
-            return x
-        return quantize_activation(x, self.range.clamp_min(SMALLEST_RANGE), self.bits, signed=self.signed)
+    def quantize(self, v: Tensor) -> Tensor:
+        return quantize_activation(v, self._clip(), self.bits, signed=self.signed)
+
+    def _clip(self) -> Tensor:  # (1,)
+        return self.range.clamp_min(SMALLEST_RANGE)
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor) -> None:
-        """Set the range from a sample of inputs: their largest magnitude, at few bits the KL threshold, at most 6."""
+    def calibrate(self, v: Tensor) -> None:
+        """Set the range to the largest magnitude, at few bits to the KL threshold, at most to 6.
+
+        Of several calls the largest range counts.
+        """
         magnitude_bits = self.bits - 1 if self.signed else self.bits
-        largest = x.abs().max().item()
+        largest = v.abs().max().item()
         if magnitude_bits < FEW_BITS:
-            largest = min(largest, kl_threshold(_sample(x), magnitude_bits))
-        self.range.fill_(max(min(largest, CALIBRATION_CEILING), SMALLEST_RANGE))
+            largest = min(largest, kl_threshold(_sample(v), magnitude_bits))
+        chosen = max(min(largest, CALIBRATION_CEILING), SMALLEST_RANGE)
+        self.range.fill_(max(chosen, self.range.item()) if self._calibrated else chosen)
+        self._calibrated = True
 
-    def extra_repr(self) -> str:
-        return f"bits={self.bits}, signed={self.signed}, top_code={levels(self.bits, signed=self.signed)}"
+    @torch.no_grad()
+    def forget(self) -> None:
+        self.range.fill_(CALIBRATION_CEILING)
+        self._calibrated = False
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        top = levels(self.bits, signed=self.signed)
+        return -top if self.signed else 0, top
+
+    @torch.no_grad()
+    def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        scale = self._clip() / levels(self.bits, signed=self.signed)
+        return scale, torch.zeros_like(scale)
 
 
-class LinearWeightQuantizer(nn.Module):
+class LinearWeightQuantizer(Quantizer):
     """Weight quantizer whose range is the largest magnitude of the filter in use, or a calibrated threshold.
 
-    A `range` of 0 or less means: not calibrated, take the largest magnitude anew at every call. So nothing that one
-    subnet did is remembered by the next.
+    A `range` of 0 or less means: not calibrated, use the largest magnitude of each filter. No subnet then depends on
+    what another one did.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.bits, self.enabled = 8, True
+        super().__init__(signed=True)
         self.register_buffer("range", torch.full((1,), -1.0))
 
-    def forward(self, w: Tensor) -> Tensor:
-        if not self.enabled:
-            return w
-        clip = torch.where(self.range > 0, self.range, w.detach().abs().max())  # no branch: a GPU need not wait
-        return quantize_weight(w, clip, self.bits)
+    def quantize(self, v: Tensor) -> Tensor:
+        return quantize_weight(v, self._clip(v), self.bits)
+
+    def _clip(self, w: Tensor) -> Tensor:  # (1,)
+        return torch.where(self.range > 0, self.range, w.detach().abs().max())  # no branch: a GPU need not wait
 
     @property
     def calibrated(self) -> bool:
+        """Whether the range is a threshold and does not follow the weights."""
         return bool(self.range > 0)
 
     @torch.no_grad()
-    def calibrate(self, w: Tensor) -> None:
-        """Set the range from the filter: its KL threshold at few bits, otherwise follow its largest magnitude."""
-        if self.bits < FEW_BITS:
-            self.range.fill_(kl_threshold(w.float().cpu().numpy(), self.bits))
-        else:
-            self.range.fill_(-1.0)
+    def calibrate(self, v: Tensor) -> None:
+        """Set the range to the KL threshold of the filter at few bits, otherwise follow its largest magnitude.
 
-    def extra_repr(self) -> str:
-        return f"bits={self.bits}"
+        Of several calls the largest threshold counts.
+        """
+        if self.bits < FEW_BITS:
+            self.range.fill_(max(kl_threshold(v.float().cpu().numpy(), self.bits), self.range.item()))
+        else:
+            self.forget()
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        self.range.fill_(-1.0)
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        top = levels(self.bits, signed=True)
+        return -top, top
+
+    @torch.no_grad()
+    def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As of every quantizer. Without a calibrated threshold the range follows the weights `v`, which are needed."""
+        if v is None and not self.calibrated:
+            raise UserError(f"the weight range of {self.label} follows its weights: give the weights")
+        clip = self.range if v is None else self._clip(v)
+        scale = weight_step(clip, levels(self.bits, signed=True), clip.dtype if v is None else v.dtype)
+        return scale, torch.zeros_like(scale)
 
 
 def _sample(x: Tensor) -> np.ndarray:
-    """At most `SAMPLE` values of a tensor, always the same places: a histogram needs no more."""
+    """At most `SAMPLE` values of a tensor, always the same positions: a histogram needs no more."""
     flat = x.flatten()
     if flat.numel() > SAMPLE:
         generator = torch.Generator().manual_seed(0)

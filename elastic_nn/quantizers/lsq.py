@@ -6,7 +6,7 @@ LSQ (Esser et al., ICLR 2020, arXiv 1902.08153) in the form of OQA (Shen et al.,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,26 +14,16 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from apq.errors import UserError
-from elastic_nn.quantizers.functional import dot, pieces
-
-
-def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
-    """Lowest and highest code. A single signed bit holds the sign: -1, 0 or 1.
-
-    >>> code_range(4, signed=True), code_range(4, signed=False), code_range(1, signed=True)
-    ((-8, 7), (0, 15), (-1, 1))
-    """
-    if not signed:
-        return 0, 2**bits - 1
-    return -(2 ** (bits - 1)), max(2 ** (bits - 1) - 1, 1)
+from elastic_nn.quantizers.base import Quantizer
+from elastic_nn.quantizers.functional import code_range, dot, pieces
 
 
 def quantize_lsq(v: Tensor, step: Tensor, bits: int, *, signed: bool, share: float = 1.0) -> Tensor:
     """`v` rounded to whole multiples of |step|, a (1,) tensor that may be negative, within the codes of `bits` bits.
 
     Gradient of v: 1 strictly inside the codes' range, else 0. Gradient of |step|: round(u) - u inside and the code
-    outside, u = v / |step|, summed and divided by sqrt(elements of v x highest code), as it would dwarf a weight's.
-    `share`: v is so much of all elements, as when a batch is shared; those count that way.
+    outside, u = v / |step|, summed and divided by sqrt(n x highest code): undivided it would dwarf a weight's gradient.
+    n is the number of elements, those of the whole batch: `share` is the part of them that v holds.
     """
     return _QuantizeLsq.apply(v, step, *code_range(bits, signed=signed), bits == 1 and signed, share)
 
@@ -45,74 +35,86 @@ def initial_step(v: Tensor, bits: int, *, signed: bool) -> Tensor:
 
 
 def initial_step_of_spread(v: Tensor, bits: int, *, signed: bool) -> Tensor:
-    """(1,) step that LSQ+ (Bhalgat et al. 2020) starts weights from: its codes reach three deviations off the mean."""
+    """(1,) step that LSQ+ (Bhalgat et al. 2020) starts weights from: codes reach three deviations off the mean."""
     deviation, mean = torch.std_mean(v.float())
     furthest = torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs())
     return furthest.reshape(1) / (code_range(bits, signed=signed)[1] + 1)
 
 
 def inherited_step(step: Tensor, from_bits: int, to_bits: int) -> Tensor:
-    """The step that fewer bits start from: doubled for every bit that goes.
+    """The step that fewer bits start from: doubled for each bit less.
 
-    Codes then cover the same range, and as half of them stay, no value moves further than |step| for one bit less: the
-    mean distance of n values is at most |step|, their L1 distance n |step|. This holds down to 2 bits (1 unsigned); a
-    single signed bit has no code between its two and 0.
+    The codes then cover the same range, and every other one of them stays. So for one bit less no value moves further
+    than |step|. This holds down to 2 bits (1 unsigned): a single signed bit has no code between its two and 0.
     """
     if not 1 <= to_bits <= from_bits:
         raise UserError(f"{to_bits} bits cannot inherit the step of {from_bits}: they must be fewer, and at least 1")
     return step * 2 ** (from_bits - to_bits)
 
 
-def inherited_state(state: Mapping[str, Tensor], from_bits: int, to_bits: int) -> dict[str, Tensor]:
-    """The weights of a network of `from_bits` bits throughout as those that one of `to_bits` starts from."""
-    return {
-        key: inherited_step(tensor, from_bits, to_bits) if key.endswith(".step") else tensor
-        for key, tensor in state.items()
-    }
-
-
-class LsqQuantizer(nn.Module):
+class LsqQuantizer(Quantizer):
     """Learned-step quantizer of weights (`signed`) or activations.
 
-    `bits` and `enabled` (False: pass through unquantized) are run-time state. A step of exactly 0 means: not started.
-    `calibrate`, or the first call with gradients, starts it from the values at hand and the bits of that moment; until
-    then a call without gradients takes the step that these would give and keeps nothing. Processes that train together
-    must calibrate before, or each would start from its own images. `share` is that of a training step's images that are
-    in one pass: the gradient of an activation's step must not depend on how a batch is cut.
+    A step of exactly 0 means: not started. `calibrate`, or the first call with gradients, starts it from the values at
+    hand and the bits of that moment. Until then a call without gradients uses the step that these values would give and
+    keeps nothing. Processes that train together must calibrate first, or each would start from its own images.
     """
 
     def __init__(self, signed: bool, initial: Callable[..., Tensor] = initial_step) -> None:
-        super().__init__()
-        self.signed, self.initial = signed, initial
-        self.bits, self.enabled, self.share = 8, True, 1.0
+        super().__init__(signed)
+        self.initial = initial
         self.step = nn.Parameter(torch.zeros(1))
         self._started = False  # spares a GPU the wait for the step in every call
+        self._count = 0  # values that the step was calibrated on
 
-    def forward(self, v: Tensor) -> Tensor:
-        if not self.enabled:
-            return v
+    def quantize(self, v: Tensor) -> Tensor:
         step = self.step if self._started or v.is_meta else self._start(v)
-        return quantize_lsq(v, step, self.bits, signed=self.signed, share=self.share)
+        return quantize_lsq(v, step, self.bits, signed=self.signed, share=self.batch_share)
 
     def _start(self, v: Tensor) -> Tensor:
-        self._started = bool(self.step.item())
+        self._started = self.started
         if not self._started and not torch.is_grad_enabled():
             return self.initial(v, self.bits, signed=self.signed)
         if not self._started:
+            self.forget()
             self.calibrate(v)
         return self.step
 
+    @property
+    def started(self) -> bool:
+        return self._started or bool(self.step.item())
+
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
-        """Set the step from the values, by their mean magnitude unless `initial` is another rule."""
-        self.step.copy_(self.initial(v, self.bits, signed=self.signed))
+        """Set the step by the rule `initial`. Several calls give the mean of their steps, weighted by their values."""
+        step = self.initial(v, self.bits, signed=self.signed).to(self.step)
+        if self._count:
+            self.step.lerp_(step, v.numel() / (self._count + v.numel()))
+        else:
+            self.step.copy_(step)
+        self._count += v.numel()
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        self.step.zero_()
+        self._started, self._count = False, 0
+
+    @torch.no_grad()
+    def inherit(self, from_bits: int, to_bits: int) -> None:
+        """Double the step for each bit less."""
+        self.step.copy_(inherited_step(self.step, from_bits, to_bits))
+
+    @torch.no_grad()
+    def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As of every quantizer. A step that is not started is the one that the values `v` would give."""
+        if v is None and not self.started:
+            raise UserError(f"the step of {self.label} is not set: calibrate the network first, or give the values")
+        scale = _size(self.step if self.started else self.initial(v, self.bits, signed=self.signed))
+        return scale, torch.zeros_like(scale)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._started = False
+        self._started, self._count = False, 0
         super()._load_from_state_dict(*args, **kwargs)
-
-    def extra_repr(self) -> str:
-        return f"bits={self.bits}, signed={self.signed}"
 
 
 class _QuantizeLsq(torch.autograd.Function):
@@ -142,7 +144,7 @@ class _QuantizeLsq(torch.autograd.Function):
 
 
 def where_inside(values: Tensor, exact: Tensor, low: int, high: int, **out: Tensor) -> Tensor:
-    """The values where low < exact < high, else 0: many times faster than by a mask."""
+    """The values where low < exact < high, else 0. Many times faster than a mask."""
     kernel = torch.ops.aten.hardtanh_backward
     return kernel.grad_input(values, exact, low, high, **out) if out else kernel(values, exact, low, high)
 

@@ -1,48 +1,76 @@
-"""One quantizer for each number of bits, over one shared tensor: what a mixed-precision supernet needs."""
+"""A quantizer for each bit-width over one shared tensor: what a mixed-precision supernet needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from apq.errors import UserError
-from apq.space import FULL_PRECISION
+from elastic_nn.quantizers.base import Quantizer
 
 BITS = tuple(range(2, 9))
 
 
-class PerBits(nn.Module):
-    """A quantizer of each number of bits, made by one call; `bits` says which of them works, FULL_PRECISION: none.
+class PerBits(Quantizer):
+    """Holds a quantizer for each bit-width, all made by one call. `bits` chooses the one that works."""
 
-    `bits` and `enabled` (False: pass through unquantized) are run-time state.
-    """
+    def __init__(self, make: Callable[[], Quantizer], choices: Sequence[int] = BITS) -> None:
+        made = {str(bits): make() for bits in choices}
+        super().__init__(signed=made[str(choices[-1])].signed)
+        self.of_bits = nn.ModuleDict(made)
+        for bits, quantizer in made.items():
+            quantizer.bits = int(bits)
+        self.bits = choices[-1]
 
-    def __init__(self, make: Callable[[], nn.Module], choices: Sequence[int] = BITS) -> None:
-        super().__init__()
-        self.of_bits = nn.ModuleDict({str(bits): make() for bits in choices})
-        for bits, quantizer in zip(choices, self.of_bits.values(), strict=True):
-            quantizer.bits = bits
-        self.bits, self.enabled = choices[-1], True
-
-    def forward(self, v: Tensor) -> Tensor:
-        if not self.enabled or self.bits == FULL_PRECISION:
-            return v
+    @property
+    def active(self) -> Quantizer:
+        """The quantizer of the current bits."""
         if (key := str(self.bits)) not in self.of_bits:
             raise UserError(f"no quantizer of {self.bits} bits; there are {', '.join(self.of_bits)}")
-        return self.of_bits[key](v)
+        return self.of_bits[key]
+
+    def quantize(self, v: Tensor) -> Tensor:
+        return self.active(v)
+
+    def calibrate(self, v: Tensor) -> None:
+        """Calibrate the quantizers of all bits on these values."""
+        for quantizer in self.of_bits.values():
+            quantizer.calibrate(v)
+
+    def forget(self) -> None:
+        for quantizer in self.of_bits.values():
+            quantizer.forget()
+
+    def invalidate(self) -> None:
+        for quantizer in self.of_bits.values():
+            quantizer.invalidate()
+
+    def inherit(self, from_bits: int, to_bits: int) -> None:
+        """Nothing: each bit-width has learned its own range."""
 
     def restrict(self, choices: Collection[int]) -> None:
-        """Drop the quantizers of other numbers of bits."""
+        """Drop the quantizers of other bit-widths."""
         for bits in [key for key in self.of_bits if int(key) not in choices]:
             del self.of_bits[bits]
 
-    @torch.no_grad()
-    def calibrate(self, v: Tensor) -> None:
-        """Start the quantizers of all bits from these values."""
-        for quantizer in self.of_bits.values():
-            quantizer.calibrate(v)
+    def learned_parameters(self) -> list[nn.Parameter]:
+        return [parameter for quantizer in self.of_bits.values() for parameter in quantizer.learned_parameters()]
+
+    @property
+    def needs_statistics(self) -> bool:
+        return any(quantizer.needs_statistics for quantizer in self.of_bits.values())
+
+    @property
+    def started(self) -> bool:
+        return any(quantizer.started for quantizer in self.of_bits.values())
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        return self.active.code_range
+
+    def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.active.scale_and_zero_point(v)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"

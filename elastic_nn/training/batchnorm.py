@@ -1,4 +1,4 @@
-"""Recalibration: give a chosen subnet the statistics of its own activations, BatchNorm's and BatchQuant's."""
+"""Recalibration: give a chosen subnet the statistics of its own activations, for BatchNorm and for quantizers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
-from elastic_nn.modules.quant_layers import batch_quantizers
+from elastic_nn.modules.quant_layers import collecting, quantizers
 from elastic_nn.training.engine import to_device
 
 RECALIBRATION_BATCH = 64
@@ -17,10 +17,11 @@ RECALIBRATION_BATCH = 64
 
 @torch.no_grad()
 def recalibrate(net: nn.Module, loader: DataLoader, device: torch.device, n_images: int | None = None) -> None:
-    """Replace every running mean and variance by the average over a loader's first `n_images` or all of them, and so
-    the ranges of BatchQuant; in the pass each batch is normalised and quantized by its own.
+    """Replace every running mean and variance, and the ranges of quantizers that need statistics, by their averages
+    over a loader's first `n_images`, or over all.
 
-    Whole batches are taken, and each counts by its images: a short last one does not weigh as much as a full one.
+    Each batch of the pass is normalised and quantized by its own statistics. Whole batches are used, weighted by their
+    images.
     """
     norms = [module for module in net.modules() if isinstance(module, ElasticBatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -33,11 +34,11 @@ def recalibrate(net: nn.Module, loader: DataLoader, device: torch.device, n_imag
 
 @torch.no_grad()
 def collect_ranges(net: nn.Module, loader: DataLoader, device: torch.device, n_images: int | None = None) -> None:
-    """Replace the ranges of BatchQuant alone, in evaluation mode: what training has changed since they were collected.
+    """Replace the ranges of quantizers that need statistics, in evaluation mode: training has changed the activations.
 
     A network without such quantizers is not run.
     """
-    if batch_quantizers(net):
+    if any(quantizer.needs_statistics for quantizer in quantizers(net)):
         _pass(net, loader, device, n_images, [])
 
 
@@ -48,28 +49,17 @@ def _pass(
     n_images: int | None,
     norms: Sequence[ElasticBatchNorm2d],
 ) -> None:
-    """Run the network on the images, while it collects the ranges of its inputs and the statistics of `norms`.
-
-    Ranges that ran through training, as BatchNorm's do elsewhere, belong to no subnet and stay.
-    """
+    """Run the network on the images, and collect the statistics of its quantizers and of `norms`."""
     was_training, seen = net.training, 0
     net.train(bool(norms))
-    quantizers = batch_quantizers(net)
-    for quantizer in quantizers:
-        if quantizer.momentum is None or not quantizer.calibrated:
-            quantizer.forget()
-            quantizer.collecting = True
-        else:
-            quantizer.eval()
     try:
-        for images, _ in loader:
-            if n_images is not None and seen >= n_images:
-                break
-            seen += len(images)
-            for norm in norms:
-                norm.momentum = len(images) / seen  # new share of a cumulative average
-            net(to_device(images, device))
+        with collecting(net):
+            for images, _ in loader:
+                if n_images is not None and seen >= n_images:
+                    break
+                seen += len(images)
+                for norm in norms:
+                    norm.momentum = len(images) / seen  # the newest batch's weight in a cumulative average
+                net(to_device(images, device))
     finally:
-        for quantizer in quantizers:
-            quantizer.collecting = False
         net.train(was_training)

@@ -3,57 +3,68 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from elastic_nn.modules.quant_layers import quantized_layers, set_quantize
-from elastic_nn.quantizers import LsqQuantizer
-
-
-@contextlib.contextmanager
-def quantizers_off(net: nn.Module) -> Iterator[None]:
-    """Run in full precision for a while."""
-    set_quantize(net, False)
-    try:
-        yield
-    finally:
-        set_quantize(net, True)
+from elastic_nn.modules.quant_layers import QuantizedLayer, quantized_layers, quantizers, quantizers_off
+from elastic_nn.quantizers import Quantizer
 
 
 def steps_learned(net: nn.Module) -> bool:
-    """Whether the network has learned-step quantizers that were started: calibration must leave these alone."""
-    return any(isinstance(part, LsqQuantizer) and bool(part.step.item()) for part in net.modules())
+    """Whether the network has learned steps that are set. Calibration must leave these alone."""
+    return any(quantizer.started for quantizer in quantizers(net))
 
 
 def calibrate_ranges(net: nn.Module, images: Tensor) -> None:
     """Set the range of every quantizer of the active network from a batch of images: (N, C, H, W).
 
-    Each layer is calibrated when its inputs arrive, so that no more than one layer's are kept.
+    Each layer is calibrated when its inputs arrive, so that the inputs of one layer at most are in memory. A layer that
+    runs several times gets ranges for all of its inputs. Layers that do not run keep their ranges.
     """
+    seen: set[str] = set()
+
+    def calibrate(name: str, layer: QuantizedLayer, x: Tensor) -> None:
+        for quantizer, values in _operands(layer, x).values():
+            if name not in seen:
+                quantizer.forget()
+            quantizer.calibrate(values)
+        seen.add(name)
+
     with quantizers_off(net):
-        _observe(net, quantized_layers(net), images, lambda name, layer, x: _calibrate(layer, x))
+        _observe(net, quantized_layers(net), images, calibrate)
 
 
 def calibration_table(
     net: nn.Module, images: Tensor, choices: Iterable[int]
 ) -> dict[tuple[str, str, int], dict[str, Tensor]]:
-    """States that calibration gives each quantizer at each number of bits: (layer, "weight_quant" or "act_quant", bits)
-    -> state dict. The quantizers are left at the last of the choices."""
-    table = {}
+    """The states that calibration would give each quantizer at each bit-width; the network's own stay as they are.
 
-    def calibrate(name: str, layer: nn.Module, x: Tensor) -> None:
-        for bits in choices:
-            layer.weight_quant.bits = layer.act_quant.bits = bits
-            _calibrate(layer, x)
-            for kind in ("weight_quant", "act_quant"):
-                state = getattr(layer, kind).state_dict()
-                table[name, kind, bits] = {key: tensor.clone() for key, tensor in state.items()}
+    Returns (layer, "weight_quant" or "act_quant", bits) -> state dict, for the operands that are quantized.
+    """
+    table: dict[tuple[str, str, int], Quantizer] = {}
+    choices = tuple(choices)
+
+    def calibrate(name: str, layer: QuantizedLayer, x: Tensor) -> None:
+        for kind, (quantizer, values) in _operands(layer, x).items():
+            for bits in choices:
+                if (name, kind, bits) not in table:
+                    table[name, kind, bits] = _forgotten(quantizer, bits)
+                table[name, kind, bits].calibrate(values)
 
     with quantizers_off(net):
         _observe(net, quantized_layers(net), images, calibrate)
-    return table
+    return {key: quantizer.state_dict() for key, quantizer in table.items()}
+
+
+def _forgotten(quantizer: Quantizer, bits: int) -> Quantizer:
+    """A copy of a quantizer at these bits, without its range."""
+    own = copy.deepcopy(quantizer)
+    own.forget()
+    own.bits = bits
+    return own
 
 
 def signed_inputs(net: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, bool]:
@@ -67,6 +78,12 @@ def signed_inputs(net: nn.Module, names: Sequence[str], images: Tensor) -> dict[
     return signed
 
 
+def _operands(layer: QuantizedLayer, x: Tensor) -> dict[str, tuple[Quantizer, Tensor]]:
+    """The layer's quantizers, each with the values that it quantizes for inputs `x`."""
+    values = {"weight_quant": layer.active_weight(x.size(1)), "act_quant": x}
+    return {kind: (quantizer, values[kind]) for kind, quantizer in layer.operands().items()}
+
+
 @torch.no_grad()
 def _observe(
     net: nn.Module, layers: Mapping[str, nn.Module], images: Tensor, look: Callable[[str, nn.Module, Tensor], None]
@@ -74,16 +91,9 @@ def _observe(
     """Run the network in evaluation mode and show each layer its inputs as they arrive."""
     modes = [(module, module.training) for module in net.modules()]
     with contextlib.ExitStack() as afterwards:
+        for module, training in modes:
+            afterwards.callback(setattr, module, "training", training)
         for name, layer in layers.items():
             hook = layer.register_forward_pre_hook(lambda layer, args, name=name: look(name, layer, args[0]))
             afterwards.callback(hook.remove)
         net.eval()(images)
-    for module, training in modes:
-        module.training = training
-
-
-def _calibrate(layer: nn.Module, x: Tensor) -> None:
-    if not isinstance(layer.weight_quant, nn.Identity):
-        layer.weight_quant.calibrate(layer.active_weight(x.size(1)))
-    if not isinstance(layer.act_quant, nn.Identity):
-        layer.act_quant.calibrate(x)

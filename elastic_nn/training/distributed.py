@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from apq.errors import UserError
 from dataset.splits import ALONE
-from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
-from elastic_nn.quantizers import BatchQuantizer
 
 
 @contextlib.contextmanager
@@ -57,17 +55,3 @@ def sum_over(values: Tensor, share: tuple[int, int]) -> Tensor:
     if share[1] > 1:
         dist.all_reduce(values)
     return values
-
-
-@contextlib.contextmanager
-def shared_statistics(net: nn.Module, share: tuple[int, int]) -> Iterator[None]:
-    """Let BatchNorm normalise, and BatchQuant quantize, by the statistics of all processes' images, as one process with
-    them all would."""
-    parts = [module for module in net.modules() if isinstance(module, (ElasticBatchNorm2d, BatchQuantizer))]
-    for part in parts:
-        part.synchronised = share[1] > 1
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.synchronised = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,11 @@ from torch.utils.data import DataLoader
 
 from apq.errors import UserError
 from dataset.splits import ALONE
-from elastic_nn.modules.quant_layers import quantized_layers
-from elastic_nn.quantizers import LsqQuantizer
-from elastic_nn.training.distributed import shared_statistics, sum_over
+from elastic_nn.modules.quant_layers import learned_parameters, part_of_batch, shared_batch
+from elastic_nn.training.distributed import sum_over
 from elastic_nn.training.recipe import TrainConfig
 
 EVALUATION_BATCH = 256
-LEARNED_RANGES = (".range", ".step", ".scale", ".offset")  # how the names of quantizers' parameters end
 
 
 class DivergedError(UserError):
@@ -59,8 +56,9 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     round, are clipped apart: together with the weights' they would eat up the norm that clipping leaves.
     """
     groups: dict[str, list[nn.Parameter]] = {"decayed": [], "free": [], "ranges": []}
+    ranges = {id(parameter) for parameter in learned_parameters(net)}
     for name, parameter in net.named_parameters():
-        if name.endswith(LEARNED_RANGES):
+        if id(parameter) in ranges:
             groups["ranges"].append(parameter)
         else:
             groups["free" if parameter.ndim < 2 or "kernel_transforms" in name else "decayed"].append(parameter)
@@ -152,8 +150,6 @@ def train_one_epoch(
     """
     net.train()
     share = execution.share
-    inputs = (layer.act_quant.modules() for layer in quantized_layers(net).values())
-    learned = [part for part in itertools.chain(*inputs) if isinstance(part, LsqQuantizer)]
     groups = {group["name"]: group["params"] for group in optimizer.param_groups}
     total, seen = torch.zeros((), dtype=torch.float64, device=device), 0  # on the device: no step waits for it
 
@@ -165,7 +161,7 @@ def train_one_epoch(
         total.add_(loss.detach() * len(labels))
         return loss
 
-    with shared_statistics(net, share):
+    with shared_batch(net, share[1]):
         # Every process runs all subnets of a step in one pass; alone, one after the other needs less memory.
         parallel = _parallel(net) if share[1] > 1 else None
         for step, (images, labels) in enumerate(loader):
@@ -180,8 +176,6 @@ def train_one_epoch(
             parts = list(zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True))
             for i, (x, y) in enumerate(parts):
                 weight = len(y) * share[1] / n_all  # DistributedDataParallel averages over processes
-                for quantizer in learned:
-                    quantizer.share = len(y) / n_all
                 with execution.autocast(device):
                     taught = None
                     if teacher is not None:
@@ -190,13 +184,13 @@ def train_one_epoch(
                 if parallel is None:
                     for activate in subnets:
                         activate()
-                        with execution.autocast(device):
+                        with execution.autocast(device), part_of_batch(net, len(y) / n_all):
                             logits = net(x)
                         (loss_of(logits, y, taught) * weight).backward()
                         seen += len(y)
                     continue
                 with contextlib.nullcontext() if i + 1 == len(parts) else parallel.no_sync():
-                    with execution.autocast(device):
+                    with execution.autocast(device), part_of_batch(net, len(y) / n_all):
                         outputs = parallel(x, subnets)
                     (sum(loss_of(logits, y, taught) for logits in outputs) * weight).backward()
                     seen += len(y) * len(outputs)
@@ -204,8 +198,6 @@ def train_one_epoch(
             nn.utils.clip_grad_norm_(groups["ranges"], config.clip_norm)
             optimizer.step()
             after_step()
-    for quantizer in learned:
-        quantizer.share = 1.0
     sums = sum_over(torch.stack([total, torch.tensor(float(seen), dtype=torch.float64, device=device)]), share)
     if sums[1] == 0:
         raise UserError("nothing to train on: the split has fewer than two images for each process")

@@ -1,4 +1,4 @@
-"""What a supernet's training starts from: nothing, a float supernet, or one of more bits (OQA, arXiv 2010.04354)."""
+"""The start of a supernet's training: nothing, a float supernet, or one of more bits (OQA, arXiv 2010.04354)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from apq.errors import UserError
 from apq.genes import largest_subnet
 from apq.space import SearchSpace
 from dataset.splits import Splits, make_loader
+from elastic_nn.modules.quant_layers import quantizers
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import build_supernet
-from elastic_nn.quantizers import FLOAT, LSQ, MIXED, LsqQuantizer, QuantScheme
-from elastic_nn.quantizers.lsq import inherited_state
+from elastic_nn.quantizers import FLOAT, QuantScheme
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.finetune import calibrate
 from elastic_nn.training.recipe import Recipe
@@ -23,23 +23,22 @@ def check_recipe(recipe: Recipe, scheme: QuantScheme, *, from_nothing: bool) -> 
     """UserError unless the recipe can train a supernet with these quantizers."""
     if from_nothing and recipe.phases[0].sandwich:
         raise UserError(f"recipe {recipe.name} trains all sizes at once from the start: give a supernet to start from")
-    mixed = scheme.name in MIXED
-    if not mixed and any(phase.float_share for phase in recipe.phases):
+    if not scheme.mixed_precision and any(phase.float_share for phase in recipe.phases):
         raise UserError(f"recipe {recipe.name} mixes full precision with bits: {scheme.name} quantizers cannot")
-    if mixed and not any("bits" in phase.elastic for phase in recipe.phases):
-        raise UserError(f"recipe {recipe.name} never varies the bits, which a supernet of mixed precision must learn")
+    if scheme.mixed_precision and not any("bits" in phase.elastic for phase in recipe.phases):
+        raise UserError(f"recipe {recipe.name} never varies the bits, as a supernet of mixed precision must learn to")
 
 
 def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, scheme: QuantScheme) -> None:
     """UserError unless a supernet of this space and these quantizers can be trained, from `start` where it is given."""
     bits = bits_throughout(space)
-    if scheme not in (FLOAT, LSQ, *MIXED.values()):
+    if not scheme.trains_supernets:
         raise UserError(
             f"supernets are not trained with {scheme.name} quantizers, but with float, lsq or mixed-precision ones"
         )
-    if scheme == LSQ and bits is None:
+    if scheme.learned_steps and bits is None:
         raise UserError(f"a supernet with learned steps has one number of bits throughout; space {space.name} has more")
-    if scheme.name in MIXED and (start is None or start.scheme != FLOAT):
+    if scheme.mixed_precision and (start is None or start.scheme != FLOAT):
         raise UserError(
             f"a supernet of mixed precision ({scheme.name}) starts from a float one, which teaches it: train that with "
             "--quantizer float, then name it by --start_from"
@@ -56,7 +55,7 @@ def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, schem
         raise UserError(
             f"the supernet to start from has {start.space.fixed_bits} bits: {bits} cannot inherit from fewer"
         )
-    if any(isinstance(part, LsqQuantizer) and part.step.item() == 0 for part in start.modules()):
+    if not all(quantizer.started for quantizer in quantizers(start)):
         raise UserError("the supernet to start from has steps that were never trained")
 
 
@@ -70,15 +69,16 @@ def first_supernet(
 ) -> DynamicProxylessNASNets:
     """The supernet before its first step, the same in every process.
 
-    From a float supernet come the weights, from one of more bits also the steps, doubled for every bit that goes. Steps
-    that do not come from there start from the largest subnet, which has all layers. BatchNorm is recalibrated at the
-    new bits.
+    A float supernet hands down its weights, one of more bits also its steps, doubled for each bit less. Other steps
+    start from the largest subnet, which runs all layers. BatchNorm is recalibrated at the new bits.
     """
     net = build_supernet(space, scheme)
     if start is not None and start.scheme == FLOAT != scheme:
         net.load_float_weights(start.state_dict())
     elif start is not None:
-        net.load_state_dict(inherited_state(start.state_dict(), start.space.fixed_bits, space.fixed_bits))
+        net.load_state_dict(start.state_dict())
+        for quantizer in quantizers(net):
+            quantizer.inherit(start.space.fixed_bits, space.fixed_bits)
     net.to(device)
     if scheme != FLOAT:
         calibrate(net, splits, space.resolutions[-1], n_images, device)
@@ -92,7 +92,7 @@ def frozen_largest(net: DynamicProxylessNASNets, device: torch.device) -> nn.Mod
 
 
 def first_teacher(start: DynamicProxylessNASNets, splits: Splits, n_images: int, device: torch.device) -> nn.Module:
-    """The frozen largest subnet of a trained supernet, with statistics of its own, of all sizes of images."""
+    """The frozen largest subnet of a trained supernet, with statistics of its own over images of all resolutions."""
     teacher = frozen_largest(start, device)
     batches = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=start.space.resolutions)
     recalibrate(teacher, batches, device, n_images)

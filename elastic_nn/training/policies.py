@@ -1,4 +1,4 @@
-"""Quantized networks of given policies: how well one does after a short finetune, and one made ready for a long one.
+"""Networks quantized by a policy: their accuracy after a short finetune, and preparation for a long one.
 
 HAQ (Wang et al., CVPR 2019) scores each policy of a search by a short finetune from the same trained network.
 """
@@ -15,7 +15,7 @@ from apq.policy import QUANTIZERS, Policy
 from dataset.splits import Splits, make_loader
 from elastic_nn.modules.quant_layers import quantized_layers
 from elastic_nn.networks.quantize_model import quantize_model, set_policy
-from elastic_nn.quantizers import SCHEMES, KMeansWeightQuantizer
+from elastic_nn.quantizers import scheme_named
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.calibration import calibrate_ranges, calibration_table, signed_inputs
 from elastic_nn.training.engine import (
@@ -29,8 +29,6 @@ from elastic_nn.training.engine import (
 from elastic_nn.training.finetune import CALIBRATION_IMAGES, train_epochs
 from elastic_nn.training.recipe import TrainConfig
 
-SEARCH_ITERATIONS = 3  # of k-means while policies are compared, as in HAQ
-
 
 def calibration_images(splits: Splits, side: int, device: torch.device) -> Tensor:
     """The images that ranges are chosen on: (N, C, side, side)."""
@@ -41,12 +39,14 @@ def calibration_images(splits: Splits, side: int, device: torch.device) -> Tenso
 def quantized_model(
     net: nn.Module, policy: Policy, splits: Splits, side: int, n_images: int, device: torch.device
 ) -> dict[str, bool]:
-    """Quantize a trained float network in place, ready to finetune: ranges or clusters chosen, BatchNorm recalibrated
-    at its bits on `n_images`. Returns which layers have inputs of both signs."""
+    """Quantize a trained float network in place, ready to finetune, and return which layers have inputs of both signs.
+
+    Ranges or clusters are chosen; BatchNorm is recalibrated at the policy's bits on `n_images`.
+    """
     net.to(device)
     images = calibration_images(splits, side, device)
     signed = signed_inputs(net, policy.names, images)
-    quantize_model(net, policy.names, SCHEMES[policy.quantizer], signed)
+    quantize_model(net, policy.names, scheme_named(policy.quantizer), signed)
     set_policy(net, policy)
     calibrate_ranges(net, images)
     recalibrate(net, make_loader(splits.calibration, RECALIBRATION_BATCH, sides=(side,)), device, n_images)
@@ -56,10 +56,10 @@ def quantized_model(
 class PolicyScorer:
     """Validation top-1 of policies of one trained network, each after the same short finetune from its float weights.
 
-    `config` says how to finetune, on `train_images` drawn anew; `val_images` are the validation images looked at.
-    The network is quantized in place. Ranges and clusters of every number of bits are chosen once, beforehand. Every
-    policy sees the same batches, so equal policies score equal and others differ by their bits alone. `original` is the
-    float network's own top-1 on these images.
+    `config` says how to finetune, on `train_images` drawn anew; top-1 is measured on `val_images` validation images.
+    The network is quantized in place. Ranges and clusters of every bit-width are chosen once, beforehand. Every policy
+    sees the same batches, so equal policies have equal scores and others differ by their bits alone. `original` is the
+    float network's top-1 on the same images.
     """
 
     def __init__(
@@ -85,10 +85,7 @@ class PolicyScorer:
         images = calibration_images(splits, side, device)
         signed = signed_inputs(net, names, images)
         self._float = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-        quantize_model(net, names, SCHEMES[quantizer], signed)
-        for layer in quantized_layers(net).values():
-            if isinstance(layer.weight_quant, KMeansWeightQuantizer):
-                layer.weight_quant.max_iter = SEARCH_ITERATIONS
+        quantize_model(net, names, scheme_named(quantizer).quick(), signed)
         fewest, most = QUANTIZERS[quantizer]
         self._calibrated = calibration_table(net, images, range(fewest, most + 1))
 
@@ -99,10 +96,8 @@ class PolicyScorer:
                 tensor.copy_(self._float[key])
         set_policy(self.net, policy)
         for name, layer in quantized_layers(self.net).items():
-            for kind in ("weight_quant", "act_quant"):
-                quantizer = getattr(layer, kind)
-                if not isinstance(quantizer, nn.Identity):
-                    quantizer.load_state_dict(self._calibrated[name, kind, quantizer.bits])
+            for kind, quantizer in layer.operands().items():
+                quantizer.load_state_dict(self._calibrated[name, kind, quantizer.bits])
         try:
             train_epochs(
                 self.net,

@@ -26,7 +26,7 @@ from apq.genes import cardinalities, genes_of, largest_subnet, legalise, sample,
 from apq.space import FULL_PRECISION, SearchSpace, space_to_dict
 from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
-from elastic_nn.modules.quant_layers import per_bits_quantizers
+from elastic_nn.modules.quant_layers import quantizers
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.quantizers import FLOAT, QuantScheme
 from elastic_nn.training.averaging import averaged
@@ -216,7 +216,7 @@ def draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Gene
     if not phase.float_share:
         return [partial(net.activate, subnet) for subnet in (*always, *drawn)]
     shares = [1.0, 0.0][: len(always)] + [phase.float_share] * n_random
-    n_operands = len(per_bits_quantizers(net))
+    n_operands = len(quantizers(net))
     return [
         partial(activate_partly_float, net, subnet, rng.random(n_operands) < share)
         for subnet, share in zip((*always, *drawn), shares, strict=True)
@@ -226,7 +226,7 @@ def draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Gene
 def activate_partly_float(net: DynamicProxylessNASNets, subnet: Subnet, stays_float: np.ndarray) -> None:
     """Run as this subnet, but for operands `(operands,)` in full precision, until the next is activated."""
     net.activate(subnet)
-    for operand, stays in zip(per_bits_quantizers(net), stays_float, strict=True):
+    for operand, stays in zip(quantizers(net), stays_float, strict=True):
         if stays:
             operand.bits = FULL_PRECISION
 

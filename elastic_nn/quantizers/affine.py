@@ -1,0 +1,113 @@
+"""Affine fake quantization: a range as step and zero point, a learned gain and offset, straight-through gradients."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from elastic_nn.quantizers.functional import code_range, dot, pieces
+from elastic_nn.quantizers.lsq import where_inside
+
+SMALLEST_STEP = torch.finfo(torch.float32).eps
+
+
+def affine_of_range(low: Tensor, high: Tensor, bits: int, *, signed: bool) -> tuple[Tensor, Tensor]:
+    """Step and zero point, float64 in the shape of `low`, with which the codes of `bits` bits cover the range and 0.
+
+    0 has a code of its own, so that the zeros of padding and ReLU are exact. An empty range has step 1, zero point 0.
+
+    >>> step, zero = affine_of_range(torch.tensor(-1.25), torch.tensor(2.5), 2, signed=True)
+    >>> step.item(), zero.item()
+    (1.25, -1.0)
+    """
+    first, last = code_range(bits, signed=signed)
+    low, high = low.double().clamp_max(0), high.double().clamp_min(0)
+    step = ((high - low) / (last - first)).clamp_min(SMALLEST_STEP)
+    zero_point = (first - torch.round(low / step)).clamp(first, last)
+    empty = low == high
+    return torch.where(empty, 1.0, step), torch.where(empty, 0.0, zero_point)
+
+
+def gain_of_scale(scale: Tensor) -> Tensor:
+    """The factor by which a learned scale multiplies the codes: log2(1 + 2^scale), which is 1 for 0.
+
+    >>> [round(gain_of_scale(torch.tensor(scale)).item(), 3) for scale in (0.0, 1.0, -1.0)]
+    [1.0, 1.585, 0.585]
+    """
+    return nn.functional.softplus(scale, beta=math.log(2))
+
+
+def quantize_affine(
+    x: Tensor,
+    step: Tensor,
+    zero_point: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    bits: int,
+    *,
+    signed: bool,
+    gradient_factor: float = 1.0,
+) -> Tensor:
+    """`x` rounded to the codes of `bits` bits, round(clip(x gain / step + zero_point + offset)), and back.
+
+    Gradient of x: 1 strictly inside the range of the codes, else 0. So the zeros of a ReLU pass none where their code
+    is the lowest. Gain and offset learn too, with their gradients multiplied by `gradient_factor`; step and zero point
+    are constants.
+    """
+    first, last = code_range(bits, signed=signed)
+    dtype = torch.promote_types(x.dtype, gain.dtype)  # codes of half precision would be rounded twice
+    affine = (step.to(dtype), zero_point.to(dtype), gain, offset)
+    return _QuantizeAffine.apply(x, *affine, first, last, gradient_factor)
+
+
+class _QuantizeAffine(torch.autograd.Function):
+    """Written out because autograd would keep six full-size tensors for what needs one."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        step: Tensor,
+        zero_point: Tensor,
+        gain: Tensor,
+        offset: Tensor,
+        first: int,
+        last: int,
+        gradient_factor: float,
+    ) -> Tensor:
+        ctx.save_for_backward(x, step, zero_point, gain, offset)
+        ctx.codes, ctx.factor = (first, last), gradient_factor
+        codes = _exact_codes(x, step, zero_point, gain, offset).clamp_(first, last).round_()
+        return _values(codes, step, zero_point, gain, offset).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *affine = ctx.saved_tensors
+        step, _, gain, offset = affine
+        first, last = ctx.codes
+        out, for_gain, clipped = torch.empty_like(x), 0.0, 0.0
+        for x_, grad_, out_ in pieces(x, grad, out):
+            exact = _exact_codes(x_, *affine)
+            grad_ = grad_.to(exact.dtype)
+            passed = where_inside(grad_, exact, first, last)
+            out_.copy_(passed)
+            quantized = _values(exact.clamp_(first, last).round_(), *affine)
+            for_gain = for_gain + dot(passed, x_.to(passed.dtype)) - dot(grad_, quantized)
+            clipped = clipped + grad_.sum() - passed.sum()
+        if not any(ctx.needs_input_grad[3:5]):
+            return out, None, None, None, None, None, None, None
+        for_gain, for_offset = ctx.factor * for_gain / gain, -ctx.factor * clipped * step / gain
+        return out, None, None, for_gain.view_as(gain), for_offset.view_as(offset), None, None, None
+
+
+def _exact_codes(x: Tensor, step: Tensor, zero_point: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    # One operation after the other, as published: codes that lie on an edge between two then round the same way.
+    return (x * gain).div_(step).add_(zero_point).add_(offset)
+
+
+def _values(codes: Tensor, step: Tensor, zero_point: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    """In place."""
+    return codes.sub_(zero_point).sub_(offset).mul_(step).div_(gain)

@@ -1,0 +1,86 @@
+"""Estimates of the range of activations, from the batch at hand.
+
+An estimator returns lowest and highest values of any shape; a quantizer averages them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from elastic_nn.quantizers.affine import affine_of_range, quantize_affine
+
+Rows = Callable[[Tensor], Tensor]  # (n, C) rows of this process's images -> (N, C) of all processes'
+RangeEstimator = Callable[[Tensor, int, Rows], tuple[Tensor, Tensor]]  # activations, bits -> lowest, highest values
+
+GROUP = 64  # images whose extremes are taken together, whatever the batch: the published code has 64 on each GPU
+SAMPLE, TRIED = 1 << 16, 1 << 13  # activations that a percentile, and an error, are estimated on
+STRIDE = 1_000_003  # between these activations: a prime
+PERCENT = 99.9  # of the activations that the percentile estimator keeps, on each side
+SHRUNK = tuple(i / 20 for i in range(20, 0, -1))  # parts of the full range that the least-error estimator tries
+
+
+def own_rows(rows: Tensor) -> Tensor:
+    """The rows of a process that shares its batch with no other."""
+    return rows
+
+
+def rows_of_all(rows: Tensor) -> Tensor:
+    """(N, C) rows of all processes, in the order of the batch that they share.
+
+    `rows`, (n, C), are this process's own: of `world` processes, process r has the rows r, r + world, r + 2 world, ...
+    """
+    world, counts = dist.get_world_size(), torch.tensor([len(rows)], device=rows.device)
+    dist.all_reduce(total := counts.clone())
+    most = -(-int(total) // world)
+    padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])  # processes may differ by one row
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, dim=1).flatten(0, 1)[: int(total)]
+
+
+def channel_range(x: Tensor, bits: int, of_all: Rows = own_rows) -> tuple[Tensor, Tensor]:
+    """Each channel's lowest and highest value in every group of about 64 images, both (groups, C). `x` is (N, C, ...).
+
+    Extremes grow with the number of images; groups make those of training and of calibration comparable. They are
+    groups of the whole batch, however many processes share it.
+
+    >>> [edge.tolist() for edge in channel_range(torch.tensor([[-1.0, 2.0], [3.0, -4.0]]), 4)]
+    [[[-1.0, -4.0]], [[3.0, 2.0]]]
+    """
+    low, high = (of_all(edge) for edge in x.flatten(2).aminmax(dim=2)) if x.ndim > 2 else (of_all(x), of_all(x))
+    groups = max(1, round(len(low) / GROUP))
+    return (
+        torch.stack([part.amin(dim=0) for part in low.tensor_split(groups)]),
+        torch.stack([part.amax(dim=0) for part in high.tensor_split(groups)]),
+    )
+
+
+def percentile_range(x: Tensor, bits: int, of_all: Rows = own_rows) -> tuple[Tensor, Tensor]:
+    """The range without the outermost 0.1 % of the values on each side."""
+    kept = torch.tensor([1 - PERCENT / 100, PERCENT / 100], device=x.device)
+    low, high = _thinned(x, SAMPLE).float().quantile(kept)
+    return low, high
+
+
+def least_error_range(x: Tensor, bits: int, of_all: Rows = own_rows) -> tuple[Tensor, Tensor]:
+    """The part of the full range, in steps of 5 %, with the least squared error of rounding and clipping."""
+    values = _thinned(x, TRIED).float()
+    low, high = (edge * torch.tensor(SHRUNK, device=x.device)[:, None] for edge in values.aminmax())  # (candidates, 1)
+    step, zero_point = affine_of_range(low, high, bits, signed=False)
+    one, zero = torch.ones_like(low), torch.zeros_like(low)
+    quantized = quantize_affine(values.expand(len(SHRUNK), -1), step, zero_point, one, zero, bits, signed=False)
+    best = (quantized - values).square().mean(dim=1).argmin()
+    return low[best, 0], high[best, 0]
+
+
+def _thinned(x: Tensor, n: int) -> Tensor:
+    """At most `n` values of a tensor, evenly spread over its images, channels and positions."""
+    flat = x.detach().flatten()
+    if flat.numel() <= n:
+        return flat
+    # A prime stride, unlike a round one, is no multiple of a row or a map.
+    return flat[torch.arange(n, device=x.device) * STRIDE % flat.numel()]

@@ -1,0 +1,138 @@
+"""A quantizer from outside, by public calls alone: trained in mixed precision, calibrated, saved, used by policies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from apq.errors import UserError
+from apq.genes import smallest_subnet
+from apq.model import named_model
+from apq.policy import QUANTIZERS, layer_names, policy_from_strategy
+from apq.presets import DIGITS
+from dataset.splits import make_loader
+from elastic_nn.modules.quant_layers import quantized_layers, quantizers
+from elastic_nn.networks import DynamicProxylessNASNets
+from elastic_nn.networks.named_models import build_model
+from elastic_nn.networks.policy_file import load_policy_model, save_policy_model
+from elastic_nn.networks.subnet_file import load_subnet, save_subnet
+from elastic_nn.networks.supernet_file import load_quantized_supernet, save_supernet
+from elastic_nn.quantizers import LINEAR, SCHEMES, Quantizer, QuantScheme
+from elastic_nn.training.engine import TrainConfig, make_optimizer, train_one_epoch
+from elastic_nn.training.finetune import quantized_subnet
+from elastic_nn.training.inheritance import check_recipe, check_start, first_supernet
+from elastic_nn.training.policies import PolicyScorer, quantized_model
+from elastic_nn.training.progressive_shrinking import draw_subnets
+from elastic_nn.training.recipes import RECIPES
+from lut.traced import traced_layers
+
+CPU = torch.device("cpu")
+
+
+class LearnedClip(Quantizer):
+    """Uniform codes up to a learned clip that all bit-widths share; a clip of 0 is not set."""
+
+    def __init__(self, signed=True):
+        super().__init__(signed)
+        self.clip = nn.Parameter(torch.zeros(1))
+
+    def quantize(self, v):
+        scale, (low, high) = self._scale(), self.code_range
+        exact = (v / scale).clamp(low, high)
+        return (exact + (exact.round() - exact).detach()) * scale
+
+    def _scale(self):
+        return self.clip.clamp_min(1e-4) / self.code_range[1]
+
+    @torch.no_grad()
+    def calibrate(self, v):
+        self.clip.clamp_(min=v.abs().max())
+
+    @torch.no_grad()
+    def forget(self):
+        self.clip.zero_()
+
+    @property
+    def started(self):
+        return bool(self.clip > 0)
+
+    @torch.no_grad()
+    def scale_and_zero_point(self, v=None):
+        return self._scale(), torch.zeros(1)
+
+
+@pytest.fixture
+def scheme(monkeypatch):
+    made = QuantScheme("learned-clip", weight=LearnedClip, activation=LearnedClip, mixed_precision=True)
+    monkeypatch.setitem(SCHEMES, made.name, made)
+    monkeypatch.setitem(QUANTIZERS, made.name, (2, 8))
+    return made
+
+
+def test_a_supernet_is_trained_and_its_subnets_are_kept(scheme, few, tmp_path):
+    torch.manual_seed(0)
+    start, recipe = DynamicProxylessNASNets(space=DIGITS), RECIPES["tiny-qfa"]
+    check_start(start, DIGITS, scheme)
+    check_recipe(recipe, scheme, from_nothing=False)
+    net = first_supernet(DIGITS, scheme, start, few, 64, CPU)
+    assert all(quantizer.started for quantizer in quantizers(net))
+    phase, rng = recipe.phases[0], np.random.default_rng(0)
+    optimizer = make_optimizer(net, phase.train)
+    ranges = {group["name"]: group["params"] for group in optimizer.param_groups}["ranges"]
+    assert {id(p) for p in ranges} == {id(p) for name, p in net.named_parameters() if name.endswith(".clip")}
+    before = [clip.item() for clip in ranges]
+    train_one_epoch(
+        net,
+        make_loader(few.train, 64),
+        optimizer,
+        TrainConfig(epochs=1, lr=0.05),
+        0,
+        device=CPU,
+        choose=lambda: draw_subnets(net, phase, rng),
+    )
+    assert [clip.item() for clip in ranges] != before
+    save_supernet(tmp_path / "s.pt", net, recipe.name, {})
+    again, _ = load_quantized_supernet(tmp_path / "s.pt", DIGITS)
+    assert again.scheme == scheme
+
+    learned = net.blocks[0].depthwise.conv.act_quant.clip.item()
+    subnet = smallest_subnet(DIGITS)
+    alone = quantized_subnet(net, subnet, few, 64, CPU).eval()
+    assert alone.blocks[0].depthwise.conv.act_quant.clip.item() == learned  # what is learned is not calibrated anew
+    save_subnet(tmp_path / "n.pt", DIGITS, subnet, alone.state_dict(), scheme=scheme)
+    loaded, _, found = load_subnet(tmp_path / "n.pt")
+    assert found == subnet
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(few.val.images), alone(few.val.images))
+    layer = loaded.classifier
+    scale, zero_point = layer.act_quant.scale_and_zero_point()
+    values = layer.act_quant(torch.linspace(-1, 3, 50))
+    torch.testing.assert_close(values, ((values / scale + zero_point).round() - zero_point) * scale)
+
+
+def test_a_policy_uses_it_by_name(scheme, few, tmp_path):
+    spec = named_model("mobilenet_v1_small", "digits")
+    net = build_model(spec)
+    layers = traced_layers(net, 32, in_channels=1)
+    names = layer_names(layers)
+    policy = policy_from_strategy(scheme.name, layers, [[8, -1], *([4, 3] for _ in names[1:])])
+    config = TrainConfig(epochs=1, lr=0.01, batch_size=32)
+    settings = {"side": 32, "train_images": 64, "val_images": 50, "seed": 0, "device": CPU}
+    scorer = PolicyScorer(build_model(spec), names, scheme.name, few, config, **settings)
+    assert scorer.top1(policy) == scorer.top1(policy)
+    signed = quantized_model(net, policy, few, 32, 64, CPU)
+    assert all(isinstance(layer.weight_quant, LearnedClip) for layer in quantized_layers(net).values())
+    save_policy_model(tmp_path / "p.pt", spec, policy, layers, signed, net.state_dict())
+    loaded = load_policy_model(tmp_path / "p.pt")[0]
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(few.val.images), net.eval()(few.val.images))
+
+
+def test_the_facts_of_a_scheme_decide_what_it_trains():
+    added = QuantScheme("added", weight=LearnedClip)
+    with pytest.raises(UserError, match="not trained with added"):
+        check_start(None, DIGITS, added)
+    assert not added.trains_supernets
+    assert not LINEAR.trains_supernets

@@ -1,0 +1,239 @@
+"""What all quantizers have in common: codes and scales, calibration that adds up, switches that are restored."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from apq.errors import UserError
+from apq.policy import QUANTIZERS, SUPERNET_QUANTIZERS
+from apq.space import FULL_PRECISION
+from elastic_nn.modules.quant_layers import (
+    QuantLinear,
+    collecting,
+    learned_parameters,
+    part_of_batch,
+    quantizers,
+    quantizers_off,
+    shared_batch,
+)
+from elastic_nn.networks.quantize_model import quantize_model
+from elastic_nn.quantizers import (
+    BATCHQUANT,
+    FLOAT,
+    KMEANS,
+    LINEAR,
+    LSQ,
+    SCHEMES,
+    BatchQuantizer,
+    KMeansWeightQuantizer,
+    LinearActivationQuantizer,
+    LinearWeightQuantizer,
+    LsqQuantizer,
+    NoQuantizer,
+    PerBits,
+)
+from elastic_nn.quantizers.lsq import initial_step
+from elastic_nn.training.calibration import calibrate_ranges, calibration_table
+
+AFFINE = {
+    "linear activation": LinearActivationQuantizer,
+    "linear weight": lambda signed: LinearWeightQuantizer(),
+    "lsq": LsqQuantizer,
+    "batchquant": BatchQuantizer,
+    "per bits": lambda signed: PerBits(lambda: LsqQuantizer(signed), choices=range(1, 9)),
+}
+
+
+def drawn(seed, signed, scale=1.0):
+    x = scale * torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return x if signed else x.relu()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(AFFINE)), st.integers(2, 8), st.booleans(), st.floats(0.1, 3), st.integers(0, 1000))
+def test_codes_and_scale_rebuild_what_is_quantized(name, bits, signed, scale, seed):
+    quantizer = AFFINE[name](signed).eval()
+    quantizer.bits = bits
+    x = drawn(seed, signed, scale)
+    quantizer.calibrate(drawn(seed + 1, signed, scale))
+    with torch.no_grad():
+        for part in quantizer.modules():
+            if isinstance(part, BatchQuantizer):
+                part.scale.fill_(0.3)
+                part.offset.fill_(-0.4)
+            if isinstance(part, LsqQuantizer):
+                part.step.mul_(-1 if seed % 2 else 1)  # only its magnitude counts
+        y = quantizer(x)
+    step, zero_point = quantizer.scale_and_zero_point(x)
+    low, high = quantizer.code_range
+    codes = y / step + zero_point
+    whole = codes.round()
+    torch.testing.assert_close(codes, whole, atol=1e-3, rtol=0)
+    assert low <= whole.min() <= whole.max() <= high
+    torch.testing.assert_close(step * (whole - zero_point), y, atol=1e-5 * scale, rtol=1e-5)
+    # And from x itself: its codes are the nearest ones in the range.
+    nearest = (x / step + zero_point).clamp(low, high).round()
+    rebuilt = step * (nearest - zero_point)
+    assert (rebuilt - y).abs().max() <= step * 1.001  # a value on an edge between two codes may round the other way
+    assert ((rebuilt - y).abs() > 1e-4 * step).float().mean() < 0.02
+
+
+def test_a_single_signed_bit_is_a_sign():
+    quantizer = LsqQuantizer(signed=True)
+    quantizer.bits = 1
+    w = torch.tensor([-3.0, -0.1, 0.0, 0.2, 5.0])
+    quantizer.calibrate(w)
+    step, zero_point = quantizer.scale_and_zero_point()
+    assert quantizer.code_range == (-1, 1)
+    assert torch.equal(quantizer(w), step * (torch.tensor([-1.0, -1, 0, 1, 1]) - zero_point))
+
+
+def test_ranges_that_follow_the_values_need_them():
+    w = torch.tensor([1.0, -2.54])
+    linear = LinearWeightQuantizer()
+    with pytest.raises(UserError, match="follows its weights"):
+        linear.scale_and_zero_point()
+    assert linear.scale_and_zero_point(w)[0].item() == pytest.approx(2.54 / 127)
+    linear.bits = 4
+    linear.calibrate(w)
+    assert linear.scale_and_zero_point()[0].item() == pytest.approx(linear.range.item() / 7)
+    with pytest.raises(UserError, match="not set"):
+        LsqQuantizer(signed=True).scale_and_zero_point()
+    with pytest.raises(UserError, match="no statistics"):
+        BatchQuantizer(signed=True).scale_and_zero_point()
+    for quantizer in (KMeansWeightQuantizer(), NoQuantizer()):
+        with pytest.raises(UserError, match="scale"):
+            quantizer.scale_and_zero_point(w)
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_calibration_covers_all_calls(bits):
+    small, large = drawn(0, True, 0.2), drawn(1, True, 1.5)
+
+    def calibrated(make, *values):
+        quantizer = make()
+        quantizer.bits = bits
+        quantizer.calibrate(drawn(2, True))
+        quantizer.forget()
+        for v in values:
+            quantizer.calibrate(v)
+        return quantizer
+
+    for make in (lambda: LinearActivationQuantizer(signed=True), LinearWeightQuantizer):
+        alone = calibrated(make, large).range.item()
+        assert calibrated(make, small).range.item() <= alone
+        assert calibrated(make, small, large).range.item() == calibrated(make, large, small).range.item() == alone
+    parts = large[:2], large[2:]
+    for make in (lambda: LsqQuantizer(signed=True), lambda: PerBits(lambda: LsqQuantizer(signed=True))):
+        found = calibrated(make, *parts).scale_and_zero_point()[0]
+        torch.testing.assert_close(found, initial_step(large, bits, signed=True))  # means weighted by values: of all
+    averaged = calibrated(lambda: BatchQuantizer(signed=True), *parts)
+    ends = [calibrated(lambda: BatchQuantizer(signed=True), part) for part in parts]
+    assert averaged.high.item() == pytest.approx((2 * ends[0].high.item() + 4 * ends[1].high.item()) / 6)
+    assert averaged.seen.item() == 6
+
+
+class Twice(nn.Module):
+    """One layer that runs twice on different inputs."""
+
+    def __init__(self, gain):
+        super().__init__()
+        self.first, self.shared, self.gain = nn.Linear(4, 4), nn.Linear(4, 4, bias=False), gain
+
+    def forward(self, x):
+        return self.shared(self.gain * self.shared(x + 0 * self.first(x)))
+
+
+@pytest.mark.parametrize("gain", [0.1, 10.0])
+def test_a_layer_that_runs_twice_gets_the_range_of_its_larger_input(gain):
+    torch.manual_seed(0)
+    net, x = Twice(gain), torch.rand(8, 4)
+    inputs = [x, gain * net.shared(x)]
+    quantize_model(net, ["first", "shared"], LINEAR, {"first": True, "shared": True})
+    largest = max(value.abs().max().item() for value in inputs)
+    expected = min(largest, 6.0)
+    for _ in range(2):  # the second pass forgets the first
+        calibrate_ranges(net, x)
+        assert net.shared.act_quant.range.item() == pytest.approx(expected)
+    table = calibration_table(net, x, [2, 8])
+    assert table["shared", "act_quant", 8]["range"].item() == net.shared.act_quant.range.item()
+    assert ("first", "act_quant", 8) not in table
+    assert net.shared.act_quant.bits == 8
+    calibrate_ranges(net, x / 100)
+    assert net.shared.act_quant.range.item() < expected
+
+
+def test_full_precision_passes_every_tensor():
+    x = torch.randn(4, 3)
+    for scheme in SCHEMES.values():
+        for quantizer in (scheme.weight(), scheme.activation(True)):
+            quantizer.bits = FULL_PRECISION
+            assert quantizer(x) is x
+    quantizer = NoQuantizer()
+    quantizer.bits = 4
+    assert quantizer.bits == FULL_PRECISION
+    assert not quantizer.state_dict()
+
+
+def test_what_is_learned():
+    layers = {scheme.name: QuantLinear(3, 2, scheme) for scheme in (FLOAT, LINEAR, KMEANS, LSQ, BATCHQUANT)}
+    found = {
+        name: {
+            key.rpartition(".")[2]
+            for key, p in layer.named_parameters()
+            if any(p is q for q in learned_parameters(layer))
+        }
+        for name, layer in layers.items()
+    }
+    assert found == {
+        "float": set(),
+        "linear": {"range"},
+        "kmeans": set(),  # centroids are weights
+        "lsq": {"step"},
+        "batchquant": {"step", "scale", "offset"},
+    }
+    assert len(learned_parameters(layers["batchquant"])) == len(
+        {id(p) for p in learned_parameters(layers["batchquant"])}
+    )
+
+
+def interrupted(context, look):
+    """What is seen inside a context that an exception ends."""
+    try:
+        with context:
+            inside = look()
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        return inside
+
+
+def test_contexts_restore_what_they_found():
+    net = nn.Sequential(QuantLinear(3, 2, BATCHQUANT), QuantLinear(2, 2, LSQ))
+    all_of_them = [part for part in net.modules() if hasattr(part, "batch_share")]
+    net[0].act_quant.enabled = False
+
+    def state():
+        return [(part.enabled, part.synchronised, part.batch_share) for part in all_of_them]
+
+    before = state()
+    contexts = (quantizers_off(net), shared_batch(net, 2), part_of_batch(net, 0.5), collecting(net))
+    for context in contexts:
+        inside = interrupted(context, state)
+        assert (inside == before) == (context is contexts[-1])
+        assert state() == before
+    with part_of_batch(net, 0.5):
+        assert {part.batch_share for part in net[1].act_quant.modules()} == {0.5}
+        assert net[1].weight_quant.batch_share == 1  # weights are whole in every pass
+    with pytest.raises(UserError, match="no statistics"):
+        net[0].act_quant.of_bits["8"].eval()(torch.rand(2, 3))  # it collected nothing, and collects no more
+
+
+def test_names_without_torch_are_those_of_the_schemes():
+    assert set(SUPERNET_QUANTIZERS) == {name for name, scheme in SCHEMES.items() if scheme.trains_supernets}
+    assert set(QUANTIZERS) <= set(SCHEMES)
+    assert [scheme.name for scheme in SCHEMES.values()] == list(SCHEMES)
+    assert quantizers(QuantLinear(3, 2, FLOAT)) == []
