@@ -5,7 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from apq.errors import UserError
-from elastic_nn.training.engine import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train: SGD with Nesterov momentum, one cosine from `lr` to 0 over all epochs.
+
+    `kd_ratio` weighs the distillation loss against the labels' (1 is both equally); it needs a teacher.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int = 64
+    momentum: float = 0.9
+    weight_decay: float = 3e-5
+    label_smoothing: float = 0.1
+    kd_ratio: float = 1.0
+    clip_norm: float = 5.0
+    warmup_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
+            raise UserError(f"training needs epochs >= 1, batch size >= 2, learning rate > 0, not {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +76,11 @@ def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
     """The recipe with another number of images a step in every phase; the learning rates stay."""
     phases = (replace(phase, train=replace(phase.train, batch_size=batch_size)) for phase in recipe.phases)
     return replace(recipe, phases=tuple(phases))
+
+
+def adjusted(
+    config: TrainConfig, *, epochs: int | None = None, lr: float | None = None, batch_size: int | None = None
+) -> TrainConfig:
+    """The settings with those that are not None changed."""
+    changes = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+    return replace(config, **{name: value for name, value in changes.items() if value is not None})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from apq.bit_widths import BITS_SUFFIX
 from apq.errors import UserError
-from dataset.splits import ImageSpec
-from elastic_nn.training.engine import TrainConfig
-from elastic_nn.training.recipe import Phase, Recipe
+from elastic_nn.training.recipe import Phase, Recipe, TrainConfig
+
+if TYPE_CHECKING:
+    from dataset.splits import ImageSpec
 
 
 def _phases(train: dict[str, TrainConfig]) -> tuple[Phase, ...]:

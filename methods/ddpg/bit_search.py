@@ -16,9 +16,9 @@ from apq.layers import FIXED_BITS, ConvLayer
 from apq.model import ModelSpec
 from apq.policy import NOT_QUANTIZED, QUANTIZERS, Policy, layer_names
 from dataset.splits import Splits
-from elastic_nn.training.engine import ONE_PROCESS, Execution
 from elastic_nn.training.policies import PolicyScorer
 from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.session import ONE_PROCESS, Execution
 from lut.costs import CostSource
 from lut.traced import traced_layers
 from methods.ddpg.agent import AgentConfig

@@ -27,9 +27,9 @@ from elastic_nn.networks.model_file import load_model, save_model
 from elastic_nn.networks.named_models import check_known
 from elastic_nn.networks.subnet_file import load_float_subnet
 from elastic_nn.training.distributed import check_agreement, processes
-from elastic_nn.training.engine import Execution
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Execution
 from lut.costs import cost_source
 from methods.ddpg.agent import AgentConfig
 from methods.ddpg.bit_search import BitSearch, Task, make_task, search_bits
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     source = cost_source(args.config, None if measured else args.table)
     task = make_task(net, spec, splits, config.quantizer, config.quantity, measured or source)
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}  # a search quantizes the network
-    with processes(device) as share:
+    with processes(device) as execution:
         if args.policy is not None:
             policy, found, original = given_policy(args.policy, task, config), None, None
         else:
@@ -91,12 +91,11 @@ def run(args: argparse.Namespace) -> None:
                 "images": splits.source,
                 "cells": digest({"cells": torch.from_numpy(task.costs.cells)}),
             }
-            check_agreement(asked, share)
-            execution = Execution(share=share)
+            check_agreement(asked, execution)
             policy, found, original = with_progress(
                 experiment, task, config, agent, recipe, execution, device, asked, args.overwrite
             )
-        if share[0] != 0:
+        if not execution.main:
             return
     tell_unreadable(splits)
     settings = {

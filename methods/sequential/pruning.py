@@ -21,7 +21,8 @@ from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
-from elastic_nn.training.engine import EVALUATION_BATCH, ONE_PROCESS, Execution, evaluate
+from elastic_nn.training.engine import EVALUATION_BATCH, evaluate
+from elastic_nn.training.session import ONE_PROCESS, Execution
 from lut.costs import CostSource
 from methods.ddpg.agent import AgentConfig
 from methods.ddpg.bit_search import REWARD_SCALE
@@ -103,7 +104,8 @@ def search_widths(
     net = net.to(device)
     environment = width_environment(space, subnet, config.quantity, source, config.budget)
     sides = (subnet.resolution,)
-    val = make_loader(splits.val.thinned(config.val_images), EVALUATION_BATCH, share=execution.share, sides=sides)
+    part = {"rank": execution.rank, "world_size": execution.world_size}
+    val = make_loader(splits.val.thinned(config.val_images), EVALUATION_BATCH, **part, sides=sides)
     calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
     original = evaluate(net, val, device, execution=execution).top1
 
