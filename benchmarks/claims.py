@@ -39,6 +39,7 @@ from elastic_nn.training.engine import evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Session
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
 from utils.accuracy_predictor import AccuracyPredictor
 from utils.latency_predictor import LatencyPredictor
@@ -140,7 +141,8 @@ def finetuned(
     """A subnet after a finetune of all epochs: nothing is chosen by accuracy."""
     seed_epoch(seed, 0)
     net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_images, device)
-    train_epochs(net, splits, recipe.finetune, seed=seed, device=device, side=subnet.resolution)
+    session = Session(splits=splits, device=device, seed=seed)
+    train_epochs(net, session, recipe.finetune, side=subnet.resolution)
     return net
 
 

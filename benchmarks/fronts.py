@@ -31,8 +31,9 @@ from benchmarks.markdown import markdown
 from dataset import load_splits
 from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.quantizers import FLOAT
-from elastic_nn.training.measuring import subnet_top1
+from elastic_nn.training.pairs import subnet_top1
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Session
 from lut.costs import UNITS
 from lut.population import PopulationCost
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
@@ -146,10 +147,11 @@ def measured(folder: ModelFolder, found: Sequence[Points]) -> np.ndarray | None:
     if supernet.scheme == FLOAT:
         return None
     space, device = supernet.space, resolve_device("auto")
-    splits, n_images = load_splits(space), get_recipe(origin.recipe, space).recalibration_images
+    session = Session(splits=load_splits(space), device=device)
+    n_images = get_recipe(origin.recipe, space).recalibration_images
     subnets = [subnet for points in found for subnet in subnets_of(space, points.genes)]
     top1 = [
-        subnet_top1(supernet.to(device), subnet, splits, splits.test, n_images, device)
+        subnet_top1(supernet.to(device), subnet, session, session.splits.test, n_images)
         for subnet in tqdm(subnets, desc="measured", disable=None)
     ]
     return np.array(top1).reshape(len(found), -1)

@@ -33,6 +33,7 @@ from elastic_nn.training.finetune import finetune
 from elastic_nn.training.policies import quantized_model
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Session
 from lut.bitfusion import BitFusion
 from methods.ddpg.search import DEFAULT_RATIO
 from methods.search.bit_environment import FREE
@@ -136,7 +137,7 @@ def finetuned(model: str, policy: Policy, recipe: Recipe, seed: int, device: tor
     policy = policy_from_strategy(policy.quantizer, task.layers, policy.strategy)
     seed_epoch(seed, 0)
     quantized_model(net, policy, splits, side, recipe.recalibration_images, device)
-    val, weights = finetune(net, splits, recipe.finetune, seed=seed, device=device, side=side)
+    val, weights = finetune(net, Session(splits=splits, device=device, seed=seed), recipe.finetune, side=side)
     net.load_state_dict(weights)
     test = evaluate(net, make_loader(splits.test, EVALUATION_BATCH, sides=(side,)), device)
     return {"val_top1": val, "test_top1": test.top1, "finetune": asdict(recipe.finetune)}

@@ -46,6 +46,7 @@ from elastic_nn.training.engine import EVALUATION_BATCH, evaluate, seed_epoch
 from elastic_nn.training.finetune import finetune, quantized_subnet
 from elastic_nn.training.recipe import Recipe, TrainConfig
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Session
 from lut.population import PopulationCost
 from methods.coarse_to_fine.finder import CoarseToFineConfig, Measured, coarse_to_fine
 from methods.coarse_to_fine.measurement import Measurement
@@ -131,8 +132,8 @@ class Bench:
         seed_epoch(seed, 0)
         net = quantized_subnet(supernet, subnet, self.splits, self.recipe.recalibration_images, self.device)
         if method == "NAS, trained":
-            side = subnet.resolution
-            _, weights = finetune(net, self.splits, FINETUNE, seed=seed, device=self.device, side=side)
+            session = Session(splits=self.splits, device=self.device, seed=seed)
+            _, weights = finetune(net, session, FINETUNE, side=subnet.resolution)
             net.load_state_dict(weights)
         facts = {"seed": seed, "bits": bits, "method": method, "budget": budget}
         top1 = self.test_top1(net, subnet.resolution)

@@ -29,15 +29,17 @@ from apq.device import resolve_device
 from apq.files import read_json, write_json
 from apq.model_folder import ModelFolder
 from apq.presets import get_space
+from apq.resume import Resume
 from apq.space import SearchSpace
 from benchmarks.markdown import markdown
 from dataset import load_splits
 from dataset.splits import Splits
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import FLOAT, LSQ
-from elastic_nn.training.progressive_shrinking import train_supernet
+from elastic_nn.training.progressive_shrinking import SupernetPlan, supernet_record, train_supernet
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Session
 from report.plots import plot_top1
 
 
@@ -100,20 +102,18 @@ def train(task: Task, space: SearchSpace, splits: Splits, seed: int, folder: Pat
     if own.supernet.exists():
         return
     start = None if task.start is None else load_supernet(ModelFolder(folder / task.start).supernet)[0]
-    recipe = recipe_of(task, space)
-    net, records = train_supernet(
-        space if task.bits is None else at_bits(space, task.bits),
-        splits,
-        recipe,
-        seed=seed,
-        device=device,
-        state_file=own.supernet_state,
+    plan = SupernetPlan(
+        space=space if task.bits is None else at_bits(space, task.bits),
+        recipe=recipe_of(task, space),
         scheme=FLOAT if task.bits is None else LSQ,
         start=start,
     )
+    session = Session(splits=splits, device=device, seed=seed, progress=True)
+    resume = Resume(own.supernet_state, supernet_record(plan, session), "training")
+    net, records = train_supernet(plan, session, resume)
     write_json(own.training, records)
-    save_supernet(own.supernet, net.cpu(), recipe.name, splits.source, seed=seed)
-    own.supernet_state.unlink(missing_ok=True)
+    save_supernet(own.supernet, net.cpu(), plan.recipe.name, splits.source, seed=seed)
+    resume.done()
 
 
 def print_table(args: Any) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from apq.checkpoint import digest, load_checkpoint
+from apq.checkpoint import digest
 from apq.cli import Parser, run
 from apq.device import resolve_device
 from apq.errors import UserError
@@ -32,6 +32,7 @@ from apq.files import read_json, write_json
 from apq.genes import canonical, genes_of, largest_subnet, sample, subnets_of, view
 from apq.model_folder import ModelFolder
 from apq.presets import get_space
+from apq.resume import Resume
 from apq.space import SearchSpace
 from apq.subnet import Subnet
 from benchmarks.markdown import markdown
@@ -41,10 +42,11 @@ from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import MIXED
 from elastic_nn.training.engine import DivergedError
-from elastic_nn.training.measuring import subnet_top1
-from elastic_nn.training.progressive_shrinking import train_supernet
+from elastic_nn.training.pairs import subnet_top1
+from elastic_nn.training.progressive_shrinking import SupernetPlan, supernet_record, train_supernet
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Session
 from report.plots import plot_losses
 
 QUANTIZERS = tuple(MIXED)
@@ -108,26 +110,20 @@ def train(
     """Train one supernet; if it diverges, keep what its epochs were until then."""
     source = ModelFolder(args.start_from or Path("models") / f"{space.name}-float").supernet
     start, _ = load_supernet(source)
+    plan = SupernetPlan(space=space, recipe=recipe, scheme=MIXED[name], start=start)
+    session = Session(splits=splits, device=device, seed=seed, progress=True)
+    resume = Resume(folder.supernet_state, supernet_record(plan, session), "training")
     try:
-        net, records = train_supernet(
-            space,
-            splits,
-            recipe,
-            seed=seed,
-            device=device,
-            state_file=folder.supernet_state,
-            scheme=MIXED[name],
-            start=start,
-        )
+        net, records = train_supernet(plan, session, resume)
     except DivergedError as error:
-        state = load_checkpoint(folder.supernet_state) if folder.supernet_state.exists() else {}
+        state = resume.load() or {}
         records = [*state.get("records", []), {"diverged": str(error), "epochs": state.get("epochs", [])}]
         write_json(folder.training, {"seed": seed, "phases": records})
         return
     facts = {"seed": seed, "started_from": {"file": str(source), "weights": digest(start.state_dict())}}
     save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, records=records, **facts)
     write_json(folder.training, {"space": space.name, "recipe": recipe.name, **facts, "phases": records})
-    folder.supernet_state.unlink(missing_ok=True)
+    resume.done()
 
 
 def policies(space: SearchSpace) -> dict[str, list[Subnet]]:
@@ -147,10 +143,10 @@ def measure(
     net: DynamicProxylessNASNets, splits: Splits, recipe: Recipe, device: torch.device
 ) -> dict[str, list[float]]:
     """Validation top-1 of each policy, recalibrated."""
-    images = splits.val.thinned(VAL_IMAGES)
+    images, session = splits.val.thinned(VAL_IMAGES), Session(splits=splits, device=device)
 
     def top1(subnet: Subnet) -> float:
-        return subnet_top1(net, subnet, splits, images, recipe.recalibration_images, device)
+        return subnet_top1(net, subnet, session, images, recipe.recalibration_images)
 
     return {name: [top1(subnet) for subnet in subnets] for name, subnets in policies(net.space).items()}
 

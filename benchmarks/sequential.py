@@ -33,6 +33,7 @@ from elastic_nn.training.finetune import finetune, quantized_subnet
 from elastic_nn.training.policies import quantized_model
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Session
 from lut.bitfusion import BitFusion
 from lut.costs import network_costs
 from lut.population import PopulationCost
@@ -127,7 +128,7 @@ def finetuned(
     net: nn.Module, splits: Splits, recipe: Recipe, side: int, seed: int, device: torch.device
 ) -> dict[str, Any]:
     """Validation and test top-1 after the recipe's finetune, of the best validation epoch."""
-    val, weights = finetune(net, splits, recipe.finetune, seed=seed, device=device, side=side)
+    val, weights = finetune(net, Session(splits=splits, device=device, seed=seed), recipe.finetune, side=side)
     net.load_state_dict(weights)
     test = evaluate(net, make_loader(splits.test, EVALUATION_BATCH, sides=(side,)), device)
     return {"val_top1": val, "test_top1": test.top1, "finetune": asdict(recipe.finetune)}

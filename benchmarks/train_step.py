@@ -31,11 +31,12 @@ from apq.space import SearchSpace
 from benchmarks.machine import describe
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.quantizers import LSQ
-from elastic_nn.training.engine import Execution, make_optimizer, to_device, train_one_epoch
+from elastic_nn.training.engine import Choose, Training, to_device, train_one_epoch
 from elastic_nn.training.inheritance import frozen_largest
 from elastic_nn.training.progressive_shrinking import draw_subnets
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.recipes import RECIPES
+from elastic_nn.training.session import Execution
 
 Step = Callable[[], Any]
 
@@ -100,13 +101,19 @@ def sandwich(space: SearchSpace, images: Tensor, labels: Tensor, amp: bool) -> I
     yield "sandwich", stepper(alone, images, labels, amp), taught
 
 
-def stepper(net: nn.Module, images: Tensor, labels: Tensor, amp: bool, **rest: Any) -> Step:
+def stepper(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    amp: bool,
+    teacher: nn.Module | None = None,
+    choose: Choose = lambda: (lambda: None,),
+) -> Step:
     """A training step of one network, by the engine."""
-    config, execution = TrainConfig(epochs=1, lr=1e-3), Execution(amp=amp)
     net.to(images.device)
-    optimizer = make_optimizer(net, config)
-    batch = [(images, labels)]
-    return lambda: train_one_epoch(net, batch, optimizer, config, 0, device=images.device, execution=execution, **rest)
+    config, execution = TrainConfig(epochs=1, lr=1e-3), Execution(amp=amp)
+    training = Training(net, config, images.device, execution=execution, teacher=teacher)
+    return lambda: train_one_epoch(training, [(images, labels)], 0, choose)
 
 
 def timed(step: Step, device: torch.device) -> float:

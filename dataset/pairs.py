@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from apq.errors import UserError
-from apq.files import append_jsonl, read_json, read_jsonl, write_json
+from apq.files import read_json
 from apq.genes import genes_of
+from apq.resume import Journal
 from apq.space import SearchSpace, space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
 
@@ -30,38 +31,24 @@ class PairStore:
     rank: int = 0
 
     def open(self, space: SearchSpace, made_by: dict[str, Any], n: int) -> list[int]:
-        """Prepare to append. Returns the indices of 0 .. n - 1 whose pairs are missing.
-
-        UserError if the folder's pairs were made with other settings than `made_by`.
-        """
-        meta_file, meta = self.path / "meta.json", {"space": space_to_dict(space), **made_by}
-        if meta_file.exists():
-            found = read_json(meta_file)
-            if not isinstance(found, dict):
-                raise UserError(f"{meta_file} must hold an object")
-            if found != meta:
-                differ = sorted(key for key in {*found, *meta} if found.get(key) != meta.get(key))
-                raise UserError(
-                    f"{self.path} holds pairs made with other {', '.join(differ)}; give "
-                    "--netinfo another folder, or remove this one to start again"
-                )
-        elif self.rank == 0:
-            write_json(meta_file, meta)
+        """Prepare to append; returns which pairs of 0 .. n - 1 are missing. UserError if they were made differently."""
+        meta = {"space": space_to_dict(space), **made_by}
+        if not self._journal.holds(meta) and self.rank == 0:
+            self._journal.start(meta)
         return sorted(set(range(n)) - self._records().keys())
 
     def append(self, space: SearchSpace, index: int, subnet: Subnet, accuracy: float) -> None:
-        """Add pair `index`; `accuracy` is top-1, from 0 to 1."""
-        name = f"pairs-{self.rank}.jsonl" if self.rank else "pairs.jsonl"
-        append_jsonl(self.path / name, {"index": index, **spec_of(space, subnet), "accuracy": accuracy})
+        """Add pair `index` with its top-1, 0 to 1; it is on disk when this returns."""
+        self._journal.append({"index": index, **spec_of(space, subnet), "accuracy": accuracy})
 
     def load(self, space: SearchSpace, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Genes (n, genes) and accuracies (n,) of all pairs, or of pairs 0 .. n - 1.
 
         UserError where there are none, they are of another space, or a record is not valid.
         """
-        meta = read_json(self.path / "meta.json") if (self.path / "meta.json").exists() else None
-        if meta is None:
+        if not (meta_file := self._journal.asked_file).exists():
             raise UserError(f"no pairs in {self.path}; gather them with search.py --prepare {self.path.name}")
+        meta = read_json(meta_file)
         if not isinstance(meta, dict) or meta.get("space") != space_to_dict(space):
             raise UserError(f"{self.path} holds pairs of another space than {space.name}")
         subnets, accuracies = [], []
@@ -80,10 +67,13 @@ class PairStore:
     def _records(self) -> dict[int, tuple[str, dict[str, Any]]]:
         """Every pair by its index, with the file and line it was read from; the first one of an index counts."""
         found: dict[int, tuple[str, dict[str, Any]]] = {}
-        for file in sorted(self.path.glob("pairs*.jsonl")):
-            for line, record in enumerate(read_jsonl(file)):
-                place = f"{file}, line {line + 1}"
-                if not isinstance(record, dict) or not isinstance(record.get("index", line), int):
-                    raise UserError(f"{place}: not a pair")
-                found.setdefault(record.get("index", line), (place, record))
+        for place, line, record in self._journal.records():
+            if not isinstance(record, dict) or not isinstance(record.get("index", line), int):
+                raise UserError(f"{place}: not a pair")
+            found.setdefault(record.get("index", line), (place, record))
         return found
+
+    @property
+    def _journal(self) -> Journal:
+        remedy = "give --netinfo another folder, or remove this one to gather anew"
+        return Journal(self.path / "meta.json", "pairs", "gathering of pairs", remedy, self.rank)

@@ -16,15 +16,17 @@ from apq.bit_widths import at_bits
 from apq.presets import DIGITS
 from apq.space import SearchSpace
 from dataset import load_splits
-from dataset.splits import Splits, TensorImages, make_loader
+from dataset.splits import Splits, TensorImages
 from elastic_nn.networks import DynamicQuantizedProxylessNASNets
 from elastic_nn.quantizers import BATCHQUANT, LSQ, QuantScheme
 from elastic_nn.training.distributed import processes
-from elastic_nn.training.engine import Execution, TrainConfig, make_optimizer, seed_epoch, train_one_epoch
+from elastic_nn.training.engine import Training, seed_epoch, train_one_epoch
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.inheritance import first_supernet
-from elastic_nn.training.progressive_shrinking import draw_subnets, train_supernet
+from elastic_nn.training.progressive_shrinking import SupernetPlan, draw_subnets, train_supernet
+from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.recipes import RECIPES
+from elastic_nn.training.session import Session
 
 CPU = torch.device("cpu")
 
@@ -44,46 +46,42 @@ def main() -> None:
     out = Path(sys.argv[1])
     splits = few_digits()
     torch.set_default_dtype(torch.float64)  # differences that are not rounding would show
-    with processes(CPU) as share:
-        execution = Execution(share=share)
+    with processes(CPU) as execution:
+        session = Session(splits=splits, device=CPU, execution=execution)
         recipe = RECIPES["tiny"]
         phases = (replace(p, train=replace(p.train, batch_size=32), subnets_per_step=2) for p in recipe.phases)
         recipe = replace(recipe, phases=tuple(phases))
-        net, records = train_supernet(
-            DIGITS, splits, recipe, seed=1, device=CPU, state_file=out / "state.pt", execution=execution
-        )
+        net, records = train_supernet(SupernetPlan(space=DIGITS, recipe=recipe), replace(session, seed=1))
         torch.manual_seed(0)
         quantized = DynamicQuantizedProxylessNASNets(space=DIGITS)
         config = TrainConfig(epochs=2, lr=0.01, batch_size=32)
-        top1, weights = finetune(quantized, splits, config, seed=0, device=CPU, side=32, execution=execution, ema=0.9)
-        learned = sandwiched(at_bits(DIGITS, 4), LSQ, "tiny-sandwich", splits, execution)
-        mixed = sandwiched(DIGITS, BATCHQUANT, "tiny-qfa", splits, execution)
+        averaging = replace(session, execution=replace(execution, ema=0.9))
+        top1, weights = finetune(quantized, averaging, config, side=32)
+        learned = sandwiched(at_bits(DIGITS, 4), LSQ, "tiny-sandwich", session)
+        mixed = sandwiched(DIGITS, BATCHQUANT, "tiny-qfa", session)
         if execution.main:
             made = {"net": net.state_dict(), "finetuned": weights, "learned": learned.state_dict()}
             made["mixed"] = mixed.state_dict()
             torch.save({**made, "records": records, "top1": top1}, out / "all.pt")
 
 
-def sandwiched(
-    space: SearchSpace, scheme: QuantScheme, recipe: str, splits: Splits, execution: Execution
-) -> torch.nn.Module:
+def sandwiched(space: SearchSpace, scheme: QuantScheme, recipe: str, session: Session) -> torch.nn.Module:
     """A quantized supernet after two epochs of the sandwich rule.
 
     Its BatchNorm does not start with biases of 0: a channel whose weights are all rounded to 0 would then stand where
     ReLU bends, and the rounding of the last digit decide on its gradient.
     """
     torch.manual_seed(0)
-    net = first_supernet(space, scheme, None, splits, 64, CPU)
+    net = first_supernet(space, scheme, None, session.splits, 64, CPU)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.bias, 0.1, 0.5)
     phase = next(phase for phase in RECIPES[recipe].phases if phase.sandwich)
-    optimizer, rng = make_optimizer(net, phase.train), np.random.default_rng(0)
-    batches = make_loader(splits.train, 32, shuffle=True, share=execution.share, sides=DIGITS.resolutions)
+    training, rng = Training(net, phase.train, CPU, execution=session.execution), np.random.default_rng(0)
+    batches = session.loader(session.splits.train, 32, shuffle=True, sides=DIGITS.resolutions)
     for epoch in range(2):
         seed_epoch(0, epoch)
-        choose = partial(draw_subnets, net, phase, rng)
-        train_one_epoch(net, batches, optimizer, phase.train, epoch, device=CPU, choose=choose, execution=execution)
+        train_one_epoch(training, batches, epoch, partial(draw_subnets, net, phase, rng))
     return net
 
 

@@ -11,6 +11,7 @@ from apq.bit_widths import at_bits, bits_throughout, same_architectures
 from apq.errors import UserError
 from apq.genes import largest_subnet, smallest_subnet
 from apq.presets import DIGITS, OQA_MBV2, OQA_MBV2_GLYPHS, OQA_MBV3_GLYPHS
+from apq.resume import Resume
 from dataset.splits import make_loader
 from elastic_nn.modules.quant_layers import quantizers
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
@@ -18,11 +19,12 @@ from elastic_nn.networks.subnet_file import load_subnet, save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet, save_supernet
 from elastic_nn.quantizers import FLOAT, KMEANS, LINEAR, LSQ
 from elastic_nn.training import progressive_shrinking
-from elastic_nn.training.engine import Execution, evaluate
+from elastic_nn.training.engine import evaluate
 from elastic_nn.training.finetune import quantized_subnet
 from elastic_nn.training.inheritance import check_start, first_supernet, first_teacher
-from elastic_nn.training.progressive_shrinking import train_supernet
+from elastic_nn.training.progressive_shrinking import SupernetPlan, supernet_record, train_supernet
 from elastic_nn.training.recipes import RECIPES, get_recipe
+from elastic_nn.training.session import ONE_PROCESS, Execution, Session
 
 CPU = torch.device("cpu")
 N_IMAGES = 64
@@ -31,8 +33,10 @@ TINY = replace(RECIPES["tiny-sandwich"], recalibration_images=N_IMAGES)
 SANDWICH_ONLY = replace(TINY, phases=TINY.phases[1:])
 
 
-def train(space, few, path, recipe=TINY, scheme=LSQ, start=None, **more):
-    return train_supernet(space, few, recipe, seed=0, device=CPU, state_file=path, scheme=scheme, start=start, **more)
+def train(space, few, path, recipe=TINY, scheme=LSQ, start=None, execution=ONE_PROCESS):
+    plan = SupernetPlan(space=space, recipe=recipe, scheme=scheme, start=start)
+    session = Session(splits=few, device=CPU, execution=execution)
+    return train_supernet(plan, session, Resume(path, supernet_record(plan, session), "training"))
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +113,15 @@ def test_a_sandwich_step_trains_the_ends_and_two_others(few, four_bits, tmp_path
     active, teachers = [], []
     step = progressive_shrinking.train_one_epoch
 
-    def watched(net, *args, teacher, choose, **rest):
+    def watched(training, loader, epoch, choose):
         def watched_choose():
             for activate in (calls := choose()):
                 activate()
-                active.append(net.active)
+                active.append(training.net.active)
             return calls
 
-        teachers.append(teacher)
-        return step(net, *args, teacher=teacher, choose=watched_choose, **rest)
+        teachers.append(training.teacher)
+        return step(training, loader, epoch, watched_choose)
 
     monkeypatch.setattr(progressive_shrinking, "train_one_epoch", watched)
     space = at_bits(SMALL, 3)
@@ -140,14 +144,14 @@ def test_killed_inheritance_ends_the_same(few, four_bits, tmp_path, monkeypatch)
     recipe = replace(SANDWICH_ONLY, phases=(replace(phase, train=replace(phase.train, epochs=3)),))
     whole, records = train(space, few, tmp_path / "whole", recipe, start=four_bits[0])
     assert [epoch["epoch"] for epoch in records[0]["epochs"]] == [0, 1, 2, 3]
-    save = progressive_shrinking.save_checkpoint
+    save = Resume.save
 
     def save_then_die(*args):
         save(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(progressive_shrinking, "save_checkpoint", save_then_die)
+        patch.setattr(Resume, "save", save_then_die)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 train(space, few, tmp_path / "killed", recipe, start=four_bits[0])
@@ -156,9 +160,9 @@ def test_killed_inheritance_ends_the_same(few, four_bits, tmp_path, monkeypatch)
     for key, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[key]), key
     other = DynamicProxylessNASNets(space=SMALL)
-    with pytest.raises(UserError, match="other start"):
+    with pytest.raises(UserError, match="another training: start is another"):
         train(space, few, tmp_path / "killed", recipe, start=other)
-    with pytest.raises(UserError, match="other phases, scheme, start"):
+    with pytest.raises(UserError, match=r'phases is another; scheme was "lsq", is "float"; start is another'):
         train(space, few, tmp_path / "killed", replace(recipe, phases=TINY.phases), scheme=FLOAT)
 
 
@@ -166,9 +170,9 @@ def test_an_epoch_of_fewer_images(few, tmp_path, monkeypatch):
     sizes = []
     step = progressive_shrinking.train_one_epoch
 
-    def watched(net, loader, *args, **rest):
+    def watched(training, loader, *args):
         sizes.append(sum(len(labels) for _, labels in loader))
-        return step(net, loader, *args, **rest)
+        return step(training, loader, *args)
 
     monkeypatch.setattr(progressive_shrinking, "train_one_epoch", watched)
     first, second = TINY.phases

@@ -12,7 +12,7 @@ from torch import nn
 from apq.errors import UserError
 from elastic_nn.quantizers import KMeansWeightQuantizer
 from elastic_nn.quantizers.kmeans import fit_kmeans
-from elastic_nn.training.averaging import averaged
+from elastic_nn.training.finetune import averaged
 
 
 def test_published_errors(golden):

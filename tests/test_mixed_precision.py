@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from apq.errors import UserError
 from apq.genes import largest_subnet, sample, smallest_subnet, subnets_of
 from apq.layers import layers_of
 from apq.presets import QFA_MBV3_GLYPHS
+from apq.resume import Resume
 from apq.space import FULL_PRECISION, Stage
 from dataset.splits import Splits, TensorImages, make_loader
 from elastic_nn.modules.quant_layers import quantized_layers, quantizers
@@ -20,12 +22,19 @@ from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxyle
 from elastic_nn.networks.subnet_file import load_subnet, save_subnet
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import BATCHQUANT, MIXED, BatchQuantizer
-from elastic_nn.training import progressive_shrinking
 from elastic_nn.training.batchnorm import recalibrate
-from elastic_nn.training.engine import TrainConfig, evaluate, make_optimizer, train_one_epoch
+from elastic_nn.training.engine import Training, evaluate, make_optimizer, train_one_epoch
 from elastic_nn.training.finetune import finetune, quantized_subnet
-from elastic_nn.training.progressive_shrinking import draw_subnets, sample_phase, train_supernet
+from elastic_nn.training.progressive_shrinking import (
+    SupernetPlan,
+    draw_subnets,
+    sample_phase,
+    supernet_record,
+    train_supernet,
+)
+from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.recipes import RECIPES
+from elastic_nn.training.session import Session
 
 CPU = torch.device("cpu")
 SPACE = replace(  # two stages of the twin: as much as is needed to meet every kind of layer
@@ -75,16 +84,9 @@ def batch_quantizers(net):
 def trained(noise, scheme):
     net = supernet(scheme)
     subnets = some_subnets()
-    optimizer = make_optimizer(net, TrainConfig(epochs=1, lr=0.01))
-    loss = train_one_epoch(
-        net,
-        make_loader(noise.train, 32, sides=(24,)),
-        optimizer,
-        TrainConfig(epochs=1, lr=0.01),
-        0,
-        device=CPU,
-        choose=lambda: [lambda s=s: net.activate(s) for s in subnets],
-    )
+    training = Training(net, TrainConfig(epochs=1, lr=0.01), CPU)
+    choose = partial(list, [partial(net.activate, subnet) for subnet in subnets])
+    loss = train_one_epoch(training, make_loader(noise.train, 32, sides=(24,)), 0, choose)
     return net, loss
 
 
@@ -205,7 +207,7 @@ def test_a_finetune_measures_with_the_ranges_of_its_weights(noise):
     part = net.blocks[1].expand.conv.act_quant.of_bits["2"]
     before = part.high.item()
     config = TrainConfig(epochs=2, lr=0.05, batch_size=32)
-    best, weights = finetune(net, noise, config, seed=0, device=CPU, side=24)
+    best, weights = finetune(net, Session(splits=noise, device=CPU), config, side=24)
     assert part.high.item() != before
     net.load_state_dict(weights)
     assert evaluate(net, make_loader(noise.val, 48, sides=(24,)), CPU).top1 == best
@@ -264,23 +266,24 @@ def test_a_training_that_was_killed_continues_alike(noise, tmp_path, monkeypatch
         epoch_val_images=16,
     )
 
+    plan = SupernetPlan(space=SPACE, recipe=recipe, scheme=BATCHQUANT, start=start)
+    session = Session(splits=noise, device=CPU)
+
     def train(file):
-        return train_supernet(
-            SPACE, noise, recipe, seed=0, device=CPU, state_file=tmp_path / file, scheme=BATCHQUANT, start=start
-        )
+        return train_supernet(plan, session, Resume(tmp_path / file, supernet_record(plan, session), "training"))
 
     expected, records = train("whole")
     assert [len(record["epochs"]) for record in records] == [3, 2]  # the first also has what it starts from
-    real, saves = progressive_shrinking.save_checkpoint, []
+    real, saves = Resume.save, []
 
-    def save(path, state):
-        real(path, state)
-        saves.append(path)
+    def save(resume, state):
+        real(resume, state)
+        saves.append(resume)
         if len(saves) == killed_after:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(progressive_shrinking, "save_checkpoint", save)
+        patch.setattr(Resume, "save", save)
         with pytest.raises(KeyboardInterrupt):
             train("killed")
     found, again = train("killed")

@@ -15,12 +15,12 @@ from apq.errors import UserError
 from apq.genes import largest_subnet
 from apq.model import ModelSpec, model_from_dict, model_to_dict, subnet_model
 from apq.presets import DIGITS
+from apq.resume import Resume
 from dataset import load_splits
 from dataset.imagenet import image_folder_model
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks.model_file import load_model, save_model
 from elastic_nn.networks.named_models import build_model, named_model, use_elastic_norms
-from elastic_nn.training import finetune as finetune_module
 from lut.traced import traced_layers
 
 train = script("train")
@@ -162,14 +162,14 @@ def test_training_goes_on_after_a_kill(tmp_path, monkeypatch, capsys):
     net, spec, images = load_model(tmp_path / shown["model"])
     assert (spec, images) == (named_model("mobilenet_v2_small", "digits"), load_splits(spec).source)
     assert 0 < shown["val_top1"] <= 1
-    save = finetune_module.save_checkpoint
+    save = Resume.save
 
     def save_then_die(*args):
         save(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune_module, "save_checkpoint", save_then_die)
+        patch.setattr(Resume, "save", save_then_die)
         with pytest.raises(KeyboardInterrupt):
             train([*QUICK, "--out", "killed"])
     with pytest.raises(UserError, match="another training"):

@@ -21,6 +21,7 @@ from elastic_nn.training.calibration import calibrate_ranges, calibration_table,
 from elastic_nn.training.engine import TrainConfig
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.policies import PolicyScorer, quantized_model
+from elastic_nn.training.session import Session
 from lut.traced import traced_layers
 
 CPU = torch.device("cpu")
@@ -174,7 +175,7 @@ def test_finetuned_file(few, tmp_path, quantizer):
     policy = policy_from_strategy(quantizer, layers, strategy)
     signed = quantized_model(net, policy, few, 32, 64, CPU)
     config = TrainConfig(epochs=1, lr=0.05, batch_size=32)
-    _, weights = finetune(net, few, config, seed=0, device=CPU, side=32)
+    _, weights = finetune(net, Session(splits=few, device=CPU), config, side=32)
     net.load_state_dict(weights)
     if quantizer == "kmeans":
         for layer in quantized_layers(net).values():

@@ -14,6 +14,7 @@ from conftest import ROOT, script
 from apq.errors import UserError
 from apq.files import read_json, read_jsonl, write_json
 from apq.presets import DIGITS
+from apq.resume import Resume
 
 search, quant_aware, report, train = (script(name) for name in ("search", "quant_aware", "test", "train"))
 
@@ -153,14 +154,14 @@ def test_a_finetune_is_replaced_only_by_a_finished_one(here, monkeypatch):
     folder = here / "exps/twice"
     before = [(folder / name).read_bytes() for name in ("acc", "checkpoint/model_best.pth.tar")]
     again = ["--exp_name", "twice", "--overwrite", "--lr", "0.05", "--epochs", "3"]
-    save = module.save_checkpoint
+    save = Resume.save
 
     def save_then_die(*args):
         save(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_checkpoint", save_then_die)
+        patch.setattr(Resume, "save", save_then_die)
         with pytest.raises(KeyboardInterrupt):
             quant_aware(again)
     assert before == [(folder / name).read_bytes() for name in ("acc", "checkpoint/model_best.pth.tar")]
@@ -169,7 +170,7 @@ def test_a_finetune_is_replaced_only_by_a_finished_one(here, monkeypatch):
         quant_aware(["--exp_name", "twice"])
     epochs = []
     train = module.train_one_epoch
-    monkeypatch.setattr(module, "train_one_epoch", lambda *a, **k: epochs.append(a[4]) or train(*a, **k))
+    monkeypatch.setattr(module, "train_one_epoch", lambda *a, **k: epochs.append(a[2]) or train(*a, **k))
     quant_aware(again)
     assert epochs == [1, 2]  # it continued
     assert (folder / "checkpoint/model_best.pth.tar").read_bytes() != before[1]

@@ -12,25 +12,22 @@ from torch import nn
 from apq.errors import UserError
 from apq.genes import largest_subnet, smallest_subnet
 from apq.presets import APQ_IMAGENET, DIGITS, GLYPHS
+from apq.resume import Resume
 from dataset.splits import TensorImages, make_loader
 from elastic_nn.modules.mbconv import ElasticMBConv
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.quantizers import LINEAR, LSQ, LinearActivationQuantizer
 from elastic_nn.training import progressive_shrinking
 from elastic_nn.training.batchnorm import recalibrate
-from elastic_nn.training.engine import (
-    Execution,
-    TrainConfig,
-    evaluate,
-    learning_rate,
-    make_optimizer,
-    train_one_epoch,
-)
-from elastic_nn.training.progressive_shrinking import sample_phase, train_supernet
+from elastic_nn.training.engine import Training, evaluate, learning_rate, make_optimizer, train_one_epoch
+from elastic_nn.training.progressive_shrinking import SupernetPlan, sample_phase, supernet_record, train_supernet
+from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.recipes import RECIPES, get_recipe
+from elastic_nn.training.session import Execution, Session
 
 CPU = torch.device("cpu")
 TINY = RECIPES["tiny"]
+PLAN = SupernetPlan(space=DIGITS, recipe=TINY)
 
 
 def test_learning_rate_warms_up_then_follows_a_cosine():
@@ -76,9 +73,8 @@ def test_ranges_are_clipped_apart(few):
     moved = []
     for scale in (1.0, 1e4):
         net = Net(scale)
-        optimizer = make_optimizer(net, config)
         loader = make_loader(TensorImages(few.train.images, few.train.labels), 128)
-        train_one_epoch(net, loader, optimizer, config, 0, device=CPU)
+        train_one_epoch(Training(net, config, CPU), loader, 0)
         moved.append((net.linear.weight.detach().norm().item(), abs(net.quant.range.item() - 1)))
     assert moved[0][0] > 0.1
     assert moved[1][0] > 0.1  # with one norm for both, 1e4 times less would be left
@@ -126,24 +122,24 @@ def test_diverged_training_is_an_error(few):
     config = TrainConfig(epochs=1, lr=0.1)
     net.classifier.weight.data.fill_(float("nan"))
     with pytest.raises(UserError, match="diverged"):
-        train_one_epoch(net, make_loader(few.train, 64), make_optimizer(net, config), config, 0, device=CPU)
+        train_one_epoch(Training(net, config, CPU), make_loader(few.train, 64), 0)
 
 
-def test_later_phases_have_a_teacher_and_sorted_channels(few, tmp_path, monkeypatch):
+def test_later_phases_have_a_teacher_and_sorted_channels(few, monkeypatch):
     """All phases but the first are taught by the largest net as that left it; channels are sorted once, for width."""
     calls, sorts = [], []
     train = progressive_shrinking.train_one_epoch
 
-    def watched(net, loader, optimizer, config, epoch, **rest):
-        calls.append((rest["teacher"], len(sorts)))
-        return train(net, loader, optimizer, config, epoch, **rest)
+    def watched(training, *args):
+        calls.append((training.teacher, len(sorts)))
+        return train(training, *args)
 
     monkeypatch.setattr(progressive_shrinking, "train_one_epoch", watched)
     sort = ElasticMBConv.sort_channels
     monkeypatch.setattr(ElasticMBConv, "sort_channels", lambda block: (sorts.append(1), sort(block)))
     last = TINY.phases[-1]
     recipe = replace(TINY, phases=(*TINY.phases, replace(last, name="width again")))
-    train_supernet(DIGITS, few, recipe, seed=0, device=CPU, state_file=tmp_path / "s")
+    train_supernet(SupernetPlan(space=DIGITS, recipe=recipe), Session(splits=few, device=CPU))
     teachers = [teacher for teacher, _ in calls]
     assert teachers[0] is None
     assert all(teacher is teachers[1] and not teacher.training for teacher in teachers[1:])
@@ -164,24 +160,23 @@ def test_distillation_pulls_towards_the_teacher(few):
         torch.manual_seed(0)
         net = DynamicProxylessNASNets(space=DIGITS)
         config = TrainConfig(epochs=25, lr=0.05, batch_size=128, kd_ratio=weight)
-        optimizer = make_optimizer(net, config)
+        training = Training(net, config, CPU, teacher=Teacher())
         for epoch in range(config.epochs):
-            train_one_epoch(net, make_loader(lies, 128), optimizer, config, epoch, device=CPU, teacher=Teacher())
+            train_one_epoch(training, make_loader(lies, 128), epoch)
         net.train()
         agreement[weight] = (net(few.train.images).argmax(1) == few.train.labels).float().mean().item()
     assert agreement[0.0] < 0.2
     assert agreement[10.0] > 0.5
 
 
-def test_a_step_trains_the_same_subnets_however_its_batch_is_cut(few, tmp_path, monkeypatch):
+def test_a_step_trains_the_same_subnets_however_its_batch_is_cut(few, monkeypatch):
     drawn = []
     sample = progressive_shrinking.sample_phase
     monkeypatch.setattr(progressive_shrinking, "sample_phase", lambda *a: drawn.append(sample(*a)) or drawn[-1])
     found = {}
     for parts in (1, 3):
         drawn.clear()
-        execution = Execution(accumulate=parts)
-        train_supernet(DIGITS, few, TINY, seed=0, device=CPU, state_file=tmp_path / str(parts), execution=execution)
+        train_supernet(PLAN, Session(splits=few, device=CPU, execution=Execution(accumulate=parts)))
         found[parts] = list(drawn)
     assert found[1] == found[3]
 
@@ -194,19 +189,19 @@ def test_accumulated_parts_add_up_to_the_batch(few):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)).double()
         config = TrainConfig(epochs=1, lr=0.1, batch_size=33)
-        optimizer, loader = make_optimizer(net, config), make_loader(data, 33)
-        train_one_epoch(net, loader, optimizer, config, 0, device=CPU, execution=Execution(accumulate=parts))
+        training = Training(net, config, CPU, execution=Execution(accumulate=parts))
+        train_one_epoch(training, make_loader(data, 33), 0)
         weights.append(net[1].weight.detach())
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-9, atol=1e-12)
 
 
-def test_the_moving_average_is_what_is_scored(few, tmp_path):
-    net, records = train_supernet(DIGITS, few, TINY, seed=0, device=CPU, state_file=tmp_path / "averaged", ema=0.9)
+def test_the_moving_average_is_what_is_scored(few):
+    net, records = train_supernet(PLAN, Session(splits=few, device=CPU, execution=Execution(ema=0.9)))
     net.activate(smallest_subnet(DIGITS))
     alone = net.get_active_subnet()
     recalibrate(alone, make_loader(few.calibration, 64), CPU, TINY.recalibration_images)
     assert records[-1]["smallest_top1"] == evaluate(alone, make_loader(few.val, 256), CPU).top1
-    plain, _ = train_supernet(DIGITS, few, TINY, seed=0, device=CPU, state_file=tmp_path / "plain")
+    plain, _ = train_supernet(PLAN, Session(splits=few, device=CPU))
     assert not torch.equal(plain.classifier.weight, net.classifier.weight)
 
 
@@ -234,12 +229,13 @@ def test_phases_vary_only_what_is_elastic(elastic):
 def test_killed_supernet_training_ends_the_same(few, tmp_path, monkeypatch):
     """A run stopped after its third epoch and started again gives the weights of a run that was not."""
 
-    def train(name):
-        return train_supernet(DIGITS, few, TINY, seed=3, device=CPU, state_file=tmp_path / name)
+    def train(name, seed=3):
+        session = Session(splits=few, device=CPU, seed=seed)
+        return train_supernet(PLAN, session, Resume(tmp_path / name, supernet_record(PLAN, session), "training"))
 
     whole, records = train("whole")
     assert [record["phase"] for record in records] == ["largest", "kernel", "depth", "width"]
-    save, count = progressive_shrinking.save_checkpoint, []
+    save, count = Resume.save, []
 
     def save_then_die(*args):
         save(*args)
@@ -247,15 +243,15 @@ def test_killed_supernet_training_ends_the_same(few, tmp_path, monkeypatch):
         if len(count) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(progressive_shrinking, "save_checkpoint", save_then_die)
+    monkeypatch.setattr(Resume, "save", save_then_die)
     with pytest.raises(KeyboardInterrupt):
         train("killed")
     resumed, resumed_records = train("killed")
     assert resumed_records == records
     for key, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[key]), key
-    with pytest.raises(UserError, match="other seed"):
-        train_supernet(DIGITS, few, TINY, seed=4, device=CPU, state_file=tmp_path / "killed")
+    with pytest.raises(UserError, match="another training: seed was 3, is 4"):
+        train("killed", seed=4)
 
 
 def test_recipes():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +13,16 @@ from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
-from apq.checkpoint import digest, load_checkpoint, save_checkpoint
+from apq.checkpoint import digest
 from apq.errors import UserError
+from apq.resume import NOT_KEPT, Resume
 from apq.space import SearchSpace
 from utils.accuracy_predictor import AccuracyPredictor, one_thread_an_operation, scale_output, transfer
 from utils.converter import Converter
 from utils.predictor_files import different_spaces
 
 FEWEST_PAIRS = 10
-SAVE_SECONDS = 2.0
+SAVE_SECONDS = 2.0  # between saved states of a training, which is faster than a disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +42,12 @@ class PredictorConfig:
         if min(self.epochs, self.batch_size, self.hidden, self.n_layers) < 1 or self.lr <= 0 or self.weight_decay < 0:
             raise UserError("epochs, batch_size, hidden, n_layers and lr must be positive, weight_decay not negative")
         if not 0 < self.holdout < 1:
-            raise UserError(f"holdout is the share of pairs kept for scoring, between 0 and 1, not {self.holdout}")
+            raise UserError(f"holdout is the fraction of pairs kept for scoring, between 0 and 1, not {self.holdout}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorScores:
-    """Agreement of predicted and measured accuracy on held-out pairs; `rmse` in the unit of the accuracies."""
+    """How well predictions agree with measured accuracies on held-out pairs; `rmse` in the unit of the accuracies."""
 
     n_train: int
     n_holdout: int
@@ -64,6 +63,24 @@ def holdout_split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.nd
     return np.sort(order[n_holdout:]), np.sort(order[:n_holdout])
 
 
+def training_record(
+    genes: np.ndarray,
+    accuracies: np.ndarray,
+    *,
+    quantize: bool,
+    initial: AccuracyPredictor | None = None,
+    config: PredictorConfig | None = None,
+) -> dict[str, Any]:
+    """All that a trained predictor depends on, as plain data: for the `Resume` of its training."""
+    pairs = genes.astype(np.int64).tobytes() + np.asarray(accuracies, dtype=np.float64).tobytes()
+    return {
+        "config": asdict(config or PredictorConfig()),
+        "pairs": hashlib.sha256(pairs).hexdigest(),
+        "quantize": quantize,
+        "initial": None if initial is None else digest(initial.state_dict()),
+    }
+
+
 def train_predictor(
     genes: np.ndarray,
     accuracies: np.ndarray,
@@ -73,16 +90,14 @@ def train_predictor(
     initial: AccuracyPredictor | None = None,
     config: PredictorConfig | None = None,
     device: torch.device | str = "cpu",
-    state_file: Path | None = None,
+    resume: Resume = NOT_KEPT,
 ) -> tuple[AccuracyPredictor, PredictorScores]:
-    """Fit a predictor to pairs: genes `(n, genes)` and accuracies `(n,)`, fractions 0..1.
+    """Fit a predictor to pairs: genes `(n, genes)` and accuracies `(n,)`, fractions from 0 to 1.
 
     `quantize=False` takes float accuracies and ignores the bits. `initial` is trained further instead of random
-    weights; a full-precision one is transferred first where `quantize` is asked for (APQ, section 3.2). The held-out
-    pairs only score. The same seed gives the same weights on one machine. Returns the predictor, on the CPU and in the
-    scale of the accuracies. With a `state_file` the state is saved every few seconds, and a call with the same
-    arguments continues from it; the caller removes it. UserError for too few pairs, for accuracies that are not finite,
-    or another space.
+    weights; a full-precision one is transferred first if `quantize` is set (APQ, section 3.2). The held-out pairs only
+    score. The same seed gives the same weights on one machine. Returns the predictor, on the CPU and in the scale of
+    the accuracies. UserError for too few pairs, accuracies that are not finite, or another space.
     """
     config, accuracies = config or PredictorConfig(), np.asarray(accuracies, dtype=np.float64)
     if len(genes) != len(accuracies):
@@ -90,23 +105,18 @@ def train_predictor(
     if len(genes) < FEWEST_PAIRS:
         raise UserError(f"{len(genes)} pairs are too few to train a predictor; gather at least {FEWEST_PAIRS}")
     if len(bad := np.flatnonzero(~np.isfinite(accuracies))):
-        raise UserError(f"accuracy of pair {bad[0]} is {accuracies[bad[0]]}; {len(bad)} of the pairs have no number")
+        raise UserError(f"accuracy of pair {bad[0]} is {accuracies[bad[0]]}; {len(bad)} of the pairs are not finite")
 
     train, held_out = holdout_split(len(genes), config.holdout, config.seed)
     predictor = _start(space, quantize, initial, config)
-    # Targets are trained in units of their own spread, which makes lr and weight decay mean the same in every space.
+    # Targets are in units of their own spread, so that lr and weight decay mean the same in every space.
     mean, std = float(accuracies[train].mean()), float(accuracies[train].std()) or 1.0
     if initial is not None:
         scale_output(predictor, 1 / std, -mean / std)
     features = torch.from_numpy(Converter(space).encode(genes[train]))
     targets = torch.from_numpy(((accuracies[train] - mean) / std).astype(np.float32))
     with one_thread_an_operation():
-        asked = {
-            "config": asdict(config),
-            "pairs": hashlib.sha256(genes.astype(np.int64).tobytes() + accuracies.tobytes()).hexdigest(),
-            "start": digest(predictor.state_dict()),
-        }
-        _fit(predictor.to(device), features.to(device), targets.to(device), config, state_file, asked)
+        _fit(predictor.to(device), features.to(device), targets.to(device), config, resume)
     scale_output(predictor.cpu(), std, mean)
     return predictor, score(predictor, genes[held_out], accuracies[held_out], n_train=len(train))
 
@@ -144,36 +154,25 @@ def _start(
 
 
 def _fit(
-    predictor: AccuracyPredictor,
-    features: Tensor,
-    targets: Tensor,
-    config: PredictorConfig,
-    state_file: Path | None,
-    asked: dict[str, Any],
+    predictor: AccuracyPredictor, features: Tensor, targets: Tensor, config: PredictorConfig, resume: Resume
 ) -> None:
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
     shuffle = torch.Generator().manual_seed(config.seed)
-    first = 0
-    if state_file and state_file.exists():
-        state = load_checkpoint(state_file, ("asked", "epoch", "predictor", "optimizer", "schedule", "shuffle"))
-        if state["asked"] == asked:  # or else it is of another training, which took seconds: start anew
-            predictor.load_state_dict(state["predictor"])
-            optimizer.load_state_dict(state["optimizer"])
-            schedule.load_state_dict(state["schedule"])
-            shuffle.set_state(state["shuffle"])
-            first = state["epoch"]
+    parts, first = {"predictor": predictor, "optimizer": optimizer, "schedule": schedule}, 0
+    if (state := resume.load()) is not None:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        shuffle.set_state(state["shuffle"])
+        first = state["epoch"]
     predictor.train()
-    saved = time.monotonic()
     for epoch in tqdm(range(first, config.epochs), desc="predictor", unit="epoch", disable=None, leave=False):
         for batch in torch.randperm(len(targets), generator=shuffle).to(targets.device).split(config.batch_size):
             optimizer.zero_grad()
             F.mse_loss(predictor(features[batch]), targets[batch]).backward()
             optimizer.step()
         schedule.step()
-        if state_file and time.monotonic() - saved > SAVE_SECONDS:
-            state = {"predictor": predictor, "optimizer": optimizer, "schedule": schedule}
-            state = {name: part.state_dict() for name, part in state.items()}
-            save_checkpoint(state_file, {"asked": asked, "epoch": epoch + 1, "shuffle": shuffle.get_state(), **state})
-            saved = time.monotonic()
+        if resume.due:
+            states = {name: part.state_dict() for name, part in parts.items()}
+            resume.save({"epoch": epoch + 1, "shuffle": shuffle.get_state(), **states})
     predictor.eval()

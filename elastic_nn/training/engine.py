@@ -1,4 +1,4 @@
-"""One way to train and one way to evaluate: every recipe is built on these two."""
+"""One way to train (a step, an epoch) and one way to evaluate: all recipes are built on these."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from apq.errors import UserError
-from dataset.splits import ALONE
 from elastic_nn.modules.quant_layers import learned_parameters, part_of_batch, shared_batch
 from elastic_nn.training.distributed import sum_over
 from elastic_nn.training.recipe import TrainConfig
+from elastic_nn.training.session import ONE_PROCESS, Execution
 
 EVALUATION_BATCH = 256
+
+Activate = Callable[[], None]  # makes a network run as one of its subnets
+Choose = Callable[[], Sequence[Activate]]  # draws the subnets of a step
 
 
 class DivergedError(UserError):
@@ -30,7 +34,7 @@ class DivergedError(UserError):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 and top-5 as shares (0 to 1), mean cross-entropy, number of images."""
+    """Top-1 and top-5 as fractions (0 to 1), mean cross-entropy, number of images."""
 
     top1: float
     top5: float
@@ -55,8 +59,8 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     smaller one is no simpler. These have a group of their own because their gradients, sums over all that they clip or
     round, are clipped apart: together with the weights' they would eat up the norm that clipping leaves.
     """
-    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "free": [], "ranges": []}
     ranges = {id(parameter) for parameter in learned_parameters(net)}
+    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "free": [], "ranges": []}
     for name, parameter in net.named_parameters():
         if id(parameter) in ranges:
             groups["ranges"].append(parameter)
@@ -84,44 +88,77 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return F.cross_entropy(logits, teacher_logits.softmax(1))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How the steps of a training are carried out.
+class Training:
+    """A network in training, with all that stays the same from step to step.
 
-    `amp` computes in bfloat16 where that is safe; `accumulate` cuts a batch into so many parts, which need less memory
-    (BatchNorm and BatchQuant then take each part by itself). `share` is (rank, number) of the processes that share
-    every batch.
+    Its optimizer is new. The outputs of a `teacher` are learned beside the labels. An `average` follows the weights.
     """
 
-    amp: bool = False
-    accumulate: int = 1
-    share: tuple[int, int] = ALONE
+    def __init__(
+        self,
+        net: nn.Module,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        execution: Execution = ONE_PROCESS,
+        teacher: nn.Module | None = None,
+        average: AveragedModel | None = None,
+    ) -> None:
+        self.net, self.config, self.device, self.execution = net, config, device, execution
+        self.teacher, self.average, self.optimizer = teacher, average, make_optimizer(net, config)
 
     @property
-    def main(self) -> bool:
-        """Whether this process is the one that writes files and shows progress."""
-        return self.share[0] == 0
+    def result(self) -> nn.Module:
+        """The network that counts: the moving average where there is one."""
+        return self.net if self.average is None else self.average.module
 
-    def asked(self) -> dict[str, Any]:
-        """What of it a continued training must repeat; the number of processes may change."""
-        return {"amp": self.amp, "accumulate": self.accumulate}
+    def state_dict(self) -> dict[str, Any]:
+        """All that the steps have changed, to continue from."""
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+        }
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """The context that forward passes run in."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.amp)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
 
-ONE_PROCESS = Execution()
+def train_one_epoch(
+    training: Training, loader: DataLoader, epoch: int, choose: Choose = lambda: (lambda: None,)
+) -> float:
+    """Train one epoch and return its mean loss. UserError if the loss stops being a number.
+
+    A step calls `choose` for its subnets and adds up their gradients; by default the network runs as it is. Each of
+    several processes has its part of every batch in `loader`; the weights stay the same in all of them.
+    """
+    training.net.train()
+    with shared_batch(training.net, training.execution.world_size):
+        steps = _Steps(training, choose)
+        for i, (images, labels) in enumerate(loader):
+            rate = learning_rate(training.config, epoch + i / len(loader))
+            for group in training.optimizer.param_groups:
+                group["lr"] = rate
+            steps.step(images, labels)
+    mean = steps.mean_loss()
+    if not math.isfinite(mean):
+        remedy = f"lower the learning rate ({training.config.lr})"
+        raise DivergedError(f"training diverged: the loss of epoch {epoch + 1} is {mean}; {remedy}")
+    return mean
 
 
-class _Step(nn.Module):
-    """Several subnets in one forward pass, which is how DistributedDataParallel wants to see them."""
+class _Subnets(nn.Module):
+    """Several subnets in one forward pass, as DistributedDataParallel needs them."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, images: Tensor, subnets: Iterable[Callable[[], None]]) -> list[Tensor]:
+    def forward(self, images: Tensor, subnets: Iterable[Activate]) -> list[Tensor]:
         logits = []
         for activate in subnets:
             activate()
@@ -129,92 +166,86 @@ class _Step(nn.Module):
         return logits
 
 
-def train_one_epoch(
-    net: nn.Module,
-    loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    epoch: int,
-    *,
-    device: torch.device,
-    teacher: nn.Module | None = None,
-    choose: Callable[[], Sequence[Callable[[], None]]] = lambda: (lambda: None,),
-    execution: Execution = ONE_PROCESS,
-    after_step: Callable[[], None] = lambda: None,
-) -> float:
-    """Train one epoch and return its mean loss. UserError if the loss stops being a number.
+class _Steps:
+    """The steps of one epoch, and the sum of their losses."""
 
-    A step draws its subnets by `choose`, whose calls each activate one, and adds up their gradients.
+    def __init__(self, training: Training, choose: Choose) -> None:
+        self.training, self.choose, self.execution, self.device = training, choose, training.execution, training.device
+        # Several processes run all subnets of a step in one pass. Alone, one subnet after the other needs less memory.
+        several, net = self.execution.world_size > 1, _Subnets(training.net)
+        self.parallel = DistributedDataParallel(net, find_unused_parameters=True) if several else None
+        self.total = torch.zeros((), dtype=torch.float64, device=self.device)  # there, so that no step waits for it
+        self.n_seen = 0
 
-    Of several processes each has its share of every batch in `loader`; the weights stay the same in all of them.
-    """
-    net.train()
-    share = execution.share
-    groups = {group["name"]: group["params"] for group in optimizer.param_groups}
-    total, seen = torch.zeros((), dtype=torch.float64, device=device), 0  # on the device: no step waits for it
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """One step on this process's part of a batch: (n, C, H, W) and (n,)."""
+        images, labels = to_device(images, self.device), labels.to(self.device, non_blocking=True)
+        n_all, world_size = len(labels), self.execution.world_size
+        if self.parallel is not None:
+            n_all = int(sum_over(torch.tensor(len(labels)).to(self.device), self.execution))
+        subnets = self.choose()
+        self.training.optimizer.zero_grad(set_to_none=True)
+        n_parts = max(1, min(self.execution.accumulate, n_all // world_size))  # the same in all processes
+        parts = list(zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True))
+        for i, (x, y) in enumerate(parts):
+            weight = len(y) * world_size / n_all  # DistributedDataParallel averages over processes
+            with part_of_batch(self.training.net, len(y) / n_all):
+                if self.parallel is None:
+                    self._backward_each(x, y, subnets, weight)
+                else:
+                    with contextlib.nullcontext() if i + 1 == len(parts) else self.parallel.no_sync():
+                        self._backward_together(x, y, subnets, weight)
+        self._update()
 
-    def loss_of(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
-        logits = logits.float() if execution.amp else logits
+    def mean_loss(self) -> float:
+        """Mean over the images and subnets of all processes."""
+        seen = torch.tensor(float(self.n_seen), dtype=torch.float64, device=self.device)
+        total, seen = sum_over(torch.stack([self.total, seen]), self.execution)
+        if seen == 0:
+            raise UserError("nothing to train on: the split has fewer than two images for each process")
+        return (total / seen).item()
+
+    def _backward_each(self, x: Tensor, y: Tensor, subnets: Sequence[Activate], weight: float) -> None:
+        taught = self._teacher_logits(x)
+        for activate in subnets:
+            activate()
+            with self.execution.autocast(self.device):
+                logits = self.training.net(x)
+            (self._loss(logits, y, taught) * weight).backward()
+
+    def _backward_together(self, x: Tensor, y: Tensor, subnets: Sequence[Activate], weight: float) -> None:
+        taught = self._teacher_logits(x)
+        with self.execution.autocast(self.device):
+            outputs = self.parallel(x, subnets)
+        (sum(self._loss(logits, y, taught) for logits in outputs) * weight).backward()
+
+    def _teacher_logits(self, x: Tensor) -> Tensor | None:
+        with self.execution.autocast(self.device), torch.no_grad():
+            return None if self.training.teacher is None else self.training.teacher(x)
+
+    def _loss(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
+        config = self.training.config
+        logits = logits.float() if self.execution.amp else logits
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         if teacher_logits is not None:
             loss = loss + config.kd_ratio * distillation_loss(logits, teacher_logits.to(logits.dtype))
-        total.add_(loss.detach() * len(labels))
+        self.total.add_(loss.detach() * len(labels))
+        self.n_seen += len(labels)
         return loss
 
-    with shared_batch(net, share[1]):
-        # Every process runs all subnets of a step in one pass; alone, one after the other needs less memory.
-        parallel = _parallel(net) if share[1] > 1 else None
-        for step, (images, labels) in enumerate(loader):
-            rate = learning_rate(config, epoch + step / len(loader))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            images, labels = to_device(images, device), labels.to(device, non_blocking=True)
-            n_all = len(labels) if parallel is None else int(sum_over(torch.tensor(len(labels)).to(device), share))
-            subnets = choose()
-            optimizer.zero_grad(set_to_none=True)
-            n_parts = max(1, min(execution.accumulate, n_all // share[1]))  # the same in all processes
-            parts = list(zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True))
-            for i, (x, y) in enumerate(parts):
-                weight = len(y) * share[1] / n_all  # DistributedDataParallel averages over processes
-                with execution.autocast(device):
-                    taught = None
-                    if teacher is not None:
-                        with torch.no_grad():
-                            taught = teacher(x)
-                if parallel is None:
-                    for activate in subnets:
-                        activate()
-                        with execution.autocast(device), part_of_batch(net, len(y) / n_all):
-                            logits = net(x)
-                        (loss_of(logits, y, taught) * weight).backward()
-                        seen += len(y)
-                    continue
-                with contextlib.nullcontext() if i + 1 == len(parts) else parallel.no_sync():
-                    with execution.autocast(device), part_of_batch(net, len(y) / n_all):
-                        outputs = parallel(x, subnets)
-                    (sum(loss_of(logits, y, taught) for logits in outputs) * weight).backward()
-                    seen += len(y) * len(outputs)
-            nn.utils.clip_grad_norm_([*groups["decayed"], *groups["free"]], config.clip_norm)
-            nn.utils.clip_grad_norm_(groups["ranges"], config.clip_norm)
-            optimizer.step()
-            after_step()
-    sums = sum_over(torch.stack([total, torch.tensor(float(seen), dtype=torch.float64, device=device)]), share)
-    if sums[1] == 0:
-        raise UserError("nothing to train on: the split has fewer than two images for each process")
-    mean = (sums[0] / sums[1]).item()
-    if not math.isfinite(mean):
-        raise DivergedError(
-            f"training diverged: the loss of epoch {epoch + 1} is {mean}; lower the learning rate ({config.lr})"
-        )
-    return mean
-
-
-def _parallel(net: nn.Module) -> DistributedDataParallel:
-    return DistributedDataParallel(_Step(net), find_unused_parameters=True)
+    def _update(self) -> None:
+        """Clip the gradients, those of ranges apart, and change the weights."""
+        optimizer, clip_norm = self.training.optimizer, self.training.config.clip_norm
+        groups = {group["name"]: group["params"] for group in optimizer.param_groups}
+        nn.utils.clip_grad_norm_([*groups["decayed"], *groups["free"]], clip_norm)
+        nn.utils.clip_grad_norm_(groups["ranges"], clip_norm)
+        optimizer.step()
+        if (average := self.training.average) is not None:
+            average.update_parameters(self.training.net)
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Images where they are computed on; channels last on a GPU, whose convolutions are faster so."""
+    """Images on the device that computes; channels last on a GPU, whose convolutions are faster with it."""
     layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
     return images.to(device, non_blocking=True, memory_format=layout)
 
@@ -225,14 +256,14 @@ def evaluate(
 ) -> Accuracy:
     """Accuracy of a network in evaluation mode; its training mode is restored afterwards.
 
-    Of several processes each has its share of `loader`; all return the accuracy over all images. UserError where there
-    are no images or the outputs are not numbers, of which an accuracy would mean nothing.
+    Each of several processes has its part of every batch in `loader`; all return the accuracy over all images.
+    UserError if there are no images or if the outputs are not finite.
     """
     was_training = net.training
     net.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # hits in one, hits in five, loss, images
     for images, labels in loader:
-        if not len(labels):  # a process's share of a short batch, or nothing that could be read
+        if not len(labels):  # this process's part of a short batch, or nothing that could be read
             continue
         images, labels = to_device(images, device), labels.to(device, non_blocking=True)
         with execution.autocast(device):
@@ -243,7 +274,7 @@ def evaluate(
         found = [hits[:, 0].sum(), hits.any(1).sum(), loss, torch.tensor(len(labels), device=device)]
         sums += torch.stack([value.double() for value in found])
     net.train(was_training)
-    top1, top5, loss, n = sum_over(sums, execution.share).tolist()
+    top1, top5, loss, n = sum_over(sums, execution).tolist()
     if n == 0:
         raise UserError("nothing to evaluate: the split has no images that can be read")
     if not math.isfinite(loss):

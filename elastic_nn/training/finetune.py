@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from apq.checkpoint import load_checkpoint, save_checkpoint
-from apq.errors import UserError
+from apq.resume import NOT_KEPT, Resume
 from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
-from elastic_nn.training.averaging import averaged
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, collect_ranges, recalibrate
 from elastic_nn.training.calibration import calibrate_ranges, quantizers_off, steps_learned
 from elastic_nn.training.distributed import check_agreement
-from elastic_nn.training.engine import (
-    EVALUATION_BATCH,
-    ONE_PROCESS,
-    Execution,
-    TrainConfig,
-    evaluate,
-    make_optimizer,
-    seed_epoch,
-    to_device,
-    train_one_epoch,
-)
+from elastic_nn.training.engine import EVALUATION_BATCH, Training, evaluate, seed_epoch, to_device, train_one_epoch
+from elastic_nn.training.recipe import TrainConfig
+from elastic_nn.training.session import Session
 
 CALIBRATION_IMAGES = 256
 RANGE_IMAGES = 1024  # that BatchQuant's ranges are collected on between the epochs of a finetune
+
+Record = dict[str, Any]  # what an epoch or a phase ended with
 
 
 def quantized_subnet(
@@ -48,11 +39,11 @@ def quantized_subnet(
 
 
 def calibrate(net: MBConvNet, splits: Splits, side: int, n_images: int, device: torch.device) -> None:
-    """Choose a network's quantizer ranges, unless they are learned steps, and recalibrate its BatchNorm at its bits,
-    with it the ranges of BatchQuant.
+    """Choose the ranges of a network's quantizers, unless they are learned steps; recalibrate BatchNorm at its bits.
 
-    For ranges BatchNorm is recalibrated in full precision first: under the statistics of another network, such as the
-    supernet that a subnet is cut out of, activations have other sizes and every range would be wrong.
+    The ranges of BatchQuant are recalibrated together with BatchNorm. Before ranges are chosen BatchNorm is
+    recalibrated in full precision: under the statistics of another network, such as the supernet that a subnet is cut
+    out of, the activations have other magnitudes and every range would be wrong.
     """
     batches = _calibration_batches(splits, side)
     if not steps_learned(net):
@@ -63,115 +54,90 @@ def calibrate(net: MBConvNet, splits: Splits, side: int, n_images: int, device: 
     recalibrate(net, batches, device, n_images)
 
 
-def train_epochs(
-    net: MBConvNet,
-    splits: Splits,
-    config: TrainConfig,
-    *,
-    seed: int,
-    device: torch.device,
-    side: int,
-    n_images: int | None = None,
-    execution: Execution = ONE_PROCESS,
-) -> None:
-    """Train a network for all epochs and leave it as the last one made it, without looking at the validation images.
+def averaged(net: nn.Module, decay: float | None) -> AveragedModel | None:
+    """An exponential moving average of a network's weights and statistics, to be updated after each step.
 
-    With `n_images` an epoch is so many training images, drawn anew. The ranges of BatchQuant are collected anew at the
-    end: it keeps none while it trains.
+    Integers, such as the clusters that weights belong to, are not averaged: the latest ones count. None without decay.
     """
-    optimizer = make_optimizer(net, config)
-    share = execution.share
-    train = make_loader(splits.train, config.batch_size, shuffle=True, share=share, sides=(side,), n_images=n_images)
+    if decay is None:
+        return None
+    moving_average = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def average(averages: list[Tensor], latest: list[Tensor], n_averaged: Tensor | int) -> None:  # of one dtype
+        if averages[0].is_floating_point():
+            moving_average(averages, latest, n_averaged)
+        else:
+            torch._foreach_copy_(averages, latest)
+
+    return AveragedModel(net, multi_avg_fn=average, use_buffers=True)
+
+
+def train_epochs(
+    net: nn.Module, session: Session, config: TrainConfig, *, side: int, n_images: int | None = None
+) -> None:
+    """Train a network for all epochs and leave it as the last one made it. The validation images are not looked at.
+
+    With `n_images` an epoch has that many training images, drawn anew. The ranges of BatchQuant, which training drops,
+    are collected at the end.
+    """
+    training = Training(net, config, session.device, execution=session.execution)
+    batches = _train_batches(session, config, side, n_images)
     for epoch in range(config.epochs):
-        seed_epoch(seed, epoch)
-        train_one_epoch(net, train, optimizer, config, epoch, device=device, execution=execution)
-    collect_ranges(net, _calibration_batches(splits, side), device, RANGE_IMAGES)
+        seed_epoch(session.seed, epoch)
+        train_one_epoch(training, batches, epoch)
+    collect_ranges(net, _calibration_batches(session.splits, side), session.device, RANGE_IMAGES)
 
 
 def finetune(
     net: nn.Module,
-    splits: Splits,
+    session: Session,
     config: TrainConfig,
     *,
-    seed: int,
-    device: torch.device,
     side: int,
-    describe: str | None = None,
-    state_file: Path | None = None,
-    asked: dict[str, Any] | None = None,
-    restart: bool = False,
-    execution: Execution = ONE_PROCESS,
-    ema: float | None = None,
-    log: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> tuple[float, dict[str, torch.Tensor]]:
-    """Train a network on images of `side`, measuring it on the validation split after each epoch and before the first.
+    resume: Resume = NOT_KEPT,
+    log: Callable[[Record], None] = lambda record: None,
+) -> tuple[float, dict[str, Tensor]]:
+    """Train a network on images of `side` pixels and return its best validation top-1 (0 to 1) and those weights.
 
-    The ranges of BatchQuant, which training drops, are collected anew after each epoch: a network with them comes
-    calibrated. Returns the best validation top-1 and the weights that reached it (with `ema`, a decay, those of the
-    moving average); the network is left as the last epoch made it. With a `state_file` the state is saved after
-    every epoch and the same call continues; `asked` guards against mixing runs: the state of another one is an
-    error, or with `restart` it is dropped. With `describe` a progress bar of that name is shown.
+    It is measured before the first epoch and after each one; with a moving average, that is measured and returned. The
+    ranges of BatchQuant, which training drops, are collected after each epoch: a network with them must be calibrated.
+    The network itself is left as the last epoch made it. The state is saved after every epoch.
     """
-    optimizer, average = make_optimizer(net, config), averaged(net, ema)
-    measured = net if average is None else average.module
-
-    def val_top1() -> float:
-        return evaluate(measured, val, device, execution=execution).top1
-
-    after_step = (lambda: None) if average is None else (lambda: average.update_parameters(net))
-    share = execution.share
-    train = make_loader(splits.train, config.batch_size, shuffle=True, share=share, sides=(side,))
-    val = make_loader(splits.val, EVALUATION_BATCH, share=share, sides=(side,))
-    state = None
-    if state_file is not None and state_file.exists():
-        state = load_checkpoint(state_file, ("asked", "epoch", "net", "optimizer", "average", "best", "best_top1"))
-        if state["asked"] != asked:
-            if not restart:
-                what = describe or "finetune"
-                raise UserError(f"{state_file} belongs to another {what}; remove it or give --overwrite")
-            state = None
-    check_agreement({"state to continue from": state and state["epoch"]}, share)
+    execution, device = session.execution, session.device
+    training = Training(net, config, device, execution=execution, average=averaged(net, execution.ema))
+    train, calibration = _train_batches(session, config, side), _calibration_batches(session.splits, side)
+    val = session.loader(session.splits.val, EVALUATION_BATCH, sides=(side,))
+    state = resume.load()
+    check_agreement({"state to continue from": state and state["epoch"]}, execution)
     if state is not None:
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        if average is not None:
-            average.load_state_dict(state["average"])
+        training.load_state_dict(state["training"])
         start, best, best_top1 = state["epoch"], state["best"], state["best_top1"]
     else:
-        start, best_top1 = 0, val_top1()
-        best = _copy(measured)
+        start, best_top1 = 0, evaluate(training.result, val, device, execution=execution).top1
+        best = _copy(training.result)
         log({"epoch": 0, "val_top1": best_top1})
-    bar = tqdm(range(start, config.epochs), desc=describe, disable=None if describe and execution.main else True)
+    bar = session.bar(range(start, config.epochs), resume.what)
     for epoch in bar:
-        seed_epoch(seed, epoch)
-        loss = train_one_epoch(
-            net, train, optimizer, config, epoch, device=device, execution=execution, after_step=after_step
-        )
-        collect_ranges(measured, _calibration_batches(splits, side), device, RANGE_IMAGES)
-        top1 = val_top1()
+        seed_epoch(session.seed, epoch)
+        loss = train_one_epoch(training, train, epoch)
+        collect_ranges(training.result, calibration, device, RANGE_IMAGES)
+        top1 = evaluate(training.result, val, device, execution=execution).top1
         bar.set_postfix(loss=f"{loss:.3f}", val_top1=f"{top1:.4f}")
         log({"epoch": epoch + 1, "loss": loss, "val_top1": top1})
         if top1 >= best_top1:  # of equals the later one: it has seen more
-            best, best_top1 = _copy(measured), top1
-        if state_file is not None and execution.main:
-            save_checkpoint(
-                state_file,
-                {
-                    "asked": asked,
-                    "epoch": epoch + 1,
-                    "net": net.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "average": None if average is None else average.state_dict(),
-                    "best": best,
-                    "best_top1": best_top1,
-                },
-            )
+            best, best_top1 = _copy(training.result), top1
+        resume.save({"epoch": epoch + 1, "training": training.state_dict(), "best": best, "best_top1": best_top1})
     return best_top1, best
+
+
+def _train_batches(session: Session, config: TrainConfig, side: int, n_images: int | None = None) -> DataLoader:
+    return session.loader(session.splits.train, config.batch_size, shuffle=True, sides=(side,), n_images=n_images)
 
 
 def _calibration_batches(splits: Splits, side: int) -> DataLoader:
     return make_loader(splits.calibration, RECALIBRATION_BATCH, sides=(side,))
 
 
-def _copy(net: nn.Module) -> dict[str, torch.Tensor]:
+def _copy(net: nn.Module) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().clone() for key, tensor in net.state_dict().items()}

@@ -1,4 +1,7 @@
-"""Gather <subnet, accuracy> pairs from a trained supernet. Pair i depends on the seed and i alone."""
+"""<Subnet, accuracy> pairs of a trained supernet: how a subnet is measured, and many of them.
+
+Pair i depends on the seed and i alone. Each process measures its own pairs by itself.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,22 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from apq.genes import sample, subnets_of, with_highest_bits
 from apq.space import SearchSpace
 from apq.subnet import Subnet
 from dataset.pairs import PairStore
-from dataset.splits import Splits, make_loader
+from dataset.splits import make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.quantizers import FLOAT
+from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, derived_seed, evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
-from elastic_nn.training.measuring import subnet_top1
 from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.session import Session
 
 LOG_SECONDS = 60
 
@@ -32,60 +36,63 @@ def pair_subnet(space: SearchSpace, seed: int, index: int, *, quantized: bool) -
     return subnets_of(space, genes if quantized else with_highest_bits(space, genes))[0]
 
 
+def subnet_top1(
+    supernet: DynamicProxylessNASNets, subnet: Subnet, session: Session, images: Dataset, recalibration_images: int
+) -> float:
+    """Top-1 (0 to 1) on `images` of a subnet that is cut out, recalibrated on training images and not trained.
+
+    The supernet's quantizers must have their ranges or steps.
+    """
+    supernet.activate(subnet)
+    net, sides = supernet.get_active_subnet(), (subnet.resolution,)
+    calibration = make_loader(session.splits.calibration, RECALIBRATION_BATCH, sides=sides)
+    recalibrate(net, calibration, session.device, recalibration_images)
+    loader = session.loader(images, EVALUATION_BATCH, sides=sides)
+    return evaluate(net, loader, session.device, execution=session.execution).top1
+
+
+def short_finetune_top1(
+    supernet: DynamicQuantizedProxylessNASNets, subnet: Subnet, session: Session, recipe: Recipe
+) -> float:
+    """Validation top-1 after the recipe's short finetune: its end, not its best epoch, which would flatter noise."""
+    seed_epoch(session.seed, 0)
+    net = quantized_subnet(supernet, subnet, session.splits, recipe.recalibration_images, session.device)
+    side = subnet.resolution
+    train_epochs(net, session, recipe.pair_finetune, side=side, n_images=recipe.pair_epoch_images)
+    val = session.loader(session.splits.val, EVALUATION_BATCH, sides=(side,))
+    return evaluate(net, val, session.device, execution=session.execution).top1
+
+
 def gather_as_is(
-    supernet: DynamicProxylessNASNets,
-    splits: Splits,
-    recipe: Recipe,
-    store: PairStore,
-    indices: Sequence[int],
-    seed: int,
-    device: torch.device,
+    supernet: DynamicProxylessNASNets, session: Session, recipe: Recipe, store: PairStore, indices: Sequence[int]
 ) -> None:
     """Append the pairs of these indices: subnets as they are in the supernet, recalibrated and evaluated.
 
-    Those of a float supernet have no policy; those of one that was trained quantized need no finetune.
+    Pairs of a float supernet have no policy. Those of a supernet that was trained quantized need no finetune.
     """
-    quantized = supernet.scheme != FLOAT
+    quantized, alone = supernet.scheme != FLOAT, session.alone()
     for index in _with_pace(indices, f"{'quantized' if quantized else 'float'} pairs", store.rank):
-        subnet = pair_subnet(supernet.space, seed, index, quantized=quantized)
-        top1 = subnet_top1(supernet, subnet, splits, splits.val, recipe.recalibration_images, device)
+        subnet = pair_subnet(supernet.space, session.seed, index, quantized=quantized)
+        top1 = subnet_top1(supernet, subnet, alone, session.splits.val, recipe.recalibration_images)
         store.append(supernet.space, index, subnet, top1)
 
 
 def gather_finetuned(
     supernet: DynamicQuantizedProxylessNASNets,
-    splits: Splits,
+    session: Session,
     recipe: Recipe,
     store: PairStore,
     indices: Sequence[int],
-    seed: int,
-    device: torch.device,
 ) -> None:
     """Append the pairs of these indices: random architectures with random policies, each after a short finetune."""
     for index in _with_pace(indices, "quantized pairs", store.rank):
-        subnet = pair_subnet(supernet.space, seed, index, quantized=True)
-        top1 = short_finetune_top1(supernet, subnet, splits, recipe, derived_seed(seed, index), device)
-        store.append(supernet.space, index, subnet, top1)
-
-
-def short_finetune_top1(
-    supernet: DynamicQuantizedProxylessNASNets,
-    subnet: Subnet,
-    splits: Splits,
-    recipe: Recipe,
-    seed: int,
-    device: torch.device,
-) -> float:
-    """Validation top-1 after the recipe's short finetune: its end, not its best epoch, which would flatter noise."""
-    seed_epoch(seed, 0)
-    net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_images, device)
-    config, side = recipe.pair_finetune, subnet.resolution
-    train_epochs(net, splits, config, seed=seed, device=device, side=side, n_images=recipe.pair_epoch_images)
-    return evaluate(net, make_loader(splits.val, EVALUATION_BATCH, sides=(side,)), device).top1
+        subnet = pair_subnet(supernet.space, session.seed, index, quantized=True)
+        own = session.alone(seed=derived_seed(session.seed, index))
+        store.append(supernet.space, index, subnet, short_finetune_top1(supernet, subnet, own, recipe))
 
 
 def _with_pace(indices: Sequence[int], what: str, rank: int) -> Iterator[int]:
-    """The indices, with a progress bar on a terminal and now and then a line in a log, from the first process alone."""
+    """The indices, with a progress bar on a terminal or a line a minute in a log, by the first process alone."""
     started = said = time.monotonic()
     for done, index in enumerate(tqdm(indices, desc=what, unit="subnet", disable=None if rank == 0 else True)):
         now = time.monotonic()

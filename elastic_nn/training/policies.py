@@ -18,16 +18,10 @@ from elastic_nn.networks.quantize_model import quantize_model, set_policy
 from elastic_nn.quantizers import scheme_named
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.calibration import calibrate_ranges, calibration_table, signed_inputs
-from elastic_nn.training.engine import (
-    EVALUATION_BATCH,
-    ONE_PROCESS,
-    DivergedError,
-    Execution,
-    evaluate,
-    to_device,
-)
+from elastic_nn.training.engine import EVALUATION_BATCH, DivergedError, evaluate, to_device
 from elastic_nn.training.finetune import CALIBRATION_IMAGES, train_epochs
 from elastic_nn.training.recipe import TrainConfig
+from elastic_nn.training.session import ONE_PROCESS, Execution, Session
 
 
 def calibration_images(splits: Splits, side: int, device: torch.device) -> Tensor:
@@ -77,10 +71,9 @@ class PolicyScorer:
         device: torch.device,
         execution: Execution = ONE_PROCESS,
     ) -> None:
-        self.net, self.splits, self.config, self.side = net.to(device), splits, config, side
-        self.train_images, self.seed, self.device, self.execution = train_images, seed, device, execution
-        val = splits.val.thinned(val_images)
-        self._val = make_loader(val, EVALUATION_BATCH, share=execution.share, sides=(side,))
+        self.net, self.config, self.side, self.train_images = net.to(device), config, side, train_images
+        self.session = Session(splits=splits, device=device, seed=seed, execution=execution)
+        self._val = self.session.loader(splits.val.thinned(val_images), EVALUATION_BATCH, sides=(side,))
         self.original = self._top1()
         images = calibration_images(splits, side, device)
         signed = signed_inputs(net, names, images)
@@ -99,22 +92,14 @@ class PolicyScorer:
             for kind, quantizer in layer.operands().items():
                 quantizer.load_state_dict(self._calibrated[name, kind, quantizer.bits])
         try:
-            train_epochs(
-                self.net,
-                self.splits,
-                replace(self.config, epochs=1),
-                seed=self.seed,
-                device=self.device,
-                side=self.side,
-                n_images=self.train_images,
-                execution=self.execution,
-            )
+            config = replace(self.config, epochs=1)
+            train_epochs(self.net, self.session, config, side=self.side, n_images=self.train_images)
             return self._top1()
         except DivergedError:
             return 0.0
 
     def _top1(self) -> float:
-        return evaluate(self.net, self._val, self.device, execution=self.execution).top1
+        return evaluate(self.net, self._val, self.session.device, execution=self.session.execution).top1
 
     def _state(self) -> dict[str, Tensor]:
         return {key: tensor for key, tensor in self.net.state_dict().items() if key in self._float}

@@ -1,46 +1,37 @@
 """Supernet training by progressive shrinking (once-for-all, Cai et al., ICLR 2020, arXiv 1908.09791).
 
-First the largest network alone; then kernel, depth and width become elastic one after the other, or all at once by the
-sandwich rule, each subnet taught by the largest one as well as by the labels. Where another supernet is there to start
-from, its largest network teaches from the beginning.
+The largest network is trained alone first. Then kernel, depth and width become elastic one after the other, or all at
+once by the sandwich rule; the largest network teaches every subnet. If the training starts from another supernet, the
+largest network of that one teaches from the beginning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import Dataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset
 
-from apq.checkpoint import digest, load_checkpoint, save_checkpoint
-from apq.errors import UserError
+from apq.checkpoint import digest
 from apq.genes import cardinalities, genes_of, largest_subnet, legalise, sample, smallest_subnet, subnets_of, view
+from apq.resume import NOT_KEPT, Resume
 from apq.space import FULL_PRECISION, SearchSpace, space_to_dict
 from apq.subnet import Subnet
-from dataset.splits import Splits, make_loader
 from elastic_nn.modules.quant_layers import quantizers
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.quantizers import FLOAT, QuantScheme
-from elastic_nn.training.averaging import averaged
 from elastic_nn.training.distributed import check_agreement
-from elastic_nn.training.engine import (
-    ONE_PROCESS,
-    Execution,
-    make_optimizer,
-    seed_epoch,
-    train_one_epoch,
-)
+from elastic_nn.training.engine import Activate, Training, seed_epoch, train_one_epoch
+from elastic_nn.training.finetune import Record, averaged
 from elastic_nn.training.inheritance import check_recipe, check_start, first_supernet, first_teacher, frozen_largest
-from elastic_nn.training.measuring import subnet_top1
+from elastic_nn.training.pairs import subnet_top1
 from elastic_nn.training.recipe import Phase, Recipe
+from elastic_nn.training.session import Session
 
 
 def sample_phase(
@@ -48,8 +39,8 @@ def sample_phase(
 ) -> list[Subnet]:
     """Random subnets that differ from the largest one only in the elastic gene parts ("ks", "d", "e", "bits").
 
-    Of the last part only the largest choices are drawn, so many that they are a share of `reach`. Bits are those of
-    the blocks and of the layers that every network has.
+    Of the last part only the largest choices are drawn, a fraction `reach` of them. Bits are those of the blocks and of
+    the layers that all networks share.
     """
     largest = genes_of(space, [largest_subnet(space)])
     genes = np.repeat(largest, n, axis=0)
@@ -65,150 +56,170 @@ def sample_phase(
     return subnets_of(space, legalise(space, genes, rng))
 
 
-def train_supernet(
-    space: SearchSpace,
-    splits: Splits,
-    recipe: Recipe,
-    *,
-    seed: int,
-    device: torch.device,
-    state_file: Path,
-    scheme: QuantScheme = FLOAT,
-    start: DynamicProxylessNASNets | None = None,
-    execution: Execution = ONE_PROCESS,
-    ema: float | None = None,
-    log: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> tuple[DynamicProxylessNASNets, list[dict[str, Any]]]:
-    """Train a supernet with the quantizers of a scheme through all phases; returns it and one record a phase.
+@dataclass(frozen=True, kw_only=True)
+class SupernetPlan:
+    """Which supernet is trained, how, and from what.
 
     It starts from nothing or from `start`, a trained supernet of the same architectures: a float one, or one with
     learned steps and no fewer bits. One of mixed precision starts from a float one. UserError if that does not fit or
     if the recipe needs one.
-
-    A record has the validation top-1 of the largest and the smallest subnet after the phase. Where the recipe says so,
-    its "epochs" have that of the largest after every epoch, on fewer images; epoch 0 is the net before any
-    training, with what came from `start`.
-
-    The state is saved to `state_file` after every epoch; the same call continues from there. With `ema`, a decay, the
-    net that comes back is the moving average over the last phase. All processes of `execution` sample the same subnets.
     """
-    check_start(start, space, scheme)
-    check_recipe(recipe, scheme, from_nothing=start is None)
-    torch.manual_seed(seed)
-    n_images = recipe.recalibration_images
-    net = first_supernet(space, scheme, start, splits, n_images, device)
-    teacher: nn.Module | None = None if start is None else first_teacher(start, splits, n_images, device)
-    records: list[dict[str, Any]] = []
-    asked = {
-        "space": space_to_dict(space),
-        "phases": [asdict(phase) for phase in recipe.phases],
-        "recalibration_images": n_images,
-        "epoch_val_images": recipe.epoch_val_images,
-        "scheme": scheme.name,
-        "start": None if start is None else digest(start.state_dict()),
-        "seed": seed,
-        "images": splits.source,
-        "execution": execution.asked(),
-        "ema": ema,
+
+    space: SearchSpace
+    recipe: Recipe
+    scheme: QuantScheme = FLOAT
+    start: DynamicProxylessNASNets | None = None
+
+    def __post_init__(self) -> None:
+        check_start(self.start, self.space, self.scheme)
+        check_recipe(self.recipe, self.scheme, from_nothing=self.start is None)
+
+    def newly_narrow(self, index: int) -> bool:
+        """Whether widths become elastic in a phase, before which channels are sorted so that the best survive slicing.
+
+        Those of a supernet to start from are sorted already.
+        """
+        narrow = ["e" in phase.elastic for phase in self.recipe.phases]
+        return self.start is None and narrow[index] and not (index and narrow[index - 1])
+
+
+def supernet_record(plan: SupernetPlan, session: Session) -> dict[str, Any]:
+    """All that the trained supernet depends on, as plain data."""
+    return {
+        "space": space_to_dict(plan.space),
+        "phases": [asdict(phase) for phase in plan.recipe.phases],
+        "recalibration_images": plan.recipe.recalibration_images,
+        "epoch_val_images": plan.recipe.epoch_val_images,
+        "scheme": plan.scheme.name,
+        "start": None if plan.start is None else digest(plan.start.state_dict()),
+        "seed": session.seed,
+        "images": session.splits.source,
+        "execution": session.execution.record(),
     }
-    last, share = len(recipe.phases) - 1, execution.share
-    few = None if recipe.epoch_val_images is None else splits.val.thinned(recipe.epoch_val_images)
-    average: AveragedModel | None = None
-    epochs: list[dict[str, Any]] = []
-    state = _load_state(state_file, asked) if state_file.exists() else None
+
+
+def train_supernet(
+    plan: SupernetPlan,
+    session: Session,
+    resume: Resume = NOT_KEPT,
+    log: Callable[[Record], None] = lambda record: None,
+) -> tuple[DynamicProxylessNASNets, list[Record]]:
+    """Train a supernet through all phases; returns it and one record a phase.
+
+    A record has the validation top-1 (0 to 1) of the largest and the smallest subnet after the phase. Where the recipe
+    says so, its "epochs" have that of the largest after every epoch, on fewer images; epoch 0 is the net before any
+    training, with what came from the start. With a moving average the net that comes back is that of the last phase.
+    The state is saved after every epoch. All processes sample the same subnets.
+    """
+    torch.manual_seed(session.seed)
+    run = _SupernetTraining(plan, session, resume, log)
+    state = resume.load()
+    check_agreement({"state to continue from": state and (state["phase"], state["epoch"])}, session.execution)
     if state is not None:
-        net.load_state_dict(state["net"])
-        records, epochs = state["records"], state["epochs"]
+        run.restore(state)
+    elif plan.start is not None:
+        run.score_epoch(run.net, {"epoch": 0})
+    first = 0 if state is None else state["phase"]
+    for index in range(first, len(plan.recipe.phases)):
+        result = run.phase(index, state if index == first else None)
+    if result is not run.net:
+        run.net.load_state_dict(result.state_dict())
+    run.net.activate(largest_subnet(plan.space))
+    return run.net, run.records
+
+
+class _SupernetTraining:
+    """A supernet's training under way: the net, its teacher, the records of phases and of the present one's epochs."""
+
+    def __init__(self, plan: SupernetPlan, session: Session, resume: Resume, log: Callable[[Record], None]) -> None:
+        self.plan, self.session, self.resume, self.log = plan, session, resume, log
+        start, splits, n_images, device = plan.start, session.splits, plan.recipe.recalibration_images, session.device
+        self.net = first_supernet(plan.space, plan.scheme, start, splits, n_images, device)
+        self.teacher = None if start is None else first_teacher(start, splits, n_images, device)
+        n_val = plan.recipe.epoch_val_images
+        self.few = None if n_val is None else splits.val.thinned(n_val)
+        self.records: list[Record] = []
+        self.epochs: list[Record] = []
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state; the phase that it was saved in restores the net."""
+        self.records, self.epochs = state["records"], state["epochs"]
         if state["teacher"] is not None:
-            teacher = frozen_largest(net, device) if teacher is None else teacher
-            teacher.load_state_dict(state["teacher"])
-    elif start is not None:
-        epochs = _epoch_score(net, splits, few, recipe, device, execution, {"epoch": 0})
-    check_agreement({"state to continue from": state and (state["phase"], state["epoch"])}, share)
-    epochs_before = 0
-    for index, phase in enumerate(recipe.phases):
-        optimizer, first_epoch = make_optimizer(net, phase.train), 0
-        if state is not None and index < state["phase"]:
-            first_epoch = phase.train.epochs
-        elif state is not None and index == state["phase"]:
-            optimizer.load_state_dict(state["optimizer"])
-            first_epoch = state["epoch"]
-        newly_narrow = (
-            start is None and "e" in phase.elastic and (index == 0 or "e" not in recipe.phases[index - 1].elastic)
-        )
-        if first_epoch == 0 and newly_narrow:  # the channels that survive slicing should be the best ones
-            for block in net.blocks[1:]:
+            self.teacher = frozen_largest(self.net, self.session.device) if self.teacher is None else self.teacher
+            self.teacher.load_state_dict(state["teacher"])
+
+    def phase(self, index: int, state: dict[str, Any] | None) -> nn.Module:
+        """Train a phase, or the rest of one from a state of it; returns the net or its moving average."""
+        phase, session, last = self.plan.recipe.phases[index], self.session, len(self.plan.recipe.phases) - 1
+        if state is None and self.plan.newly_narrow(index):
+            for block in self.net.blocks[1:]:
                 block.sort_channels()
-        if index == last:
-            average = averaged(net, ema)
-            if average is not None and first_epoch:
-                average.load_state_dict(state["average"])
-        after_step = (lambda: None) if average is None else partial(average.update_parameters, net)
-        batches = make_loader(
-            splits.train,
-            phase.train.batch_size,
-            shuffle=True,
-            share=share,
-            sides=space.resolutions,
-            n_images=phase.epoch_images,
+        training = Training(
+            self.net,
+            phase.train,
+            session.device,
+            execution=session.execution,
+            teacher=self.teacher,
+            average=averaged(self.net, session.execution.ema if index == last else None),
         )
-        bar = tqdm(
-            range(first_epoch, phase.train.epochs),
-            desc=f"supernet: {phase.name}",
-            disable=None if execution.main else True,
-        )
+        if state is not None:
+            training.load_state_dict(state["training"])
+        images, sides = session.splits.train, self.plan.space.resolutions
+        batches = session.loader(images, phase.train.batch_size, shuffle=True, sides=sides, n_images=phase.epoch_images)
+        first = 0 if state is None else state["epoch"]
+        bar = session.bar(range(first, phase.train.epochs), f"supernet: {phase.name}")
         for epoch in bar:
-            seed_epoch(seed, epochs_before + epoch)
-            rng = np.random.default_rng([seed, epochs_before + epoch])
-            loss = train_one_epoch(
-                net,
-                batches,
-                optimizer,
-                phase.train,
-                epoch,
-                device=device,
-                teacher=teacher,
-                choose=partial(draw_subnets, net, phase, rng),
-                execution=execution,
-                after_step=after_step,
-            )
+            loss = self.epoch(index, epoch, training, batches)
             bar.set_postfix(loss=f"{loss:.3f}")
-            scored = net if average is None else average.module
-            epochs += _epoch_score(scored, splits, few, recipe, device, execution, {"epoch": epoch + 1, "loss": loss})
-            if epoch + 1 == phase.train.epochs:
-                scores = _phase_scores(scored, splits, recipe, device, execution)
-                records.append({"phase": phase.name, "loss": loss, **scores, **({"epochs": epochs} if epochs else {})})
-                epochs = []
-                log(records[-1])
-                if teacher is None:
-                    teacher = frozen_largest(net, device)
-            if execution.main:
-                save_checkpoint(
-                    state_file,
-                    {
-                        "asked": asked,
-                        "phase": index,
-                        "epoch": epoch + 1,
-                        "net": net.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "teacher": None if teacher is None else teacher.state_dict(),
-                        "average": None if average is None else average.state_dict(),
-                        "records": records,
-                        "epochs": epochs,
-                    },
-                )
-        epochs_before += phase.train.epochs
-    if average is not None:
-        net.load_state_dict(average.module.state_dict())
-    net.activate(largest_subnet(space))
-    return net, records
+        return training.result
+
+    def epoch(self, index: int, epoch: int, training: Training, batches: DataLoader) -> float:
+        """Train an epoch, record what it reached, save the state; returns its loss."""
+        phases = self.plan.recipe.phases
+        phase, number = phases[index], sum(earlier.train.epochs for earlier in phases[:index]) + epoch
+        seed_epoch(self.session.seed, number)
+        rng = np.random.default_rng([self.session.seed, number])
+        loss = train_one_epoch(training, batches, epoch, partial(draw_subnets, self.net, phase, rng))
+        self.score_epoch(training.result, {"epoch": epoch + 1, "loss": loss})
+        if epoch + 1 == phase.train.epochs:
+            self.score_phase(training.result, {"phase": phase.name, "loss": loss})
+            self.teacher = frozen_largest(self.net, self.session.device) if self.teacher is None else self.teacher
+        self.resume.save(
+            {
+                "phase": index,
+                "epoch": epoch + 1,
+                "training": training.state_dict(),
+                "teacher": None if self.teacher is None else self.teacher.state_dict(),
+                "records": self.records,
+                "epochs": self.epochs,
+            }
+        )
+        return loss
+
+    def score_epoch(self, net: DynamicProxylessNASNets, facts: Record) -> None:
+        """Record an epoch with the largest subnet's top-1 on part of the validation images, if the recipe says so."""
+        if self.few is not None:
+            self.epochs.append({**facts, "largest_top1": self.top1(net, largest_subnet(net.space), self.few)})
+
+    def score_phase(self, net: DynamicProxylessNASNets, facts: Record) -> None:
+        """Record a phase with the validation top-1 of the largest and the smallest subnet."""
+        val = self.session.splits.val
+        largest, smallest = (self.top1(net, end(net.space), val) for end in (largest_subnet, smallest_subnet))
+        epochs = {"epochs": self.epochs} if self.epochs else {}
+        self.records.append({**facts, "largest_top1": largest, "smallest_top1": smallest, **epochs})
+        self.epochs = []
+        self.log(self.records[-1])
+
+    def top1(self, net: DynamicProxylessNASNets, subnet: Subnet, images: Dataset) -> float:
+        """Top-1 of a subnet, recalibrated."""
+        return subnet_top1(net, subnet, self.session, images, self.plan.recipe.recalibration_images)
 
 
-def draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Generator) -> list[Callable[[], None]]:
-    """A step's subnets, as calls that activate them.
+def draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Generator) -> list[Activate]:
+    """The subnets of a step, as calls that activate them.
 
-    Where the phase mixes in full precision, it is one more number of bits, the highest: the largest subnet has it in
-    all operands, the smallest in none, a random one in a random share of them.
+    Where the phase mixes in full precision, that is one more bit-width, the highest: the largest subnet has it in all
+    operands, the smallest in none, a random one in a random part of them.
     """
     always = [largest_subnet(net.space), smallest_subnet(net.space)] if phase.sandwich else []
     n_random = phase.subnets_per_step - len(always)
@@ -224,45 +235,8 @@ def draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Gene
 
 
 def activate_partly_float(net: DynamicProxylessNASNets, subnet: Subnet, stays_float: np.ndarray) -> None:
-    """Run as this subnet, but for operands `(operands,)` in full precision, until the next is activated."""
+    """Run as this subnet until the next is activated, with the operands `(operands,)` that stay in full precision."""
     net.activate(subnet)
     for operand, stays in zip(quantizers(net), stays_float, strict=True):
         if stays:
             operand.bits = FULL_PRECISION
-
-
-def _phase_scores(
-    net: DynamicProxylessNASNets, splits: Splits, recipe: Recipe, device: torch.device, execution: Execution
-) -> dict[str, float]:
-    """Validation top-1 of the largest and the smallest subnet, each recalibrated."""
-    ends = {"largest": largest_subnet(net.space), "smallest": smallest_subnet(net.space)}
-    return {
-        f"{name}_top1": subnet_top1(net, subnet, splits, splits.val, recipe.recalibration_images, device, execution)
-        for name, subnet in ends.items()
-    }
-
-
-def _epoch_score(
-    net: DynamicProxylessNASNets,
-    splits: Splits,
-    few: Dataset | None,
-    recipe: Recipe,
-    device: torch.device,
-    execution: Execution,
-    epoch: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """The record of an epoch with the largest subnet's top-1 on part of the validation images; none if not asked."""
-    if few is None:
-        return []
-    largest, n_images = largest_subnet(net.space), recipe.recalibration_images
-    return [{**epoch, "largest_top1": subnet_top1(net, largest, splits, few, n_images, device, execution)}]
-
-
-def _load_state(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    state = load_checkpoint(
-        file, ("asked", "phase", "epoch", "net", "optimizer", "teacher", "average", "records", "epochs")
-    )
-    if state["asked"] != asked:
-        odd = ", ".join(key for key in asked if state["asked"].get(key) != asked[key])
-        raise UserError(f"{file} belongs to a training with other {odd}; remove it to start anew")
-    return state

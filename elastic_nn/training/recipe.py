@@ -81,3 +81,11 @@ def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
     """The recipe with another batch size in every phase and unchanged learning rates."""
     phases = (replace(phase, train=replace(phase.train, batch_size=batch_size)) for phase in recipe.phases)
     return replace(recipe, phases=tuple(phases))
+
+
+def adjusted(
+    config: TrainConfig, *, epochs: int | None = None, lr: float | None = None, batch_size: int | None = None
+) -> TrainConfig:
+    """The settings with those that are not None changed."""
+    changes = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+    return replace(config, **{name: value for name, value in changes.items() if value is not None})

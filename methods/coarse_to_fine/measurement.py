@@ -22,6 +22,7 @@ from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.training.distributed import check_agreement, wait
 from elastic_nn.training.engine import EVALUATION_BATCH, evaluate
 from elastic_nn.training.finetune import quantized_subnet
+from elastic_nn.training.session import Execution
 from methods.coarse_to_fine.evaluated import EvaluatedStore
 
 
@@ -66,7 +67,7 @@ def measure(
     stage: str,
     genes: np.ndarray,
     flops: np.ndarray,
-    share: tuple[int, int],
+    execution: Execution,
 ) -> np.ndarray:
     """(n,) top-1 of a stage's subnets, those that are missing measured now, each process its part."""
     space = measurement.supernet.space
@@ -77,13 +78,13 @@ def measure(
             "measured subnets (their folder must be shared)": sorted(done),
             f"{stage} subnets": hashlib.sha256(np.ascontiguousarray(genes).tobytes()).hexdigest(),
         },
-        share,
+        execution,
     )
     # Resolution by resolution: loaders with worker processes are kept for the last few sizes only.
     missing = sorted((i for i in range(len(subnets)) if i not in done), key=lambda i: subnets[i].resolution)
-    missing = missing[share[0] :: share[1]]
-    for i in tqdm(missing, desc=stage, unit="subnet", disable=None if share[0] == 0 else True):
+    missing = missing[execution.rank :: execution.world_size]
+    for i in tqdm(missing, desc=stage, unit="subnet", disable=None if execution.main else True):
         store.append(space, stage, i, subnets[i], float(flops[i]), measurement.top1(subnets[i]))
-    wait(share)
+    wait(execution)
     done = store.load(space, stage, subnets)
     return np.array([done[i] for i in range(len(subnets))])

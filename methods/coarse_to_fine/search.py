@@ -94,20 +94,20 @@ def search(args: argparse.Namespace) -> None:
         recalibration_images=recipe.recalibration_images,
         device=device,
     )
-    with processes(device) as share:
-        check_agreement(asked, share)
-        store = EvaluatedStore(experiment.path, share[0], lenient=args.overwrite)
+    with processes(device) as execution:
+        check_agreement(asked, execution)
+        store = EvaluatedStore(experiment.path, execution.rank, lenient=args.overwrite)
         continued = open_store(experiment, store, asked, overwrite=args.overwrite)
-        wait(share)  # nobody writes before all have looked
+        wait(execution)  # nobody writes before all have looked
 
         def evaluate_stage(stage: str, genes: np.ndarray) -> np.ndarray:
-            if stage == STAGES[0] and not continued and share[0] == 0:
+            if stage == STAGES[0] and not continued and execution.main:
                 store.start(asked)
-            wait(share)
-            return measure(measurement, store, stage, genes, flops.predict(genes), share)
+            wait(execution)
+            return measure(measurement, store, stage, genes, flops.predict(genes), execution)
 
         found = coarse_to_fine(space, config, flops.predict, evaluate_stage)
-        if share[0] != 0:
+        if not execution.main:
             return
     tell_unreadable(splits)
     best, cost = choice.pick(found)

@@ -25,9 +25,9 @@ from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.named_models import check_known
 from elastic_nn.networks.subnet_file import load_float_subnet
 from elastic_nn.training.distributed import check_agreement, processes
-from elastic_nn.training.engine import Execution
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Execution
 from lut.cost_model import cost_model_from_flags
 from lut.measured import load_measured
 from methods.search.bit_search import Task, layers_of_model, make_task, search_bits
@@ -80,7 +80,7 @@ def search(args: argparse.Namespace) -> None:
         cost_model = cost_model_from_flags(args.config, args.table)
     task = make_task(net, spec, splits, config.quantizer, config.quantity, cost_model)
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}  # a search quantizes the network
-    with processes(device) as share:
+    with processes(device) as execution:
         if args.policy is not None:
             policy, found, original = given_policy(args.policy, task, config), None, None
         else:
@@ -93,12 +93,11 @@ def search(args: argparse.Namespace) -> None:
                 "images": splits.source,
                 "cells": digest({"cells": torch.from_numpy(task.costs.cells)}),
             }
-            check_agreement(asked, share)
-            execution = Execution(share=share)
+            check_agreement(asked, execution)
             policy, found, original = with_progress(
                 experiment, task, config, agent, recipe, execution, device, asked, args.overwrite
             )
-        if share[0] != 0:
+        if not execution.main:
             return
     tell_unreadable(splits)
     settings = {

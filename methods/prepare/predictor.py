@@ -16,6 +16,7 @@ from apq.device import resolve_device
 from apq.errors import UserError
 from apq.files import check_writable
 from apq.model_folder import ModelFolder
+from apq.resume import Resume
 from apq.space import space_to_dict
 from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
@@ -25,21 +26,28 @@ from elastic_nn.quantizers import FLOAT, LINEAR
 from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Execution, Session
 from utils.predictor_files import load_predictor, save_predictor
-from utils.predictor_training import FEWEST_PAIRS, PredictorConfig, train_predictor
+from utils.predictor_training import (
+    FEWEST_PAIRS,
+    SAVE_SECONDS,
+    PredictorConfig,
+    train_predictor,
+    training_record,
+)
 
 
 def prepare(args: argparse.Namespace) -> None:
     """Gather pairs from the supernet, on all processes, and train the predictor that they are for, on one."""
     device = resolve_device(args.device)
-    with processes(device) as share:
-        gathered = gather(args, device, share)
-    if share[0] == 0:
+    with processes(device) as execution:
+        gathered = gather(args, device, execution)
+    if execution.main:
         fit(args, device, *gathered)
 
 
 def gather(
-    args: argparse.Namespace, device: torch.device, share: tuple[int, int]
+    args: argparse.Namespace, device: torch.device, execution: Execution
 ) -> tuple[PairStore, int, dict[str, Any], int]:
     """Measure the pairs that are missing, each process its part.
 
@@ -62,7 +70,7 @@ def gather(
         raise UserError(f"--acc_train_sample {n_pairs}: a predictor needs at least {FEWEST_PAIRS} pairs")
     if not as_is:  # before the pairs, which take hours
         load_predictor(folder.acc, space)
-    store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, share[0])
+    store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, execution.rank)
     check_writable(folder.path)
     check_writable(store.path)
     made_by: dict[str, Any] = {
@@ -75,22 +83,21 @@ def gather(
         made_by["finetune"] = asdict(recipe.pair_finetune)
         if recipe.pair_epoch_images is not None:
             made_by["epoch_images"] = recipe.pair_epoch_images
-    check_agreement({"space": space_to_dict(space), "pairs": n_pairs, **made_by}, share)
+    check_agreement({"space": space_to_dict(space), "pairs": n_pairs, **made_by}, execution)
     missing = store.open(space, made_by, n_pairs)
-    check_agreement({"pairs (their folder must be shared)": missing}, share)
-    wait(share)  # nobody adds pairs before all have seen which are missing
+    check_agreement({"pairs (their folder must be shared)": missing}, execution)
+    wait(execution)  # nobody adds pairs before all have seen which are missing
     started = time.perf_counter()
-    (gather_as_is if as_is else gather_finetuned)(
-        supernet.to(device), splits, recipe, store, missing[share[0] :: share[1]], args.seed, device
-    )
-    wait(share)
-    if share[0] == 0:
+    session = Session(splits=splits, device=device, seed=args.seed, execution=execution)
+    mine = missing[execution.rank :: execution.world_size]
+    (gather_as_is if as_is else gather_finetuned)(supernet.to(device), session, recipe, store, mine)
+    wait(execution)
+    if execution.main:
         tell_unreadable(splits)
-    if missing and share[0] == 0:
+    if missing and execution.main:
         a_minute = 60 * len(missing) / (time.perf_counter() - started)
-        print(
-            f"{len(missing)} pairs measured, {a_minute:.1f} subnets a minute on {share[1]} process(es)", file=sys.stderr
-        )
+        pace = f"{a_minute:.1f} subnets a minute on {execution.world_size} process(es)"
+        print(f"{len(missing)} pairs measured, {pace}", file=sys.stderr)
     return store, n_pairs, made_by, recipe.predictor_hidden
 
 
@@ -111,23 +118,23 @@ def fit(
     space = load_supernet(folder.supernet)[0].space
     genes, accuracies = store.load(space, n_pairs)
     config = PredictorConfig(seed=args.seed, hidden=hidden)
-    predictor, scores = train_predictor(
-        genes,
-        accuracies,
-        space,
-        quantize=quantized,
-        initial=load_predictor(folder.acc, space) if "finetune" in made_by else None,
-        config=config,
-        device=device,
-        state_file=folder.state_of(target),
-    )
+    how = {
+        "quantize": quantized,
+        "initial": load_predictor(folder.acc, space) if "finetune" in made_by else None,
+        "config": config,
+    }
+    asked = training_record(genes, accuracies, **how)
+    # A training takes seconds: the state of another one is dropped.
+    state_file = folder.state_of(target)
+    resume = Resume(state_file, asked, "predictor training", restart=True, every_s=SAVE_SECONDS)
+    predictor, scores = train_predictor(genes, accuracies, space, **how, device=device, resume=resume)
     facts = {
         "data": {"pairs": str(store.path), "n_pairs": len(genes), **made_by},
         "scores": asdict(scores),
         "predictor_training": asdict(config),
     }
     save_predictor(target, predictor, facts)
-    folder.state_of(target).unlink(missing_ok=True)
+    resume.done()
     if args.json:
         print(json.dumps({"predictor": str(target), **facts}))
         return

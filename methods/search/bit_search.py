@@ -14,9 +14,9 @@ from apq.layers import FIXED_BITS, ConvLayer
 from apq.model import ModelSpec
 from apq.policy import NOT_QUANTIZED, Policy, layer_names
 from dataset.splits import Splits
-from elastic_nn.training.engine import ONE_PROCESS, Execution
 from elastic_nn.training.policies import PolicyScorer
 from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.session import ONE_PROCESS, Execution
 from lut.bit_costs import BitCosts, kmeans_costs, linear_costs, measured_costs
 from lut.cost_model import CostModel
 from lut.measured import MeasuredTable

@@ -19,6 +19,7 @@ from apq.errors import UserError
 from apq.files import read_json, write_json
 from apq.model import ModelSpec, subnet_model
 from apq.policy import Policy
+from apq.resume import Resume
 from apq.space import space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
 from dataset.splits import Splits, make_loader
@@ -26,9 +27,10 @@ from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.model_file import load_model, save_model
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
-from elastic_nn.training.engine import EVALUATION_BATCH, ONE_PROCESS, Execution, evaluate
+from elastic_nn.training.engine import EVALUATION_BATCH, evaluate
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.session import ONE_PROCESS, Execution, Session
 from lut.cost_model import CostModel
 from methods.search import evolution_finder
 from methods.search.bit_search import environment_of, make_task, search_bits
@@ -110,7 +112,7 @@ def run_sequential(
             "cost": cost_model.record(),
             "images": splits.source,
             "seed": seed,
-            "execution": execution.asked(),
+            "execution": execution.record(),
         }
     )
     run = _Run(config, supernet, splits, recipe, cost_model, folder, seed, device, execution, asked, restart, log)
@@ -203,7 +205,8 @@ class _Run:
         space, config, side = self.supernet.space, self.config, subnet.resolution
         self.supernet.activate(subnet)
         net = self.recalibrated(self.supernet.get_active_subnet(), side)
-        val = make_loader(self.splits.val, EVALUATION_BATCH, share=self.execution.share, sides=(side,))
+        session = Session(splits=self.splits, device=self.device, seed=self.seed, execution=self.execution)
+        val = session.loader(self.splits.val, EVALUATION_BATCH, sides=(side,))
         float_top1 = evaluate(net, val, self.device, execution=self.execution).top1
         net, pruned_subnet, widths, _ = search_widths(
             net,
@@ -229,13 +232,11 @@ class _Run:
             ) from error
         top1, weights = finetune(
             self.recalibrated(net, side),
-            self.splits,
+            session,
             config.finetune,
-            seed=self.seed,
-            device=self.device,
             side=side,
-            execution=self.execution,
-            **self.loop("finetune", FINETUNE),
+            resume=Resume(self.folder / FINETUNE, self.asked, "search", self.restart, writes=self.execution.main),
+            log=lambda record: self.log("finetune", record),
         )
         net.load_state_dict(weights)
         facts = [

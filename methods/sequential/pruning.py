@@ -20,7 +20,8 @@ from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
-from elastic_nn.training.engine import EVALUATION_BATCH, ONE_PROCESS, Execution, evaluate
+from elastic_nn.training.engine import EVALUATION_BATCH, evaluate
+from elastic_nn.training.session import ONE_PROCESS, Execution
 from lut.cost_model import CostModel
 from methods.search.bit_search import REWARD_SCALE
 from methods.search.episodes import Found, find
@@ -86,7 +87,8 @@ def search_widths(
     net = net.to(device)
     environment = width_environment(space, subnet, config.quantity, cost_model, config.budget)
     sides = (subnet.resolution,)
-    val = make_loader(splits.val.thinned(config.val_images), EVALUATION_BATCH, share=execution.share, sides=sides)
+    part = {"rank": execution.rank, "world_size": execution.world_size}
+    val = make_loader(splits.val.thinned(config.val_images), EVALUATION_BATCH, **part, sides=sides)
     calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
     original = evaluate(net, val, device, execution=execution).top1
 

@@ -19,7 +19,6 @@ from dataset.imagenet import tell_unreadable
 from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.distributed import processes
-from elastic_nn.training.engine import Execution
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from lut.cost_model import cost_model_from_flags
@@ -46,7 +45,7 @@ def search(args: argparse.Namespace) -> None:
     splits, recipe = load_splits(space, args.data), get_recipe(args.recipe or origin.recipe, space)
     check_classes(splits, origin.images, folder.supernet)
     config, cost_model = sequential_config(args, space, recipe), cost_model_from_flags(args.config, None)
-    with processes(device) as share, tqdm(disable=None if share[0] == 0 else True) as bar:
+    with processes(device) as execution, tqdm(disable=None if execution.main else True) as bar:
 
         def log(stage: str, made: dict[str, Any]) -> None:
             bar.set_description(stage, refresh=False)
@@ -62,11 +61,11 @@ def search(args: argparse.Namespace) -> None:
             experiment.path,
             seed=args.seed,
             device=device,
-            execution=Execution(share=share),
+            execution=execution,
             restart=args.overwrite,
             log=log,
         )
-        if share[0] != 0:
+        if not execution.main:
             return
     tell_unreadable(splits)
     task = make_task(found.net, found.spec, splits, "linear", config.quantity, cost_model)

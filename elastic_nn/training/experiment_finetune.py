@@ -1,0 +1,148 @@
+"""Finetune what a search found, into its experiment: what `quant_aware.py` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from apq.checkpoint import digest
+from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.files import check_writable, write_json
+from apq.policy import policy_to_dict
+from apq.resume import Resume
+from apq.subnet import spec_of
+from dataset import check_classes, load_splits
+from dataset.imagenet import tell_unreadable
+from dataset.splits import Splits
+from elastic_nn.networks.model_file import load_model
+from elastic_nn.networks.policy_file import save_policy_model
+from elastic_nn.networks.subnet_file import save_subnet
+from elastic_nn.training.distributed import check_agreement
+from elastic_nn.training.finetune import finetune
+from elastic_nn.training.found_subnet import load_found
+from elastic_nn.training.policies import quantized_model
+from elastic_nn.training.recipe import Recipe, TrainConfig, adjusted
+from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Execution, Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRequest:
+    """An experiment to finetune, and what differs from the usual training: None is the usual."""
+
+    experiment: Experiment
+    supernet: Path | None = None
+    data: Path | None = None
+    recipe: str | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    overwrite: bool = False
+    compiled: bool = False
+    seed: int = 0
+
+    def config(self, recipe: Recipe) -> TrainConfig:
+        """The recipe's finetune with the requested changes."""
+        return adjusted(recipe.finetune, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunePlan:
+    """A calibrated network and how it is finetuned. `origin` is what it was made of, as plain data; `save` writes its
+    weights with facts about them."""
+
+    net: nn.Module
+    side: int
+    splits: Splits
+    train: TrainConfig
+    origin: dict[str, Any]
+    save: Callable[..., None]
+
+
+def finetune_experiment(request: FinetuneRequest, device: torch.device, execution: Execution) -> tuple[float, int]:
+    """Finetune and write the best weights; returns their validation top-1 (0 to 1) and the number of epochs."""
+    experiment = request.experiment
+    if experiment.acc.exists() and not request.overwrite:
+        raise UserError(f"{experiment.path} has weights already, of a finetune or its search; give --overwrite")
+    torch.manual_seed(request.seed)
+    plan = (policy_plan if experiment.policy.exists() else subnet_plan)(request, device)
+    check_writable(experiment.path)
+    session = Session(splits=plan.splits, device=device, seed=request.seed, execution=execution, progress=True)
+    record = finetune_record(plan, session, compiled=request.compiled)
+    check_agreement(record, execution)
+    resume = Resume(experiment.last_checkpoint, record, "finetune", request.overwrite, writes=execution.main)
+    if request.compiled:
+        plan.net.compile()
+    top1, weights = finetune(plan.net, session, plan.train, side=plan.side, resume=resume)
+    if execution.main:
+        tell_unreadable(plan.splits)
+        experiment.acc.unlink(missing_ok=True)  # it says that the checkpoint beside it is finished
+        facts = {"train": asdict(plan.train), "seed": request.seed, "val_top1": top1}
+        plan.save(state=weights, images=plan.splits.source, **facts)
+        write_json(experiment.acc, [top1])
+        resume.done()
+    return top1, plan.train.epochs
+
+
+def finetune_record(plan: FinetunePlan, session: Session, *, compiled: bool) -> dict[str, Any]:
+    """All that the finetuned network depends on, as plain data."""
+    return {
+        **plan.origin,
+        "train": asdict(plan.train),
+        "seed": session.seed,
+        "images": plan.splits.source,
+        "execution": session.execution.record(),
+        "compile": compiled,
+    }
+
+
+def subnet_plan(request: FinetuneRequest, device: torch.device) -> FinetunePlan:
+    """A found subnet, cut out of its supernet and calibrated."""
+    experiment = request.experiment
+    found = load_found(experiment, supernet=request.supernet, data=request.data, recipe=request.recipe)
+    space, subnet, weights = found.space, found.subnet, digest(found.supernet.state_dict())
+    return FinetunePlan(
+        net=found.network(device),
+        side=subnet.resolution,
+        splits=found.splits,
+        train=request.config(found.recipe),
+        origin={
+            "subnet": spec_of(space, subnet),
+            "recalibration_images": found.recipe.recalibration_images,
+            "supernet": weights,
+        },
+        save=partial(save_subnet, experiment.best_checkpoint, space, subnet, scheme=found.supernet.scheme),
+    )
+
+
+def policy_plan(request: FinetuneRequest, device: torch.device) -> FinetunePlan:
+    """The given network of an experiment, quantized by its policy and calibrated."""
+    experiment = request.experiment
+    if request.supernet is not None:
+        raise UserError(f"{experiment.path} has its own float network: leave --supernet out")
+    policy, layers = experiment.load_policy()
+    net, spec, images = load_model(experiment.model)
+    recipe = get_recipe(request.recipe or experiment.load_config()["recipe"], spec)
+    train, splits = request.config(recipe), load_splits(spec, request.data)
+    check_classes(splits, images, experiment.model)
+    weights = digest(net.state_dict())
+    signed = quantized_model(net, policy, splits, spec.resolution, recipe.recalibration_images, device)
+    return FinetunePlan(
+        net=net,
+        side=spec.resolution,
+        splits=splits,
+        train=train,
+        origin={
+            "policy": policy_to_dict(policy, layers),
+            "recalibration_images": recipe.recalibration_images,
+            "model": weights,
+        },
+        save=partial(save_policy_model, experiment.best_checkpoint, spec, policy, layers, signed),
+    )

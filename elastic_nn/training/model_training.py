@@ -1,0 +1,99 @@
+"""Train a network by its name into its folder: what `train.py --model` does."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apq.errors import UserError
+from apq.files import check_writable
+from apq.model import IMAGES, ModelSpec, model_to_dict, named_model
+from apq.model_folder import ModelFolder
+from apq.resume import Resume
+from dataset import load_splits
+from dataset.imagenet import image_folder_model, tell_unreadable
+from elastic_nn.networks.model_file import save_model
+from elastic_nn.networks.named_models import build_model
+from elastic_nn.training.distributed import check_agreement
+from elastic_nn.training.finetune import finetune
+from elastic_nn.training.recipe import TrainConfig, adjusted
+from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Execution, Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """A network by its name, what it is for, and what differs from the usual training: None is the usual."""
+
+    name: str
+    images: str | None = None
+    data: Path | None = None
+    recipe: str | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    out: Path | None = None
+    overwrite: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """The file of a trained network, its best validation top-1 (0 to 1), the epochs of its training."""
+
+    file: Path
+    top1: float
+    epochs: int
+
+
+def train_model(request: ModelRequest, device: torch.device, execution: Execution) -> TrainedModel:
+    """Train the network and write its file."""
+    spec, recipe, config = model_plan(request)
+    folder = ModelFolder(request.out or Path("models") / request.name)
+    if folder.model.exists() and not request.overwrite:
+        raise UserError(f"{folder.model} exists; choose another --out or give --overwrite")
+    torch.manual_seed(request.seed)
+    net = build_model(spec).to(device)
+    splits = load_splits(spec, request.data)
+    check_writable(folder.path)
+    session = Session(splits=splits, device=device, seed=request.seed, execution=execution, progress=True)
+    record = model_record(spec, config, session)
+    check_agreement(record, execution)
+    resume = Resume(folder.model_state, record, "training", request.overwrite, writes=execution.main)
+    if execution.main:
+        print(f"model {spec.name}, images {spec.dataset}, recipe {recipe}", file=sys.stderr)
+    top1, weights = finetune(net, session, config, side=spec.resolution, resume=resume)
+    if execution.main:
+        tell_unreadable(splits)
+        facts = {"recipe": recipe, "train": asdict(config), "seed": request.seed, "val_top1": top1}
+        save_model(folder.model, spec, weights, splits.source, **facts)
+        resume.done()
+    return TrainedModel(file=folder.model, top1=top1, epochs=config.epochs)
+
+
+def model_record(spec: ModelSpec, config: TrainConfig, session: Session) -> dict[str, Any]:
+    """All that the trained network depends on, as plain data."""
+    return {
+        "model": model_to_dict(spec),
+        "train": asdict(config),
+        "seed": session.seed,
+        "images": session.splits.source,
+        "execution": session.execution.record(),
+    }
+
+
+def model_plan(request: ModelRequest) -> tuple[ModelSpec, str, TrainConfig]:
+    """What is trained, the name of the recipe, and its first phase with the requested changes."""
+    if request.data and request.images not in (None, "imagenet"):
+        raise UserError(f"--data brings its own images: leave --images {request.images} out")
+    preset = named_model(request.name, "imagenet" if request.data else request.images)
+    spec = image_folder_model(preset, request.data) if request.data else preset
+    # A folder of as many classes as ImageNet is taken for it, as with --space; another has no recipe of its own.
+    own = IMAGES[preset.dataset].name if spec == preset else None
+    recipe = get_recipe(request.recipe or own, spec)
+    config = adjusted(recipe.phases[0].train, epochs=request.epochs, lr=request.lr, batch_size=request.batch_size)
+    return spec, recipe.name, config

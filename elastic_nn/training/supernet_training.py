@@ -1,0 +1,104 @@
+"""Train the supernet of a space into its folder: what `train.py --space` does."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apq.bit_widths import bits_throughout
+from apq.checkpoint import digest
+from apq.errors import UserError
+from apq.files import check_writable, write_json
+from apq.model_folder import ModelFolder
+from apq.presets import get_space
+from apq.resume import Resume
+from apq.space import SearchSpace
+from dataset import check_classes, load_splits
+from dataset.imagenet import image_folder_space, tell_unreadable
+from dataset.splits import Splits
+from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
+from elastic_nn.networks.supernet_file import load_supernet, save_supernet
+from elastic_nn.quantizers import BATCHQUANT, FLOAT, LSQ, QuantScheme, scheme_named
+from elastic_nn.training.distributed import check_agreement
+from elastic_nn.training.finetune import Record
+from elastic_nn.training.progressive_shrinking import SupernetPlan, supernet_record, train_supernet
+from elastic_nn.training.recipe import with_batch_size
+from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Execution, Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetRequest:
+    """A supernet by the name of its space, and what differs from the usual: None is the usual."""
+
+    space: str
+    data: Path | None = None
+    recipe: str | None = None
+    quantizer: str | None = None
+    start_from: Path | None = None
+    batch_size: int | None = None
+    out: Path | None = None
+    overwrite: bool = False
+    seed: int = 0
+
+
+def train_space(request: SupernetRequest, device: torch.device, execution: Execution) -> tuple[Path, list[Record]]:
+    """Train the supernet and write its file and `training.json`; returns the file and a record of each phase."""
+    space = get_space(request.space)
+    if request.data:
+        space = image_folder_space(space, request.data)
+    scheme = usual_scheme(space) if request.quantizer is None else scheme_named(request.quantizer)
+    folder = ModelFolder(request.out or default_folder(space, scheme))
+    if folder.supernet.exists() and not request.overwrite:
+        raise UserError(f"{folder.supernet} exists; choose another --out or give --overwrite")
+    check_writable(folder.path)
+    splits = load_splits(space, request.data)
+    recipe = get_recipe(request.recipe, space, in_float=scheme == FLOAT)
+    if request.batch_size:
+        recipe = with_batch_size(recipe, request.batch_size)
+    start, origin = (None, {}) if request.start_from is None else load_start(request.start_from, splits)
+    plan = SupernetPlan(space=space, recipe=recipe, scheme=scheme, start=start)
+    session = Session(splits=splits, device=device, seed=request.seed, execution=execution, progress=True)
+    record = supernet_record(plan, session)
+    check_agreement(record, execution)
+    resume = Resume(folder.supernet_state, record, "training", request.overwrite, writes=execution.main)
+    if execution.main:
+        print(f"space {space.name}, recipe {recipe.name}, quantizers {scheme.name}", file=sys.stderr)
+    net, records = train_supernet(plan, session, resume, log_phase if execution.main else lambda record: None)
+    if execution.main:
+        tell_unreadable(splits)
+        facts = {"seed": request.seed, **origin}
+        write_json(folder.training, {"space": space.name, "recipe": recipe.name, **facts, "phases": records})
+        # The supernet comes last: it says that all is there.
+        save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, records=records, **facts)
+        resume.done()
+    return folder.supernet, records
+
+
+def usual_scheme(space: SearchSpace) -> QuantScheme:
+    """How a supernet of the space is quantized by default."""
+    if space.fixed_operands:  # the bits of every convolution are chosen apart
+        return BATCHQUANT
+    return FLOAT if bits_throughout(space) is None else LSQ
+
+
+def default_folder(space: SearchSpace, scheme: QuantScheme) -> Path:
+    """`models/SPACE`, or `models/SPACE-QUANTIZERS` for quantizers that are not the usual ones of the space."""
+    return Path("models") / (space.name if scheme == usual_scheme(space) else f"{space.name}-{scheme.name}")
+
+
+def load_start(given: Path, splits: Splits) -> tuple[DynamicProxylessNASNets, dict[str, Any]]:
+    """The supernet to start from, in a folder or a file, and what the files of the new one say about it."""
+    file = ModelFolder(given).supernet if given.is_dir() else given
+    start, origin = load_supernet(file)
+    check_classes(splits, origin.images, file)
+    return start, {"started_from": {"file": str(file), "weights": digest(start.state_dict())}}
+
+
+def log_phase(record: Record) -> None:
+    """One line a phase on stderr."""
+    print(f"phase {record['phase']}: loss {record['loss']:.3f}", file=sys.stderr)
