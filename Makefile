@@ -55,6 +55,7 @@ clean-models:
 	rm -rf $(MODELS) $(FLOAT_MODELS) dataset/NetInfo/$(NAME)
 
 benchmarks: $(VENV)/installed
+	$(PY) benchmarks/startup.py
 	$(PY) benchmarks/lut.py
 	$(PY) benchmarks/search.py
 	$(PY) benchmarks/nsga2.py
