@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from apq.cli import Parser, add_common_flags, add_execution_flags, at_least, run, table
 from apq.errors import UserError
+from apq.policy import SUPERNET_QUANTIZERS
 from dataset.table import DATASETS
 from elastic_nn.training.recipes import RECIPES
 
@@ -33,16 +34,6 @@ if TYPE_CHECKING:
 
 OF_MODELS = ("images", "epochs", "lr")  # flags that a supernet does not have
 OF_SUPERNETS = ("quantizer", "start_from")  # flags that a network by name does not have
-# Names of `SCHEMES` that supernets are trained with; the table itself needs torch.
-QUANTIZERS = (
-    "float",
-    "lsq",
-    "batchquant",
-    "batchquant-percentile",
-    "batchquant-mse",
-    "running-minmax",
-    "lsq-per-bits",
-)
 
 
 def build_parser() -> Parser:
@@ -59,9 +50,8 @@ def build_parser() -> Parser:
     parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the space's or images' own)")
     parser.add_argument(
         "--quantizer",
-        choices=QUANTIZERS,
-        help="train the supernet in full precision, with learned steps, or in mixed precision by one of the others "
-        "(default: lsq for spaces of one bit-width, batchquant for QFA's)",
+        help=f"of the supernet: {', '.join(SUPERNET_QUANTIZERS)}, or one of APQ_PLUGINS (default: lsq for spaces of one "
+        "bit-width, batchquant for QFA's, float for others)",
     )
     parser.add_argument(
         "--start_from",

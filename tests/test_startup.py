@@ -6,14 +6,7 @@ import pytest
 
 from benchmarks.startup import MISTYPED, SCRIPTS, heavy_imports, run
 
-OF_TRAINING = {"train.py", "quant_aware.py"}
-HAS_RECIPES = {"search.py --prepare acc", *(f"search.py --mode {m}" for m in ("coarse_to_fine", "ddpg", "sequential"))}
-NOT_YET = pytest.mark.xfail(reason="the module of recipes, whose names --help shows, imports torch", strict=True)
-DOORS = [
-    pytest.param(words, id=name, marks=NOT_YET if name in HAS_RECIPES else ())
-    for name, words in SCRIPTS.items()
-    if name not in OF_TRAINING
-]
+DOORS = [pytest.param(words, id=name) for name, words in SCRIPTS.items()]
 
 
 @pytest.mark.parametrize("words", DOORS)

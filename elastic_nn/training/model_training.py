@@ -11,13 +11,14 @@ import torch
 
 from apq.errors import UserError
 from apq.files import check_writable
-from apq.model import IMAGES, ModelSpec, model_to_dict, named_model
+from apq.model import ModelSpec, model_to_dict
 from apq.model_folder import ModelFolder
+from apq.presets import APQ_IMAGENET
 from apq.resume import Resume
 from dataset import load_splits
 from dataset.imagenet import image_folder_model, tell_unreadable
 from elastic_nn.networks.model_file import save_model
-from elastic_nn.networks.named_models import build_model
+from elastic_nn.networks.named_models import build_model, named_model
 from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.recipe import TrainConfig, adjusted
@@ -93,7 +94,7 @@ def model_plan(request: ModelRequest) -> tuple[ModelSpec, str, TrainConfig]:
     preset = named_model(request.name, "imagenet" if request.data else request.images)
     spec = image_folder_model(preset, request.data) if request.data else preset
     # A folder of as many classes as ImageNet is taken for it, as with --space; another has no recipe of its own.
-    own = IMAGES[preset.dataset].name if spec == preset else None
+    own = APQ_IMAGENET.recipe if spec == preset and spec.dataset == APQ_IMAGENET.dataset else None
     recipe = get_recipe(request.recipe or own, spec)
     config = adjusted(recipe.phases[0].train, epochs=request.epochs, lr=request.lr, batch_size=request.batch_size)
     return spec, recipe.name, config
