@@ -50,8 +50,8 @@ def build_parser() -> Parser:
     parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the space's or images' own)")
     parser.add_argument(
         "--quantizer",
-        help=f"of the supernet: {', '.join(SUPERNET_QUANTIZERS)}, or one of APQ_PLUGINS (default: lsq for spaces of one "
-        "bit-width, batchquant for QFA's, float for others)",
+        help=f"of the supernet: {', '.join(SUPERNET_QUANTIZERS)}, or one of APQ_PLUGINS (default: lsq for spaces of "
+        "one bit-width, batchquant for QFA's, float for others)",
     )
     parser.add_argument(
         "--start_from",
