@@ -1,0 +1,97 @@
+"""What a search found, for people and as JSON: one report for every method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from apq.cli import listing, table
+from apq.experiment import Experiment
+from apq.search_result import Record, SearchResult, SubnetChoice
+from apq.subnet import shown_spec, spec_of
+from lut.cost_model import CostModel
+from lut.costs import by_scope, cost_rows, network_costs
+from report.tables import bit_rows
+
+PRICED = ("latency", "energy")  # quantities that a cost model gives
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heading:
+    """What only the method itself can say: a title, a table of what it looked at, a line before the choice.
+
+    `measured` says how the accuracy was measured. `facts` join the JSON object.
+    """
+
+    title: str = ""
+    rows: Sequence[tuple[str, ...]] = ()
+    choice: str = ""
+    measured: str = ""
+    facts: Record = field(default_factory=dict)
+
+
+def report_result(
+    experiment: Experiment,
+    result: SearchResult,
+    cost_model: CostModel,
+    heading: Heading = Heading(),
+    *,
+    as_json: bool = False,
+) -> None:
+    """Print a result with its costs under the model that priced it."""
+    shown = result_as_json if as_json else result_as_text
+    print(shown(experiment, result, cost_model, heading))
+
+
+def result_as_json(experiment: Experiment, result: SearchResult, cost_model: CostModel, heading: Heading) -> str:
+    """One JSON object; its keys are the same for all methods that choose the same kind of thing."""
+    facts: Record = {"exp_dir": str(experiment.path), "type": result.quantity, "unit": result.unit, "cost": result.cost}
+    if isinstance(result.choice, SubnetChoice):
+        space, subnet = result.choice.space, result.choice.subnet
+        facts |= {"space": space.name, "constraint": result.limit, "scope": result.scope}
+        tops = {"predicted_accuracy": result.predicted_top1, "top1": result.measured_top1}
+        facts |= {name: top1 for name, top1 in tops.items() if top1 is not None}
+        costs = {scope: asdict(cost) for scope, cost in network_costs(space, subnet, cost_model).items()}
+        facts |= {"costs": costs, "subnet": spec_of(space, subnet)}
+    else:
+        choice = result.choice
+        facts |= {"budget": result.limit, "ratio": choice.ratio, "of_what": choice.of_what}
+        facts |= {"original_top1": choice.original_top1, "policy": choice.policy.strategy}
+    return json.dumps({**facts, "priced_by": str(cost_model), **heading.facts})
+
+
+def result_as_text(experiment: Experiment, result: SearchResult, cost_model: CostModel, heading: Heading) -> str:
+    """Title, table of the method, the choice, its accuracy and costs."""
+    of_kind = _subnet_lines if isinstance(result.choice, SubnetChoice) else _policy_lines
+    title, lines = of_kind(result, cost_model, heading)
+    parts = [f"{experiment.path}: {heading.title or title}"]
+    parts += [table(heading.rows)] if heading.rows else []
+    parts += [heading.choice] if heading.choice else []
+    return "\n".join([*parts, *lines])
+
+
+def _subnet_lines(result: SearchResult, cost_model: CostModel, heading: Heading) -> tuple[str, list[str]]:
+    space, subnet = result.found_subnet.space, result.found_subnet.subnet
+    budget = "" if result.limit is None else f" for {result.quantity} <= {result.limit:g} {result.unit}"
+    top1, how = result.measured_top1, f"top-1 {{:.2%}}{heading.measured and ' ' + heading.measured}"
+    if top1 is None:
+        top1, how = result.predicted_top1, "predicted top-1 {:.2%}"
+    accuracy = [] if top1 is None else [how.format(top1)]
+    cost = f"{result.quantity} {result.cost:g} {result.unit} ({result.scope} scope)"
+    return f"best subnet of space {space.name}{budget}", [
+        listing(shown_spec(space, spec_of(space, subnet))),
+        "; ".join([*accuracy, cost]),
+        table(cost_rows(by_scope(network_costs(space, subnet, cost_model)))),
+        f"latency and energy: {cost_model}",
+    ]
+
+
+def _policy_lines(result: SearchResult, cost_model: CostModel, heading: Heading) -> tuple[str, list[str]]:
+    choice = result.found_policy
+    n_layers, n_priced = len(choice.policy.names), choice.n_priced
+    covered = "" if n_priced in (None, n_layers) else f" (of the {n_priced} layers in the table)"
+    cost = f"{result.quantity} {result.cost:g} {result.unit}, {choice.ratio:.4f} of {choice.of_what}{covered}"
+    lines = [table(bit_rows(choice.policy)), cost, *([heading.measured] if heading.measured else [])]
+    priced = [f"{result.quantity}: {cost_model}"] if result.quantity in PRICED else []
+    return f"{choice.policy.quantizer} policy of {choice.model}", [*lines, *priced]
