@@ -20,7 +20,6 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from apq.errors import UserError
 
 MOST_WORKERS = 8
-ALONE = (0, 1)  # rank and number of the processes that share a loader
 
 
 class ImageSpec(Protocol):
@@ -80,22 +79,29 @@ def make_loader(
     batch_size: int,
     *,
     shuffle: bool = False,
-    share: tuple[int, int] = ALONE,
+    rank: int = 0,
+    world_size: int = 1,
     sides: tuple[int, ...] = (),
     n_images: int | None = None,
 ) -> DataLoader:
-    """Batches of (images, labels); of several processes each gets its `share` of every batch of `batch_size`.
+    """Batches of (images, labels), of which each process gets its own part.
 
-    Order and augmentation follow torch's global generator: seed it alike in all processes before an epoch. Batches are
-    resized as a whole to one of `sides` (pixels), drawn anew for each; none leaves them as they are.
-    With `n_images` and `shuffle` an epoch has so many images at most, drawn anew.
+    Order and augmentation follow torch's global generator: seed it alike in all processes before an epoch.
+
+    Args:
+        batch_size: images of a batch, over all processes.
+        rank, world_size: which of how many processes this is. It gets images `rank::world_size` of every batch.
+        sides: resolutions in pixels. Each batch is resized to one of them at random; none leaves it as it is.
+        n_images: with `shuffle`, the most images of an epoch, drawn again for each.
+
+    UserError where a shuffled batch has fewer than two images for each process.
     """
-    if shuffle and batch_size < 2 * share[1]:
-        raise UserError(f"{batch_size} images a step are too few for {share[1]} process(es): each needs two")
+    if shuffle and batch_size < 2 * world_size:
+        raise UserError(f"{batch_size} images a step are too few for {world_size} process(es): each needs two")
     if isinstance(dataset, TensorImages):
-        batches = _batches(dataset, batch_size, shuffle, share[1], n_images)
-        return DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=_Part(share, sides))
-    return _worker_loader(dataset, batch_size, shuffle, share, sides, n_images)
+        batches = _batches(dataset, batch_size, shuffle, world_size, n_images)
+        return DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=_Part(rank, world_size, sides))
+    return _worker_loader(dataset, batch_size, shuffle, rank, world_size, sides, n_images)
 
 
 def evenly_spaced(n_all: int, n: int) -> list[int]:
@@ -111,26 +117,26 @@ def resize(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
-def _batches(dataset: Dataset, batch_size: int, shuffle: bool, n_ranks: int, n_images: int | None) -> BatchSampler:
+def _batches(dataset: Dataset, batch_size: int, shuffle: bool, world_size: int, n_images: int | None) -> BatchSampler:
     """Batches of indices, for all processes together.
 
     BatchNorm cannot train on one image, so a last batch that leaves a process fewer than two is dropped.
     """
     n = min(len(dataset), n_images or len(dataset))
     order = RandomSampler(dataset, num_samples=n) if shuffle and n else SequentialSampler(dataset)
-    return BatchSampler(order, batch_size, drop_last=shuffle and 0 < n % batch_size < 2 * n_ranks)
+    return BatchSampler(order, batch_size, drop_last=shuffle and 0 < n % batch_size < 2 * world_size)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A process's share of a batch in memory, resized."""
+    """A process's part of a batch in memory, resized."""
 
-    share: tuple[int, int]
+    rank: int
+    world_size: int
     sides: tuple[int, ...]
 
     def __call__(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        rank, n_ranks = self.share
-        images, labels = (part[rank::n_ranks] for part in batch)
+        images, labels = (whole[self.rank :: self.world_size] for whole in batch)
         if not self.sides:
             return images, labels
         choice = int(torch.randint(len(self.sides), ())) if len(self.sides) > 1 else 0
@@ -142,14 +148,15 @@ def _worker_loader(
     dataset: Dataset,
     batch_size: int,
     shuffle: bool,
-    share: tuple[int, int],
+    rank: int,
+    world_size: int,
     sides: tuple[int, ...],
     n_images: int | None,
 ) -> DataLoader:
     workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     return DataLoader(
         dataset,
-        batch_sampler=_SeededBatches(_batches(dataset, batch_size, shuffle, share[1], n_images), share),
+        batch_sampler=_SeededBatches(_batches(dataset, batch_size, shuffle, world_size, n_images), rank, world_size),
         collate_fn=_Collate(sides),
         num_workers=workers,
         persistent_workers=True,
@@ -160,23 +167,23 @@ def _worker_loader(
 
 @dataclass(frozen=True)
 class _SeededBatches:
-    """A process's share of every batch as (index, seed) pairs.
+    """A process's part of every batch as (index, seed) pairs.
 
     With its own seed an image is augmented alike by any worker of any process.
     """
 
     batches: BatchSampler
-    share: tuple[int, int]
+    rank: int
+    world_size: int
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        rank, n_ranks = self.share
         seeds = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
         for batch in self.batches:
             drawn = torch.randint(2**62, (len(batch),), generator=seeds).tolist()
-            if part := list(zip(batch, drawn, strict=True))[rank::n_ranks]:
+            if part := list(zip(batch, drawn, strict=True))[self.rank :: self.world_size]:
                 yield part
 
 

@@ -79,7 +79,9 @@ def sandwiched(
             torch.nn.init.uniform_(module.bias, 0.1, 0.5)
     phase = next(phase for phase in RECIPES[recipe].phases if phase.sandwich)
     optimizer, rng = make_optimizer(net, phase.train), np.random.default_rng(0)
-    batches = make_loader(splits.train, 32, shuffle=True, share=execution.share, sides=DIGITS.resolutions)
+    batches = make_loader(
+        splits.train, 32, shuffle=True, rank=execution.rank, world_size=execution.world_size, sides=DIGITS.resolutions
+    )
     for epoch in range(2):
         seed_epoch(0, epoch)
         choose = partial(draw_subnets, net, phase, rng)

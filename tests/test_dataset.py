@@ -101,23 +101,23 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path, capfd):
 
 def test_too_few_images_for_the_processes_are_refused():
     with pytest.raises(UserError, match="too few"):
-        make_loader(load_splits(DIGITS).train, 5, shuffle=True, share=(0, 3))
+        make_loader(load_splits(DIGITS).train, 5, shuffle=True, world_size=3)
 
 
 def test_folder_batches_do_not_depend_on_the_number_of_processes(tmp_path):
     folder = make_folder(tmp_path / "shared", train=9)
     splits = load_splits(image_folder_space(replace(DIGITS, resolutions=(32,)), folder), folder)
 
-    def epoch(share):
+    def epoch(rank, world_size):
         torch.manual_seed(3)
-        return list(make_loader(splits.train, 8, shuffle=True, share=share))
+        return list(make_loader(splits.train, 8, shuffle=True, rank=rank, world_size=world_size))
 
-    alone, first, second = epoch((0, 1)), epoch((0, 2)), epoch((1, 2))
+    alone, first, second = epoch(0, 1), epoch(0, 2), epoch(1, 2)
     for whole, one, other in zip(alone, first, second, strict=True):
         assert torch.equal(whole[0][0::2], one[0])
         assert torch.equal(whole[0][1::2], other[0])
         assert torch.equal(whole[1][1::2], other[1])
-    again = epoch((0, 1))
+    again = epoch(0, 1)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(alone, again, strict=True))
     assert not torch.equal(alone[0][0], next(iter(make_loader(splits.train, 8, shuffle=True)))[0])
 

@@ -80,7 +80,9 @@ class PolicyScorer:
         self.net, self.splits, self.config, self.side = net.to(device), splits, config, side
         self.train_images, self.seed, self.device, self.execution = train_images, seed, device, execution
         val = splits.val.thinned(val_images)
-        self._val = make_loader(val, EVALUATION_BATCH, share=execution.share, sides=(side,))
+        self._val = make_loader(
+            val, EVALUATION_BATCH, rank=execution.rank, world_size=execution.world_size, sides=(side,)
+        )
         self.original = self._top1()
         images = calibration_images(splits, side, device)
         signed = signed_inputs(net, names, images)

@@ -203,7 +203,13 @@ class _Run:
         space, config, side = self.supernet.space, self.config, subnet.resolution
         self.supernet.activate(subnet)
         net = self.recalibrated(self.supernet.get_active_subnet(), side)
-        val = make_loader(self.splits.val, EVALUATION_BATCH, share=self.execution.share, sides=(side,))
+        val = make_loader(
+            self.splits.val,
+            EVALUATION_BATCH,
+            rank=self.execution.rank,
+            world_size=self.execution.world_size,
+            sides=(side,),
+        )
         float_top1 = evaluate(net, val, self.device, execution=self.execution).top1
         net, pruned_subnet, widths, _ = search_widths(
             net,

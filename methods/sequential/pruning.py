@@ -103,7 +103,13 @@ def search_widths(
     net = net.to(device)
     environment = width_environment(space, subnet, config.quantity, source, config.budget)
     sides = (subnet.resolution,)
-    val = make_loader(splits.val.thinned(config.val_images), EVALUATION_BATCH, share=execution.share, sides=sides)
+    val = make_loader(
+        splits.val.thinned(config.val_images),
+        EVALUATION_BATCH,
+        rank=execution.rank,
+        world_size=execution.world_size,
+        sides=sides,
+    )
     calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
     original = evaluate(net, val, device, execution=execution).top1
 
