@@ -84,12 +84,17 @@ def make_loader(
     sides: tuple[int, ...] = (),
     n_images: int | None = None,
 ) -> DataLoader:
-    """Batches of (images, labels). Each of `world_size` processes gets its part of every batch of `batch_size`.
+    """Batches of (images, labels), of which each process gets its own part.
 
-    Order and augmentation follow torch's global generator: seed it alike in all processes before an epoch. Batches are
-    resized as a whole to one of `sides` (pixels), drawn anew for each batch; without `sides` they stay as they are.
-    With `n_images` and `shuffle` an epoch has at most that many images, drawn anew. UserError if a batch is too small
-    for the processes.
+    Order and augmentation follow torch's global generator: seed it alike in all processes before an epoch.
+
+    Args:
+        batch_size: images of a batch, over all processes.
+        rank, world_size: which of how many processes this is. It gets images `rank::world_size` of every batch.
+        sides: resolutions in pixels. Each batch is resized to one of them at random; none leaves it as it is.
+        n_images: with `shuffle`, the most images of an epoch, drawn again for each.
+
+    UserError where a shuffled batch has fewer than two images for each process.
     """
     if shuffle and batch_size < 2 * world_size:
         raise UserError(f"{batch_size} images a step are too few for {world_size} process(es): each needs two")
