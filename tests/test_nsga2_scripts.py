@@ -11,9 +11,10 @@ from conftest import ROOT, script
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import read_json, read_jsonl, write_json
+from apq.resume import Resume
 from methods.nsga2 import front_finder
 from methods.nsga2 import search as command
-from methods.nsga2.front_file import load_front
+from methods.nsga2.front_records import load_front
 
 search, quant_aware, report = (script(name) for name in ("search", "quant_aware", "test"))
 
@@ -30,11 +31,11 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def searches(monkeypatch):
-    """What every search that is started gets as its state file."""
+    """What every search that is started gets as its state."""
     started, real = [], front_finder.find_front
 
     def counted(*args, **kwargs):
-        started.append(kwargs["state_file"])
+        started.append(args[-1])
         return real(*args, **kwargs)
 
     monkeypatch.setattr(command, "find_front", counted)
@@ -79,6 +80,7 @@ def test_what_an_experiment_holds(here, capsys):
         "history.jsonl",
         "front.json",
         "front.png",
+        "made_by.json",
     }
     front, config = read_json(folder / "front.json"), read_json(folder / "config.json")
     assert all(list(point["objectives"]) == ["accuracy", "size", "latency"] for point in front)
@@ -139,9 +141,9 @@ def test_picks_into_another_experiment(here, searches):
 
 @pytest.mark.parametrize("killed_at", [3, 9])
 def test_a_killed_search_continues(here, monkeypatch, killed_at):
-    monkeypatch.setattr(front_finder, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(command, "SAVE_SECONDS", 0.0)
     search([*FLAGS, *THREE, "--exp_name", "whole"])
-    saved, real = [], front_finder.save_front_state
+    saved, real = [], Resume.save
 
     def save(*args):
         real(*args)
@@ -150,15 +152,17 @@ def test_a_killed_search_continues(here, monkeypatch, killed_at):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(front_finder, "save_front_state", save)
+        patch.setattr(Resume, "save", save)
         with pytest.raises(KeyboardInterrupt):
             search([*FLAGS, *THREE, "--exp_name", "killed"])
     folder = here / "exps/killed"
-    assert [file.name for file in folder.iterdir()] == ["front.state.npz"]
-    with pytest.raises(UserError, match=r"other nsga2; give --overwrite"):
+    assert [file.name for file in folder.iterdir()] == ["front.state.pt"]
+    with pytest.raises(UserError, match=r"nsga2\.seed was 0, is 1; give --overwrite"):
         search([*FLAGS, *THREE, "--seed", "1", "--exp_name", "killed"])
     search([*FLAGS, *THREE, "--exp_name", "killed", "--overwrite"])  # of the same search: it continues, too
-    assert files_of(folder) == files_of(here / "exps/whole")
+    ours, theirs = files_of(folder), files_of(here / "exps/whole")
+    assert ours.pop("made_by.json") != theirs.pop("made_by.json")  # of other commands
+    assert ours == theirs
 
 
 def test_nothing_fits_after_a_search_and_the_front_is_kept(here, searches):

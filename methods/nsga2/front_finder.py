@@ -5,24 +5,22 @@ QFA (NeurIPS 2021) searches so: 500 candidates, 1,000 generations. Sorting and c
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from apq.errors import UserError
 from apq.genes import sample
+from apq.resume import NOT_KEPT, Resume
+from apq.search_result import Record
 from apq.space import SearchSpace
 from methods.nsga2.config import Nsga2Config
-from methods.nsga2.front_state import FrontState, load_front_state, save_front_state
 from methods.nsga2.sorting import survivors, tournament
 from methods.search.budget import Seen
 from methods.search.operators import blend, crossover, mutate
 
-SAVE_SECONDS = 1.0
+SAVE_SECONDS = 1.0  # between saves of a search
 MOST_ROUNDS = 6  # of proposals for one generation: a small space may have no more that are new
 FEWEST_PROPOSALS = 32  # a round
 
@@ -47,7 +45,7 @@ class Front:
 
     genes: np.ndarray  # (n, genes)
     values: np.ndarray  # (n, objectives)
-    history: list[dict[str, Any]]
+    history: list[Record]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,30 +62,25 @@ def find_front(
     space: SearchSpace,
     objectives: Sequence[Objective],
     config: Nsga2Config,
-    on_generation: Callable[[dict[str, Any]], None] | None = None,
-    state_file: Path | None = None,
-    asked: dict[str, Any] | None = None,
+    on_generation: Callable[[Record], None] = lambda record: None,
+    resume: Resume = NOT_KEPT,
 ) -> Front:
     """Search the front of 2 to 4 objectives; the same seed gives the same result.
 
-    `on_generation` gets each record as it is made. The search also ends when no new candidate can be found. With a
-    `state_file` the state is saved about once a second, and the same call continues from it; `asked` is all that the
-    result depends on, so that no other search does.
+    `on_generation` gets each record as it is made. The search also ends when no new candidate can be found. It
+    continues from the state in `resume`, which it saves when that is due.
     """
     if not 2 <= len(objectives) <= 4:
         raise UserError(f"a front has 2 to 4 objectives, not {len(objectives)}")
-    state = load_front_state(state_file, asked or {}) if state_file else None
     rng = np.random.default_rng(config.seed)
-    if state is None:
+    if (state := resume.load()) is None:
         genes = first_population(space, objectives, config.population, rng)
         pool = _select(objectives, genes, scores(objectives, genes), config.population)
         history = [_record(pool, objectives, [], len(genes))]
-        if on_generation:
-            on_generation(history[0])
+        on_generation(history[0])
     else:
-        pool = _Population(genes=state.genes, values=state.values, ranks=state.ranks, crowding=state.crowding)
-        history, rng.bit_generator.state = state.history, state.rng
-    saved = time.monotonic()
+        history, rng.bit_generator.state = state.pop("history"), state.pop("rng")
+        pool = _Population(**state)
     for _ in range(len(history) - 1, config.generations):
         children = _children(space, pool, config, rng)
         if not len(children):
@@ -96,12 +89,9 @@ def find_front(
         values = np.concatenate([pool.values, scores(objectives, children)])
         pool = _select(objectives, genes, values, config.population)
         history.append(_record(pool, objectives, history, len(children)))
-        if on_generation:
-            on_generation(history[-1])
-        if state_file and time.monotonic() - saved > SAVE_SECONDS:
-            state = FrontState(**vars(pool), rng=rng.bit_generator.state, history=history)
-            save_front_state(state_file, state, asked or {})
-            saved = time.monotonic()
+        on_generation(history[-1])
+        if resume.due:
+            resume.save({**vars(pool), "rng": rng.bit_generator.state, "history": history})
     return _front(pool, objectives, history)
 
 
@@ -165,9 +155,7 @@ def _children(space: SearchSpace, pool: _Population, config: Nsga2Config, rng: n
     return np.concatenate(found)
 
 
-def _record(
-    pool: _Population, objectives: Sequence[Objective], history: list[dict[str, Any]], n_scored: int
-) -> dict[str, Any]:
+def _record(pool: _Population, objectives: Sequence[Objective], history: list[Record], n_scored: int) -> Record:
     best = losses_of(objectives, losses_of(objectives, pool.values).min(axis=0, keepdims=True))[0]
     return {
         "generation": len(history),
@@ -177,7 +165,7 @@ def _record(
     }
 
 
-def _front(pool: _Population, objectives: Sequence[Objective], history: list[dict[str, Any]]) -> Front:
+def _front(pool: _Population, objectives: Sequence[Objective], history: list[Record]) -> Front:
     best = np.flatnonzero(pool.ranks == 0)
     losses = losses_of(objectives, pool.values[best])
     costs_first = np.argsort([one.maximise for one in objectives], kind="stable")

@@ -3,66 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 from tqdm import tqdm
 
-from apq.cli import listing, table
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
 from apq.genes import subnets_of
 from apq.model_folder import DEFAULT_MODELS
-from apq.space import SearchSpace, space_from_dict, space_to_dict
-from apq.subnet import Subnet, shown_spec, spec_of
-from lut.cost_model import CostModel, cost_model_from_flags, recorded_cost_model
-from lut.costs import UNITS, by_scope, cost_rows, network_costs
+from apq.resume import Resume
+from apq.search_result import SearchResult, SubnetChoice
+from lut.cost_model import CostModel, cost_model_from_flags, cost_model_from_record
+from lut.costs import UNITS
 from lut.population import PopulationCost
 from methods.nsga2.config import ACCURACY, OBJECTIVES, Nsga2Config, parse_objectives
-from methods.nsga2.front_file import MODE, has_front, load_front, save_front
-from methods.nsga2.front_finder import Front, Objective, find_front
-from methods.nsga2.front_state import load_front_state
+from methods.nsga2.front_finder import SAVE_SECONDS, Front, Objective, find_front
+from methods.nsga2.front_records import MODE, has_front, load_front, records_of
 from methods.nsga2.picking import Bound, parse_bounds, pick
 from methods.search.budget import Budget, check_reachable
-from methods.search.predicted import asked_of, drop_other_state, load_quantized_predictor
+from methods.search.predicted import asked_of, load_quantized_predictor
 from report.plots import plot_predicted_front
+from report.search_report import Heading, report_result
 
+STATE, PLOT = "front.state.pt", "front.png"
 CONFIG_FLAGS = ("population", "generations", "crossover_prob", "mutation_prob", "seed")
 MOST_SHOWN = 12  # points of a printed front
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pick:
-    """A chosen point of a front, the bounds that it was chosen within, and the settings of the search."""
-
-    front: Front
-    settings: dict[str, Any]
-    bounds: tuple[Bound, ...]
-    index: int
-
-    @property
-    def names(self) -> list[str]:
-        """The objectives."""
-        return self.settings["objectives"]
-
-    @property
-    def values(self) -> dict[str, float]:
-        """The point's objectives by name."""
-        return dict(zip(self.names, self.front.values[self.index].tolist(), strict=True))
-
-    @cached_property
-    def space(self) -> SearchSpace:
-        """The space that was searched."""
-        return space_from_dict(self.settings["space"])
-
-    @property
-    def subnet(self) -> Subnet:
-        """The point itself."""
-        return subnets_of(self.space, self.front.genes[self.index : self.index + 1])[0]
 
 
 def search_or_pick(args: argparse.Namespace) -> None:
@@ -93,48 +60,49 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
     space, cost_model = predictor.space, cost_model_from_flags(args.config, args.table)
     scope = args.scope or space.budget_scope
     costs = {name: PopulationCost(space, name, cost_model, scope) for name in names[1:]}
-    for bound in bounds:
-        cost = costs[bound.name]
-        check_reachable(space, Budget(cost=cost.predict, limit=bound.limit, unit=cost.unit), cost.cheapest_genes())
-    settings = {
-        "mode": MODE,
-        "space": space_to_dict(space),
-        "acc_predictor_dir": str(args.acc_predictor_dir),
-        "objectives": list(names),
-        "scope": scope,
-        "nsga2": asdict(config),
-        **cost_model.record(),
-    }
-    asked = asked_of(settings, predictor, cost_model)
-    if args.overwrite:
-        drop_other_state(experiment.front_state, load_front_state, asked)
+    check_bounds(bounds, costs)
+    settings = {"objectives": list(names), "nsga2": asdict(config)}
+    asked = asked_of({**settings, "scope": scope}, predictor, cost_model)
+    resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, every_s=SAVE_SECONDS)
     objectives = [
         Objective(name=ACCURACY, score=predictor.fast(), maximise=True),
         *(Objective(name=k, score=c.predict, unit=c.unit, cheapest=c.cheapest_genes()) for k, c in costs.items()),
     ]
     with tqdm(total=config.generations, desc="search", disable=None) as bar:
-        front = find_front(
-            space,
-            objectives,
-            config,
-            lambda record: bar.update(record["generation"] - bar.n),
-            state_file=experiment.front_state,
-            asked=asked,
-        )
+        front = find_front(space, objectives, config, lambda record: bar.update(record["generation"] - bar.n), resume)
+    searched = SearchResult(
+        method=MODE,
+        choice=SubnetChoice(space=space, subnet=subnets_of(space, front.genes[:1])[0], models=args.acc_predictor_dir),
+        cost=float(front.values[0, 1]),
+        quantity=names[1],
+        unit=UNITS[names[1]],
+        scope=scope,
+        cost_model=cost_model.record(),
+        settings=settings,
+        history=tuple(front.history),
+        front=tuple(records_of(space, names, front)),
+    )
     try:
-        picked = choose(front, settings, bounds)
+        result = picked(searched, front, bounds)
     except UserError as error:  # what was searched is kept
-        save(experiment, choose(front, settings, ()))
+        save(experiment, front, picked(searched, front, ()))
         raise UserError(f"{error}; {experiment.path} has the front, with its most accurate point") from error
-    save(experiment, picked)
-    report(args.json, experiment, picked, cost_model)
+    save(experiment, front, result)
+    report(args, experiment, front, result)
+
+
+def check_bounds(bounds: Sequence[Bound], costs: Mapping[str, PopulationCost]) -> None:
+    """UserError for a bound that no subnet of the space meets."""
+    for bound in bounds:
+        cost = costs[bound.name]
+        budget = Budget(cost=cost.predict, limit=bound.limit, unit=cost.unit)
+        check_reachable(cost.space, budget, cost.cheapest_genes())
 
 
 def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experiment) -> None:
     """Pick a point of a front that is there, into its own experiment or into another."""
-    front, settings = load_front(origin)
-    cost_model = recorded_cost_model(origin)
-    check_agrees(args, origin, settings, cost_model)
+    front, searched = load_front(origin)
+    check_agrees(args, origin, searched)
     same = origin.path.resolve() == experiment.path.resolve()
     if not same:
         experiment.check_free(args.overwrite)
@@ -142,23 +110,26 @@ def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experime
         raise UserError(
             f"{origin.path} is finetuned; pick into another experiment: --front {origin.path} --exp_name OTHER"
         )
-    picked = choose(front, settings, parse_bounds(args.pick, settings["objectives"][1:]))
+    result = picked(searched, front, parse_bounds(args.pick, searched.settings["objectives"][1:]))
     if same:  # the front stays where it is, whatever happens
-        write_pick(experiment, picked)
+        write_pick(experiment, front, replace(result, front=None))
     else:
-        save(experiment, replace(picked, settings={**settings, "front": str(origin.path)}))
-    report(args.json, experiment, picked, cost_model)
+        settings = {**result.settings, "front": str(origin.path)}
+        result = replace(result, settings=settings, made_by=None)
+        save(experiment, front, result)
+    report(args, experiment, front, result)
 
 
-def check_agrees(args: argparse.Namespace, origin: Experiment, settings: dict[str, Any], cost_model: CostModel) -> None:
+def check_agrees(args: argparse.Namespace, origin: Experiment, searched: SearchResult) -> None:
     """UserError if a flag asks for another search than the one that made the front. Flags that are not given agree."""
     asked = {"objectives": args.objectives and list(parse_objectives(args.objectives)), "scope": args.scope}
     asked |= {name: getattr(args, name) for name in CONFIG_FLAGS} | {"seed": args.seed or None}  # 0 is its default
-    found = {"objectives": settings["objectives"], "scope": settings["scope"], **settings["nsga2"]}
+    found = {"scope": searched.scope, **searched.settings, **searched.settings["nsga2"]}
     different = [name for name, value in asked.items() if value is not None and value != found[name]]
-    given = cost_model_from_flags(args.config, args.table) if args.config or args.table else cost_model
-    different += ["config or table"] * (given.record() != cost_model.record())
-    if args.acc_predictor_dir not in (DEFAULT_MODELS, Path(settings["acc_predictor_dir"])):
+    if args.config or args.table:
+        given = cost_model_from_flags(args.config, args.table)
+        different += ["config or table"] * (given.fingerprint() != cost_model_of(origin, searched).fingerprint())
+    if args.acc_predictor_dir not in (DEFAULT_MODELS, searched.found_subnet.models):
         different.append("acc_predictor_dir")
     if different:
         raise UserError(
@@ -167,58 +138,65 @@ def check_agrees(args: argparse.Namespace, origin: Experiment, settings: dict[st
         )
 
 
-def choose(front: Front, settings: dict[str, Any], bounds: tuple[Bound, ...]) -> Pick:
-    """The most accurate point within the bounds."""
+def cost_model_of(experiment: Experiment, result: SearchResult) -> CostModel:
+    """What the search priced its candidates with."""
+    return cost_model_from_record(result.cost_model, experiment.config)
+
+
+def picked(searched: SearchResult, front: Front, bounds: tuple[Bound, ...]) -> SearchResult:
+    """The result with the most accurate point within the bounds as its choice. UserError where none is within them."""
+    names = searched.settings["objectives"]
     accuracy, *costs = front.values.T
-    index = pick(bounds, accuracy, dict(zip(settings["objectives"][1:], costs, strict=True)))
-    return Pick(front=front, settings=settings, bounds=bounds, index=index)
+    index = pick(bounds, accuracy, dict(zip(names[1:], costs, strict=True)))
+    values, space = front.values[index].tolist(), searched.found_subnet.space
+    (subnet,) = subnets_of(space, front.genes[index : index + 1])
+    chosen = {"pick": ",".join(map(str, bounds)) or None, "picked": dict(zip(names, values, strict=True))}
+    return replace(
+        searched,
+        choice=replace(searched.found_subnet, subnet=subnet),
+        cost=values[1],
+        predicted_top1=values[0],
+        settings={**searched.settings, **chosen},
+    )
 
 
-def save(experiment: Experiment, picked: Pick) -> None:
+def save(experiment: Experiment, front: Front, result: SearchResult) -> None:
     """Write the experiment: the front, and of its chosen point the `arch` that the next scripts take."""
     with experiment.replaced() as new:
-        save_front(new, picked.space, picked.names, picked.front)
-        write_pick(new, picked)
+        write_pick(new, front, result)
 
 
-def write_pick(experiment: Experiment, picked: Pick) -> None:
+def write_pick(experiment: Experiment, front: Front, result: SearchResult) -> None:
     """Write what depends on the chosen point, `arch` last: where that was not reached the same pick repeats it."""
-    front, values = picked.front, picked.values
-    settings = {
-        **picked.settings,
-        "pick": ",".join(map(str, picked.bounds)) or None,
-        "picked": values,
-        "predicted_accuracy": values[ACCURACY],
-    }
-    accuracy, *costs = front.values.T
-    shown = dict(zip(picked.names[1:], costs, strict=True))
-    plot_predicted_front(accuracy, shown, UNITS, picked.index, experiment.front_plot)
-    experiment.save_found(picked.space, picked.subnet, values[picked.names[1]], settings, front.history)
+    names, accuracy, costs = result.settings["objectives"], front.values[:, 0], front.values[:, 1:].T
+    shown = dict(zip(names[1:], costs, strict=True))
+    plot_predicted_front(accuracy, shown, UNITS, index_of(front, result), experiment.path / PLOT)
+    result.write(experiment)
 
 
-def report(as_json: bool, experiment: Experiment, picked: Pick, cost_model: CostModel) -> None:
+def index_of(front: Front, result: SearchResult) -> int:
+    """Which point of the front was chosen."""
+    values = [result.settings["picked"][name] for name in result.settings["objectives"]]
+    return int(np.flatnonzero((front.values == values).all(axis=1))[0])
+
+
+def report(args: argparse.Namespace, experiment: Experiment, front: Front, result: SearchResult) -> None:
     """Print the front, its chosen point and that one's costs."""
-    front, settings, space, names = picked.front, picked.settings, picked.space, picked.names
-    costs, spec = network_costs(space, picked.subnet, cost_model), spec_of(space, picked.subnet)
-    asked = " and ".join(map(str, picked.bounds))
-    if as_json:
-        shown = {"objectives": names, "scope": settings["scope"], "front": len(front.genes)}
-        network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec}
-        facts = {"exp_dir": str(experiment.path), "space": space.name, **shown, "pick": asked or None}
-        print(json.dumps({**facts, "picked": picked.values, "priced_by": str(cost_model), **network}))
-        return
-    print(f"{experiment.path}: front of {len(front.genes)} subnets of space {space.name} ({settings['scope']} scope)")
-    evenly = np.linspace(0, len(front.genes) - 1, min(MOST_SHOWN, len(front.genes))).round().astype(int).tolist()
+    names, chosen, n = result.settings["objectives"], index_of(front, result), len(front.genes)
+    evenly = np.linspace(0, n - 1, min(MOST_SHOWN, n)).round().astype(int).tolist()
     rows = [
-        (f"{front.values[i, 0]:.2%}", *(f"{cost:g}" for cost in front.values[i, 1:]), "<-" if i == picked.index else "")
-        for i in sorted({*evenly, picked.index})
+        (f"{front.values[i, 0]:.2%}", *(f"{cost:g}" for cost in front.values[i, 1:]), "<-" if i == chosen else "")
+        for i in sorted({*evenly, chosen})
     ]
     titles = ("predicted top-1", *(f"{name}, {UNITS[name]}" for name in names[1:]), "")
-    print(table([titles, *rows]))
-    print(f"picked: the most accurate subnet{' with ' + asked if asked else ''}")
-    print(listing(shown_spec(space, spec)))
-    print(table(cost_rows(by_scope(costs))))
-    print(f"latency and energy: {cost_model}")
+    asked = (result.settings["pick"] or "").replace(",", " and ")
+    heading = Heading(
+        title=f"front of {n} subnets of space {result.found_subnet.space.name} ({result.scope} scope)",
+        rows=[titles, *rows],
+        choice=f"picked: the most accurate subnet{asked and ' with ' + asked}",
+        facts={"objectives": names, "front": n, "pick": asked or None, "picked": result.settings["picked"]},
+    )
+    report_result(experiment, result, cost_model_of(experiment, result), heading, as_json=args.json)
 
 
 def _asks_for_a_search(args: argparse.Namespace) -> bool:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from apq.errors import UserError
 from apq.genes import subnets_of
+from apq.resume import NOT_KEPT, Resume, State
+from apq.search_result import Record
 from apq.space import SearchSpace
 from apq.subnet import Subnet
 from methods.search.budget import Budget, Seen, check_reachable, fill, newcomers
 from methods.search.operators import crossover, mutate
-from methods.search.search_state import SearchState, load_state, save_state
 
-SAVE_SECONDS = 1.0
+SAVE_SECONDS = 1.0  # between saves of a search
+Log = Callable[[Record], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class Found:
     subnet: Subnet
     accuracy: float
     cost: float
-    history: list[dict[str, Any]]
+    history: list[Record]
 
 
 @dataclass(frozen=True)
@@ -103,29 +102,17 @@ class EvolutionFinder:
         if cheapest is not None:
             check_reachable(space, self.budget, cheapest)
 
-    def run(
-        self,
-        on_generation: Callable[[dict[str, Any]], None] | None = None,
-        state_file: Path | None = None,
-        asked: dict[str, Any] | None = None,
-    ) -> Found:
+    def run(self, on_generation: Log | None = None, resume: Resume = NOT_KEPT) -> Found:
         """Run the search; the same seed gives the same result. `on_generation` gets each record as it is made.
 
-        Parents, mutants and crossovers compete in one pool, and no candidate is scored twice. The search also ends
-        when no new candidate can be found. With a `state_file` the state is saved about once a second, and the same
-        call continues from it; `asked` is all that the result depends on, so that no other search does.
+        Parents, mutants and crossovers compete in one pool, and no candidate is scored twice. The search also ends when
+        no new candidate can be found. It continues from the state in `resume`, which it saves when that is due.
         """
-        config, asked = self.config, asked or {}
-        state = load_state(state_file, asked) if state_file else None
-        if state is None:
+        config = self.config
+        if (state := resume.load()) is None:
             pool, seen, rng, history, since_better = self._first_generation(on_generation)
         else:
-            pool = _Pool(state.genes, state.accuracies, state.costs)
-            history, since_better = state.history, state.since_better
-            seen = replace(Seen.nothing(self.space), keys=state.seen)
-            rng = np.random.default_rng()
-            rng.bit_generator.state = state.rng
-        saved = time.monotonic()
+            pool, seen, rng, history, since_better = self._restored(state)
         for _ in range(len(history) - 1, config.generations):
             if since_better == config.patience:
                 break
@@ -136,16 +123,22 @@ class EvolutionFinder:
             pool = parents.joined(self._scored(genes, costs))
             self._record(history, pool, len(genes), on_generation)
             since_better = 0 if pool.accuracies[0] > parents.accuracies[0] else since_better + 1
-            if state_file and time.monotonic() - saved > SAVE_SECONDS:
+            if resume.due:
                 rest = {"rng": rng.bit_generator.state, "history": history, "since_better": since_better}
-                save_state(state_file, SearchState(**vars(pool), seen=seen.keys, **rest), asked)
-                saved = time.monotonic()
+                resume.save({**vars(pool), "seen": seen.keys, **rest})
         (subnet,) = subnets_of(self.space, pool.genes[:1])
         return Found(subnet=subnet, accuracy=float(pool.accuracies[0]), cost=float(pool.costs[0]), history=history)
 
+    def _restored(self, state: State) -> tuple[_Pool, Seen, np.random.Generator, list[Record], int]:
+        rng = np.random.default_rng()
+        rng.bit_generator.state = state["rng"]
+        pool = _Pool(state["genes"], state["accuracies"], state["costs"])
+        seen = replace(Seen.nothing(self.space), keys=state["seen"])
+        return pool, seen, rng, state["history"], state["since_better"]
+
     def _first_generation(
-        self, on_generation: Callable[[dict[str, Any]], None] | None
-    ) -> tuple[_Pool, Seen, np.random.Generator, list[dict[str, Any]], int]:
+        self, on_generation: Log | None
+    ) -> tuple[_Pool, Seen, np.random.Generator, list[Record], int]:
         config = self.config
         rng = np.random.default_rng(config.seed)
         genes, costs, seen = fill(
@@ -203,10 +196,10 @@ class EvolutionFinder:
 
     def _record(
         self,
-        history: list[dict[str, Any]],
+        history: list[Record],
         pool: _Pool,
         n_scored: int,
-        on_generation: Callable[[dict[str, Any]], None] | None,
+        on_generation: Log | None,
     ) -> None:
         history.append(
             {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from apq.checkpoint import digest
 from apq.errors import UserError
 from apq.model_folder import ModelFolder
+from apq.search_result import Record
+from apq.space import space_to_dict
 from lut.cost_model import CostModel
 from utils.accuracy_predictor import AccuracyPredictor
 from utils.predictor_files import load_predictor
@@ -22,14 +22,7 @@ def load_quantized_predictor(folder: Path) -> AccuracyPredictor:
     return predictor
 
 
-def asked_of(settings: dict[str, Any], predictor: AccuracyPredictor, cost_model: CostModel) -> dict[str, Any]:
-    """All that a search depends on: its settings, the weights of its predictor, the prices of layers."""
-    return {**settings, "predictor": digest(predictor.state_dict()), "prices": cost_model.fingerprint()}
-
-
-def drop_other_state(state_file: Path, load: Callable[[Path, dict[str, Any]], object], asked: dict[str, Any]) -> None:
-    """Remove the state of an unfinished search that was asked for something else, or that is damaged."""
-    try:
-        load(state_file, asked)
-    except UserError:
-        state_file.unlink()
+def asked_of(settings: Record, predictor: AccuracyPredictor, cost_model: CostModel) -> Record:
+    """All that a search depends on: its settings, the space and weights of its predictor, the prices of layers."""
+    found = {"space": space_to_dict(predictor.space), "predictor": digest(predictor.state_dict())}
+    return {**settings, **found, **cost_model.record(), "prices": cost_model.fingerprint()}

@@ -1,0 +1,49 @@
+"""A front as the plain records of a search result, and a search result's front as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.genes import genes_of, subnets_of
+from apq.search_result import Record, SearchResult, read_result
+from apq.space import SearchSpace
+from apq.subnet import spec_of, subnet_from_spec
+from methods.nsga2.front_finder import Front
+
+MODE = "nsga2"
+
+
+def records_of(space: SearchSpace, names: Sequence[str], front: Front) -> list[Record]:
+    """The points of a front by ascending first cost: the objectives by name, `arch` and `policy` of each."""
+    return [
+        {"objectives": dict(zip(names, values, strict=True)), **spec_of(space, subnet)}
+        for values, subnet in zip(front.values.tolist(), subnets_of(space, front.genes), strict=True)
+    ]
+
+
+def has_front(experiment: Experiment) -> bool:
+    """Whether the experiment holds a finished search by NSGA-II."""
+    return experiment.front.exists() and experiment.arch.exists() and read_result(experiment).method == MODE
+
+
+def load_front(experiment: Experiment) -> tuple[Front, SearchResult]:
+    """The front of a finished experiment and its result; UserError where it has none."""
+    if not (experiment.front.exists() and experiment.arch.exists()):
+        raise UserError(f"{experiment.path} has no front: search with search.py --mode {MODE} first")
+    result = read_result(experiment)
+    if result.method != MODE:
+        raise UserError(f"the front of {experiment.path} is not of --mode {MODE}: it takes budgets as --constraint")
+    space = result.found_subnet.space
+    try:
+        subnets = [subnet_from_spec(space, {**point["arch"], **point["policy"]}) for point in result.front]
+        names = result.settings["objectives"]
+        values = [[float(point["objectives"][name]) for name in names] for point in result.front]
+        if not subnets:
+            raise UserError("it has no points")
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{experiment.front} is not the front of a search: {error}") from error
+    return Front(genes=genes_of(space, subnets), values=np.array(values), history=list(result.history)), result
