@@ -81,7 +81,7 @@ def train_space(request: SupernetRequest, device: torch.device, execution: Execu
 
 def usual_scheme(space: SearchSpace) -> QuantScheme:
     """How a supernet of the space is quantized by default."""
-    if space.fixed_operands:  # the bits of every convolution are chosen apart
+    if space.shared_operands:  # the bits of every convolution are chosen apart
         return BATCHQUANT
     return FLOAT if bits_throughout(space) is None else LSQ
 
