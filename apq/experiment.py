@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from apq.errors import UserError
-from apq.files import atomic_open, check_writable, read_json, write_json
-from apq.layers import ConvLayer
-from apq.policy import Policy, policy_from_dict, policy_to_dict
-from apq.presets import APQ_IMAGENET
-from apq.space import SearchSpace, space_from_dict, space_to_dict
-from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
+from apq.files import check_writable, read_json, write_json
+from apq.space import SearchSpace
+from apq.subnet import Subnet, subnet_from_spec
 
-PUBLISHED_CONFIG = {
-    "space": space_to_dict(APQ_IMAGENET),
-    "acc_predictor_dir": "models",
-    "accelerator": {},  # all fields as published
-    "table": None,
-}
-FILES_OF_FORMAT_1 = (
-    "front.json",
-    "front.png",
-    "history.png",
-    "bits.png",
-    "model.pt",
-)  # results that do not list theirs
+FILES_OF_FORMAT_1 = ("front.json", "front.png", "history.png", "bits.png", "model.pt")  # made_by.json lists later ones
 PICTURES = ("depths.png", "shapes.png", "diagram.png")  # of `python -m report.analyse`
-CONFIG_KEYS = set(PUBLISHED_CONFIG)  # what later scripts need of config.json
-POLICY_CONFIG_KEYS = {"accelerator", "table", "model", "recipe", "image_bits", "type", "ratio", "of_what"}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """`exps/NAME`: `arch` (a list of two objects, architecture then policy), `lat` (a list of its one cost),
-    `config.json`, `history.jsonl`, `history.png`, `acc` and `checkpoint/model_best.pth.tar`.
+    """The files that any experiment has, in a folder such as `exps/NAME`; `apq.search_result` reads and writes them.
 
-    One for many budgets has `front.json` and `front.png`, the best subnets of a search by NSGA-II or coarse to fine, of
-    which `arch` is one; coarse to fine also `evaluated.jsonl`, all that were measured. One that quantizes a given
-    network has, instead of `arch`, its `policy`, and `model.pt`, the float network.
+    `arch` is a subnet of a searched space: a list of two objects, architecture then policy. A search of the bits of one
+    network has `policy.json` instead, and `model.pt`, the float network. Both have `config.json`, `history.jsonl`,
+    `made_by.json` and `lat`, a list of the cost. A search for many budgets has `front.json`. A finetune adds `acc` and
+    `checkpoint/model_best.pth.tar`. Methods name further files of their own.
     """
 
     path: Path
@@ -60,10 +41,6 @@ class Experiment:
     @property
     def model(self) -> Path:
         return self.path / "model.pt"
-
-    @property
-    def bits_plot(self) -> Path:
-        return self.path / "bits.png"
 
     @property
     def lat(self) -> Path:
@@ -82,36 +59,12 @@ class Experiment:
         return self.path / "history.jsonl"
 
     @property
-    def plot(self) -> Path:
-        return self.path / "history.png"
-
-    @property
-    def search_state(self) -> Path:
-        return self.path / "search.state.npz"
-
-    @property
-    def front_state(self) -> Path:
-        return self.path / "front.state.npz"
-
-    @property
-    def evaluated(self) -> Path:
-        return self.path / "evaluated.jsonl"
-
-    @property
     def front(self) -> Path:
         return self.path / "front.json"
 
     @property
-    def front_plot(self) -> Path:
-        return self.path / "front.png"
-
-    @property
     def made_by(self) -> Path:
         return self.path / "made_by.json"
-
-    @property
-    def agent_state(self) -> Path:
-        return self.path / "agent.state.pt"
 
     @property
     def best_checkpoint(self) -> Path:
@@ -126,7 +79,7 @@ class Experiment:
         return any(self.path.glob("*.state.*"))
 
     def check_free(self, overwrite: bool) -> None:
-        """UserError if it exists and may not be replaced, or cannot be written. For before the work."""
+        """UserError if the experiment exists and may not be replaced, or cannot be written. To be called first."""
         check_writable(self.path)
         if overwrite:
             return
@@ -139,8 +92,8 @@ class Experiment:
     def replaced(self) -> Iterator[Experiment]:
         """An empty experiment to fill: its files take the places of this one's if the block succeeds.
 
-        `arch` or `policy.json`, which say that there is an experiment, go first and come last. States of unfinished
-        work go after them: until then a killed run continues. Files that no search wrote are left alone.
+        `arch` and `policy.json`, which say that an experiment exists, are removed first and written last. States of
+        unfinished work are removed after them: until then a killed run continues. Files that no search wrote stay.
         """
         new = Experiment(self.path / ".new")
         shutil.rmtree(new.path, ignore_errors=True)
@@ -158,84 +111,6 @@ class Experiment:
             state.unlink()
         new.path.rmdir()
 
-    def _files_of_search(self) -> list[str]:
-        """Names of the files that the search before wrote or left unfinished, and of the pictures drawn of it."""
-        try:
-            listed = [Path(name).name for name in read_json(self.made_by)["files"]]  # never a path out of the folder
-        except (UserError, KeyError, TypeError):
-            listed = FILES_OF_FORMAT_1
-        return [*listed, *PICTURES, *(file.name for file in self._journals())]
-
-    def _journals(self) -> list[Path]:
-        """Measurements that a search appends one by one, with the file that says what was asked."""
-        lines = [file for file in self.path.glob("*.jsonl") if file != self.history]
-        asked = [file.with_name(re.split(r"[-.]", file.name)[0] + ".json") for file in lines]
-        return sorted({*lines, *(file for file in asked if file.exists())})
-
-    def save_found(
-        self, space: SearchSpace, subnet: Subnet, cost: float, config: dict[str, Any], history: list[dict[str, Any]]
-    ) -> None:
-        """Write a finished search; `arch` comes last, so that it exists only beside all the rest."""
-        self._save_search(cost, config, history)
-        write_json(self.arch, [architecture_of(space, subnet), policy_of(space, subnet)])
-
-    def save_policy(
-        self,
-        policy: Policy,
-        layers: Sequence[ConvLayer],
-        cost: float,
-        config: dict[str, Any],
-        history: list[dict[str, Any]],
-    ) -> None:
-        """Write a finished search of bits for a network of these layers; the policy comes last."""
-        self._save_search(cost, config, history)
-        write_json(self.policy, policy_to_dict(policy, layers))
-
-    def _save_search(self, cost: float, config: dict[str, Any], history: list[dict[str, Any]]) -> None:
-        write_json(self.config, config)
-        with atomic_open(self.history) as file:
-            file.writelines(json.dumps(record) + "\n" for record in history)
-        write_json(self.lat, [cost])
-
-    def load_policy(self) -> tuple[Policy, list[ConvLayer]]:
-        """The policy of an experiment that has one, and the layers of its network."""
-        try:
-            return policy_from_dict(read_json(self.policy))
-        except UserError as error:
-            raise UserError(f"{self.policy}: {error}") from error
-
-    def load_config(self) -> dict[str, Any]:
-        """The settings that the search ran with; those of a published experiment, which has only an `arch` file, are
-        the published ones. UserError where there was no search."""
-        if not self.path.is_dir():
-            raise UserError(f"no experiment at {self.path}; run search.py --exp_name {self.path.name} first")
-        if self.arch.exists() and not self.config.exists():
-            try:
-                self.load_subnet(APQ_IMAGENET)
-            except UserError as error:
-                raise UserError(f"{self.path} has no {self.config.name}, and {error}") from error
-            return dict(PUBLISHED_CONFIG)
-        if not self.config.exists() and any(state.exists() for state in (self.search_state, self.front_state)):
-            raise UserError(f"the search of {self.path} is not finished: its command continues it")
-        config, needed = read_json(self.config), POLICY_CONFIG_KEYS if self.policy.exists() else CONFIG_KEYS
-        if not isinstance(config, dict) or (missing := needed - set(config)):
-            lacks = "is not an object" if not isinstance(config, dict) else f"lacks {', '.join(sorted(missing))}"
-            raise UserError(f"{self.config} is not the record of a search: it {lacks}")
-        if not isinstance(config.get("acc_predictor_dir", ""), str) or not isinstance(
-            config["table"], (str, type(None))
-        ):
-            raise UserError(f"{self.config}: acc_predictor_dir and table must be paths")
-        return config
-
-    def load_space(self) -> SearchSpace:
-        """The space that was searched."""
-        if self.policy.exists():
-            raise UserError(f"{self.path} holds the policy of one network: no space was searched")
-        try:
-            return space_from_dict(self.load_config()["space"])
-        except UserError as error:
-            raise UserError(f"{self.config}: {error}") from error
-
     def load_subnet(self, space: SearchSpace) -> Subnet:
         """The subnet of the `arch` file, checked against the space."""
         if not self.arch.exists():
@@ -249,6 +124,20 @@ class Experiment:
             return subnet_from_spec(space, {**parts[0], **parts[1]})
         except UserError as error:
             raise UserError(f"{self.arch}: {error}") from error
+
+    def _files_of_search(self) -> list[str]:
+        """Names of the files that the last search wrote or left unfinished, and of the pictures drawn of it."""
+        try:
+            listed = [Path(name).name for name in read_json(self.made_by)["files"]]  # never a path out of the folder
+        except (UserError, KeyError, TypeError):
+            listed = FILES_OF_FORMAT_1
+        return [*listed, *PICTURES, *(file.name for file in self._journals())]
+
+    def _journals(self) -> list[Path]:
+        """The files of measurements that a search keeps one by one (`apq.resume.Journal`)."""
+        lines = [file for file in self.path.glob("*.jsonl") if file != self.history]
+        asked = [file.with_name(re.split(r"[-.]", file.name)[0] + ".json") for file in lines]
+        return sorted({*lines, *(file for file in asked if file.exists())})
 
 
 def get_experiment(name: str, folder: Path | None = None) -> Experiment:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 from zipfile import BadZipFile
@@ -14,6 +14,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from apq.errors import UserError
+
+Record = dict[str, Any]  # plain data, as JSON holds it
 
 
 def cache_folder() -> Path:
@@ -98,6 +100,12 @@ def read_jsonl(path: Path) -> list[Any]:
         return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a file of JSON lines: {_one_line(error)}") from error
+
+
+def write_jsonl(path: Path, records: Iterable[Any]) -> None:
+    """Write records as lines, atomically."""
+    with atomic_open(path) as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
 
 
 def _cut_torn_line(file: IO[bytes]) -> None:

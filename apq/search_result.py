@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import atomic_open, read_json, read_jsonl, write_json
+from apq.files import Record, read_json, read_jsonl, write_json, write_jsonl
 from apq.layers import ConvLayer
 from apq.policy import Policy, policy_from_dict, policy_to_dict
 from apq.presets import APQ_IMAGENET
@@ -25,8 +24,6 @@ from apq.subnet import Subnet, architecture_of, policy_of
 FORMAT = 2  # of config.json; files of format 1 do not say it
 PUBLISHED = "published"  # method of an experiment that has an `arch` file alone
 PRICED_BY = ("accelerator", "table", "cost_model", "measured")  # keys of a cost model's record
-
-Record = dict[str, Any]  # plain data, as JSON holds it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +60,7 @@ class SearchResult:
 
     `cost` counts `quantity` in `unit` within a `scope` of layers; `limit` was the budget, None where none was given.
     Accuracies are top-1 from 0 to 1. `cost_model` is the record of the model that priced it, `settings` are the
-    method's own. `front` holds the points of a front as plain data.
+    method's own. `front` holds the points of a front as plain data. `path` is the folder that it was read from.
     """
 
     method: str
@@ -80,20 +77,25 @@ class SearchResult:
     history: Sequence[Record] = ()
     front: Sequence[Record] | None = None
     made_by: Provenance | None = field(default=None, compare=False)
+    path: Path | None = field(default=None, compare=False)
 
     @property
     def found_subnet(self) -> SubnetChoice:
         """The choice, of a search in a space; UserError for the policy of one network."""
         if isinstance(self.choice, PolicyChoice):
-            raise UserError("the experiment holds the policy of one network: no space was searched")
+            raise UserError(f"{self._where} holds the policy of one network: no space was searched")
         return self.choice
 
     @property
     def found_policy(self) -> PolicyChoice:
         """The choice, of a search of bits; UserError for a subnet of a space."""
         if isinstance(self.choice, SubnetChoice):
-            raise UserError("the experiment holds a subnet of a space, not the policy of one network")
+            raise UserError(f"{self._where} holds a subnet of a space, not the policy of one network")
         return self.choice
+
+    @property
+    def _where(self) -> str:
+        return "the experiment" if self.path is None else str(self.path)
 
     def config(self) -> Record:
         """What `config.json` says."""
@@ -111,8 +113,7 @@ class SearchResult:
     def write(self, experiment: Experiment) -> None:
         """Write all files of the result; the choice comes last, so that it exists only beside all the rest."""
         write_json(experiment.config, self.config())
-        with atomic_open(experiment.history) as file:
-            file.writelines(json.dumps(record) + "\n" for record in self.history)
+        write_jsonl(experiment.history, self.history)
         if self.front is not None:
             write_json(experiment.front, list(self.front))
         write_json(experiment.made_by, asdict(self.made_by or this_run()))
@@ -157,8 +158,9 @@ def _result_of(experiment: Experiment, config: _Fields) -> SearchResult:
         "predicted_top1": config.take("predicted_accuracy", (int, float, type(None)), None),
         "measured_top1": config.take("top1", (int, float, type(None)), None),
         "history": tuple(read_jsonl(experiment.history)),
-        "front": tuple(read_json(experiment.front)) if experiment.front.exists() else None,
+        "front": _front_of(experiment),
         "made_by": provenance_from_dict(read_json(experiment.made_by)) if experiment.made_by.exists() else None,
+        "path": experiment.path,
     }
     if experiment.policy.exists():
         policy, layers = read_policy(experiment)
@@ -212,7 +214,18 @@ def _published(experiment: Experiment) -> SearchResult:
         unit="ms",
         scope="published",
         cost_model={"accelerator": {}, "table": None},  # all fields as published
+        path=experiment.path,
     )
+
+
+def _front_of(experiment: Experiment) -> tuple[Record, ...] | None:
+    """The points of the front file; None without it."""
+    if not experiment.front.exists():
+        return None
+    found = read_json(experiment.front)
+    if not (isinstance(found, list) and all(isinstance(point, dict) for point in found)):
+        raise UserError(f"{experiment.front} must hold a list of objects")
+    return tuple(found)
 
 
 def _cost_of(experiment: Experiment) -> float:

@@ -32,8 +32,9 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import read_json
+from apq.files import Record, read_json
 from apq.layers import ConvLayer
+from apq.search_result import read_result
 from lut.accelerator import accelerator_from_dict
 
 
@@ -54,7 +55,7 @@ class CostModel(ABC):
         """
         return np.ones(len(layers), dtype=bool)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """Plain data for an experiment's config.json, from which `cost_model_from_record` builds the same model."""
         return {"accelerator": None, "table": None, "cost_model": {"kind": self._kind, **asdict(self)}}
 
@@ -112,10 +113,10 @@ def cost_model_from_flags(config: Path | None, table: Path | None) -> CostModel:
     return _bitfusion() if config is None else _from_dict(read_json(config), config)
 
 
-def cost_model_from_record(record: dict[str, Any], where: Path) -> CostModel:
+def cost_model_from_record(record: Record, where: Path) -> CostModel:
     """The cost model that `CostModel.record` describes; errors name `where` it stands, say a config.json.
 
-    A search of bits that priced by a measured table (`lut.measured`) is recorded with the model its reports use.
+    The record of a search of bits that was priced by a measured table (`lut.measured`) gives the model of its reports.
     """
     if "cost_model" in record:
         return _from_dict(record["cost_model"], where)
@@ -128,8 +129,8 @@ def cost_model_from_record(record: dict[str, Any], where: Path) -> CostModel:
 
 
 def recorded_cost_model(experiment: Experiment) -> CostModel:
-    """What the search of an experiment priced its candidates with."""
-    return cost_model_from_record(experiment.load_config(), experiment.config)
+    """The cost model that the search of an experiment used."""
+    return cost_model_from_record(read_result(experiment).cost_model, experiment.config)
 
 
 def _from_dict(data: Any, where: Path) -> CostModel:

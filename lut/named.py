@@ -6,14 +6,14 @@ import difflib
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.layers import FIXED_BITS, ConvLayer, layers_of
 from apq.policy import priced_layers
 from apq.presets import SPACES, get_space
-from apq.space import SCOPES, SHARED_SETTING, SearchSpace, space_from_dict
+from apq.search_result import PolicyChoice, read_result
+from apq.space import SCOPES, SHARED_SETTING, SearchSpace
 from apq.subnet import Subnet, subnet_from_spec
 
 ENDS = {"smallest": 0, "largest": -1}  # index into every tuple of choices
@@ -24,8 +24,8 @@ TORCHVISION_RESOLUTION = 224
 class NamedNetwork:
     """A network's layers in each cost scope that it has.
 
-    `unlisted_params` counts the parameters outside these layers, for example of a norm that cannot be folded, or of a
-    branch that only training runs. `experiment` is the one that found the network.
+    `unlisted_params` counts the parameters outside these layers, for example of a norm that cannot be folded or of a
+    branch that only training runs. `experiment` is the search that found the network.
     """
 
     title: str
@@ -54,25 +54,23 @@ def network_named(name: str, bits: tuple[int, int] | None = None, resolution: in
 def _experiment(experiment: Experiment, bits: tuple[int, int] | None, resolution: int | None) -> NamedNetwork:
     if bits is not None:
         raise UserError(f"{experiment.path} has its own bits, found by the search: leave --bits out")
-    config = experiment.load_config()
-    if experiment.policy.exists():
-        return _of_policy(experiment, config, resolution)
-    space = space_from_dict(config["space"])
-    subnet = experiment.load_subnet(space)
-    title = f"{experiment.path}: found in space {space.name}"
-    return replace(_of_space(title, space, subnet, resolution), experiment=experiment)
+    choice = read_result(experiment).choice
+    if isinstance(choice, PolicyChoice):
+        return _of_policy(experiment, choice, resolution)
+    title = f"{experiment.path}: found in space {choice.space.name}"
+    return replace(_of_space(title, choice.space, choice.subnet, resolution), experiment=experiment)
 
 
-def _of_policy(experiment: Experiment, config: dict[str, Any], resolution: int | None) -> NamedNetwork:
-    policy, layers = experiment.load_policy()
+def _of_policy(experiment: Experiment, choice: PolicyChoice, resolution: int | None) -> NamedNetwork:
+    policy, layers = choice.policy, choice.layers
     if policy.quantizer != "linear":
         raise UserError(f"{experiment.path}: k-means weights are computed in floating point, which has no price here")
     if resolution not in (None, layers[0].input_size):
         raise UserError(f"{experiment.path} is for {layers[0].input_size} pixels: leave --resolution out")
     return NamedNetwork(
-        title=f"{experiment.path}: {policy.quantizer} policy of {config['model']}",
+        title=f"{experiment.path}: {policy.quantizer} policy of {choice.model}",
         resolution=layers[0].input_size,
-        layers={"full": priced_layers(layers, policy, config["image_bits"])},
+        layers={"full": priced_layers(layers, policy, choice.image_bits)},
         experiment=experiment,
     )
 

@@ -11,26 +11,54 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from apq.cli import Parser, run, table
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import read_json
+from apq.files import Record, read_json
 from apq.presets import get_space
+from apq.search_result import read_result
 from apq.space import SearchSpace
 from apq.subnet import Subnet, subnet_from_spec
 from report.fronts import compare_shapes, depth_counts, load_coarse, load_front, mean_advantage
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is printed: facts as plain data, or a table and notes below it."""
+
+    facts: Record
+    rows: Sequence[tuple[str, ...]]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthSection:
+    """How many subnets of each front have each of `depths`, and the mean depth of each front."""
+
+    depths: list[int]
+    counts: dict[str, list[int]]
+    means: dict[str, float]
+
+    def rows(self, title: str) -> list[tuple[str, ...]]:
+        """A line of counts for each depth, one of means."""
+        counts = [
+            (f"{title}: {depth}", *(str(of_front[i]) for of_front in self.counts.values()))
+            for i, depth in enumerate(self.depths)
+        ]
+        return [*counts, (f"{title}: mean", *(f"{mean:.2f}" for mean in self.means.values()))]
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("what", choices=("depths", "shapes", "diagram"), help="which analysis")
     parser.add_argument("experiments", type=Path, nargs="+", help="folders of experiments; for diagram also arch files")
-    parser.add_argument("--space", help="space of an arch file that is not in the folder of a search")
+    parser.add_argument("--space", help="space of an arch file outside the folder of a search")
     parser.add_argument("--out", type=Path, help="picture (default: ANALYSIS.png in the folder of the first)")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser
@@ -46,18 +74,14 @@ def main(argv: list[str] | None = None) -> None:
     if not first.exists():
         raise UserError(f"no experiment at {first}")
     out = args.out or (first if first.is_dir() else first.parent) / f"{args.what}.png"
-    facts, rows = {"depths": depths, "shapes": shapes, "diagram": diagram}[args.what](args, out)
+    analysis = {"depths": depths, "shapes": shapes, "diagram": diagram}[args.what](args, out)
     if args.json:
-        print(json.dumps({**facts, "plot": str(out)}))
+        print(json.dumps({**analysis.facts, "plot": str(out)}))
         return
-    print(table(rows))
-    for name, mean in facts.get("mean_advantage", {}).items():
-        advantage = "no interval has both" if mean is None else f"{100 * mean:+.2f} points, mean of the intervals"
-        print(f"{name}: shallow-fat against deep-slim {advantage}")
-    print(f"plot: {out}")
+    print("\n".join([table(analysis.rows), *analysis.notes, f"plot: {out}"]))
 
 
-def depths(args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
+def depths(args: argparse.Namespace, out: Path) -> Analysis:
     """Count the subnets of each front by total depth and by the depth of every stage."""
     from report.plots import plot_depths
 
@@ -66,24 +90,26 @@ def depths(args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], list[tu
     n_stages = {len(space.stages) for space, _ in fronts.values()}
     if len(n_stages) > 1:
         raise UserError("the experiments have spaces of different stages: their depths cannot be compared")
-    sections: dict[str, dict[str, Any]] = {}
-    for stage in (None, *range(n_stages.pop())):
-        of = {name: s.total_depth if stage is None else s.depths[:, stage] for name, (_, s) in fronts.items()}
-        choices = range(min(int(d.min()) for d in of.values()), 1 + max(int(d.max()) for d in of.values()))
-        counts = {name: depth_counts(d, choices) for name, d in of.items()}
-        means = {name: float(d.mean()) for name, d in of.items()}
-        key = "total" if stage is None else f"stage {stage + 1}"
-        sections[key] = {"depths": list(choices), "counts": counts, "means": means}
-    plot_depths(sections["total"]["counts"], sections["total"]["depths"], out)
-    rows = [("blocks", *names)]
-    for key, section in sections.items():
-        for i, depth in enumerate(section["depths"]):
-            rows.append((f"{key}: {depth}", *(str(section["counts"][name][i]) for name in names)))
-        rows.append((f"{key}: mean", *(f"{section['means'][name]:.2f}" for name in names)))
-    return {"fronts": sections}, rows
+    sections = {"total": depth_section({name: shapes.total_depth for name, (_, shapes) in fronts.items()})}
+    for stage in range(n_stages.pop()):
+        of_stage = {name: shapes.depths[:, stage] for name, (_, shapes) in fronts.items()}
+        sections[f"stage {stage + 1}"] = depth_section(of_stage)
+    plot_depths(sections["total"].counts, sections["total"].depths, out)
+    rows = [("blocks", *names), *(row for title, section in sections.items() for row in section.rows(title))]
+    return Analysis({"fronts": {title: asdict(section) for title, section in sections.items()}}, rows)
 
 
-def shapes(args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
+def depth_section(depths: Mapping[str, np.ndarray]) -> DepthSection:
+    """Count the depths (n,) of each front, from the smallest to the largest of all."""
+    choices = range(min(int(d.min()) for d in depths.values()), 1 + max(int(d.max()) for d in depths.values()))
+    return DepthSection(
+        depths=list(choices),
+        counts={name: depth_counts(d, choices) for name, d in depths.items()},
+        means={name: float(d.mean()) for name, d in depths.items()},
+    )
+
+
+def shapes(args: argparse.Namespace, out: Path) -> Analysis:
     """Compare the mean top-1 of shallow-fat and deep-slim coarse subnets in each interval of FLOPs."""
     from report.plots import plot_shapes
 
@@ -98,14 +124,16 @@ def shapes(args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], list[tu
             span = f"{row.flops_from / 1e6:.3f}-{row.flops_to / 1e6:.3f}"
             fat, slim = ("-" if mean is None else f"{mean:.2%}" for mean in (row.shallow_fat, row.deep_slim))
             rows.append((name, span, str(row.n), str(row.n_shallow_fat), fat, str(row.n_deep_slim), slim))
-    facts = {
-        "intervals": {name: [asdict(row) for row in of_experiment] for name, of_experiment in found.items()},
-        "mean_advantage": {name: mean_advantage(of_experiment) for name, of_experiment in found.items()},
-    }
-    return facts, rows
+    advantages = {name: mean_advantage(of_experiment) for name, of_experiment in found.items()}
+    notes = []
+    for name, mean in advantages.items():
+        advantage = "no interval has both" if mean is None else f"{100 * mean:+.2f} points, mean of the intervals"
+        notes.append(f"{name}: shallow-fat against deep-slim {advantage}")
+    intervals = {name: [asdict(row) for row in of_experiment] for name, of_experiment in found.items()}
+    return Analysis({"intervals": intervals, "mean_advantage": advantages}, rows, notes)
 
 
-def diagram(args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
+def diagram(args: argparse.Namespace, out: Path) -> Analysis:
     """Draw and list the blocks of one subnet."""
     from report.diagram import boxes_of, draw_subnet
 
@@ -118,7 +146,8 @@ def diagram(args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], list[t
         channels = f"{box.in_channels}-{box.mid_channels}-{box.out_channels}"
         numbers = (f"{box.expansion:g}", str(box.kernel), str(box.stride), box.bits.replace("\n", ", "))
         rows.append((str(box.slot + 1), str(box.stage + 1), channels, *numbers))
-    return {"space": space.name, "resolution": subnet.resolution, "blocks": [asdict(box) for box in boxes]}, rows
+    blocks = [asdict(box) for box in boxes]
+    return Analysis({"space": space.name, "resolution": subnet.resolution, "blocks": blocks}, rows)
 
 
 def subnet_at(path: Path, space_name: str | None) -> tuple[SearchSpace, Subnet]:
@@ -128,7 +157,7 @@ def subnet_at(path: Path, space_name: str | None) -> tuple[SearchSpace, Subnet]:
     """
     if path.is_dir() or space_name is None:
         experiment = Experiment(path if path.is_dir() else path.parent)
-        space = experiment.load_space() if space_name is None else get_space(space_name)
+        space = read_result(experiment).found_subnet.space if space_name is None else get_space(space_name)
         if path.is_dir():
             return space, experiment.load_subnet(space)
     else:

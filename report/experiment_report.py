@@ -1,12 +1,11 @@
-"""The report of an experiment: accuracy and costs, recomputed from its checkpoint. The work of `test.py`."""
+"""The report of an experiment: accuracy and costs, computed from its checkpoint. The work of `test.py`."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -15,23 +14,25 @@ from apq.cli import table
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment
+from apq.files import Record
 from apq.model_folder import ModelFolder
 from apq.policy import priced_layers
-from apq.space import SearchSpace
-from apq.subnet import Subnet, spec_of
+from apq.search_result import PolicyChoice, SearchResult, read_result
+from apq.subnet import spec_of
 from dataset import check_classes, load_splits
 from dataset.imagenet import unreadable
 from dataset.splits import ImageSpec, Splits, make_loader
-from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.policy_file import load_finetuned_policy
-from elastic_nn.networks.subnet_file import load_finetuned
+from elastic_nn.networks.subnet_file import FinetunedSubnet, load_finetuned
 from elastic_nn.training.engine import Accuracy, evaluate
 from elastic_nn.training.found_subnet import FoundSubnet, load_found
 from lut.bit_costs import kmeans_costs, measured_costs
 from lut.cost_model import CostModel, cost_model_from_flags, recorded_cost_model
-from lut.costs import by_scope, cost_of, cost_rows, network_costs
+from lut.costs import NetworkCost, by_scope, cost_of, cost_rows, network_costs
 from lut.measured import load_measured
 from report.plots import plot_policy
+
+BITS_PICTURE = "bits.png"  # in the folder of an experiment with a policy
 
 
 def report_experiment(args: argparse.Namespace) -> None:
@@ -45,7 +46,7 @@ def report_experiment(args: argparse.Namespace) -> None:
 
 def report_subnet(args: argparse.Namespace, experiment: Experiment) -> None:
     """Measure a found subnet on the test images; print its accuracy and costs."""
-    net, space, subnet, splits = load_network(args, experiment)
+    (net, space, subnet, _), splits = load_network(args, experiment)
     finetuned, cost_model = experiment.best_checkpoint.exists(), cost_model_of(args, experiment)
     accuracy, skipped = measure(args, net, splits, subnet.resolution)
     costs = network_costs(space, subnet, cost_model)
@@ -60,83 +61,119 @@ def report_subnet(args: argparse.Namespace, experiment: Experiment) -> None:
     print(f"latency and energy: {cost_model}")
 
 
-def load_network(args: argparse.Namespace, experiment: Experiment) -> tuple[MBConvNet, SearchSpace, Subnet, Splits]:
-    """The network of the checkpoint, or else of the supernet, calibrated; its space, subnet and images."""
+def load_network(args: argparse.Namespace, experiment: Experiment) -> tuple[FinetunedSubnet, Splits]:
+    """The network of the checkpoint, or else the subnet of the supernet, calibrated; and its images."""
     if experiment.best_checkpoint.exists():
         if args.supernet is not None:
             raise UserError(f"{experiment.best_checkpoint} has the network's weights: leave --supernet out")
-        net, space, subnet, images = load_finetuned(experiment)
-        return net, space, subnet, load_images(args, space, images, experiment)
+        finetuned = load_finetuned(experiment)
+        return finetuned, load_images(args, finetuned.space, finetuned.images, experiment)
     found = load_found(experiment, supernet=args.supernet, data=args.data, finetuned=False)
     if args.supernet is None:
         check_supernet(experiment, found)
-    return found.network(resolve_device(args.device)), found.space, found.subnet, found.splits
+    net = found.network(resolve_device(args.device))
+    return FinetunedSubnet(net, found.space, found.subnet, found.splits.source), found.splits
 
 
 def check_supernet(experiment: Experiment, found: FoundSubnet) -> None:
-    """UserError if the predictor that the search used was trained for another supernet than the one beside it."""
-    predictor = ModelFolder(Path(experiment.load_config()["acc_predictor_dir"])).acc_quant
+    """UserError if the predictor of the search was trained for another supernet than the one beside it."""
+    predictor = ModelFolder(read_result(experiment).found_subnet.models).acc_quant
     known = load_checkpoint(predictor).get("data", {}).get("supernet") if predictor.exists() else None
     if known is not None and known != digest(found.supernet.state_dict()):
         raise UserError(f"{found.file} is not the supernet that {predictor} was trained for: name that by --supernet")
 
 
 def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
-    """Measure a quantized network of given architecture on the test images; print accuracy and costs, draw its bits."""
+    """Measure the quantized network of a policy on the test images; print accuracy and costs, draw its bits."""
     if args.supernet is not None:
         raise UserError(f"{experiment.path} has its own network: leave --supernet out")
+    result = read_result(experiment)
     net, spec, policy, layers, images = load_finetuned_policy(experiment)
-    config = experiment.load_config()
     accuracy, skipped = measure(args, net, load_images(args, spec, images, experiment), spec.resolution)
-    sizes = kmeans_costs(layers)  # of the weights alone, whatever the quantizer
-    weights = policy.matrix()[:, :1]
-    facts = {"weight_bytes": sizes.total(weights), "size_ratio": sizes.ratio(weights)}
-    plot_policy(policy, layers, experiment.bits_plot)
-    bits, measured = policy.matrix(config["image_bits"]), None
-    if config["measured"]:  # prices of a device of the user's own, beside those of the model
-        measured = measured_costs(load_measured(Path(config["measured"]), policy.names, config["type"]))
-        facts["measured_cost"] = measured.total(bits)
-    costs, cost_model = {}, None
-    if policy.quantizer == "linear":
-        cost_model = cost_model_of(args, experiment)
-        at_8_bits = [replace(layer, w_bits=8, a_bits=8) for layer in layers]
-        costs = {
-            "this policy": cost_of(priced_layers(layers, policy, config["image_bits"]), cost_model),
-            "all 8 bits": cost_of(at_8_bits, cost_model),
-        }
+    plot_policy(policy, layers, experiment.path / BITS_PICTURE)
+    cost_model = cost_model_of(args, experiment) if policy.quantizer == "linear" else None
+    costs = costs_of_policy(result, cost_model)
     if args.json:
-        found = {"model": config["model"], "quantizer": policy.quantizer, "policy": policy.strategy}
-        priced = {
-            "costs": {name: asdict(cost) for name, cost in costs.items()},
-            "priced_by": cost_model and str(cost_model),
-        }
-        print(json.dumps({**found, **asdict(accuracy), "n_skipped": skipped, **facts, **priced}))
+        facts = {"model": result.found_policy.model, "quantizer": policy.quantizer, "policy": policy.strategy}
+        print(json.dumps({**facts, **asdict(accuracy), "n_skipped": skipped, **costs.facts()}))
         return
-    print_accuracy(f"{experiment.path}: {policy.quantizer} policy of {config['model']}", accuracy, skipped)
-    print(f"weights: {facts['weight_bytes'] / 1e3:.1f} kB, {facts['size_ratio']:.4f} of 32 bits each")
-    if costs:
-        print(table(cost_rows(costs)))
-        print(f"latency and energy: {cost_model}")
-    if measured is not None:
-        print(
-            f"{config['type']} by {config['measured']}: {measured.total(bits):g}, {measured.ratio(bits):.4f} of 8 bits"
-        )
-    if config["budget"] is not None:
-        found = f"found {config['cost']:g}, {config['ratio']:.4f} of {config['of_what']}"
-        print(f"budget of the search: {config['type']} <= {config['budget']:g} {config['unit']}; {found}")
-    print(f"bits of each layer: {experiment.bits_plot}")
+    print_accuracy(f"{experiment.path}: {policy.quantizer} policy of {result.found_policy.model}", accuracy, skipped)
+    print("\n".join(costs.lines(result)))
+    print(f"bits of each layer: {experiment.path / BITS_PICTURE}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyCosts:
+    """What a policy costs: bytes of weights, `costs` by a cost model, and a `measured` cost where a table has one.
+
+    `size_ratio` is relative to 32 bits a weight, `measured_ratio` to the network at 8 bits.
+    """
+
+    weight_bytes: float
+    size_ratio: float
+    costs: dict[str, NetworkCost]
+    cost_model: CostModel | None
+    measured: float | None
+    measured_ratio: float | None
+
+    def facts(self) -> Record:
+        """As plain data, for --json."""
+        facts: Record = {"weight_bytes": self.weight_bytes, "size_ratio": self.size_ratio}
+        if self.measured is not None:
+            facts["measured_cost"] = self.measured
+        costs = {name: asdict(cost) for name, cost in self.costs.items()}
+        return {**facts, "costs": costs, "priced_by": str(self.cost_model) if self.cost_model else None}
+
+    def lines(self, result: SearchResult) -> list[str]:
+        """As text, with the budget of the search."""
+        lines = [f"weights: {self.weight_bytes / 1e3:.1f} kB, {self.size_ratio:.4f} of 32 bits each"]
+        if self.costs:
+            lines += [table(cost_rows(self.costs)), f"latency and energy: {self.cost_model}"]
+        if self.measured is not None:
+            by = f"{result.quantity} by {result.cost_model['measured']}"
+            lines.append(f"{by}: {self.measured:g}, {self.measured_ratio:.4f} of 8 bits")
+        if result.limit is not None:
+            choice = result.found_policy
+            found = f"found {result.cost:g}, {choice.ratio:.4f} of {choice.of_what}"
+            lines.append(f"budget of the search: {result.quantity} <= {result.limit:g} {result.unit}; {found}")
+        return lines
+
+
+def costs_of_policy(result: SearchResult, cost_model: CostModel | None) -> PolicyCosts:
+    """The costs of a policy by a cost model, if one is given, and by the table of measured costs of its search."""
+    choice = result.found_policy
+    policy, bits = choice.policy, choice.policy.matrix(choice.image_bits)
+    sizes, weights = kmeans_costs(choice.layers), policy.matrix()[:, :1]
+    measured = None
+    if file := result.cost_model.get("measured"):
+        measured = measured_costs(load_measured(Path(file), policy.names, result.quantity))
+    return PolicyCosts(
+        weight_bytes=sizes.total(weights),
+        size_ratio=sizes.ratio(weights),
+        costs={} if cost_model is None else beside_8_bits(choice, cost_model),
+        cost_model=cost_model,
+        measured=None if measured is None else measured.total(bits),
+        measured_ratio=None if measured is None else measured.ratio(bits),
+    )
+
+
+def beside_8_bits(choice: PolicyChoice, cost_model: CostModel) -> dict[str, NetworkCost]:
+    """The cost of a policy, and that of the same network at 8 bits throughout."""
+    at_8_bits = [replace(layer, w_bits=8, a_bits=8) for layer in choice.layers]
+    return {
+        "this policy": cost_of(priced_layers(choice.layers, choice.policy, choice.image_bits), cost_model),
+        "all 8 bits": cost_of(at_8_bits, cost_model),
+    }
 
 
 def cost_model_of(args: argparse.Namespace, experiment: Experiment) -> CostModel:
-    """The cost cost_model that the flags name, or else that of the search."""
+    """The cost model that the flags name, or else that of the search."""
     given = args.config or args.table
     return cost_model_from_flags(args.config, args.table) if given else recorded_cost_model(experiment)
 
 
-def load_images(
-    args: argparse.Namespace, spec: ImageSpec, images: dict[str, Any] | None, experiment: Experiment
-) -> Splits:
-    """Load the images, whose classes must be those that the checkpoint was trained on."""
+def load_images(args: argparse.Namespace, spec: ImageSpec, images: Record | None, experiment: Experiment) -> Splits:
+    """Load the images; their classes must be those that the checkpoint was trained on."""
     splits = load_splits(spec, args.data)
     check_classes(splits, images, experiment.best_checkpoint)
     return splits

@@ -1,24 +1,26 @@
-"""Shapes of the subnets that coarse-to-fine searches measured: how deep they are, shallow and fat or deep and slim."""
+"""Shapes of the subnets that coarse-to-fine searches measured: depths, shallow-fat against deep-slim."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import read_json, read_jsonl
+from apq.files import Record, read_jsonl
+from apq.search_result import SearchResult, read_result
 from apq.space import SearchSpace
 from apq.subnet import Subnet, subnet_from_spec
+
+EVALUATED = "evaluated.jsonl"  # of a coarse-to-fine search
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Subnets by their shape: depth of every stage, mean expansion of the blocks that run, and what was measured."""
+    """Shapes of subnets: depth of every stage and mean expansion of the blocks that run. With FLOPs and top-1."""
 
     depths: np.ndarray  # (n, stages)
     expansion: np.ndarray  # (n,)
@@ -44,7 +46,7 @@ class ShapeRow:
     deep_slim: float | None
 
 
-def shapes_of(space: SearchSpace, records: Sequence[Mapping[str, Any]]) -> Shapes:
+def shapes_of(space: SearchSpace, records: Sequence[Record]) -> Shapes:
     """The shapes of records of `evaluated.jsonl` or `front.json`."""
     subnets = [subnet_from_spec(space, {**record["arch"], **record["policy"]}) for record in records]
     return Shapes(
@@ -99,29 +101,32 @@ def mean_advantage(rows: Sequence[ShapeRow]) -> float | None:
 
 def load_front(experiment: Experiment) -> tuple[SearchSpace, Shapes]:
     """The front of a coarse-to-fine experiment; UserError where it has none."""
-    return _load(experiment, experiment.front, "front")
+    result = read_result(experiment)
+    return result.found_subnet.space, _shapes_in(experiment.front, result, result.front)
 
 
 def load_coarse(experiment: Experiment) -> tuple[SearchSpace, Shapes, np.ndarray]:
     """The coarse subnets of an experiment and the edges of their intervals of FLOPs; UserError where it has none."""
-    space, shapes = _load(experiment, experiment.evaluated, "coarse")
+    result, file = read_result(experiment), experiment.path / EVALUATED
+    shapes = _shapes_in(file, result, read_jsonl(file) if file.exists() else None, stage="coarse")
     try:
-        settings = experiment.load_config()["coarse_to_fine"]
-        return space, shapes, np.linspace(settings["flops_min"], settings["flops_max"], settings["intervals"] + 1)
+        settings = result.settings["coarse_to_fine"]
+        edges = np.linspace(settings["flops_min"], settings["flops_max"], settings["intervals"] + 1)
     except (KeyError, TypeError) as error:
         raise UserError(f"{experiment.config} is not of a coarse-to-fine search") from error
+    return result.found_subnet.space, shapes, edges
 
 
-def _load(experiment: Experiment, file: Path, what: str) -> tuple[SearchSpace, Shapes]:
-    space = experiment.load_space()
-    if not file.exists():
-        raise UserError(f"{experiment.path} has no {file.name}: search with search.py --mode coarse_to_fine first")
-    records = read_json(file) if what == "front" else read_jsonl(file)
+def _shapes_in(file: Path, result: SearchResult, records: Sequence[Record] | None, stage: str | None = None) -> Shapes:
+    """The shapes of the records of a file, optionally those of one stage; None where the file does not exist."""
+    if records is None:
+        raise UserError(f"{file.parent} has no {file.name}: search with search.py --mode coarse_to_fine first")
     try:
-        records = [record for record in records if what == "front" or record["stage"] == what]
+        if stage is not None:
+            records = [record for record in records if record["stage"] == stage]
         if not records:
             raise UserError("it has no subnets")
-        return space, shapes_of(space, records)
+        return shapes_of(result.found_subnet.space, records)
     except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} is not of a coarse-to-fine search: {error}") from error
 

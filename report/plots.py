@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from apq.files import atomic_open
+from apq.files import Record, atomic_open
 from apq.layers import ConvLayer
 from apq.policy import Policy
 from report.fronts import ShapeRow
@@ -20,7 +19,7 @@ STYLES = ("-", "--", ":", "-.")
 
 
 def plot_history(
-    records: Sequence[dict[str, Any]],
+    records: Sequence[Record],
     path: Path,
     *,
     constraint: float | None = None,
@@ -88,7 +87,7 @@ def _plot_lines(
     write_figure(figure, path)
 
 
-def plot_episodes(records: Sequence[dict[str, Any]], path: Path, *, original: float) -> None:
+def plot_episodes(records: Sequence[Record], path: Path, *, original: float) -> None:
     """Write a PNG of an agent's search: accuracy of each episode, the best so far, and the `original` accuracy."""
     figure = new_figure(7, 4)
     axes = figure.subplots()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from example_results import found
 from example_spaces import TINY
 
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import write_json
+from apq.files import write_json, write_jsonl
 from apq.genes import largest_subnet, smallest_subnet
 from apq.presets import APQ_IMAGENET, DIGITS, get_space
-from apq.space import space_to_dict
+from apq.search_result import read_result
 from apq.subnet import architecture_of, spec_of, subnet_from_spec
-from methods.coarse_to_fine.evaluated import write_records
 from report.analyse import main as analyse
 from report.diagram import bits_in_words, boxes_of
 from report.fronts import Shapes, compare_shapes, depth_counts, mean_advantage, mean_expansion, shapes_of
@@ -51,14 +52,12 @@ EDGES = np.array([10.0, 20.0, 30.0, 40.0])
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, front in (("four", COARSE[:3]), ("two", COARSE[2:])):
-        path = tmp_path / "exps" / name
-        told = {"flops_min": 10.0, "flops_max": 40.0, "intervals": 3}
-        config = {"space": space_to_dict(DIGITS), "acc_predictor_dir": "m", "accelerator": {}, "table": None}
-        write_json(path / "config.json", {**config, "coarse_to_fine": told})
-        write_json(path / "front.json", front)
+        subnet = subnet_from_spec(DIGITS, {**front[0]["arch"], **front[0]["policy"]})
+        settings = {"coarse_to_fine": {"flops_min": 10.0, "flops_max": 40.0, "intervals": 3}}
+        result = found(DIGITS, subnet, settings=settings, front=front)
+        result.write(experiment := Experiment(tmp_path / "exps" / name))
         stages = [*({"stage": "coarse", **record} for record in COARSE), {"stage": "fine", **COARSE[0], "top1": 1.0}]
-        write_records(path / "evaluated.jsonl", stages)
-        write_json(path / "arch", [front[0]["arch"], front[0]["policy"]])
+        write_jsonl(experiment.path / "evaluated.jsonl", stages)
     return tmp_path
 
 
@@ -168,10 +167,10 @@ def test_bits_in_words():
     ],
 )
 def test_mistakes_get_one_clear_line(here, flags, match):
-    config = Experiment(here / "exps/four").load_config()
+    plain = replace(read_result(Experiment(here / "exps/four")), front=None)
     for name in ("plain", "damaged"):
-        write_json(here / "exps" / name / "config.json", config)
+        plain.write(Experiment(here / "exps" / name))
     write_json(here / "exps/damaged/front.json", [{"flops": 1}])
-    write_records(here / "exps/damaged/evaluated.jsonl", [{"stage": "coarse"}])
+    write_jsonl(here / "exps/damaged/evaluated.jsonl", [{"stage": "coarse"}])
     with pytest.raises(UserError, match=match):
         analyse(flags)

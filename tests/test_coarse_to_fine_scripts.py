@@ -45,7 +45,9 @@ def here(tmp_path, monkeypatch):
 
 
 def files_of(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.suffix != ".png"}
+    """The files but for pictures and the record of the command, which has a date."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".png"]
+    return {path.name: path.read_bytes() for path in files if path.name != "made_by.json"}
 
 
 def test_the_experiment_is_whole(here, capsys):
@@ -130,7 +132,7 @@ def test_another_constraint_chooses_again_without_measuring(here):
 def test_what_may_not_be_replaced_is_kept(here):
     root, _ = here
     search([*FLAGS, "--exp_name", "a"])
-    with pytest.raises(UserError, match=r"other coarse_to_fine.*--overwrite"):
+    with pytest.raises(UserError, match=r"coarse_to_fine\.seed was 0, is 1; .*--overwrite"):
         search([*FLAGS, "--exp_name", "a", "--seed", "1"])
     first = (root / "exps/a/evaluated.jsonl").read_text()
     search([*FLAGS, "--exp_name", "a", "--seed", "1", "--overwrite"])
@@ -150,6 +152,7 @@ def test_an_evolution_takes_the_place_of_it_whole(here):
     search([*FLAGS, "--exp_name", "a"])
     search(["--constraint", "0.05", "--generations", "2", "--population", "20", "--exp_name", "a", "--overwrite"])
     assert set(files_of(root / "exps/a")) == {"arch", "lat", "config.json", "history.jsonl"}
+    assert (root / "exps/a/made_by.json").exists()
     assert not list((root / "exps/a").glob("front*"))
 
 
@@ -175,7 +178,7 @@ def test_other_searches_leave_measurements_alone(here, monkeypatch):
     monkeypatch.setattr(command, "record", interrupted)
     with pytest.raises(KeyboardInterrupt):
         search([*FLAGS, "--exp_name", "a"])
-    with pytest.raises(UserError, match="has measured subnets"):
+    with pytest.raises(UserError, match=r"has evaluated\.json"):
         search(["--constraint", "0.05", "--generations", "2", "--population", "20", "--exp_name", "a"])
     assert (root / "exps/a/evaluated.jsonl").exists()
 

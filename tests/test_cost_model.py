@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pytest
 from conftest import ROOT
+from example_results import write_found
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apq.errors import UserError
-from apq.experiment import Experiment
 from apq.genes import sample, subnets_of
 from apq.layers import ConvLayer, layers_of
 from apq.presets import APQ_IMAGENET, DIGITS, QFA_MBV3
-from apq.space import SCOPES, space_to_dict
+from apq.space import SCOPES
 from lut import table
 from lut.__main__ import main
 from lut.accelerator import Accelerator
@@ -53,11 +53,8 @@ def _roofline(monkeypatch):
 
 def found(folder, **record):
     """An experiment of a search that priced as `record` says."""
-    experiment = Experiment(folder / "exps" / "mine")
     subnet = subnets_of(DIGITS, sample(DIGITS, 1, np.random.default_rng(5)))[0]
-    config = {"space": space_to_dict(DIGITS), "acc_predictor_dir": "models/digits", **record}
-    experiment.save_found(DIGITS, subnet, 1.0, config, [])
-    return experiment, subnet
+    return write_found(folder / "exps" / "mine", DIGITS, subnet, cost_model=record), subnet
 
 
 # A kind from outside

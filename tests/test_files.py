@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from example_results import found, write_found
 
 from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
@@ -17,6 +18,7 @@ from apq.experiment import Experiment
 from apq.files import append_jsonl, atomic_open, check_writable, read_arrays, read_json, read_jsonl, write_json
 from apq.genes import largest_subnet
 from apq.presets import DIGITS, get_space
+from apq.search_result import read_result
 from apq.space import space_to_dict
 
 
@@ -117,15 +119,16 @@ def test_checkpoints_that_are_not_data_are_refused(tmp_path, capsys):
 def test_experiment_round_trip_and_protection(tmp_path):
     experiment, subnet = Experiment(tmp_path / "e"), largest_subnet(DIGITS)
     experiment.check_free(overwrite=False)
-    experiment.save_found(DIGITS, subnet, 1.5, {"seed": 0}, [{"generation": 0}])
+    result = found(DIGITS, subnet, cost=1.5, settings={"seed": 0}, history=({"generation": 0},))
+    result.write(experiment)
     assert experiment.load_subnet(DIGITS) == subnet
     assert json.loads(experiment.lat.read_text()) == [1.5]
     assert read_jsonl(experiment.history) == [{"generation": 0}]
+    assert read_result(experiment) == result
+    config = read_json(experiment.config)
+    write_json(experiment.config, {key: value for key, value in config.items() if key != "acc_predictor_dir"})
     with pytest.raises(UserError, match="lacks acc_predictor_dir"):
-        experiment.load_config()
-    config = {"space": {}, "acc_predictor_dir": "m", "accelerator": {}, "table": None}
-    experiment.save_found(DIGITS, subnet, 1.5, config, [])
-    assert experiment.load_config() == config
+        read_result(experiment)
     with pytest.raises(UserError, match="--overwrite"):
         experiment.check_free(overwrite=False)
     experiment.check_free(overwrite=True)
@@ -134,21 +137,21 @@ def test_experiment_round_trip_and_protection(tmp_path):
 def test_an_experiment_is_replaced_only_by_a_whole_one(tmp_path):
     experiment, subnet = Experiment(tmp_path / "e"), largest_subnet(DIGITS)
     with experiment.replaced() as new:
-        new.save_found(DIGITS, subnet, 1.0, {"n": 1}, [])
+        found(DIGITS, subnet, cost=1.0, settings={"n": 1}).write(new)
     (experiment.path / "notes").write_text("mine")
     write_json(experiment.acc, [0.5])
 
     def fails():
         with experiment.replaced() as new:
-            new.save_found(DIGITS, subnet, 2.0, {"n": 2}, [])
+            found(DIGITS, subnet, cost=2.0, settings={"n": 2}).write(new)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fails()
     assert (read_json(experiment.lat), read_json(experiment.acc)) == ([1.0], [0.5])
     with experiment.replaced() as new:
-        new.save_found(DIGITS, subnet, 3.0, {"n": 3}, [])
-    assert (read_json(experiment.lat), read_json(experiment.config)) == ([3.0], {"n": 3})
+        found(DIGITS, subnet, cost=3.0, settings={"n": 3}).write(new)
+    assert (read_json(experiment.lat), read_result(experiment).settings) == ([3.0], {"n": 3})
     assert sorted(item.name for item in experiment.path.iterdir()) == [
         "arch",
         "config.json",
@@ -173,8 +176,7 @@ def test_an_experiment_is_replaced_only_by_a_whole_one(tmp_path):
     ],
 )
 def test_bad_arch_files_are_user_errors(tmp_path, change, match):
-    experiment = Experiment(tmp_path)
-    experiment.save_found(DIGITS, largest_subnet(DIGITS), 1.0, {}, [])
+    experiment = write_found(tmp_path, DIGITS, largest_subnet(DIGITS))
     write_json(experiment.arch, change(*read_json(experiment.arch)))
     with pytest.raises(UserError, match=match):
         experiment.load_subnet(DIGITS)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import script
+from example_results import write_found
 
 from apq.bit_widths import at_bits
 from apq.errors import UserError
-from apq.experiment import Experiment
 from apq.files import read_json, write_json
 from apq.genes import smallest_subnet
 from apq.presets import OQA_MBV2_GLYPHS
@@ -69,14 +69,7 @@ def test_quantization_aware_training_from_a_float_file(here):
 
 def test_a_subnet_is_finetuned_and_reported_with_its_own_quantizers(here, capsys):
     subnet = smallest_subnet(SPACE)
-    experiment = Experiment(here / "exps/one")
-    config = {
-        "space": space_to_dict(SPACE),
-        "acc_predictor_dir": "models/small-oqa",
-        "accelerator": {},
-        "table": None,
-    }
-    experiment.save_found(SPACE, subnet, 1.0, config, [])
+    experiment = write_found(here / "exps/one", SPACE, subnet, "models/small-oqa")
     quant_aware(["--exp_name", "one", "--supernet", "models/small-oqa/supernet.pt", "--recipe", "tiny"])
     net, _, found, _ = load_finetuned(experiment)
     assert (net.scheme, found) == (LSQ, subnet)

@@ -7,11 +7,11 @@ import json
 
 import numpy as np
 import pytest
+from example_results import write_found
 
 from apq.__main__ import main as show_space
 from apq.bit_widths import at_bits, bits_throughout
 from apq.errors import UserError
-from apq.experiment import Experiment
 from apq.files import write_json
 from apq.genes import cardinalities, genes_of, sample, subnets_of, view
 from apq.layers import layers_of
@@ -194,8 +194,7 @@ def test_published_figures_of_an_experiment_and_of_genes(tmp_path, capsys):
     assert shown["genes"] == published.tolist()
     assert shown["published_flops"] == published_flops(published).tolist()
     assert shown["macs"] == [sum(layer.macs for layer in layers_of(QFA_MBV3, subnet)) for subnet in subnets]
-    config = {"space": space_to_dict(QFA_MBV3), "acc_predictor_dir": "x", "accelerator": {}, "table": None}
-    Experiment(tmp_path / "e").save_found(QFA_MBV3, subnets[1], 1.0, config, [])
+    write_found(tmp_path / "e", QFA_MBV3, subnets[1])
     show_published([str(tmp_path / "e")])
     said = capsys.readouterr().out
     assert " ".join(map(str, published[1])) in said

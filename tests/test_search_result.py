@@ -62,6 +62,7 @@ def test_a_result_comes_back_equal(tmp_path, result):
         result.write(new)
     found = read_result(experiment)
     assert found == result
+    assert found.path == experiment.path
     assert set(found.made_by.versions) >= {"apq", "python", "torch", "numpy"}
     assert set(found.made_by.files) == {item.name for item in experiment.path.iterdir()}
 
@@ -73,6 +74,21 @@ def test_what_was_chosen_is_asked_for_by_kind():
         _ = POLICY.found_subnet
     with pytest.raises(UserError, match="not the policy"):
         _ = SUBNET.found_policy
+
+
+def test_an_experiment_with_another_kind_of_choice_is_named(tmp_path):
+    for result, kind in ((SUBNET, "found_policy"), (POLICY, "found_subnet")):
+        result.write(experiment := Experiment(tmp_path / kind))
+        with pytest.raises(UserError, match=f"^{experiment.path} holds"):
+            getattr(read_result(experiment), kind)
+
+
+@pytest.mark.parametrize("points", [{}, 5, [1]])
+def test_other_data_is_no_front(tmp_path, points):
+    SUBNET.write(experiment := Experiment(tmp_path))
+    write_json(experiment.front, points)
+    with pytest.raises(UserError, match=r"front\.json must hold a list of objects"):
+        read_result(experiment)
 
 
 @pytest.mark.parametrize("key", ["space", "acc_predictor_dir", "accelerator", "table"])

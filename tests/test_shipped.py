@@ -12,6 +12,7 @@ from apq.files import read_json
 from apq.genes import largest_subnet, subnets_of
 from apq.layers import layers_of
 from apq.presets import DIGITS, QFA_MBV3_GLYPHS
+from apq.search_result import read_result
 from dataset import load_splits
 from dataset.pairs import PairStore
 from dataset.splits import make_loader
@@ -50,7 +51,7 @@ def test_oqa_experiments_have_what_their_search_measured(bits):
     front = read_json(experiment.front)
     assert [top1] == pytest.approx(read_json(experiment.acc), abs=0.005)
     assert max(point["top1"] for point in front) == read_json(experiment.acc)[0]
-    supernet, _ = load_supernet(ROOT / experiment.load_config()["acc_predictor_dir"] / "supernet.pt")
+    supernet, _ = load_supernet(ROOT / read_result(experiment).found_subnet.models / "supernet.pt")
     assert supernet.space == space
     assert digest(supernet.state_dict()) == read_json(experiment.path / "evaluated.json")["supernet"]
 

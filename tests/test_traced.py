@@ -14,15 +14,14 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from conftest import ROOT
+from example_results import write_found
 from example_spaces import ALL as SPACES
 from torch import nn
 
 from apq.errors import UserError
-from apq.experiment import Experiment
 from apq.genes import largest_subnet, sample, subnets_of
 from apq.layers import ConvLayer, layers_of
 from apq.presets import APQ_IMAGENET, DIGITS, QFA_MBV3
-from apq.space import space_to_dict
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from lut.__main__ import main
 from lut.accelerator import Accelerator
@@ -265,16 +264,9 @@ def test_empty_weights_leave_other_tensors_alone():
 @pytest.fixture
 def experiment(tmp_path):
     """A found network of the digits space, priced on an accelerator of its own."""
-    found = Experiment(tmp_path / "exps" / "mine")
     subnet = subnets_of(DIGITS, sample(DIGITS, 1, np.random.default_rng(5)))[0]
-    config = {
-        "space": space_to_dict(DIGITS),
-        "acc_predictor_dir": "models/digits",
-        "accelerator": {"clock_mhz": 250},
-        "table": None,
-    }
-    found.save_found(DIGITS, subnet, 1.0, config, [])
-    return found, subnet
+    slow = {"accelerator": {"clock_mhz": 250}, "table": None}
+    return write_found(tmp_path / "exps" / "mine", DIGITS, subnet, cost_model=slow), subnet
 
 
 def test_command_prints_a_torchvision_model(capsys):

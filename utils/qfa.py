@@ -1,8 +1,8 @@
 """QFA's published forms of a subnet: a gene of 176 numbers, and the FLOPs that its search counted.
 
-QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952). A gene says: kernel and expansion of every slot, depth of every stage,
-resolution, then weight and activation bits, six numbers a block (expand, depthwise, project; the first block has no
-expand layer, and its first two mean nothing) and two for each of the last 1x1 convolutions.
+QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952). A gene lists the kernel and expansion of every slot, the depth of
+every stage and the resolution, then weight and activation bits: six numbers a block (expand, depthwise, project) and
+two for each of the last 1x1 convolutions. The first block has no expand layer; its first two numbers are unused.
 
   python -m utils.qfa exps/A           an experiment's subnet as a published gene, and its FLOPs as published
   python -m utils.qfa genes.json       the same of published genes, a JSON list of them
@@ -23,14 +23,16 @@ from apq.genes import canonical, cardinalities, genes_of, subnets_of, view
 from apq.layers import COUNTED_BITS, SQUEEZE, layers_of
 from apq.operands import BLOCK_LAYERS
 from apq.presets import QFA_MBV3
+from apq.search_result import read_result
 from apq.space import SearchSpace
 from apq.stages import make_divisible
 from utils.encoding_layout import BLOCK_BITS, UNUSED, chooses_as_qfa
 
-# The widths that the published table counts with: 1.2 times MobileNetV3's, not rounded to multiples of 8.
+# What the published table counts with: widths 1.2 times those of MobileNetV3, not rounded to multiples of 8. The
+# channels of the image and the classes are widened too.
 COUNTED_WIDTHS = (19, 29, 48, 96, 134, 192)  # first convolution and first block, then the five stages
-COUNTED_IMAGE = 4  # channels: even these are round(3 x 1.2)
-COUNTED_CLASSES = 1200  # and these
+COUNTED_IMAGE = 4  # channels: round(3 x 1.2)
+COUNTED_CLASSES = 1200
 
 
 def published_of_genes(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
@@ -103,9 +105,7 @@ def published_flops(published: np.ndarray) -> np.ndarray:
             inside = make_divisible(mid // SQUEEZE)
             depthwise = depthwise + 2 * mid * inside + mid + inside
         project = c_out * (mid + 2) * smaller**2
-        lost = (
-            c_out * (mid + 2) * (larger**2 - smaller**2)
-        )  # is in the table's total of a block, but in no layer's part
+        lost = c_out * (mid + 2) * (larger**2 - smaller**2)  # in the published total of a block, but in no layer
         block = expand * of_slots[:, i, 0] + depthwise * of_slots[:, i, 1] + project * of_slots[:, i, 2] + lost
         total += np.where(runs[:, i], block, 0)
         side = smaller
@@ -150,10 +150,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def _genes_at(source: Path) -> np.ndarray:
     if source.is_dir():
-        space = (experiment := Experiment(source)).load_space()
-        if space != QFA_MBV3:
-            raise UserError(f"{source} is of space {space.name}, not of {QFA_MBV3.name}")
-        return genes_of(space, [experiment.load_subnet(space)])
+        found = read_result(Experiment(source)).found_subnet
+        if found.space != QFA_MBV3:
+            raise UserError(f"{source} is of space {found.space.name}, not of {QFA_MBV3.name}")
+        return genes_of(found.space, [found.subnet])
     rows = read_json(source)
     if not (isinstance(rows, list) and all(isinstance(row, list) and _whole(row) for row in rows)):
         raise UserError(f"{source} must hold a list of lists of whole numbers")

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.experiment import Experiment
+from apq.files import Record
 from apq.layers import ConvLayer
 from apq.model import ModelSpec, model_from_dict, model_to_dict
 from apq.policy import Policy, policy_from_dict, policy_to_dict
+from apq.search_result import read_policy
 from elastic_nn.modules.quant_layers import quantized_layers
 from elastic_nn.networks.named_models import build_model
 from elastic_nn.networks.quantize_model import quantize_model, set_policy
 from elastic_nn.quantizers import scheme_named
+
+
+class PolicyModel(NamedTuple):
+    """A quantized network with its spec and policy. `images` is the identity of its training images, if it is known."""
+
+    net: nn.Module
+    spec: ModelSpec
+    policy: Policy
+    layers: list[ConvLayer]
+    images: Record | None
 
 
 def save_policy_model(
@@ -34,11 +46,8 @@ def save_policy_model(
     save_checkpoint(path, {**described, "state_dict": dict(state), **facts})
 
 
-def load_policy_model(path: Path) -> tuple[nn.Module, ModelSpec, Policy, list[ConvLayer], dict[str, Any] | None]:
-    """The network of a file, its spec, policy and layers, and the identity of its images where that is known.
-
-    UserError where the file holds no such network, or its parts do not fit together.
-    """
+def load_policy_model(path: Path) -> PolicyModel:
+    """The network of a file; UserError where the file holds no such network, or its parts do not fit together."""
     data = load_checkpoint(path, ("model", "quantization", "signed", "state_dict"))
     try:
         spec = model_from_dict(data["model"])
@@ -55,15 +64,13 @@ def load_policy_model(path: Path) -> tuple[nn.Module, ModelSpec, Policy, list[Co
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     net.load_state_dict(state)
-    return net, spec, policy, layers, data.get("images")
+    return PolicyModel(net, spec, policy, layers, data.get("images"))
 
 
-def load_finetuned_policy(
-    experiment: Experiment,
-) -> tuple[nn.Module, ModelSpec, Policy, list[ConvLayer], dict[str, Any] | None]:
-    """As `load_policy_model`, of an experiment; its checkpoint must have the policy of its policy file."""
+def load_finetuned_policy(experiment: Experiment) -> PolicyModel:
+    """The finetuned network of an experiment; UserError unless it has the policy of the experiment's policy file."""
     found = load_policy_model(experiment.best_checkpoint)
-    if found[2:4] != experiment.load_policy():
+    if (found.policy, found.layers) != read_policy(experiment):
         raise UserError(f"{experiment.policy} is not the policy of {experiment.best_checkpoint}; finetune it again")
     return found
 

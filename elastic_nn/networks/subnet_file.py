@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.experiment import Experiment
+from apq.files import Record
 from apq.model import ModelSpec, subnet_model
 from apq.presets import published_space
+from apq.search_result import read_result
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
 from elastic_nn.networks.checkpoint_layout import CLASSIFIER, from_published, published_state
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT, LINEAR, QuantScheme, scheme_named
+
+
+class FinetunedSubnet(NamedTuple):
+    """A network with its space and subnet. `images` is the identity of its training images, if the file knows it."""
+
+    net: MBConvNet
+    space: SearchSpace
+    subnet: Subnet
+    images: Record | None
 
 
 def save_subnet(
@@ -40,27 +51,26 @@ def load_subnet(path: Path) -> tuple[MBConvNet, SearchSpace, Subnet]:
     return _rebuild(path, load_checkpoint(path))
 
 
-def load_finetuned(experiment: Experiment) -> tuple[MBConvNet, SearchSpace, Subnet, dict[str, Any] | None]:
-    """The finetuned network of an experiment, its space and spec, and the identity of its training images if known.
+def load_finetuned(experiment: Experiment) -> FinetunedSubnet:
+    """The finetuned network of an experiment; UserError unless it is the network of the `arch` file.
 
-    UserError unless it is the network of the `arch` file. A checkpoint in the published layout does not record its
-    architecture: it has that of the `arch` file, in `apq-imagenet`, with as many classes as its classifier has outputs.
+    A checkpoint in the published layout does not record its architecture. It has that of the `arch` file, in
+    `apq-imagenet`, with as many classes as its classifier has outputs.
     """
     path = experiment.best_checkpoint
     data = load_checkpoint(path)
     if "arch" not in data:
-        return *_from_published(experiment, published_state(path, data)), None
+        return FinetunedSubnet(*_from_published(experiment, published_state(path, data)), None)
     net, space, subnet = _rebuild(path, data)
-    if experiment.config.exists() and experiment.load_space() != space:
+    if experiment.config.exists() and read_result(experiment).found_subnet.space != space:
         raise UserError(f"{experiment.config} is of another space than {path}; finetune it again")
     if experiment.load_subnet(space) != subnet:
         raise UserError(f"{experiment.arch} is not the network of {path}; finetune it again")
-    return net, space, subnet, data.get("images")
+    return FinetunedSubnet(net, space, subnet, data.get("images"))
 
 
-def load_float_subnet(experiment: Experiment) -> tuple[MBConvNet, ModelSpec, dict[str, Any] | None]:
-    """The finetuned network of an experiment without its quantizers, its spec, and the identity of its images if
-    known."""
+def load_float_subnet(experiment: Experiment) -> tuple[MBConvNet, ModelSpec, Record | None]:
+    """The finetuned network of an experiment without its quantizers, its spec, and the identity of its images."""
     net, space, subnet, images = load_finetuned(experiment)
     bare = build_subnet(space, subnet, FLOAT)
     state = net.state_dict()

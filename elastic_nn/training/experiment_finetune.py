@@ -1,4 +1,4 @@
-"""Finetune what a search found, into its experiment: what `quant_aware.py` does."""
+"""Finetune what a search found: the work of `quant_aware.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,9 +13,10 @@ from torch import nn
 from apq.checkpoint import digest
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import check_writable, write_json
+from apq.files import Record, check_writable, write_json
 from apq.policy import policy_to_dict
 from apq.resume import Resume
+from apq.search_result import PolicyChoice, read_result
 from apq.subnet import spec_of
 from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
@@ -35,7 +35,7 @@ from elastic_nn.training.session import Execution, Session
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRequest:
-    """An experiment to finetune, and what differs from the usual training: None is the usual."""
+    """An experiment to finetune, and changes to its recipe. None leaves the default."""
 
     experiment: Experiment
     supernet: Path | None = None
@@ -55,14 +55,16 @@ class FinetuneRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetunePlan:
-    """A calibrated network and how it is finetuned. `origin` is what it was made of, as plain data; `save` writes its
-    weights with facts about them."""
+    """A calibrated network and how it is finetuned.
+
+    `origin` describes what it was made of, as plain data. `save` writes its weights with facts about them.
+    """
 
     net: nn.Module
     side: int
     splits: Splits
     train: TrainConfig
-    origin: dict[str, Any]
+    origin: Record
     save: Callable[..., None]
 
 
@@ -72,7 +74,8 @@ def finetune_experiment(request: FinetuneRequest, device: torch.device, executio
     if experiment.acc.exists() and not request.overwrite:
         raise UserError(f"{experiment.path} has weights already, of a finetune or its search; give --overwrite")
     torch.manual_seed(request.seed)
-    plan = (policy_plan if experiment.policy.exists() else subnet_plan)(request, device)
+    choice = read_result(experiment).choice
+    plan = policy_plan(request, choice, device) if isinstance(choice, PolicyChoice) else subnet_plan(request, device)
     check_writable(experiment.path)
     session = Session(splits=plan.splits, device=device, seed=request.seed, execution=execution, progress=True)
     record = finetune_record(plan, session, compiled=request.compiled)
@@ -91,7 +94,7 @@ def finetune_experiment(request: FinetuneRequest, device: torch.device, executio
     return top1, plan.train.epochs
 
 
-def finetune_record(plan: FinetunePlan, session: Session, *, compiled: bool) -> dict[str, Any]:
+def finetune_record(plan: FinetunePlan, session: Session, *, compiled: bool) -> Record:
     """All that the finetuned network depends on, as plain data."""
     return {
         **plan.origin,
@@ -122,14 +125,14 @@ def subnet_plan(request: FinetuneRequest, device: torch.device) -> FinetunePlan:
     )
 
 
-def policy_plan(request: FinetuneRequest, device: torch.device) -> FinetunePlan:
-    """The given network of an experiment, quantized by its policy and calibrated."""
+def policy_plan(request: FinetuneRequest, choice: PolicyChoice, device: torch.device) -> FinetunePlan:
+    """The float network of an experiment, quantized by its policy and calibrated."""
     experiment = request.experiment
     if request.supernet is not None:
         raise UserError(f"{experiment.path} has its own float network: leave --supernet out")
-    policy, layers = experiment.load_policy()
+    policy, layers = choice.policy, choice.layers
     net, spec, images = load_model(experiment.model)
-    recipe = get_recipe(request.recipe or experiment.load_config()["recipe"], spec)
+    recipe = get_recipe(request.recipe or choice.recipe, spec)
     train, splits = request.config(recipe), load_splits(spec, request.data)
     check_classes(splits, images, experiment.model)
     weights = digest(net.state_dict())

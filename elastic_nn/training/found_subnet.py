@@ -1,4 +1,4 @@
-"""What an experiment found, as it is in its supernet: cut out and calibrated, before any finetune."""
+"""The subnet of an experiment as it is in its supernet: cut out and calibrated, before any finetune."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.model_folder import ModelFolder
+from apq.search_result import read_result
 from apq.space import SearchSpace
 from apq.subnet import Subnet
 from dataset import check_classes, load_splits
@@ -25,7 +26,7 @@ from elastic_nn.training.recipes import get_recipe
 
 @dataclass(frozen=True, kw_only=True)
 class FoundSubnet:
-    """A subnet, the supernet that it is part of, the images and the recipe to go on with."""
+    """A subnet, the supernet that it is part of and that one's file, images and recipe."""
 
     space: SearchSpace
     subnet: Subnet
@@ -48,16 +49,16 @@ def load_found(
     recipe: str | None = None,
     finetuned: bool = True,
 ) -> FoundSubnet:
-    """The subnet of an experiment's `arch`, in the file `supernet` or else the one beside its predictor.
+    """The subnet of an experiment, with its supernet: the file `supernet`, or else the one in its folder of models.
 
-    `data` is the image folder of spaces that need one; `recipe` a name, by default that of the supernet. UserError
-    where they do not fit together, or where the subnet will not be `finetuned` and the supernet is a float one.
+    `data` is the image folder, for spaces that need one. `recipe` is a name; the default is the supernet's recipe.
+    UserError where they do not fit together, or where the subnet will not be `finetuned` and the supernet is in float.
     """
-    space = experiment.load_space()
-    subnet = experiment.load_subnet(space)
+    choice = read_result(experiment).found_subnet
+    space = choice.space
     if supernet is not None and supernet.is_dir():
         supernet = ModelFolder(supernet).supernet
-    file = supernet or ModelFolder(Path(experiment.load_config()["acc_predictor_dir"])).supernet
+    file = supernet or ModelFolder(choice.models).supernet
     net, origin = load_quantized_supernet(file, space)
     if not finetuned and net.scheme == LINEAR:  # added to a float supernet
         raise UserError(
@@ -66,4 +67,4 @@ def load_found(
         )
     chosen, splits = get_recipe(recipe or origin.recipe, space), load_splits(space, data)
     check_classes(splits, origin.images, file)
-    return FoundSubnet(space=space, subnet=subnet, supernet=net, file=file, splits=splits, recipe=chosen)
+    return FoundSubnet(space=space, subnet=choice.subnet, supernet=net, file=file, splits=splits, recipe=chosen)

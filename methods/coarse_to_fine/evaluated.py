@@ -1,98 +1,88 @@
-"""The subnets that a coarse-to-fine search measured, on disk: what a killed run and other processes have done stays.
+"""The subnets that a coarse-to-fine search measured, kept on disk, so that a killed search continues.
 
-`evaluated.json` of an experiment says what was asked, `evaluated.jsonl` has one line a subnet; each further process
-has a file of its own, `evaluated-RANK.jsonl`, until the search ends and all are merged.
+`evaluated.json` in the folder of an experiment says what was asked, `evaluated.jsonl` has one line a subnet. Each
+further process writes a file of its own, `evaluated-RANK.jsonl`, until the search ends and all are merged.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from apq.errors import UserError
-from apq.files import append_jsonl, atomic_open, read_json, read_jsonl, write_json
+from apq.experiment import Experiment
+from apq.files import Record, write_json, write_jsonl
+from apq.resume import Journal
 from apq.space import SearchSpace
 from apq.subnet import Subnet, spec_of
 
+ASKED, STEM = "evaluated.json", "evaluated"
+REMEDY = "choose another --exp_name or give --overwrite"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """A measured subnet. `index` is its place in its stage, `flops` are MACs, `top1` is from 0 to 1."""
+
+    stage: str
+    index: int
+    subnet: Subnet
+    flops: int
+    top1: float
+
+    def record(self, space: SearchSpace) -> Record:
+        """One line of `evaluated.jsonl`."""
+        place = {"stage": self.stage, "index": self.index}
+        return {**place, **spec_of(space, self.subnet), "flops": self.flops, "top1": self.top1}
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluatedStore:
-    """Measured subnets in the folder of an experiment, as the process of this rank sees it.
+    """Measured subnets of a space in the folder of an experiment.
 
-    With `lenient` a line of another subnet counts as not measured, instead of being an error.
+    With `lenient`, a line that describes no subnet of this search counts as not measured instead of as an error.
     """
 
-    path: Path
-    rank: int = 0
+    space: SearchSpace
+    journal: Journal
     lenient: bool = False
 
-    @property
-    def asked_file(self) -> Path:
-        return self.path / "evaluated.json"
+    def append(self, evaluated: Evaluated) -> None:
+        """Add a subnet; it is on disk when this returns."""
+        self.journal.append(evaluated.record(self.space))
 
-    def holds(self, asked: dict[str, Any]) -> bool:
-        """Whether there are subnets that were measured with these settings; UserError where with others."""
-        if not self.asked_file.exists():
-            if any(self._files()):
-                raise UserError(f"{self.path} has measured subnets but no {self.asked_file.name}; give --overwrite")
-            return False
-        found, asked = read_json(self.asked_file), json.loads(json.dumps(asked))
-        if found != asked:
-            told = found if isinstance(found, dict) else {}
-            odd = ", ".join(sorted(key for key in {*told, *asked} if told.get(key) != asked.get(key)))
-            raise UserError(
-                f"{self.path} holds a coarse-to-fine search with other {odd}; "
-                "choose another --exp_name or give --overwrite"
-            )
-        return True
-
-    def readable(self) -> bool:
-        """Whether every file is one of JSON lines; UserError where not."""
-        return all(isinstance(read_jsonl(file), list) for file in self._files())
-
-    def start(self, asked: dict[str, Any]) -> None:
-        """Begin with nothing measured."""
-        for file in self._files():
-            file.unlink()
-        write_json(self.asked_file, asked)
-
-    def append(self, space: SearchSpace, stage: str, index: int, subnet: Subnet, flops: float, top1: float) -> None:
-        """Add subnet `index` of a stage: its MACs, and top-1 as a share."""
-        name = f"evaluated-{self.rank}.jsonl" if self.rank else "evaluated.jsonl"
-        append_jsonl(self.path / name, record_of(space, stage, index, subnet, flops, top1))
-
-    def load(self, space: SearchSpace, stage: str, subnets: list[Subnet]) -> dict[int, float]:
-        """Top-1 of those of a stage's subnets that are measured; UserError where a line is of another subnet."""
+    def load(self, stage: str, subnets: Sequence[Subnet]) -> dict[int, float]:
+        """Top-1 of the subnets of a stage that are measured, by index; UserError for a line of another search."""
         found: dict[int, float] = {}
-        for file in self._files():
-            for line, record in enumerate(read_jsonl(file)):
-                try:
-                    if record["stage"] != stage:
-                        continue
-                    index, top1 = record["index"], float(record["top1"])
-                    expected = record_of(space, stage, index, subnets[index], record["flops"], top1)
-                    same = record == expected and 0 <= top1 <= 1
-                except (KeyError, TypeError, ValueError, IndexError):
-                    same = False
-                if not same and self.lenient:
-                    continue
-                if not same:
-                    raise UserError(f"{file}, line {line + 1}: not a subnet of this search; give --overwrite")
-                found.setdefault(index, top1)
+        for place, _, record in self.journal.records():
+            if isinstance(record, dict) and record.get("stage", stage) != stage:
+                continue
+            evaluated = self._parsed(record, stage, subnets)
+            if evaluated is not None:
+                found.setdefault(evaluated.index, evaluated.top1)
+            elif not self.lenient:
+                raise UserError(f"{place}: not a subnet of this search; give --overwrite")
         return found
 
-    def _files(self) -> list[Path]:
-        return sorted(self.path.glob("evaluated*.jsonl"))
+    def _parsed(self, record: Any, stage: str, subnets: Sequence[Subnet]) -> Evaluated | None:
+        """The subnet that a line describes; None if it is not one of `subnets` at its place."""
+        try:
+            index, flops, top1 = record["index"], int(record["flops"]), float(record["top1"])
+            evaluated = Evaluated(stage=stage, index=index, subnet=subnets[index], flops=flops, top1=top1)
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+            return None
+        same = record == evaluated.record(self.space)
+        return evaluated if same and index >= 0 and 0 <= top1 <= 1 else None
 
 
-def record_of(space: SearchSpace, stage: str, index: int, subnet: Subnet, flops: float, top1: float) -> dict[str, Any]:
-    """One line of `evaluated.jsonl`."""
-    return {"stage": stage, "index": index, **spec_of(space, subnet), "flops": int(flops), "top1": top1}
+def open_store(experiment: Experiment, space: SearchSpace, *, rank: int, lenient: bool) -> EvaluatedStore:
+    """The measured subnets of an experiment, for the process of this rank to add to."""
+    journal = Journal(experiment.path / ASKED, STEM, "coarse-to-fine search", REMEDY, rank)
+    return EvaluatedStore(space=space, journal=journal, lenient=lenient)
 
 
-def write_records(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write all lines at once."""
-    with atomic_open(path) as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+def write_evaluated(experiment: Experiment, space: SearchSpace, asked: Record, found: Sequence[Evaluated]) -> None:
+    """Write the files of a finished search."""
+    write_json(experiment.path / ASKED, asked)
+    write_jsonl(experiment.path / f"{STEM}.jsonl", [evaluated.record(space) for evaluated in found])

@@ -1,11 +1,10 @@
-"""Measuring subnets of a supernet as they are: what is measured is kept, what is missing shared by processes."""
+"""Measure subnets of a supernet as they are: results are kept, and processes share the subnets that are missing."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from apq.checkpoint import load_checkpoint
 from apq.errors import UserError
 from apq.experiment import Experiment
+from apq.files import Record
 from apq.genes import subnets_of
 from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
@@ -23,12 +23,13 @@ from elastic_nn.training.distributed import check_agreement, wait
 from elastic_nn.training.engine import EVALUATION_BATCH, evaluate
 from elastic_nn.training.finetune import quantized_subnet
 from elastic_nn.training.session import Execution
-from methods.coarse_to_fine.evaluated import EvaluatedStore
+from methods.coarse_to_fine.evaluated import REMEDY, Evaluated, EvaluatedStore
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """How a subnet is measured: cut out, BatchNorm recalibrated on so many training images, not trained."""
+    """How a subnet is measured: cut out of the supernet, BatchNorm recalibrated on `recalibration_images` training
+    images, not trained."""
 
     supernet: DynamicQuantizedProxylessNASNets
     splits: Splits
@@ -45,19 +46,19 @@ class Measurement:
         return evaluate(self.network(subnet), images, self.device).top1
 
 
-def open_store(experiment: Experiment, store: EvaluatedStore, asked: dict[str, Any], *, overwrite: bool) -> bool:
-    """Whether there are measurements to continue from; UserError if there is something that may not be replaced."""
+def can_continue(experiment: Experiment, store: EvaluatedStore, asked: Record, *, overwrite: bool) -> bool:
+    """Whether there are measurements to continue from; UserError if something is in the way of this search."""
     if overwrite:
         experiment.check_free(overwrite)
         with contextlib.suppress(UserError):
-            return store.holds(asked) and store.readable()
+            return store.journal.holds(asked) and all(True for _ in store.journal.records())  # reads every line
         return False
-    if not store.holds(asked):
+    if not store.journal.holds(asked):
         experiment.check_free(overwrite)
         return False
     best, last = experiment.best_checkpoint, experiment.last_checkpoint
     if last.exists() or (best.exists() and load_checkpoint(best).get("train", {}) is not None):
-        raise UserError(f"{experiment.path} is finetuned; choose another --exp_name or give --overwrite")
+        raise UserError(f"{experiment.path} is finetuned; {REMEDY}")
     return True
 
 
@@ -69,10 +70,12 @@ def measure(
     flops: np.ndarray,
     execution: Execution,
 ) -> np.ndarray:
-    """(n,) top-1 of a stage's subnets, those that are missing measured now, each process its part."""
-    space = measurement.supernet.space
-    subnets = subnets_of(space, genes)
-    done = store.load(space, stage, subnets)
+    """(n,) top-1 of the subnets `genes` (n, genes) of a stage. Those that are missing are measured now.
+
+    Each process measures its part of them.
+    """
+    subnets = subnets_of(store.space, genes)
+    done = store.load(stage, subnets)
     check_agreement(
         {
             "measured subnets (their folder must be shared)": sorted(done),
@@ -84,7 +87,8 @@ def measure(
     missing = sorted((i for i in range(len(subnets)) if i not in done), key=lambda i: subnets[i].resolution)
     missing = missing[execution.rank :: execution.world_size]
     for i in tqdm(missing, desc=stage, unit="subnet", disable=None if execution.main else True):
-        store.append(space, stage, i, subnets[i], float(flops[i]), measurement.top1(subnets[i]))
+        top1 = measurement.top1(subnets[i])
+        store.append(Evaluated(stage=stage, index=i, subnet=subnets[i], flops=int(flops[i]), top1=top1))
     wait(execution)
-    done = store.load(space, stage, subnets)
+    done = store.load(stage, subnets)
     return np.array([done[i] for i in range(len(subnets))])

@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from apq.checkpoint import digest
-from apq.cli import listing, table
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
-from apq.files import write_json
+from apq.files import Record, write_json
 from apq.genes import genes_of, largest_subnet, subnets_of
 from apq.layers import COUNTED_BITS
 from apq.model_folder import ModelFolder
+from apq.search_result import SearchResult, SubnetChoice
 from apq.space import SearchSpace, space_to_dict
-from apq.subnet import Subnet, shown_spec, spec_of
+from apq.subnet import spec_of
 from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
 from elastic_nn.networks.subnet_file import save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet
 from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Execution
 from lut.cost_model import CostModel, cost_model_from_flags
-from lut.costs import by_scope, cost_rows, network_costs
 from lut.population import PopulationCost
-from methods.coarse_to_fine.evaluated import EvaluatedStore, record_of, write_records
+from methods.coarse_to_fine.evaluated import Evaluated, open_store, write_evaluated
 from methods.coarse_to_fine.finder import STAGES, CoarseToFineConfig, Measured, coarse_to_fine
-from methods.coarse_to_fine.measurement import Measurement, measure, open_store
+from methods.coarse_to_fine.measurement import Measurement, can_continue, measure
 from methods.search.budget import Budget, check_reachable
 from report.plots import plot_front
+from report.search_report import Heading, report_result
+
+MODE = "coarse_to_fine"
+FRONT_PICTURE = "front.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,68 +67,71 @@ class Choice:
         return int(best), float(costs[best])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """All that a search needs. `models` is the folder of the supernet."""
+
+    models: Path
+    measurement: Measurement
+    config: CoarseToFineConfig
+    choice: Choice
+    cost_model: CostModel
+
+    @property
+    def space(self) -> SearchSpace:
+        return self.choice.cost.space
+
+    @property
+    def settings(self) -> Record:
+        """The method's own settings, as plain data."""
+        return {MODE: asdict(self.config), "recalibration_images": self.measurement.recalibration_images}
+
+    def asked(self) -> Record:
+        """All that the measurements depend on, as plain data."""
+        origin = {"supernet": digest(self.measurement.supernet.state_dict()), "images": self.measurement.splits.source}
+        return {"space": space_to_dict(self.space), **self.settings, **origin}
+
+
 def search(args: argparse.Namespace) -> None:
     """Measure what is missing, on all processes; choose, record and print, on one.
 
-    A finished search is chosen from again, without measuring, by the same command with another --constraint or --type.
+    The same command with another --constraint or --type chooses again among what a finished search measured.
     """
-    experiment, device = get_experiment(args.exp_name, args.exp_dir), resolve_device(args.device)
-    folder = ModelFolder(args.acc_predictor_dir)
-    supernet, origin = load_quantized_supernet(folder.supernet)
-    space = supernet.space
-    recipe, splits = get_recipe(args.recipe or origin.recipe, space), load_splits(space, args.data)
-    check_classes(splits, origin.images, folder.supernet)
-    cost_model, scope = cost_model_from_flags(args.config, args.table), args.scope or space.budget_scope
-    flops, config = PopulationCost(space, "flops"), search_config(args, space)
-    choice = Choice(
-        cost=PopulationCost(space, args.type, cost_model, scope),
-        limit=args.constraint,
-    )
-    asked = {
-        "space": space_to_dict(space),
-        "coarse_to_fine": asdict(config),
-        "recalibration_images": recipe.recalibration_images,
-        "supernet": digest(supernet.state_dict()),
-        "images": splits.source,
-    }
-    measurement = Measurement(
-        supernet=supernet.to(device),
-        splits=splits,
-        recalibration_images=recipe.recalibration_images,
-        device=device,
-    )
-    with processes(device) as execution:
-        check_agreement(asked, execution)
-        store = EvaluatedStore(experiment.path, execution.rank, lenient=args.overwrite)
-        continued = open_store(experiment, store, asked, overwrite=args.overwrite)
-        wait(execution)  # nobody writes before all have looked
-
-        def evaluate_stage(stage: str, genes: np.ndarray) -> np.ndarray:
-            if stage == STAGES[0] and not continued and execution.main:
-                store.start(asked)
-            wait(execution)
-            return measure(measurement, store, stage, genes, flops.predict(genes), execution)
-
-        found = coarse_to_fine(space, config, flops.predict, evaluate_stage)
+    experiment, task = get_experiment(args.exp_name, args.exp_dir), load_task(args)
+    asked = task.asked()
+    with processes(task.measurement.device) as execution:
+        found = measure_stages(experiment, task, asked, execution, overwrite=args.overwrite)
         if not execution.main:
             return
-    tell_unreadable(splits)
-    best, cost = choice.pick(found)
-    settings = {
-        "mode": "coarse_to_fine",
-        "space": asked["space"],
-        "acc_predictor_dir": str(args.acc_predictor_dir),
-        "constraint": args.constraint,
-        "type": choice.cost.quantity,
-        "unit": choice.cost.unit,
-        "scope": scope,
-        "coarse_to_fine": asdict(config),
-        "recalibration_images": recipe.recalibration_images,
-        "top1": float(found.top1[best]),
-        **cost_model.record(),
-    }
-    record(experiment, measurement, found, asked, settings, best, cost)
-    report(args.json, experiment, space, found, settings, (best, cost), choice, cost_model)
+    tell_unreadable(task.measurement.splits)
+    best, cost = task.choice.pick(found)
+    result = result_of(task, found, best, cost)
+    record(experiment, task, found, asked, result)
+    report_result(experiment, result, task.cost_model, heading_of(task, found, best), as_json=args.json)
+
+
+def load_task(args: argparse.Namespace) -> Task:
+    """The supernet, images and costs that the flags name."""
+    device, file = resolve_device(args.device), ModelFolder(args.acc_predictor_dir).supernet
+    supernet, origin = load_quantized_supernet(file)
+    space = supernet.space
+    recipe, splits = get_recipe(args.recipe or origin.recipe, space), load_splits(space, args.data)
+    check_classes(splits, origin.images, file)
+    cost_model = cost_model_from_flags(args.config, args.table)
+    config = search_config(args, space)
+    cost = PopulationCost(space, args.type, cost_model, args.scope or space.budget_scope)
+    return Task(
+        models=args.acc_predictor_dir,
+        measurement=Measurement(
+            supernet=supernet.to(device),
+            splits=splits,
+            recalibration_images=recipe.recalibration_images,
+            device=device,
+        ),
+        config=config,
+        choice=Choice(cost=cost, limit=args.constraint),
+        cost_model=cost_model,
+    )
 
 
 def search_config(args: argparse.Namespace, space: SearchSpace) -> CoarseToFineConfig:
@@ -142,53 +148,71 @@ def search_config(args: argparse.Namespace, space: SearchSpace) -> CoarseToFineC
     )
 
 
-def record(
-    experiment: Experiment,
-    measurement: Measurement,
-    found: Measured,
-    asked: dict[str, Any],
-    settings: dict[str, Any],
-    best: int,
-    cost: float,
-) -> None:
-    """Write the experiment: what was measured, the front, and the chosen subnet with its weights, untrained."""
-    space = measurement.supernet.space
-    subnets = subnets_of(space, found.genes)
-    records = [
-        record_of(space, *found.stage_of(i), subnet, float(found.flops[i]), float(found.top1[i]))
-        for i, subnet in enumerate(subnets)
-    ]
-    net = measurement.network(subnets[best])
-    state = {key: tensor.cpu() for key, tensor in net.state_dict().items()}
-    with experiment.replaced() as new:
-        write_json(EvaluatedStore(new.path).asked_file, asked)
-        write_records(new.evaluated, records)
-        write_json(new.front, front_records(space, found, subnets))
-        plot_front(found.flops, found.top1, found.n_coarse, found.coarse_front(), found.front(), new.front_plot)
-        facts = {"train": None, "seed": asked["coarse_to_fine"]["seed"], "val_top1": settings["top1"]}
-        images = measurement.splits.source
-        save_subnet(new.best_checkpoint, space, subnets[best], state, images=images, scheme=net.scheme, **facts)
-        write_json(new.acc, [settings["top1"]])
-        new.save_found(space, subnets[best], cost, settings, history_of(found))
+def measure_stages(
+    experiment: Experiment, task: Task, asked: Record, execution: Execution, *, overwrite: bool
+) -> Measured:
+    """Run the search. What is measured stays in the experiment's folder; what was measured before is not repeated."""
+    check_agreement(asked, execution)
+    store = open_store(experiment, task.space, rank=execution.rank, lenient=overwrite)
+    continued = can_continue(experiment, store, asked, overwrite=overwrite)
+    wait(execution)  # nobody writes before all have looked
+    flops = PopulationCost(task.space, "flops")
+
+    def evaluate_stage(stage: str, genes: np.ndarray) -> np.ndarray:
+        if stage == STAGES[0] and not continued and execution.main:
+            store.journal.start(asked)
+        wait(execution)
+        return measure(task.measurement, store, stage, genes, flops.predict(genes), execution)
+
+    return coarse_to_fine(task.space, task.config, flops.predict, evaluate_stage)
 
 
-def front_records(space: SearchSpace, found: Measured, subnets: list[Subnet]) -> list[dict[str, Any]]:
-    """The front as plain data, by ascending FLOPs."""
+def result_of(task: Task, found: Measured, best: int, cost: float) -> SearchResult:
+    """The result that chooses row `best`, whose cost is `cost`."""
+    evaluated, priced = evaluated_of(task.space, found), task.choice.cost
+    return SearchResult(
+        method=MODE,
+        choice=SubnetChoice(space=task.space, subnet=evaluated[best].subnet, models=task.models),
+        cost=cost,
+        quantity=priced.quantity,
+        unit=priced.unit,
+        limit=task.choice.limit,
+        scope=priced.scope,
+        measured_top1=evaluated[best].top1,
+        cost_model=task.cost_model.record(),
+        settings=task.settings,
+        history=history_of(found),
+        front=front_of(task.space, found, evaluated),
+    )
+
+
+def evaluated_of(space: SearchSpace, found: Measured) -> list[Evaluated]:
+    """The rows as subnets, with what was measured."""
+    evaluated = []
+    for i, subnet in enumerate(subnets_of(space, found.genes)):
+        stage, index = found.stage_of(i)
+        flops, top1 = int(found.flops[i]), float(found.top1[i])
+        evaluated.append(Evaluated(stage=stage, index=index, subnet=subnet, flops=flops, top1=top1))
+    return evaluated
+
+
+def front_of(space: SearchSpace, found: Measured, evaluated: list[Evaluated]) -> list[Record]:
+    """The points of the front as plain data, by ascending FLOPs."""
     front = found.front()
     bitops = PopulationCost(space, "bitops").predict(found.genes[front])
     return [
         {
-            "flops": int(found.flops[i]),
+            "flops": evaluated[i].flops,
             "weighted_flops": float(b) / COUNTED_BITS**2,
             "bitops": int(b),
-            "top1": float(found.top1[i]),
-            **spec_of(space, subnets[i]),
+            "top1": evaluated[i].top1,
+            **spec_of(space, evaluated[i].subnet),
         }
         for i, b in zip(front.tolist(), bitops.tolist(), strict=True)
     ]
 
 
-def history_of(found: Measured) -> list[dict[str, Any]]:
+def history_of(found: Measured) -> list[Record]:
     """One record a stage: subnets so far, the best of them, the size of their front."""
     ends = {"coarse": (found.n_coarse, found.coarse_front()), "fine": (len(found.genes), found.front())}
     return [
@@ -197,38 +221,33 @@ def history_of(found: Measured) -> list[dict[str, Any]]:
     ]
 
 
-def report(
-    as_json: bool,
-    experiment: Experiment,
-    space: SearchSpace,
-    found: Measured,
-    settings: dict[str, Any],
-    chosen: tuple[int, float],
-    choice: Choice,
-    cost_model: CostModel,
-) -> None:
-    """Print the front, the chosen subnet and its costs."""
-    best, cost = chosen
-    (subnet,) = subnets_of(space, found.genes[best : best + 1])
-    costs, spec, front = network_costs(space, subnet, cost_model), spec_of(space, subnet), found.front()
-    counts = dict(zip(STAGES, (found.n_coarse, len(found.genes) - found.n_coarse), strict=True))
-    if as_json:
-        shown = {key: settings[key] for key in ("constraint", "type", "unit", "scope", "top1")}
-        network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec}
-        facts = {"measured": counts, "front": len(front), "cost": cost, "priced_by": str(cost_model)}
-        print(json.dumps({"exp_dir": str(experiment.path), "space": space.name, **shown, **facts, **network}))
-        return
-    print(f"{experiment.path}: {counts['coarse']} coarse and {counts['fine']} fine subnets of space {space.name}")
+def record(experiment: Experiment, task: Task, found: Measured, asked: Record, result: SearchResult) -> None:
+    """Write the experiment: all measurements, the front, and the chosen subnet with its weights, untrained."""
+    subnet, measurement = result.found_subnet.subnet, task.measurement
+    net = measurement.network(subnet)
+    state = {key: tensor.cpu() for key, tensor in net.state_dict().items()}
+    facts = {"train": None, "seed": task.config.seed, "val_top1": result.measured_top1}
+    with experiment.replaced() as new:
+        write_evaluated(new, task.space, asked, evaluated_of(task.space, found))
+        picture = new.path / FRONT_PICTURE
+        plot_front(found.flops, found.top1, found.n_coarse, found.coarse_front(), found.front(), picture)
+        images = measurement.splits.source
+        save_subnet(new.best_checkpoint, task.space, subnet, state, images=images, scheme=net.scheme, **facts)
+        write_json(new.acc, [result.measured_top1])
+        result.write(new)
+
+
+def heading_of(task: Task, found: Measured, best: int) -> Heading:
+    """The front, with a mark at the chosen row, and the numbers of measured subnets."""
+    counts, front = {"coarse": found.n_coarse, "fine": len(found.genes) - found.n_coarse}, found.front()
     rows = [
         (f"{found.flops[i] / 1e6:.3f}", f"{found.top1[i]:.2%}", found.stage_of(i)[0], "<-" if i == best else "")
         for i in front.tolist()
     ]
-    print(table([("front: MACs, M", "top-1", "stage", ""), *rows]))
-    print(f"best subnet{choice}:")
-    print(listing(shown_spec(space, spec)))
-    print(
-        f"top-1 {settings['top1']:.2%} on images held out of training, without finetune; "
-        f"{choice.cost.quantity} {cost:g} {choice.cost.unit} ({settings['scope']} scope)"
+    return Heading(
+        title=f"{counts['coarse']} coarse and {counts['fine']} fine subnets of space {task.space.name}",
+        rows=[("front: MACs, M", "top-1", "stage", ""), *rows],
+        choice=f"best subnet{task.choice}:",
+        measured="on images held out of training, without finetune",
+        facts={"measured": counts, "front": len(front)},
     )
-    print(table(cost_rows(by_scope(costs))))
-    print(f"latency and energy: {cost_model}")

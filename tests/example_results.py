@@ -1,0 +1,23 @@
+"""Results of searches that never ran, for tests of what reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from apq.experiment import Experiment
+from apq.search_result import SearchResult, SubnetChoice
+
+PUBLISHED_BITFUSION = {"accelerator": {}, "table": None}
+
+
+def found(space, subnet, models="models/digits", **facts):
+    """The result of an evolutionary search that chose this subnet, at a latency of 1 ms unless `facts` differ."""
+    facts = {"cost": 1.0, "quantity": "latency", "unit": "ms", "cost_model": PUBLISHED_BITFUSION, **facts}
+    choice = SubnetChoice(space=space, subnet=subnet, models=Path(models))
+    return SearchResult(method="evolution", choice=choice, **facts)
+
+
+def write_found(path, space, subnet, models="models/digits", **facts):
+    """The experiment in a folder, with the result of `found`."""
+    found(space, subnet, models, **facts).write(experiment := Experiment(path))
+    return experiment
