@@ -28,6 +28,7 @@ from benchmarks.machine import describe
 from dataset import load_splits
 from elastic_nn.networks.model_file import load_model
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Session
 from lut.bit_costs import linear_costs
 from lut.bitfusion import BitFusion
 from lut.traced import traced_layers
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
 def evaluation(net: torch.nn.Module, spec: ModelSpec) -> Callable[[np.ndarray], object]:
     """The evaluation of one policy, as a search does it."""
     splits, recipe = load_splits(spec), get_recipe(None, spec)
-    task = make_task(net, spec, splits, "linear", "latency", COST_MODEL)
+    task = make_task(net, spec, "linear", "latency", COST_MODEL)
     config = BitSearch(
         quantizer="linear",
         quantity="latency",
@@ -81,7 +82,8 @@ def evaluation(net: torch.nn.Module, spec: ModelSpec) -> Callable[[np.ndarray], 
         train_images=recipe.episode_images,
         val_images=recipe.episode_val_images,
     )
-    scorer = make_scorer(task, config, recipe, seed=0, device=torch.device("cpu"))
+    session = Session(splits=splits, device=torch.device("cpu"))
+    scorer = make_scorer(task, config, recipe.pair_finetune, session)
     return lambda bits: scorer.top1(policy_of_bits(task.layers, "linear", bits))
 
 

@@ -45,7 +45,7 @@ from methods.search.bit_search import (
     policy_of_bits,
     search_bits,
 )
-from methods.search.settings import AgentConfig, BitSearch
+from methods.search.settings import AgentConfig, BitSearch, PolicySearch
 
 METHODS = ("agent", "random", "uniform")
 
@@ -77,6 +77,7 @@ def measure(args: Any, quantizer: str, method: str, seed: int, device: torch.dev
     """One method's policy of one seed: its score in the search, its cost, its accuracy once finetuned."""
     task = fresh_task(args.model, quantizer)
     recipe = get_recipe(None, task.spec)
+    session = Session(splits=load_splits(task.spec), device=device, seed=seed)
     linear = quantizer == "linear"
     config = BitSearch(
         quantizer=quantizer,
@@ -89,15 +90,16 @@ def measure(args: Any, quantizer: str, method: str, seed: int, device: torch.dev
         val_images=recipe.episode_val_images,
     )
     if method == "uniform":
-        scorer = make_scorer(task, config, recipe, seed=seed, device=device)
+        scorer = make_scorer(task, config, recipe.pair_finetune, session)
         policies = [policy_of_bits(task.layers, quantizer, bits) for bits in uniform_candidates(task, config)]
         scores = [scorer.top1(policy) for policy in policies]
         policy, original = policies[int(np.argmax(scores))], scorer.original
     else:
         warmup = args.episodes if method == "random" else AgentConfig().warmup
         agent = AgentConfig(episodes=args.episodes, warmup=warmup, seed=seed)
-        policy, found, original = search_bits(task, config, agent, recipe, device=device)
-        scores = [record["accuracy"] for record in found.history]
+        found = search_bits(task, PolicySearch(bits=config, agent=agent, train=recipe.pair_finetune), session)
+        policy, original = found.policy, found.original
+        scores = [record["accuracy"] for record in found.episodes.history]
     return {
         "quantizer": quantizer,
         "method": method,
@@ -116,7 +118,7 @@ def fresh_task(model: str, quantizer: str) -> Task:
     """The float network as trained, its layers and costs."""
     net, spec, _ = load_model(ModelFolder(Path("models") / model).model, model)
     quantity = "latency" if quantizer == "linear" else "size"
-    return make_task(net, spec, load_splits(spec), quantizer, quantity, BitFusion())
+    return make_task(net, spec, quantizer, quantity, BitFusion())
 
 
 def uniform_candidates(task: Task, config: BitSearch) -> list[np.ndarray]:
@@ -133,7 +135,7 @@ def uniform_candidates(task: Task, config: BitSearch) -> list[np.ndarray]:
 def finetuned(model: str, policy: Policy, recipe: Recipe, seed: int, device: torch.device) -> dict[str, Any]:
     """Validation and test top-1 after the recipe's finetune; both of the best validation epoch."""
     task = fresh_task(model, policy.quantizer)
-    net, side, splits = task.net, task.spec.resolution, task.splits
+    net, side, splits = task.net, task.spec.resolution, load_splits(task.spec)
     policy = policy_from_strategy(policy.quantizer, task.layers, policy.strategy)
     seed_epoch(seed, 0)
     quantized_model(net, policy, splits, side, recipe.recalibration_images, device)

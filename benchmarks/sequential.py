@@ -9,7 +9,6 @@ is a line of --out: a killed run continues.
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from lut.population import PopulationCost
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
 from methods.search.settings import AgentConfig
 from methods.sequential.config import SequentialConfig, Split
-from methods.sequential.pipeline import run_sequential
+from methods.sequential.pipeline import Parts, run_sequential
 from utils.predictor_files import load_predictor
 
 COST_MODEL = BitFusion()
@@ -113,14 +112,12 @@ def sequential(
         max_bit=choices[-1],
     )
     predictor = load_predictor(folder.acc, space)
-    with tempfile.TemporaryDirectory() as states:
-        found = run_sequential(
-            config, supernet, predictor, splits, recipe, COST_MODEL, Path(states), seed=seed, device=device
-        )
+    parts = Parts(supernet=supernet, predictor=predictor, recipe=recipe, cost_model=COST_MODEL)
+    found = run_sequential(config, parts, Session(splits=splits, device=device, seed=seed))
     side = found.spec.resolution
     seed_epoch(seed, 0)
-    quantized_model(found.net, found.policy, splits, side, recipe.recalibration_images, device)
-    facts = {"latency": found.bits.record["cost"], "stages": [asdict(stage) for stage in found.stages]}
+    quantized_model(found.net, found.bits.policy, splits, side, recipe.recalibration_images, device)
+    facts = {"latency": found.bits.episodes.record["cost"], "stages": [asdict(stage) for stage in found.stages]}
     return {**facts, **finetuned(found.net, splits, recipe, side, seed, device)}
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from apq.errors import UserError
-from methods.search import episodes
+from apq.resume import Resume
 from methods.search.agent import Agent, Replay, truncated_normal
 from methods.search.episodes import find
 from methods.search.settings import AgentConfig
@@ -145,9 +145,10 @@ def test_best_is_the_first_of_the_best():
 def test_damaged_states(tmp_path, text):
     file = tmp_path / "state"
     file.write_text(text)
-    with pytest.raises(UserError, match="remove it or give --overwrite"):
-        episodes._load(file, {}, False)
-    assert episodes._load(file, {}, True) is None
+    with pytest.raises(UserError, match="give --overwrite to start anew, or remove it"):
+        find(FEATURES, decide, score, QUICK, resume=Resume(file, {}, "search"))
+    whole = find(FEATURES, decide, score, QUICK)
+    assert find(FEATURES, decide, score, QUICK, resume=Resume(file, {}, "search", True)).history == whole.history
 
 
 def test_known_candidates_are_not_scored_again():
@@ -163,10 +164,9 @@ def test_known_candidates_are_not_scored_again():
 
 
 @pytest.mark.parametrize("stop", [2, 9])
-def test_resumes(tmp_path, monkeypatch, stop):
-    monkeypatch.setattr("methods.search.episodes.SAVE_SECONDS", -1)
+def test_resumes(tmp_path, stop):
     whole = find(FEATURES, decide, score, QUICK)
-    file = tmp_path / "state.pt"
+    resume, other = (Resume(tmp_path / "state.pt", {"a": a}, "search") for a in (1, 2))
 
     def killed(candidate, episode):
         if episode == stop:
@@ -174,22 +174,16 @@ def test_resumes(tmp_path, monkeypatch, stop):
         return score(candidate, episode)
 
     with pytest.raises(KeyboardInterrupt):
-        find(FEATURES, decide, killed, QUICK, state_file=file, asked={"a": 1})
+        find(FEATURES, decide, killed, QUICK, resume=resume)
     scored = []
-    resumed = find(
-        FEATURES,
-        decide,
-        lambda c, e: scored.append(e) or score(c, e),
-        QUICK,
-        state_file=file,
-        asked={"a": 1},
-    )
+    resumed = find(FEATURES, decide, lambda c, e: scored.append(e) or score(c, e), QUICK, resume=resume)
     assert scored[0] == stop
     assert resumed.history == whole.history
     assert (resumed.candidate == whole.candidate).all()
-    with pytest.raises(UserError, match="belongs to another search"):
-        find(FEATURES, decide, score, QUICK, state_file=file, asked={"a": 2})
-    assert find(FEATURES, decide, score, QUICK, state_file=file, asked={"a": 2}, restart=True).history == whole.history
+    with pytest.raises(UserError, match="belongs to another search: a was 1, is 2"):
+        find(FEATURES, decide, score, QUICK, resume=other)
+    other.restart = True
+    assert find(FEATURES, decide, score, QUICK, resume=other).history == whole.history
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from apq.model import ModelSpec
 from elastic_nn.networks.named_models import use_elastic_norms
 from elastic_nn.training.policies import PolicyScorer
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Session
 from lut.bitfusion import BitFusion
 from methods.search.bit_search import make_task, search_bits
-from methods.search.settings import AgentConfig, BitSearch
+from methods.search.settings import AgentConfig, BitSearch, PolicySearch
 
 search, quant_aware, report, train = (script(name) for name in ("search", "quant_aware", "test", "train"))
 QUICK = ["--mode", "ddpg", "--recipe", "tiny", "--train_episode", "6", "--warmup", "2", "--hidden", "16"]
@@ -55,8 +56,8 @@ def printed(capsys, call, *words):
 @pytest.mark.parametrize(("quantizer", "ratio"), [("linear", 0.6), ("kmeans", 0.1)])
 def test_search_keeps_its_budget(here, capsys, quantizer, ratio):
     folder = here / "exps" / quantizer
-    names = {"acc", "bits.png", "checkpoint", "config.json", "history.jsonl", "history.png", "lat", "model.pt"}
-    assert {path.name for path in folder.iterdir()} == {*names, "policy.json"}
+    names = {"acc", "bits.png", "checkpoint", "config.json", "history.jsonl", "history.png", "lat", "made_by.json"}
+    assert {path.name for path in folder.iterdir()} == {*names, "model.pt", "policy.json"}
     config = read_json(folder / "config.json")
     assert config["ratio"] <= ratio
     assert f"<= {config['budget']:g}" in printed(capsys, report, "--exp_dir", f"exps/{quantizer}")
@@ -180,7 +181,7 @@ def test_networks_of_experiments(here, capsys):
 
 
 def test_resumes_after_an_interruption(here, monkeypatch):
-    monkeypatch.setattr("methods.search.episodes.SAVE_SECONDS", -1)
+    monkeypatch.setattr("methods.ddpg.search.SAVE_SECONDS", 0)
     words = [*QUICK, *MODEL, "--exp_name", "killed"]
     whole, scored = PolicyScorer.top1, []
 
@@ -194,7 +195,9 @@ def test_resumes_after_an_interruption(here, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         search(words)
     assert (here / "exps/killed/agent.state.pt").exists()
-    with pytest.raises(UserError, match="belongs to another search"):
+    with pytest.raises(
+        UserError, match=r"agent\.state\.pt belongs to another search: agent\.seed was 0, is 1; give --overwrite"
+    ):
         search([*words, "--seed", "1"])
     monkeypatch.setattr(PolicyScorer, "top1", whole)
     search(words)
@@ -252,11 +255,12 @@ def test_network_of_ones_own(few):
     )
     use_elastic_norms(net)
     spec = ModelSpec(name="mine", dataset="digits", in_channels=1, n_classes=10, resolution=32)
-    task = make_task(net, spec, few, "linear", "bitops", BitFusion())
+    task = make_task(net, spec, "linear", "bitops", BitFusion())
     settings = {"min_bit": 2, "max_bit": 8, "keep_ends": True, "train_images": 64, "val_images": 50}
     config = BitSearch(quantizer="linear", quantity="bitops", ratio=0.8, **settings)
     agent = AgentConfig(episodes=4, warmup=1, hidden=8)
-    policy, found, _ = search_bits(task, config, agent, get_recipe("tiny", spec), device=torch.device("cpu"))
-    assert policy.names == ("0", "3", "6")
-    assert policy.bits[0] == (8, -1)
-    assert found.record["cost"] <= 0.8 * task.costs.reference
+    plan = PolicySearch(bits=config, agent=agent, train=get_recipe("tiny", spec).pair_finetune)
+    found = search_bits(task, plan, Session(splits=few, device=torch.device("cpu")))
+    assert found.policy.names == ("0", "3", "6")
+    assert found.policy.bits[0] == (8, -1)
+    assert found.episodes.record["cost"] <= 0.8 * task.costs.reference

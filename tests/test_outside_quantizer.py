@@ -23,9 +23,10 @@ from elastic_nn.quantizers import LINEAR, SCHEMES, Quantizer, QuantScheme
 from elastic_nn.training.engine import TrainConfig, make_optimizer, train_one_epoch
 from elastic_nn.training.finetune import quantized_subnet
 from elastic_nn.training.inheritance import check_recipe, check_start, first_supernet
-from elastic_nn.training.policies import PolicyScorer, quantized_model
+from elastic_nn.training.policies import PolicyScorer, ShortFinetune, quantized_model
 from elastic_nn.training.progressive_shrinking import draw_subnets
 from elastic_nn.training.recipes import RECIPES
+from elastic_nn.training.session import Session
 from lut.traced import traced_layers
 
 CPU = torch.device("cpu")
@@ -119,8 +120,8 @@ def test_a_policy_uses_it_by_name(scheme, few, tmp_path):
     names = layer_names(layers)
     policy = policy_from_strategy(scheme.name, layers, [[8, -1], *([4, 3] for _ in names[1:])])
     config = TrainConfig(epochs=1, lr=0.01, batch_size=32)
-    settings = {"side": 32, "train_images": 64, "val_images": 50, "seed": 0, "device": CPU}
-    scorer = PolicyScorer(build_model(spec), names, scheme.name, few, config, **settings)
+    short = ShortFinetune(train=config, side=32, train_images=64, val_images=50)
+    scorer = PolicyScorer(build_model(spec), names, scheme.name, short, Session(splits=few, device=CPU))
     assert scorer.top1(policy) == scorer.top1(policy)
     signed = quantized_model(net, policy, few, 32, 64, CPU)
     assert all(isinstance(layer.weight_quant, LearnedClip) for layer in quantized_layers(net).values())

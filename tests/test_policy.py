@@ -250,7 +250,7 @@ def test_strategies_within_a_file(tmp_path):
 def test_layers_of_an_agent_are_those_of_the_costs():
     """A module that runs again later keeps the place of its first run."""
     layers = [ConvLayer(8, 8, 4, 1, 1, 1, 8, 8, name=name) for name in "abcbd"]
-    task = Task(net=None, spec=None, layers=layers, costs=None, splits=None)
+    task = Task(net=None, spec=None, layers=layers, costs=None, cost_model=None)
     assert tuple(layer.name for layer in task.own_layers) == layer_names(layers) == ("a", "b", "c", "d")
 
 

@@ -20,7 +20,7 @@ from elastic_nn.quantizers import KMEANS, LINEAR
 from elastic_nn.training.calibration import calibrate_ranges, calibration_table, signed_inputs
 from elastic_nn.training.engine import TrainConfig
 from elastic_nn.training.finetune import finetune
-from elastic_nn.training.policies import PolicyScorer, quantized_model
+from elastic_nn.training.policies import PolicyScorer, ShortFinetune, quantized_model
 from elastic_nn.training.session import Session
 from lut.traced import traced_layers
 
@@ -153,15 +153,16 @@ def test_scores_depend_on_the_policy_alone(few, quantizer):
         for bits in (rest, [8, 8] if quantizer == "linear" else 8)
     ]
     config = TrainConfig(epochs=1, lr=0.01, batch_size=32)
-    settings = {"side": 32, "train_images": 64, "val_images": 50, "seed": 0, "device": CPU}
-    scorer = PolicyScorer(net, layer_names(layers), quantizer, few, config, **settings)
+    short = ShortFinetune(train=config, side=32, train_images=64, val_images=50)
+    session = Session(splits=few, device=CPU)
+    scorer = PolicyScorer(net, layer_names(layers), quantizer, short, session)
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     low, high, again = scorer.top1(policies[0]), scorer.top1(policies[1]), scorer.top1(policies[0])
     assert low == again
     trained = net.state_dict()
     assert any(not torch.equal(trained[key], state[key]) for key in state)  # it did train
     torch.manual_seed(0)
-    other = PolicyScorer(build_model(SMALL), layer_names(layers), quantizer, few, config, **settings)
+    other = PolicyScorer(build_model(SMALL), layer_names(layers), quantizer, short, session)
     assert (other.top1(policies[1]), other.original) == (high, scorer.original)
 
 
@@ -207,8 +208,8 @@ def test_a_policy_that_diverges_scores_nothing(few):
     layers = traced_layers(net, 32, in_channels=1)
     names = layer_names(layers)
     config = TrainConfig(epochs=1, lr=1e30, batch_size=32)
-    settings = {"side": 32, "train_images": 128, "val_images": 50, "seed": 0, "device": CPU}
-    scorer = PolicyScorer(net, names, "linear", few, config, **settings)
+    short = ShortFinetune(train=config, side=32, train_images=128, val_images=50)
+    scorer = PolicyScorer(net, names, "linear", short, Session(splits=few, device=CPU))
     assert scorer.top1(policy_from_strategy("linear", layers, [[8, -1], *([8, 8] for _ in names[1:])])) == 0
 
 

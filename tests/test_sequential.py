@@ -17,24 +17,23 @@ from apq.bit_widths import bits_throughout
 from apq.errors import UserError
 from apq.genes import largest_subnet, sample, subnets_of
 from apq.presets import DIGITS, GLYPHS, QFA_MBV3
+from apq.resume import Resume
 from dataset.splits import make_loader
-from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.engine import TrainConfig, evaluate
 from elastic_nn.training.recipes import RECIPES
+from elastic_nn.training.session import Session
 from lut.bitfusion import BitFusion
 from lut.costs import UNITS, layer_quantity
 from lut.traced import traced_layers
 from methods.evolution.evolution_finder import EvolutionConfig
-from methods.search import episodes
 from methods.search.settings import AgentConfig
-from methods.sequential import pipeline
 from methods.sequential.architecture import at_highest_bits, in_full_space, search_architecture, subnet_cost
-from methods.sequential.config import SequentialConfig, Split
-from methods.sequential.pipeline import run_sequential
-from methods.sequential.pruning import WidthSearch, prune_channels, search_widths
+from methods.sequential.config import ArchitectureSearch, SequentialConfig, Split, WidthSearch
+from methods.sequential.pipeline import STATE, Parts, asked_of, run_sequential
+from methods.sequential.pruning import FloatSubnet, prune_channels, search_widths
 from methods.sequential.widths import width_environment, widths_of, with_widths
 from utils.latency_predictor import LatencyPredictor
 from utils.predictor_files import load_predictor
@@ -67,9 +66,10 @@ def some_widths(space, subnet, rng):
 def test_channels_without_weights_can_be_removed(space, seed):
     subnet, net, rng = random_net(space, seed)
     images = torch.randn(4, space.in_channels, subnet.resolution, subnet.resolution)
-    same, same_subnet = prune_channels(net, space, subnet, widths_of(space, subnet))
-    assert same_subnet == subnet
-    assert all(torch.equal(tensor, same.state_dict()[key]) for key, tensor in net.state_dict().items())
+    whole = FloatSubnet(net=net, space=space, subnet=subnet)
+    same = prune_channels(whole, widths_of(space, subnet))
+    assert same.subnet == subnet
+    assert all(torch.equal(tensor, same.net.state_dict()[key]) for key, tensor in net.state_dict().items())
 
     widths = some_widths(space, subnet, rng)
     kept = []
@@ -79,10 +79,11 @@ def test_channels_without_weights_can_be_removed(space, seed):
             dead = torch.from_numpy(rng.permutation(weight.size(1))[mid:])
             weight[:, dead] = 0
             kept.append([c for c in range(weight.size(1)) if c not in dead])
-        pruned, pruned_subnet = prune_channels(net, space, subnet, widths)
+        found = prune_channels(whole, widths)
+        pruned = found.net
         torch.testing.assert_close(pruned(images), net(images), rtol=1e-4, atol=1e-4)
-    assert widths_of(space, pruned_subnet).tolist() == widths.tolist()
-    fresh = build_subnet(space, pruned_subnet, FLOAT).state_dict()
+    assert widths_of(space, found.subnet).tolist() == widths.tolist()
+    fresh = build_subnet(space, found.subnet, FLOAT).state_dict()
     assert {key: t.shape for key, t in fresh.items()} == {key: t.shape for key, t in pruned.state_dict().items()}
     for i, channels in enumerate(kept, start=1):  # in their old order
         assert torch.equal(pruned.blocks[i].depthwise.conv.weight, net.blocks[i].depthwise.conv.weight[channels])
@@ -90,11 +91,12 @@ def test_channels_without_weights_can_be_removed(space, seed):
 
 def test_surgery_refuses_what_it_cannot_do():
     subnet, net, _ = random_net(DIGITS, 0)
+    whole = FloatSubnet(net=net, space=DIGITS, subnet=subnet)
     for wrong in (1, 8):
         with pytest.raises(UserError, match=r"only pruned|cannot have|only be pruned"):
-            prune_channels(net, DIGITS, subnet, widths_of(DIGITS, subnet) + wrong)
+            prune_channels(whole, widths_of(DIGITS, subnet) + wrong)
     with pytest.raises(UserError, match="cannot have 7 channels, only 8, 16"):
-        prune_channels(net, DIGITS, subnet, widths_of(DIGITS, subnet) * 0 + 7)
+        prune_channels(whole, widths_of(DIGITS, subnet) * 0 + 7)
 
 
 @pytest.mark.parametrize("quantity", UNITS)
@@ -148,15 +150,16 @@ def test_budget_below_the_narrowest_network_names_its_cost():
 
 def test_architectures_have_the_highest_bits_and_respect_the_budget():
     accuracy = load_predictor(MODELS / "acc.pt", DIGITS).fast()
-    config = EvolutionConfig(population=30, generations=10)
+    evolution = EvolutionConfig(population=30, generations=10)
     cheapest = LatencyPredictor("latency", "full", at_highest_bits(DIGITS)).cheapest()[0]
     for budget in (1.05 * cheapest, 2 * cheapest, 1e6):
-        found = search_architecture(DIGITS, accuracy, "latency", COST_MODEL, budget, config)
+        config = ArchitectureSearch(quantity="latency", budget=budget, evolution=evolution)
+        found = search_architecture(DIGITS, accuracy, COST_MODEL, config)
         assert found.subnet.bits == LARGEST.bits
         assert found.cost <= budget
         assert found.cost == pytest.approx(subnet_cost(DIGITS, found.subnet, "latency", COST_MODEL))
     with pytest.raises(UserError, match=f"cheapest subnet .* needs {cheapest:.6g} ms"):
-        search_architecture(DIGITS, accuracy, "latency", COST_MODEL, 0.9 * cheapest, config)
+        search_architecture(DIGITS, accuracy, COST_MODEL, replace(config, budget=0.9 * cheapest))
 
 
 def test_an_agent_prunes(few):
@@ -165,15 +168,16 @@ def test_an_agent_prunes(few):
     net = supernet.get_active_subnet()
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     budget = 0.8 * subnet_cost(DIGITS, LARGEST, "bitops", COST_MODEL)
-    config = WidthSearch(quantity="bitops", budget=budget, recalibration_images=64, val_images=50)
     agent = AgentConfig(episodes=6, warmup=3, hidden=16)
-    pruned, subnet, found, original = search_widths(net, DIGITS, LARGEST, few, COST_MODEL, config, agent, device=CPU)
+    config = WidthSearch(quantity="bitops", budget=budget, recalibration_images=64, val_images=50, agent=agent)
+    whole = FloatSubnet(net=net, space=DIGITS, subnet=LARGEST)
+    pruned, found, original = search_widths(whole, COST_MODEL, config, Session(splits=few, device=CPU))
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
     assert len(found.history) == 6
     assert all(record["cost"] <= budget for record in found.history)
     assert found.record["reward"] == pytest.approx(10 * (found.record["accuracy"] - original))
-    assert widths_of(DIGITS, subnet).tolist() == found.candidate.tolist()
-    top1 = evaluate(pruned, make_loader(few.val.thinned(50), 256), CPU).top1
+    assert widths_of(DIGITS, pruned.subnet).tolist() == found.candidate.tolist()
+    top1 = evaluate(pruned.net, make_loader(few.val.thinned(50), 256), CPU).top1
     assert top1 == found.record["accuracy"]  # cut out, it is the network that was scored
 
 
@@ -190,20 +194,23 @@ CONFIG = SequentialConfig(
 )
 
 
-def whole_way(few, folder, config=CONFIG, **more):
+def whole_way(few, folder, config=CONFIG, restart=False):
     supernet, _ = load_supernet(MODELS / "supernet.pt")
     predictor = load_predictor(MODELS / "acc.pt", DIGITS)
-    return run_sequential(
-        config, supernet, predictor, few, RECIPES["tiny"], COST_MODEL, folder, seed=0, device=CPU, **more
-    )
+    parts = Parts(supernet=supernet, predictor=predictor, recipe=RECIPES["tiny"], cost_model=COST_MODEL)
+    session = Session(splits=few, device=CPU)
+    resume = Resume(folder / STATE, asked_of(config, parts, session), "search", restart)
+    return run_sequential(config, parts, session, resume)
 
 
 def same(one, other):
     assert one.spec == other.spec
-    assert one.policy == other.policy
+    assert one.bits.policy == other.bits.policy
+    assert one.bits.original == other.bits.original
     assert one.stages == other.stages
-    for stage in ("architecture", "widths", "bits"):
+    for stage in ("architecture", "widths"):
         assert getattr(one, stage).history == getattr(other, stage).history
+    assert one.bits.episodes.history == other.bits.episodes.history
     ours, theirs = one.net.state_dict(), other.net.state_dict()
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
 
@@ -220,43 +227,50 @@ def test_every_stage_keeps_its_budget(whole):
     assert all(0 < facts.cost <= facts.budget for facts in result.stages)
     assert all(0 <= facts.accuracy <= 1 for facts in result.stages)
     assert result.stages[-1].budget == CONFIG.split.constraint
-    net, spec, _ = load_model(folder / "pruned.pt")
-    assert spec == result.spec
-    assert all(torch.equal(t, result.net.state_dict()[key]) for key, t in net.state_dict().items())
+    assert {file.name for file in folder.iterdir()} == {STATE, "bits.state.pt"}
 
 
-@pytest.mark.parametrize(("module", "name", "after"), [
-    (episodes, "save_checkpoint", 2),  # while pruning
-    (episodes, "save_checkpoint", 7),  # while choosing bits
-    (pipeline, "finetune", 1),
-    (pipeline, "save_model", 1),
+@pytest.mark.parametrize(("stage", "after"), [
+    ("sequential", 1),  # with an architecture
+    ("pruning", 2),
+    ("finetune", 1),
+    ("finetune", 2),  # trained, but not yet a result
+    ("sequential", 2),  # pruned
+    ("bits", 2),
 ])  # fmt: skip
-def test_killed_run_ends_the_same(few, whole, tmp_path, monkeypatch, module, name, after):
-    calls, real = [], getattr(module, name)
+def test_killed_run_ends_the_same(few, whole, tmp_path, monkeypatch, stage, after):
+    calls, save = [], Resume.save
 
-    def then_die(*args, **kwargs):
-        result = real(*args, **kwargs)
-        calls.append(1)
-        if len(calls) == after:
+    def then_die(self, state):
+        save(self, state)
+        calls.append(self.file.name)
+        if calls.count(f"{stage}.state.pt") == after:
             raise KeyboardInterrupt
-        return result
 
-    monkeypatch.setattr(episodes, "SAVE_SECONDS", 0)
     with monkeypatch.context() as patch:
-        patch.setattr(module, name, then_die)
+        patch.setattr(Resume, "save", then_die)
         with pytest.raises(KeyboardInterrupt):
             whole_way(few, tmp_path)
     same(whole_way(few, tmp_path), whole[0])
+    assert {file.name for file in tmp_path.iterdir()} == {STATE, "bits.state.pt"}
 
 
 def test_runs_are_not_mixed(few, whole, tmp_path):
     result, folder = whole
     other = replace(CONFIG, bits_agent=replace(CONFIG.bits_agent, episodes=3))
-    with pytest.raises(UserError, match=r"architecture\.json belongs to another search"):
+    differs = r"sequential\.state\.pt belongs to another search: config\.bits_agent\.episodes was 4, is 3"
+    with pytest.raises(UserError, match=differs):
         whole_way(few, folder, other)
     same(whole_way(few, folder), result)
     dropped = shutil.copytree(folder, tmp_path / "dropped")
-    assert len(whole_way(few, dropped, other, restart=True).bits.history) == 3
+    assert len(whole_way(few, dropped, other, restart=True).bits.episodes.history) == 3
+
+
+def test_a_hopeless_last_budget_leaves_no_state(few, tmp_path):
+    hopeless = replace(CONFIG, min_bit=8)  # no bits to save
+    with pytest.raises(UserError, match=r"leaves bits too much to do: the budget of .* raise --preserve_ratio"):
+        whole_way(few, tmp_path, hopeless)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_split_shares_the_way():

@@ -6,7 +6,7 @@ HAQ (Wang et al., CVPR 2019) scores each policy of a search by a short finetune 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from elastic_nn.training.calibration import calibrate_ranges, calibration_table,
 from elastic_nn.training.engine import EVALUATION_BATCH, DivergedError, evaluate, to_device
 from elastic_nn.training.finetune import CALIBRATION_IMAGES, train_epochs
 from elastic_nn.training.recipe import TrainConfig
-from elastic_nn.training.session import ONE_PROCESS, Execution, Session
+from elastic_nn.training.session import Session
 
 
 def calibration_images(splits: Splits, side: int, device: torch.device) -> Tensor:
@@ -33,7 +33,7 @@ def calibration_images(splits: Splits, side: int, device: torch.device) -> Tenso
 def quantized_model(
     net: nn.Module, policy: Policy, splits: Splits, side: int, n_images: int, device: torch.device
 ) -> dict[str, bool]:
-    """Quantize a trained float network in place, ready to finetune, and return which layers have inputs of both signs.
+    """Quantize a trained float network in place, ready to finetune. Returns which layers have inputs of both signs.
 
     Ranges or clusters are chosen; BatchNorm is recalibrated at the policy's bits on `n_images`.
     """
@@ -47,35 +47,35 @@ def quantized_model(
     return signed
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShortFinetune:
+    """How a policy is scored: one epoch of `train` on `train_images`, drawn anew; top-1 on `val_images`.
+
+    Images have `side` pixels.
+    """
+
+    train: TrainConfig
+    side: int
+    train_images: int
+    val_images: int
+
+
 class PolicyScorer:
     """Validation top-1 of policies of one trained network, each after the same short finetune from its float weights.
 
-    `config` says how to finetune, on `train_images` drawn anew; top-1 is measured on `val_images` validation images.
-    The network is quantized in place. Ranges and clusters of every bit-width are chosen once, beforehand. Every policy
-    sees the same batches, so equal policies have equal scores and others differ by their bits alone. `original` is the
-    float network's top-1 on the same images.
+    The network is quantized in place. The ranges or clusters of all its layers (`names`) at every bit-width are chosen
+    once, at construction. Every policy sees the same batches, which depend on the session's seed: equal policies have
+    equal scores, and others differ by their bits alone. `original` is the float network's top-1 on the same images.
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        names: Sequence[str],
-        quantizer: str,
-        splits: Splits,
-        config: TrainConfig,
-        *,
-        side: int,
-        train_images: int,
-        val_images: int,
-        seed: int,
-        device: torch.device,
-        execution: Execution = ONE_PROCESS,
+        self, net: nn.Module, names: Sequence[str], quantizer: str, finetune: ShortFinetune, session: Session
     ) -> None:
-        self.net, self.config, self.side, self.train_images = net.to(device), config, side, train_images
-        self.session = Session(splits=splits, device=device, seed=seed, execution=execution)
-        self._val = self.session.loader(splits.val.thinned(val_images), EVALUATION_BATCH, sides=(side,))
+        self.net, self.finetune, self.session = net.to(session.device), finetune, session
+        val = session.splits.val.thinned(finetune.val_images)
+        self._val = session.loader(val, EVALUATION_BATCH, sides=(finetune.side,))
         self.original = self._top1()
-        images = calibration_images(splits, side, device)
+        images = calibration_images(session.splits, finetune.side, session.device)
         signed = signed_inputs(net, names, images)
         self._float = {key: tensor.clone() for key, tensor in net.state_dict().items()}
         quantize_model(net, names, scheme_named(quantizer).quick(), signed)
@@ -92,8 +92,8 @@ class PolicyScorer:
             for kind, quantizer in layer.operands().items():
                 quantizer.load_state_dict(self._calibrated[name, kind, quantizer.bits])
         try:
-            config = replace(self.config, epochs=1)
-            train_epochs(self.net, self.session, config, side=self.side, n_images=self.train_images)
+            config = replace(self.finetune.train, epochs=1)
+            train_epochs(self.net, self.session, config, side=self.finetune.side, n_images=self.finetune.train_images)
             return self._top1()
         except DivergedError:
             return 0.0

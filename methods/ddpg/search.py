@@ -8,34 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from apq.checkpoint import digest
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
-from apq.layers import FIXED_BITS
+from apq.layers import FIXED_BITS, ConvLayer
 from apq.model import ModelSpec, model_to_dict
 from apq.model_folder import ModelFolder
-from apq.policy import QUANTIZERS, Policy, layer_names, load_strategy, policy_from_strategy
+from apq.policy import QUANTIZERS, layer_names, load_strategy, policy_from_strategy
+from apq.resume import Resume
 from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
+from dataset.splits import Splits
 from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.named_models import check_known
 from elastic_nn.networks.subnet_file import load_float_subnet
 from elastic_nn.training.distributed import check_agreement, processes
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
-from elastic_nn.training.session import Execution
-from lut.cost_model import cost_model_from_flags
+from elastic_nn.training.session import Session
+from lut.cost_model import CostModel, cost_model_from_flags
 from lut.measured import load_measured
-from methods.search.bit_search import Task, layers_of_model, make_task, search_bits
-from methods.search.episodes import Found
+from methods.search.bit_search import FoundPolicy, Task, layers_of_model, make_task, search_bits
+from methods.search.episodes import SAVE_SECONDS, Record
 from methods.search.flags import agent_config
-from methods.search.policy_result import facts_of, record, report
-from methods.search.settings import AgentConfig, BitSearch
+from methods.search.policy_result import choice_of, report, result_of, store
+from methods.search.settings import AgentConfig, BitSearch, PolicySearch
 
+AGENT_STATE = "agent.state.pt"  # in the folder of an unfinished experiment
 DEFAULT_RATIO = {"linear": 0.6, "kmeans": 0.1}  # HAQ's, of the 8-bit cost and of the 32-bit size
 
 
@@ -66,51 +69,57 @@ def search(args: argparse.Namespace) -> None:
     splits = load_splits(spec, args.data)
     check_classes(splits, images, file)
     recipe = get_recipe(args.recipe, spec)
-    config, agent = bit_search(args, recipe), agent_config(args)
-    if args.policy is not None and (config.budget, args.preserve_ratio, agent) != (
-        None,
-        None,
-        AgentConfig(seed=args.seed),
-    ):
-        raise UserError("--policy takes the bits as they are: leave the budget and the agent's flags out")
-    measured = args.table if args.table is not None and args.table.suffix == ".csv" else None
-    if measured:
-        cost_model = load_measured(measured, layer_names(layers_of_model(net, spec)), config.quantity)
-    else:
-        cost_model = cost_model_from_flags(args.config, args.table)
-    task = make_task(net, spec, splits, config.quantizer, config.quantity, cost_model)
-    state = {key: tensor.clone() for key, tensor in net.state_dict().items()}  # a search quantizes the network
+    config = PolicySearch(bits=bit_search(args, recipe), agent=agent_config(args), train=recipe.pair_finetune)
+    if args.policy is not None:
+        check_given(args, config)
+    cost_model = cost_model_of(args, layers_of_model(net, spec), config.bits.quantity)
+    task = make_task(net, spec, config.bits.quantizer, config.bits.quantity, cost_model)
+    weights = {key: tensor.clone() for key, tensor in net.state_dict().items()}  # a search quantizes the network
     with processes(device) as execution:
         if args.policy is not None:
-            policy, found, original = given_policy(args.policy, task, config), None, None
+            found = given_policy(args.policy, task, config.bits)
         else:
-            asked = {
-                "model": model_to_dict(spec),
-                "weights": digest(state),
-                "search": asdict(config),
-                "agent": asdict(agent),
-                "train": asdict(recipe.pair_finetune),
-                "images": splits.source,
-                "cells": digest({"cells": torch.from_numpy(task.costs.cells)}),
-            }
+            session = Session(splits=splits, device=device, seed=args.seed, execution=execution)
+            asked = asked_of(config, task, weights, splits)
             check_agreement(asked, execution)
-            policy, found, original = with_progress(
-                experiment, task, config, agent, recipe, execution, device, asked, args.overwrite
+            resume = Resume(
+                *(experiment.path / AGENT_STATE, asked, "search", args.overwrite),
+                every_s=SAVE_SECONDS,
+                writes=execution.main,
             )
+            found = with_progress(task, config, session, resume)
         if not execution.main:
             return
     tell_unreadable(splits)
-    settings = {
-        "mode": "ddpg",
-        "model": args.model,
-        "recipe": recipe.name,
-        **facts_of(policy, task, config, found, original),
-        "agent": asdict(agent) if found else None,
-        **cost_model.record(),
-        "measured": measured and str(measured),
+    choice = choice_of(task, config.bits, found, args.model, recipe.name)
+    settings = {"agent": asdict(config.agent) if found.episodes else None}
+    result = result_of("ddpg", choice, task, config.bits, found, settings)
+    store(experiment, result, spec, weights, splits.source)
+    report(experiment, result, cost_model, as_json=args.json)
+
+
+def check_given(args: argparse.Namespace, config: PolicySearch) -> None:
+    """UserError for flags of a search beside --policy."""
+    if (config.bits.budget, args.preserve_ratio, config.agent) != (None, None, AgentConfig(seed=args.seed)):
+        raise UserError("--policy takes the bits as they are: leave the budget and the agent's flags out")
+
+
+def cost_model_of(args: argparse.Namespace, layers: list[ConvLayer], quantity: str) -> CostModel:
+    """The cost model that the flags name: a --table in CSV form holds costs measured for these layers."""
+    if args.table is not None and args.table.suffix == ".csv":
+        return load_measured(args.table, layer_names(layers), quantity)
+    return cost_model_from_flags(args.config, args.table)
+
+
+def asked_of(config: PolicySearch, task: Task, weights: dict[str, Tensor], splits: Splits) -> dict[str, Any]:
+    """All that the result of a search depends on, as plain data."""
+    return {
+        "model": model_to_dict(task.spec),
+        "weights": digest(weights),
+        **config.record(),
+        "images": splits.source,
+        "cells": digest({"cells": torch.from_numpy(task.costs.cells)}),
     }
-    record(experiment, task, policy, found, settings, spec, state)
-    report(args.json, experiment, policy, settings, cost_model)
 
 
 def bit_search(args: argparse.Namespace, recipe: Recipe) -> BitSearch:
@@ -134,44 +143,24 @@ def bit_search(args: argparse.Namespace, recipe: Recipe) -> BitSearch:
     )
 
 
-def given_policy(file: Path, task: Task, config: BitSearch) -> Policy:
+def given_policy(file: Path, task: Task, config: BitSearch) -> FoundPolicy:
     """The policy of a file, for this network."""
     strategy = load_strategy(file)
     try:
         policy = policy_from_strategy(config.quantizer, task.layers, strategy)
         task.costs.check_priced(policy.matrix(config.image_bits))
-        return policy
+        return FoundPolicy(policy=policy)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 
 
-def with_progress(
-    experiment: Experiment,
-    task: Task,
-    config: BitSearch,
-    agent: AgentConfig,
-    recipe: Recipe,
-    execution: Execution,
-    device: torch.device,
-    asked: dict[str, Any],
-    restart: bool,
-) -> tuple[Policy, Found, float]:
-    """`search_bits` with a progress bar and its state in the experiment."""
-    with tqdm(total=agent.episodes, desc="episodes", disable=None if execution.main else True) as bar:
+def with_progress(task: Task, config: PolicySearch, session: Session, resume: Resume) -> FoundPolicy:
+    """`search_bits` with a progress bar."""
+    shown = None if session.execution.main else True  # None: on a terminal
+    with tqdm(total=config.agent.episodes, desc="episodes", disable=shown) as bar:
 
-        def log(record: dict[str, Any]) -> None:
+        def log(record: Record) -> None:
             bar.set_postfix(top1=f"{record['accuracy']:.4f}", best=f"{record['best_reward']:.2f}")
             bar.update()
 
-        return search_bits(
-            task,
-            config,
-            agent,
-            recipe,
-            device=device,
-            execution=execution,
-            state_file=experiment.agent_state,
-            asked=asked,
-            restart=restart,
-            log=log,
-        )
+        return search_bits(task, config, session, resume, log)

@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from apq.layers import FIXED_BITS, ConvLayer
 from apq.model import ModelSpec
 from apq.policy import NOT_QUANTIZED, Policy, layer_names
-from dataset.splits import Splits
-from elastic_nn.training.policies import PolicyScorer
-from elastic_nn.training.recipe import Recipe
-from elastic_nn.training.session import ONE_PROCESS, Execution
+from apq.resume import NOT_KEPT, Resume
+from elastic_nn.training.policies import PolicyScorer, ShortFinetune
+from elastic_nn.training.recipe import TrainConfig
+from elastic_nn.training.session import Session
 from lut.bit_costs import BitCosts, kmeans_costs, linear_costs, measured_costs
 from lut.cost_model import CostModel
 from lut.measured import MeasuredTable
 from lut.traced import traced_layers
 from methods.search.bit_environment import BitEnvironment, fixed_bits
-from methods.search.episodes import Found, find
-from methods.search.settings import AgentConfig, BitSearch
+from methods.search.episodes import Found, Record, find
+from methods.search.settings import BitSearch, PolicySearch
 
 REWARD_SCALE = 0.1  # a point of accuracy, as in HAQ
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A trained float network, its layers as they run, what they cost, and the images."""
+    """A trained float network, its layers as they run, what they cost, and the model that priced them."""
 
     net: nn.Module
     spec: ModelSpec
     layers: list[ConvLayer]
     costs: BitCosts
-    splits: Splits
+    cost_model: CostModel
 
     @property
     def own_layers(self) -> list[ConvLayer]:
-        """One layer a name, in the order of `layer_names`: those that have bits of their own."""
+        """The layers that have bits of their own, in the order of `layer_names`: the first of each name."""
         first: dict[str, ConvLayer] = {}
         for layer in self.layers:
             first.setdefault(layer.name, layer)
@@ -52,10 +50,20 @@ def layers_of_model(net: nn.Module, spec: ModelSpec) -> list[ConvLayer]:
     return traced_layers(net, spec.resolution, in_channels=spec.in_channels)
 
 
-def make_task(
-    net: nn.Module, spec: ModelSpec, splits: Splits, quantizer: str, quantity: str, cost_model: CostModel
-) -> Task:
-    """List the network's layers and price them. A measured table, whatever its quantity, prices the layers it has."""
+@dataclass(frozen=True, kw_only=True)
+class FoundPolicy:
+    """A policy of a network. `episodes` is the search that chose it, None where it was given.
+
+    `original` is the float network's top-1 (0 to 1) on the validation images of an episode.
+    """
+
+    policy: Policy
+    episodes: Found | None = None
+    original: float | None = None
+
+
+def make_task(net: nn.Module, spec: ModelSpec, quantizer: str, quantity: str, cost_model: CostModel) -> Task:
+    """List a network's layers and price them. A measured table prices the layers it has, whatever the `quantity`."""
     layers = layers_of_model(net, spec)
     if quantizer == "kmeans":
         costs = kmeans_costs(layers)
@@ -63,11 +71,11 @@ def make_task(
         costs = measured_costs(cost_model)
     else:
         costs = linear_costs(layers, quantity, cost_model)
-    return Task(net=net, spec=spec, layers=layers, costs=costs, splits=splits)
+    return Task(net=net, spec=spec, layers=layers, costs=costs, cost_model=cost_model)
 
 
 def environment_of(task: Task, config: BitSearch) -> BitEnvironment:
-    """Where the agent acts; UserError that names the cheapest cost if the budget is below it."""
+    """What the agent acts in. UserError that names the cheapest cost if the budget is below it."""
     activations = config.quantizer == "linear"
     costs = task.costs
     if activations and config.image_bits != FIXED_BITS:
@@ -85,60 +93,41 @@ def environment_of(task: Task, config: BitSearch) -> BitEnvironment:
 
 
 def policy_of_bits(layers: Sequence[ConvLayer], quantizer: str, bits: np.ndarray) -> Policy:
-    """The policy of a matrix of bits (layers, 2 or 1): the image stays as it is."""
+    """The policy of a matrix of bits (layers, 2 or 1). The image that enters the first layer is not quantized."""
     rows = [tuple(row) for row in np.asarray(bits).tolist()]
     if quantizer == "linear":
         rows[0] = (rows[0][0], NOT_QUANTIZED)
     return Policy(quantizer=quantizer, names=layer_names(layers), bits=tuple(rows))
 
 
-def make_scorer(
-    task: Task,
-    config: BitSearch,
-    recipe: Recipe,
-    *,
-    seed: int,
-    device: torch.device,
-    execution: Execution = ONE_PROCESS,
-) -> PolicyScorer:
-    """What scores the policies of a search; it quantizes the task's network in place."""
-    return PolicyScorer(
-        task.net,
-        layer_names(task.layers),
-        config.quantizer,
-        task.splits,
-        recipe.pair_finetune,
-        side=task.spec.resolution,
-        train_images=config.train_images,
-        val_images=config.val_images,
-        seed=seed,
-        device=device,
-        execution=execution,
+def make_scorer(task: Task, config: BitSearch, train: TrainConfig, session: Session) -> PolicyScorer:
+    """A scorer of policies, each after an epoch of `train`. The task's network is quantized in place."""
+    finetune = ShortFinetune(
+        train=train, side=task.spec.resolution, train_images=config.train_images, val_images=config.val_images
     )
+    return PolicyScorer(task.net, layer_names(task.layers), config.quantizer, finetune, session)
 
 
 def search_bits(
     task: Task,
-    config: BitSearch,
-    agent: AgentConfig,
-    recipe: Recipe,
-    *,
-    device: torch.device,
-    execution: Execution = ONE_PROCESS,
-    **loop: Any,
-) -> tuple[Policy, Found, float]:
-    """The best policy that an agent met, its search, and the float network's own top-1 on the same validation images.
+    config: PolicySearch,
+    session: Session,
+    resume: Resume = NOT_KEPT,
+    log: Callable[[Record], None] = lambda record: None,
+) -> FoundPolicy:
+    """The best policy that an agent finds. The agent's seed also draws the images that episodes train on.
 
-    The recipe's `pair_finetune` says how an episode trains. `loop` goes to `find`: state file, what was asked, log.
-    The task's network is quantized in place, and left as the last episode made it.
+    The task's network is quantized in place, and left as the last episode trained it. `log` gets a record per episode.
     """
-    environment = environment_of(task, config)
-    scorer = make_scorer(task, config, recipe, seed=agent.seed, device=device, execution=execution)
+    bits = config.bits
+    environment = environment_of(task, bits)
+    scorer = make_scorer(task, bits, config.train, replace(session, seed=config.agent.seed))
 
-    def score(bits: np.ndarray, _: int) -> tuple[float, dict[str, float]]:
-        top1 = scorer.top1(policy_of_bits(task.layers, config.quantizer, bits))
-        facts = {"accuracy": top1, "cost": environment.costs.total(bits)}
+    def score(candidate: np.ndarray, _: int) -> tuple[float, dict[str, float]]:
+        top1 = scorer.top1(policy_of_bits(task.layers, bits.quantizer, candidate))
+        facts = {"accuracy": top1, "cost": environment.costs.total(candidate)}
         return REWARD_SCALE * 100 * (top1 - scorer.original), facts
 
-    found = find(environment.features(), environment.decide, score, agent, write=execution.main, **loop)
-    return policy_of_bits(task.layers, config.quantizer, found.candidate), found, scorer.original
+    found = find(environment.features(), environment.decide, score, config.agent, resume=resume, log=log)
+    policy = policy_of_bits(task.layers, bits.quantizer, found.candidate)
+    return FoundPolicy(policy=policy, episodes=found, original=scorer.original)

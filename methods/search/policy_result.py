@@ -1,87 +1,84 @@
-"""The result of a search for bits: its record, its files and what is printed, for every method that finds a policy."""
+"""The result of a search of bits, for every method that finds a policy: its record, its files, its report."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from apq.cli import table
 from apq.experiment import Experiment
 from apq.model import ModelSpec
-from apq.policy import Policy
+from apq.search_result import PolicyChoice, Record, SearchResult
 from elastic_nn.networks.model_file import save_model
-from methods.search.bit_search import Task
-from methods.search.episodes import Found
+from lut.cost_model import CostModel
+from methods.search.bit_search import FoundPolicy, Task
 from methods.search.settings import BitSearch
 from report.plots import plot_episodes, plot_policy
-from report.tables import bit_rows
+from report.search_report import Heading, report_result
 
 
-def facts_of(
-    policy: Policy, task: Task, config: BitSearch, found: Found | None, original: float | None
-) -> dict[str, Any]:
-    """What is known of a policy, as plain data."""
-    bits = policy.matrix(config.image_bits)
-    budget = config.ratio * task.costs.reference if config.budget is None else config.budget
-    return {
-        "search": asdict(config),
-        "type": config.quantity,
-        "unit": task.costs.unit,
-        "image_bits": config.image_bits,
-        "budget": budget if found else None,
-        "cost": task.costs.total(bits),
-        "ratio": task.costs.ratio(bits),
-        "of_what": task.costs.of_what,
-        "n_priced": task.costs.n_priced,
-        "original_top1": original,
-        "episode": found.record if found else None,
-    }
-
-
-def record(
-    experiment: Experiment,
-    task: Task,
-    policy: Policy,
-    found: Found | None,
-    settings: dict[str, Any],
-    spec: ModelSpec,
-    state: dict[str, torch.Tensor],
-) -> None:
-    """Write the experiment: float weights, figures, policy."""
-    with experiment.replaced() as new:
-        save_model(new.model, spec, state, task.splits.source)
-        if found:
-            plot_episodes(found.history, new.plot, original=settings["original_top1"])
-        plot_policy(policy, task.layers, new.bits_plot)
-        new.save_policy(policy, task.layers, settings["cost"], settings, found.history if found else [])
-
-
-def report(as_json: bool, experiment: Experiment, policy: Policy, settings: dict[str, Any], priced_by: object) -> None:
-    """Print a policy and its cost."""
-    shown = ("type", "unit", "budget", "cost", "ratio", "of_what", "original_top1", "episode")
-    if as_json:
-        facts = {key: settings[key] for key in shown}
-        print(
-            json.dumps(
-                {"exp_dir": str(experiment.path), **facts, "priced_by": str(priced_by), "policy": policy.strategy}
-            )
-        )
-        return
-    print(f"{experiment.path}: {policy.quantizer} policy of {settings['model']}")
-    print(table(bit_rows(policy)))
-    quantity = f"{settings['type']} {settings['cost']:g} {settings['unit']}"
-    covered = (
-        f" (of the {settings['n_priced']} layers in the table)" if settings["n_priced"] < len(policy.names) else ""
+def choice_of(task: Task, config: BitSearch, found: FoundPolicy, model: str, recipe: str) -> PolicyChoice:
+    """The choice of bits for the network that `model` names, which trains by the recipe of that name."""
+    return PolicyChoice(
+        policy=found.policy,
+        layers=task.layers,
+        model=model,
+        recipe=recipe,
+        image_bits=config.image_bits,
+        ratio=task.costs.ratio(found.policy.matrix(config.image_bits)),
+        of_what=task.costs.of_what,
+        n_priced=task.costs.n_priced,
+        original_top1=found.original,
     )
-    print(f"{quantity}, {settings['ratio']:.4f} of {settings['of_what']}{covered}")
-    if settings["episode"]:
-        best = settings["episode"]
-        print(
+
+
+def result_of(
+    method: str, choice: PolicyChoice, task: Task, config: BitSearch, found: FoundPolicy, settings: Record
+) -> SearchResult:
+    """The result of a method; `settings` are those beside the settings of the bits."""
+    budget = config.ratio * task.costs.reference if config.budget is None else config.budget
+    best = found.episodes.record if found.episodes else None
+    return SearchResult(
+        method=method,
+        choice=choice,
+        cost=task.costs.total(found.policy.matrix(config.image_bits)),
+        quantity=config.quantity,
+        unit=task.costs.unit,
+        limit=budget if best else None,
+        measured_top1=best and best["accuracy"],
+        cost_model={"measured": None, **task.cost_model.record()},
+        settings={"search": asdict(config), "episode": best, **settings},
+        history=found.episodes.history if found.episodes else (),
+    )
+
+
+def store(
+    experiment: Experiment,
+    result: SearchResult,
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    images: dict[str, Any],
+) -> None:
+    """Write the experiment: the float network's file, pictures, the result."""
+    choice = result.found_policy
+    with experiment.replaced() as new:
+        save_model(new.model, spec, weights, images)
+        if result.history:
+            plot_episodes(result.history, new.path / "history.png", original=choice.original_top1)
+        plot_policy(choice.policy, choice.layers, new.path / "bits.png")
+        result.write(new)
+
+
+def report(experiment: Experiment, result: SearchResult, cost_model: CostModel, *, as_json: bool) -> None:
+    """Print a policy, its cost and what its episode reached."""
+    best, measured = result.settings["episode"], ""
+    if best:
+        measured = (
             f"top-1 {best['accuracy']:.2%} after the short finetune of episode {best['episode']}, "
-            f"{settings['original_top1']:.2%} in floating point ({settings['search']['val_images']} validation images)"
+            f"{result.found_policy.original_top1:.2%} in floating point "
+            f"({result.settings['search']['val_images']} validation images)"
         )
-    if settings["type"] in ("latency", "energy"):
-        print(f"{settings['type']}: {priced_by}")
+    heading = Heading(measured=measured, facts={"episode": best})
+    report_result(experiment, result, cost_model, heading, as_json=as_json)

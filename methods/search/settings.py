@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from apq.errors import UserError
 from apq.layers import FIXED_BITS
 from apq.policy import QUANTIZERS
+from elastic_nn.training.recipe import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +17,9 @@ class AgentConfig:
     """Settings of an agent (`methods.search.agent.Agent`); the defaults are HAQ's.
 
     The first `warmup` episodes act at random. After that each action is drawn from a truncated normal of width `noise`
-    around the actor's, and the width decays by `noise_decay` an episode. The agent learns from the last
-    `replay_episodes`, with `updates` gradient steps for each action of an episode. `reward_momentum` is the weight of a
-    new batch in the moving average of rewards.
+    around the actor's; every episode multiplies the width by `noise_decay`. The agent learns from the last
+    `replay_episodes`, with `updates` gradient steps per action of an episode. `reward_momentum` is the weight of a new
+    batch in the moving average of rewards.
     """
 
     episodes: int = 600
@@ -51,9 +53,9 @@ class AgentConfig:
 class BitSearch:
     """Settings of a search for the bits of every layer of one network.
 
-    Bits of `quantizer` go from `min_bit` to `max_bit`. The budget is `budget` or, where that is None, `ratio` times the
-    reference: the 8-bit network's `quantity`, for k-means the bytes of the 32-bit weights. `keep_ends` keeps the first
-    and last layer at 8 bits. The first layer's input is priced at `image_bits`: 8, or 7, which the published HAQ reads
+    Bits of `quantizer` go from `min_bit` to `max_bit`. Without a `budget` it is `ratio` times the reference: the
+    `quantity` of the 8-bit network or, for k-means, the bytes of the 32-bit weights. `keep_ends` keeps the first and
+    last layer at 8 bits. The first layer's input is priced at `image_bits`: 8, or 7, which the published HAQ code reads
     by mistake. An episode trains on `train_images` and is scored on `val_images`.
     """
 
@@ -78,3 +80,16 @@ class BitSearch:
             raise UserError("k-means weights are computed with in floating point: their budget is a size (--type size)")
         if self.train_images < 2 or self.val_images < 1:
             raise UserError("an episode needs at least two training images and one validation image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySearch:
+    """All settings of a search by an agent: the bits, the agent, and how an episode trains (for one epoch)."""
+
+    bits: BitSearch
+    agent: AgentConfig
+    train: TrainConfig
+
+    def record(self) -> dict[str, Any]:
+        """What a continued search must repeat, as plain data."""
+        return {"search": asdict(self.bits), "agent": asdict(self.agent), "train": asdict(self.train)}

@@ -15,13 +15,14 @@ from apq.subnet import Subnet
 from lut.cost_model import CostModel
 from lut.costs import layer_quantity
 from lut.population import PopulationCost
-from methods.search.evolution_finder import EvolutionConfig, EvolutionFinder, Found
+from methods.search.evolution_finder import EvolutionFinder, Found
+from methods.sequential.config import ArchitectureSearch
 
-SCOPE = "full"  # as the search of bits counts, which runs the network and so sees all of its layers
+SCOPE = "full"  # the search of bits traces the network, and so sees all of its layers
 
 
 def at_highest_bits(space: SearchSpace) -> SearchSpace:
-    """The space with the highest choice of bits alone: no two of its networks differ in bits only."""
+    """The space with only the highest choice of bits: no two of its networks differ in bits alone."""
     kinds, shared = (
         tuple(replace(operand, choices=operand.choices[-1:]) for operand in operands)
         for operands in (space.operands, space.shared_operands)
@@ -39,35 +40,33 @@ def in_full_space(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
 
 
 def subnet_cost(space: SearchSpace, subnet: Subnet, quantity: str, cost_model: CostModel) -> float:
-    """Cost of a subnet at its bits, in the unit of the quantity, counted as all three stages count."""
+    """Cost of a subnet at its bits, in the unit of `quantity`. All three stages count like this."""
     return float(layer_quantity(layers_of(space, subnet, SCOPE), quantity, cost_model).sum())
 
 
 def search_architecture(
     space: SearchSpace,
     accuracy: Callable[[np.ndarray], np.ndarray],
-    quantity: str,
     cost_model: CostModel,
-    budget: float,
-    config: EvolutionConfig,
-    **run: Any,
+    config: ArchitectureSearch,
+    on_generation: Callable[[dict[str, Any]], None] | None = None,
 ) -> Found:
-    """Evolutionary search among the networks of highest bits; the subnet found is one of the full `space`.
+    """Evolutionary search among the networks of highest bits. The subnet found is one of the full `space`.
 
-    `accuracy` takes genes (n, genes) of `space` and is that of float networks. `budget` is a cost in the unit of
-    `quantity`, one of UNITS; UserError that names the cheapest cost if it is below that. `run` goes to the finder's.
+    `accuracy` takes genes (n, genes) of `space` and predicts float networks. `on_generation` gets each record.
+    UserError that names the cheapest cost if the budget is below it.
     """
     highest = at_highest_bits(space)
-    costs = PopulationCost(highest, quantity, cost_model, SCOPE)
+    costs = PopulationCost(highest, config.quantity, cost_model, SCOPE)
     finder = EvolutionFinder(
         highest,
         lambda genes: accuracy(in_full_space(space, genes)),
         costs.predict,
-        budget,
-        config,
+        config.budget,
+        config.evolution,
         costs.cheapest_genes(),
         costs.unit,
     )
-    found = finder.run(**run)
+    found = finder.run(on_generation)
     (subnet,) = subnets_of(space, in_full_space(space, genes_of(highest, [found.subnet])))
     return replace(found, subnet=subnet)

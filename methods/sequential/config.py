@@ -14,9 +14,9 @@ from methods.search.settings import AgentConfig, BitSearch
 class Split:
     """Budgets of the stages on the way to the final one, `constraint`.
 
-    Bits have to leave `preserve_ratio` of the pruned network's budget, and pruning `prune_ratio` of the architecture's,
+    The bits get `preserve_ratio` of the pruned network's budget, and pruning gets `prune_ratio` of the architecture's,
     both at 8 bits. These are limits: a stage that ends below its own leaves the next one less to do. `architecture`
-    replaces the first stage's budget; the others stay.
+    replaces the first stage's budget alone.
     """
 
     constraint: float
@@ -44,6 +44,15 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArchitectureSearch:
+    """Settings of the first stage: it costs at most `budget`, in the unit of `quantity` (one of UNITS)."""
+
+    quantity: str
+    budget: float
+    evolution: EvolutionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
 class WidthSearch:
     """Settings of the pruning stage: the network costs at most `budget`, in the unit of `quantity` (one of UNITS).
 
@@ -54,6 +63,7 @@ class WidthSearch:
     budget: float
     recalibration_images: int
     val_images: int
+    agent: AgentConfig
 
     def __post_init__(self) -> None:
         if min(self.recalibration_images, self.val_images) < 1:
@@ -64,9 +74,9 @@ class WidthSearch:
 class SequentialConfig:
     """Settings of all stages. `quantity` is one of UNITS.
 
-    An episode of pruning recalibrates on `recalibration_images`, one of the bits stage trains on `train_images`; both
-    are scored on `val_images`. Bits go from `min_bit` to `max_bit`; with `keep_ends` first and last layer keep 8.
-    `finetune` trains the pruned float network.
+    An episode of pruning recalibrates on `recalibration_images`; one of the bits stage trains on `train_images`. Both
+    are scored on `val_images`. `finetune` trains the pruned float network. Bits go from `min_bit` to `max_bit`;
+    `keep_ends` keeps the first and last layer at 8 bits.
     """
 
     quantity: str
@@ -83,6 +93,12 @@ class SequentialConfig:
     keep_ends: bool = True
 
     @property
+    def architecture(self) -> ArchitectureSearch:
+        """Settings of the first stage."""
+        budget = self.split.architecture_budget
+        return ArchitectureSearch(quantity=self.quantity, budget=budget, evolution=self.evolution)
+
+    @property
     def widths(self) -> WidthSearch:
         """Settings of the pruning stage."""
         return WidthSearch(
@@ -90,6 +106,7 @@ class SequentialConfig:
             budget=self.split.pruning_budget,
             recalibration_images=self.recalibration_images,
             val_images=self.val_images,
+            agent=self.pruning_agent,
         )
 
     @property
@@ -98,7 +115,7 @@ class SequentialConfig:
         return BitSearch(
             quantizer="linear",
             quantity=self.quantity,
-            ratio=self.split.preserve_ratio,  # of no effect beside the budget
+            ratio=self.split.preserve_ratio,  # has no effect beside a budget
             budget=self.split.constraint,
             min_bit=self.min_bit,
             max_bit=self.max_bit,

@@ -6,278 +6,295 @@ Each stage has its own budget, all of one quantity and counted over all layers, 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from apq.checkpoint import digest, load_checkpoint
+from apq.checkpoint import digest
 from apq.errors import UserError
-from apq.files import read_json, write_json
 from apq.model import ModelSpec, subnet_model
-from apq.policy import Policy
-from apq.resume import Resume
-from apq.space import space_to_dict
-from apq.subnet import Subnet, spec_of, subnet_from_spec
-from dataset.splits import Splits, make_loader
+from apq.resume import NOT_KEPT, Resume, State
+from apq.space import SearchSpace, space_to_dict
+from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
+from dataset.splits import make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
-from elastic_nn.networks.model_file import load_model, save_model
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, evaluate
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.recipe import Recipe
-from elastic_nn.training.session import ONE_PROCESS, Execution, Session
+from elastic_nn.training.session import Session
 from lut.cost_model import CostModel
 from methods.search import evolution_finder
-from methods.search.bit_search import environment_of, make_task, search_bits
+from methods.search.bit_search import FoundPolicy, environment_of, make_task, search_bits
 from methods.search.episodes import Found
+from methods.search.settings import PolicySearch
 from methods.sequential.architecture import search_architecture, subnet_cost
 from methods.sequential.config import SequentialConfig
-from methods.sequential.pruning import search_widths
+from methods.sequential.pruning import FloatSubnet, prune_channels, search_widths
 from utils.accuracy_predictor import AccuracyPredictor
 
-ARCHITECTURE, PRUNED = "architecture.json", "pruned.pt"  # results
-PRUNING, FINETUNE, AGENT = "pruning.state.pt", "finetune.state.pt", "agent.state.pt"
+STATE = "sequential.state.pt"  # in the folder of an unfinished experiment
+STAGES = ("pruning", "finetune", "bits")  # those with states of their own beside it
+
+Log = Callable[[str, dict[str, Any]], None]  # takes a stage's name and one of its records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the stages start from: a float supernet, a float predictor of its accuracy, its recipe, and prices.
+
+    UserError for parts that the baseline cannot use.
+    """
+
+    supernet: DynamicProxylessNASNets
+    predictor: AccuracyPredictor
+    recipe: Recipe
+    cost_model: CostModel
+
+    def __post_init__(self) -> None:
+        if self.predictor.quantize or self.predictor.space != self.space:
+            raise UserError(f"the sequential search needs a float predictor of space {self.space.name}")
+        if any(stage.squeeze for stage in self.space.stages):
+            raise UserError(f"space {self.space.name} has squeeze-and-excitation, whose channels AMC does not prune")
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space of the supernet."""
+        return self.supernet.space
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageFacts:
-    """What a stage ended with: its budget and cost in the quantity's unit, and a top-1 (0 to 1) of what it measures."""
+    """What a stage ended with: its budget and cost in the quantity's unit, and a top-1 (0 to 1).
+
+    `measured` says what the accuracy is of.
+    """
 
     stage: str
     budget: float
     cost: float
     accuracy: float
-    measured: str  # what the accuracy is
+    measured: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sequential:
-    """Result of the baseline: the pruned float network, trained, its top-1 on an episode's validation images, its
-    policy, and what each stage found."""
+    """Result of the baseline: the pruned and finetuned float network, its policy, and what each stage found."""
 
     net: MBConvNet
     spec: ModelSpec
-    policy: Policy
     architecture: evolution_finder.Found
     widths: Found
-    bits: Found
-    original: float
+    bits: FoundPolicy
     stages: list[StageFacts]
 
-    @staticmethod
-    def remove_states(folder: Path) -> None:
-        """Remove what a run keeps in its folder to continue from, once its result is stored."""
-        for name in (ARCHITECTURE, PRUNED, AGENT):
-            (folder / name).unlink(missing_ok=True)
+
+@dataclass(frozen=True, kw_only=True)
+class _Pruned:
+    """The finetuned network of the second stage, the search of its widths, and the facts of both stages so far."""
+
+    whole: FloatSubnet
+    widths: Found
+    facts: list[StageFacts]
+
+    @property
+    def spec(self) -> ModelSpec:
+        return subnet_model(self.whole.space, self.whole.subnet)
+
+
+def asked_of(config: SequentialConfig, parts: Parts, session: Session) -> dict[str, Any]:
+    """All that the result of `run_sequential` depends on, as plain data."""
+    return {
+        "config": asdict(config),
+        "space": space_to_dict(parts.space),
+        "supernet": digest(parts.supernet.state_dict()),
+        "predictor": digest(parts.predictor.state_dict()),
+        "recipe": asdict(parts.recipe),
+        "cost": parts.cost_model.record(),
+        "images": session.splits.source,
+        "seed": session.seed,
+        "execution": session.execution.record(),
+    }
+
+
+def remove_states(resume: Resume) -> None:
+    """Remove the states of all stages: the work is finished and its result is stored, or it leads nowhere."""
+    for stage in STAGES:
+        resume.stage(stage).done()
+    resume.done()
 
 
 def run_sequential(
     config: SequentialConfig,
-    supernet: DynamicProxylessNASNets,
-    predictor: AccuracyPredictor,
-    splits: Splits,
-    recipe: Recipe,
-    cost_model: CostModel,
-    folder: Path,
-    *,
-    seed: int,
-    device: torch.device,
-    execution: Execution = ONE_PROCESS,
-    restart: bool = False,
-    log: Callable[[str, dict[str, Any]], None] = lambda stage, record: None,
+    parts: Parts,
+    session: Session,
+    resume: Resume = NOT_KEPT,
+    log: Log = lambda stage, record: None,
 ) -> Sequential:
-    """Run the three stages within the space of a float supernet, with a float predictor of its accuracy.
+    """Run the three stages.
 
-    `folder` keeps the stages' results and states: a run that was killed continues by the same call and finds the same;
-    files of another run are an error, or with `restart` are dropped. `agent.state.pt` stays at the end: remove it when
-    the result is stored. `log` gets each record of each stage, "architecture", "pruning", "finetune" or "bits". The
-    seeds of the searches are in `config`; `seed` is that of the float finetune.
+    The searches have their seeds in `config`; the session's seed is that of the float finetune. `resume` keeps the
+    results of finished stages, files beside it the states of unfinished ones. The caller removes them by
+    `remove_states` when the result is stored.
     """
-    if predictor.quantize or predictor.space != supernet.space:
-        raise UserError(f"the sequential search needs a float predictor of space {supernet.space.name}")
-    if any(stage.squeeze for stage in supernet.space.stages):
-        raise UserError(f"space {supernet.space.name} has squeeze-and-excitation, whose channels AMC does not prune")
-    asked = _plain(
-        {
-            "config": asdict(config),
-            "space": space_to_dict(supernet.space),
-            "supernet": digest(supernet.state_dict()),
-            "predictor": digest(predictor.state_dict()),
-            "recipe": asdict(recipe),
-            "cost": cost_model.record(),
-            "images": splits.source,
-            "seed": seed,
-            "execution": execution.record(),
-        }
-    )
-    run = _Run(config, supernet, splits, recipe, cost_model, folder, seed, device, execution, asked, restart, log)
-    architecture = run.architecture(predictor)
-    net, spec, widths, facts = run.pruned(architecture.subnet)
-    task = make_task(copy.deepcopy(net), spec, splits, "linear", config.quantity, cost_model)
-    policy, bits, original = search_bits(
-        task,
-        config.bits,
-        config.bits_agent,
-        recipe,
-        device=device,
-        execution=execution,
-        **run.loop("bits", AGENT),
-    )
-    quantized = StageFacts(
-        stage="bits",
-        budget=config.split.constraint,
-        cost=bits.record["cost"],
-        accuracy=bits.record["accuracy"],
-        measured="after an episode's finetune, on its validation images",
-    )
-    return Sequential(
-        net=net,
-        spec=spec,
-        policy=policy,
-        architecture=architecture,
-        widths=widths,
-        bits=bits,
-        original=original,
-        stages=[*facts, quantized],
-    )
+    return _Run(config, parts, session, resume, log).all()
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What all stages share."""
+    """The stages of one run, and what they share."""
 
     config: SequentialConfig
-    supernet: DynamicProxylessNASNets
-    splits: Splits
-    recipe: Recipe
-    cost_model: CostModel
-    folder: Path
-    seed: int
-    device: torch.device
-    execution: Execution
-    asked: dict[str, Any]
-    restart: bool
-    log: Callable[[str, dict[str, Any]], None]
+    parts: Parts
+    session: Session
+    resume: Resume
+    log: Log
 
-    def loop(self, stage: str, state: str) -> dict[str, Any]:
-        """What a resumable stage needs to be one."""
-        return {
-            "state_file": self.folder / state,
-            "asked": self.asked,
-            "restart": self.restart,
-            "log": lambda record: self.log(stage, record),
-        }
+    def all(self) -> Sequential:
+        """Run what the state does not hold yet."""
+        state = self.resume.load() or {}
+        if "architecture" not in state:
+            state["architecture"] = self.architecture()
+            self.resume.save(state)
+        architecture = self.known_architecture(state["architecture"])
+        whole = self.cut_out(architecture.subnet)
+        if "pruned" in state:
+            pruned = self.known_pruned(whole, state["pruned"])
+        else:
+            pruned = self.pruned(whole)
+            self.resume.save({**state, "pruned": _state_of(pruned)})
+            for stage in ("pruning", "finetune"):
+                self.resume.stage(stage).done()
+        bits, facts = self.bits(pruned)
+        return Sequential(
+            net=pruned.whole.net,
+            spec=pruned.spec,
+            architecture=architecture,
+            widths=pruned.widths,
+            bits=bits,
+            stages=[*pruned.facts, facts],
+        )
 
-    def architecture(self, predictor: AccuracyPredictor) -> evolution_finder.Found:
-        """The first stage; its result is kept as JSON. It takes seconds and has no state."""
-        file, space, config = self.folder / ARCHITECTURE, self.supernet.space, self.config
-        if file.exists() and self.is_ours(file, known := read_json(file)):
-            subnet = subnet_from_spec(space, {**known["arch"], **known["policy"]})
-            rest = {key: known[key] for key in ("accuracy", "cost", "history")}
-            return evolution_finder.Found(subnet=subnet, **rest)
+    def architecture(self) -> State:
+        """The first stage, as plain data. It takes seconds and has no state of its own."""
+        accuracy, space = self.parts.predictor.fast(), self.parts.space
         found = search_architecture(
             space,
-            predictor.fast(),
-            config.quantity,
-            self.cost_model,
-            config.split.architecture_budget,
-            config.evolution,
-            on_generation=lambda record: self.log("architecture", record),
+            accuracy,
+            self.parts.cost_model,
+            self.config.architecture,
+            lambda record: self.log("architecture", record),
         )
-        if self.execution.main:
-            facts = {"accuracy": found.accuracy, "cost": found.cost, "history": found.history}
-            write_json(file, {"asked": self.asked, **spec_of(space, found.subnet), **facts})
-        return found
+        facts = {"accuracy": found.accuracy, "cost": found.cost, "history": found.history}
+        return {"subnet": architecture_of(space, found.subnet) | policy_of(space, found.subnet), **facts}
 
-    def pruned(self, subnet: Subnet) -> tuple[MBConvNet, ModelSpec, Found, list[StageFacts]]:
-        """The second stage with its float finetune: network, spec, search of widths, facts of both stages so far."""
-        file = self.folder / PRUNED
-        if file.exists() and self.is_ours(file, known := load_checkpoint(file)):
-            net, spec, _ = load_model(file)
-            candidate = known["mid_channels"].numpy()
-            widths = Found(candidate=candidate, episode=known["episode"], history=known["history"])
-            return net.to(self.device), spec, widths, [StageFacts(**facts) for facts in known["stages"]]
-        space, config, side = self.supernet.space, self.config, subnet.resolution
-        self.supernet.activate(subnet)
-        net = self.recalibrated(self.supernet.get_active_subnet(), side)
-        session = Session(splits=self.splits, device=self.device, seed=self.seed, execution=self.execution)
-        val = session.loader(self.splits.val, EVALUATION_BATCH, sides=(side,))
-        float_top1 = evaluate(net, val, self.device, execution=self.execution).top1
-        net, pruned_subnet, widths, _ = search_widths(
-            net,
-            space,
-            subnet,
-            self.splits,
-            self.cost_model,
-            config.widths,
-            config.pruning_agent,
-            device=self.device,
-            execution=self.execution,
-            **self.loop("pruning", PRUNING),
+    def known_architecture(self, known: State) -> evolution_finder.Found:
+        """The result of the first stage from its plain data."""
+        return evolution_finder.Found(**{**known, "subnet": subnet_from_spec(self.parts.space, known["subnet"])})
+
+    def cut_out(self, subnet: Subnet) -> FloatSubnet:
+        """The architecture with its weights of the supernet."""
+        self.parts.supernet.activate(subnet)
+        net = self.parts.supernet.get_active_subnet().to(self.session.device)
+        return FloatSubnet(net=net, space=self.parts.space, subnet=subnet)
+
+    def pruned(self, whole: FloatSubnet) -> _Pruned:
+        """The second stage with its float finetune."""
+        session, side = self.session, whole.subnet.resolution
+        self.recalibrate(whole)
+        val = session.loader(session.splits.val, EVALUATION_BATCH, sides=(side,))
+        float_top1 = evaluate(whole.net, val, session.device, execution=session.execution).top1
+        pruned, widths, _ = search_widths(
+            whole,
+            self.parts.cost_model,
+            self.config.widths,
+            session,
+            self.resume.stage("pruning"),
+            lambda record: self.log("pruning", record),
         )
-        spec = subnet_model(space, pruned_subnet)
-        try:  # a hopeless last budget shows before the long part
-            environment_of(make_task(net, spec, self.splits, "linear", config.quantity, self.cost_model), config.bits)
+        self.check_bits(pruned)  # before the long part
+        self.recalibrate(pruned)
+        top1, weights = finetune(
+            pruned.net,
+            session,
+            self.config.finetune,
+            side=side,
+            resume=self.resume.stage("finetune"),
+            log=lambda record: self.log("finetune", record),
+        )
+        pruned.net.load_state_dict(weights)
+        return _Pruned(whole=pruned, widths=widths, facts=self.float_facts(whole, float_top1, pruned, top1))
+
+    def float_facts(
+        self, whole: FloatSubnet, whole_top1: float, pruned: FloatSubnet, pruned_top1: float
+    ) -> list[StageFacts]:
+        """The facts of the first two stages."""
+        split = self.config.split
+        rows = (
+            ("architecture", split.architecture_budget, whole, whole_top1, "float, as cut out of the supernet"),
+            ("pruning", split.pruning_budget, pruned, pruned_top1, "float, finetuned"),
+        )
+        return [
+            StageFacts(
+                stage=stage,
+                budget=budget,
+                cost=subnet_cost(one.space, one.subnet, self.config.quantity, self.parts.cost_model),
+                accuracy=top1,
+                measured=measured,
+            )
+            for stage, budget, one, top1, measured in rows
+        ]
+
+    def known_pruned(self, whole: FloatSubnet, known: State) -> _Pruned:
+        """The result of the second stage from its state."""
+        pruned = prune_channels(whole, known["mid_channels"])
+        pruned.net.load_state_dict(known["weights"])
+        widths = Found(candidate=known["mid_channels"], episode=known["episode"], history=known["history"])
+        return _Pruned(whole=pruned, widths=widths, facts=[StageFacts(**facts) for facts in known["facts"]])
+
+    def bits(self, pruned: _Pruned) -> tuple[FoundPolicy, StageFacts]:
+        """The last stage. It quantizes a copy of the network."""
+        config, quantity = self.config, self.config.quantity
+        task = make_task(copy.deepcopy(pruned.whole.net), pruned.spec, "linear", quantity, self.parts.cost_model)
+        search = PolicySearch(bits=config.bits, agent=config.bits_agent, train=self.parts.recipe.pair_finetune)
+        state = self.resume.stage("bits")
+        found = search_bits(task, search, self.session, state, lambda record: self.log("bits", record))
+        best = found.episodes.record
+        return found, StageFacts(
+            stage="bits",
+            budget=config.split.constraint,
+            cost=best["cost"],
+            accuracy=best["accuracy"],
+            measured="after an episode's finetune, on its validation images",
+        )
+
+    def check_bits(self, pruned: FloatSubnet) -> None:
+        """UserError, and no state is left of these settings, if not even the cheapest bits reach the last budget."""
+        spec = subnet_model(pruned.space, pruned.subnet)
+        try:
+            environment_of(
+                make_task(pruned.net, spec, "linear", self.config.quantity, self.parts.cost_model), self.config.bits
+            )
         except UserError as error:
-            for name in (ARCHITECTURE, PRUNING):  # of these settings, which lead nowhere
-                (self.folder / name).unlink(missing_ok=True)
+            remove_states(self.resume)
             raise UserError(
                 f"the pruned network leaves bits too much to do: {error}; "
                 "raise --preserve_ratio, so that pruning takes more, or the constraint"
             ) from error
-        top1, weights = finetune(
-            self.recalibrated(net, side),
-            session,
-            config.finetune,
-            side=side,
-            resume=Resume(self.folder / FINETUNE, self.asked, "search", self.restart, writes=self.execution.main),
-            log=lambda record: self.log("finetune", record),
-        )
-        net.load_state_dict(weights)
-        facts = [
-            StageFacts(
-                stage="architecture",
-                budget=config.split.architecture_budget,
-                cost=subnet_cost(space, subnet, config.quantity, self.cost_model),
-                accuracy=float_top1,
-                measured="float, as cut out of the supernet",
-            ),
-            StageFacts(
-                stage="pruning",
-                budget=config.split.pruning_budget,
-                cost=subnet_cost(space, pruned_subnet, config.quantity, self.cost_model),
-                accuracy=top1,
-                measured="float, finetuned",
-            ),
-        ]
-        if self.execution.main:
-            found = {"mid_channels": torch.from_numpy(widths.candidate), "episode": widths.episode}
-            stages = {"history": widths.history, "stages": [asdict(one) for one in facts], "asked": self.asked}
-            save_model(file, spec, net.state_dict(), self.splits.source, **found, **stages)
-            for state in (PRUNING, FINETUNE):
-                (self.folder / state).unlink(missing_ok=True)
-        return net, spec, widths, facts
 
-    def recalibrated(self, net: MBConvNet, side: int) -> MBConvNet:
-        """The network with BatchNorm statistics of its own, on as many images as the recipe says."""
-        loader = make_loader(self.splits.calibration, RECALIBRATION_BATCH, sides=(side,))
-        recalibrate(net.to(self.device), loader, self.device, self.recipe.recalibration_images)
-        return net
-
-    def is_ours(self, file: Path, known: Any) -> bool:
-        """Whether a result is this run's; UserError if not, unless all may restart."""
-        if isinstance(known, dict) and known.get("asked") == self.asked:
-            return True
-        if not self.restart:
-            raise UserError(f"{file} belongs to another search; remove it or give --overwrite")
-        return False
+    def recalibrate(self, whole: FloatSubnet) -> None:
+        """Give a network BatchNorm statistics of its own, on as many images as the recipe says."""
+        loader = make_loader(self.session.splits.calibration, RECALIBRATION_BATCH, sides=(whole.subnet.resolution,))
+        device, n_images = self.session.device, self.parts.recipe.recalibration_images
+        recalibrate(whole.net.to(device), loader, device, n_images)
 
 
-def _plain(asked: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from JSON, so that it can be compared with what a file holds."""
-    return json.loads(json.dumps(asked))
+def _state_of(pruned: _Pruned) -> State:
+    return {
+        "weights": pruned.whole.net.state_dict(),
+        "mid_channels": pruned.widths.candidate,
+        "episode": pruned.widths.episode,
+        "history": pruned.widths.history,
+        "facts": [asdict(facts) for facts in pruned.facts],
+    }

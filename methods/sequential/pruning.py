@@ -7,39 +7,47 @@ of largest L1 norm, and is scored without any finetune.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from apq.errors import UserError
+from apq.resume import NOT_KEPT, Resume
 from apq.space import SearchSpace
 from apq.subnet import Subnet
-from dataset.splits import Splits, make_loader
+from dataset.splits import make_loader
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, evaluate
-from elastic_nn.training.session import ONE_PROCESS, Execution
+from elastic_nn.training.session import Session
 from lut.cost_model import CostModel
 from methods.search.bit_search import REWARD_SCALE
-from methods.search.episodes import Found, find
-from methods.search.settings import AgentConfig
+from methods.search.episodes import Found, Record, find
 from methods.sequential.config import WidthSearch
 from methods.sequential.widths import width_environment, widths_of, with_widths
 
 
+@dataclass(frozen=True, kw_only=True)
+class FloatSubnet:
+    """A trained float network, and the subnet of a space that it is."""
+
+    net: MBConvNet
+    space: SearchSpace
+    subnet: Subnet
+
+
 @torch.no_grad()
-def prune_channels(
-    net: MBConvNet, space: SearchSpace, subnet: Subnet, mid_channels: np.ndarray
-) -> tuple[MBConvNet, Subnet]:
-    """The float network of a subnet with fewer channels (blocks,) after expansion: a copy, and its subnet.
+def prune_channels(whole: FloatSubnet, mid_channels: np.ndarray) -> FloatSubnet:
+    """A copy with fewer channels (blocks,) after expansion.
 
     Each block keeps the channels whose projection weights have the largest L1 norm, in their old order. UserError for
     widths that the space does not have or that are above the present ones.
     """
-    mid_channels = np.asarray(mid_channels)
+    net, space, subnet, mid_channels = whole.net, whole.space, whole.subnet, np.asarray(mid_channels)
     if (mid_channels > (present := widths_of(space, subnet))).any():
         raise UserError(f"channels can only be pruned: {mid_channels.tolist()} are asked of {present.tolist()}")
     pruned_subnet = with_widths(space, subnet, mid_channels)
@@ -54,7 +62,7 @@ def prune_channels(
                 else:
                     cut = tensor[kept] if tensor.ndim else tensor  # BatchNorm counts its batches in a scalar
                 state[f"blocks.{i}.{role}.{key}"] = cut
-    with torch.device("meta"):  # every tensor is copied below: none need be drawn first
+    with torch.device("meta"):  # every tensor is copied below, so none is drawn at random
         pruned = build_subnet(space, pruned_subnet, FLOAT)
     like = next(net.parameters())
     pruned = pruned.to(like.dtype).to_empty(device=like.device)
@@ -63,51 +71,45 @@ def prune_channels(
         if isinstance(ours, torch.nn.BatchNorm2d):
             ours.momentum, ours.eps = theirs.momentum, theirs.eps
     pruned.dropout.p = net.dropout.p
-    return pruned.train(net.training), pruned_subnet
+    return FloatSubnet(net=pruned.train(net.training), space=space, subnet=pruned_subnet)
 
 
 def search_widths(
-    net: MBConvNet,
-    space: SearchSpace,
-    subnet: Subnet,
-    splits: Splits,
+    whole: FloatSubnet,
     cost_model: CostModel,
     config: WidthSearch,
-    agent: AgentConfig,
-    *,
-    device: torch.device,
-    execution: Execution = ONE_PROCESS,
-    **loop: Any,
-) -> tuple[MBConvNet, Subnet, Found, float]:
-    """Prune a trained float subnet as the best episode of an agent did.
+    session: Session,
+    resume: Resume = NOT_KEPT,
+    log: Callable[[Record], None] = lambda record: None,
+) -> tuple[FloatSubnet, Found, float]:
+    """Prune a trained subnet to the best widths that an agent finds. The network itself stays as it is.
 
-    Returns the pruned network as it was scored, its subnet, the search, and the whole network's own top-1 on the same
-    validation images. `loop` goes to `find`: state file, what was asked, log. The network itself stays as it is.
+    Returns the pruned network as it was scored, the search, and the whole network's own top-1 on the same validation
+    images. `log` gets a record per episode.
     """
-    net = net.to(device)
+    space, subnet, device, execution = whole.space, whole.subnet, session.device, session.execution
+    net = whole.net.to(device)
     environment = width_environment(space, subnet, config.quantity, cost_model, config.budget)
     sides = (subnet.resolution,)
-    part = {"rank": execution.rank, "world_size": execution.world_size}
-    val = make_loader(splits.val.thinned(config.val_images), EVALUATION_BATCH, **part, sides=sides)
-    calibration = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides)
+    val = session.loader(session.splits.val.thinned(config.val_images), EVALUATION_BATCH, sides=sides)
+    calibration = make_loader(session.splits.calibration, RECALIBRATION_BATCH, sides=sides)
     original = evaluate(net, val, device, execution=execution).top1
 
-    # Episodes cut nothing out: with the best channels in front, the elastic layers run any width as a slice.
+    # Nothing is cut out for an episode: with the best channels in front, elastic layers run any width as a slice.
     sorted_net = copy.deepcopy(net)
     for block in sorted_net.blocks[1:]:
         block.sort_channels()
+    slots = subnet.running_slots(space)
 
     def score(mid_channels: np.ndarray, _: int) -> tuple[float, dict[str, float]]:
-        for block, slot, mid in zip(
-            sorted_net.blocks[1:], subnet.running_slots(space), mid_channels.tolist(), strict=True
-        ):
+        for block, slot, mid in zip(sorted_net.blocks[1:], slots, mid_channels.tolist(), strict=True):
             block.set_shape(subnet.ks[slot.index], mid)
         recalibrate(sorted_net, calibration, device, config.recalibration_images)
         top1 = evaluate(sorted_net, val, device, execution=execution).top1
         facts = {"accuracy": top1, "cost": environment.cost_of_widths(mid_channels)}
         return REWARD_SCALE * 100 * (top1 - original), facts
 
-    found = find(environment.features(), environment.decide, score, agent, write=execution.main, **loop)
-    pruned, pruned_subnet = prune_channels(net, space, subnet, found.candidate)
-    recalibrate(pruned, calibration, device, config.recalibration_images)
-    return pruned, pruned_subnet, found, original
+    found = find(environment.features(), environment.decide, score, config.agent, resume=resume, log=log)
+    pruned = prune_channels(whole, found.candidate)
+    recalibrate(pruned.net, calibration, device, config.recalibration_images)
+    return pruned, found, original

@@ -13,6 +13,8 @@ from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import get_experiment
 from apq.model_folder import ModelFolder
+from apq.resume import Resume
+from apq.search_result import SearchResult
 from apq.space import SearchSpace
 from dataset import check_classes, load_splits
 from dataset.imagenet import tell_unreadable
@@ -21,12 +23,14 @@ from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.distributed import processes
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.session import Session
 from lut.cost_model import cost_model_from_flags
 from methods.search.bit_search import make_task
+from methods.search.episodes import SAVE_SECONDS
 from methods.search.flags import agent_config, evolution_config
-from methods.search.policy_result import facts_of, record, report
+from methods.search.policy_result import choice_of, report, result_of, store
 from methods.sequential.config import SequentialConfig, Split
-from methods.sequential.pipeline import Sequential, run_sequential
+from methods.sequential.pipeline import STATE, Parts, Sequential, asked_of, remove_states, run_sequential
 from utils.predictor_files import load_predictor
 
 DEFAULT_RATIO = Split(constraint=1.0).preserve_ratio
@@ -45,46 +49,44 @@ def search(args: argparse.Namespace) -> None:
     splits, recipe = load_splits(space, args.data), get_recipe(args.recipe or origin.recipe, space)
     check_classes(splits, origin.images, folder.supernet)
     config, cost_model = sequential_config(args, space, recipe), cost_model_from_flags(args.config, None)
-    with processes(device) as execution, tqdm(disable=None if execution.main else True) as bar:
-
-        def log(stage: str, made: dict[str, Any]) -> None:
-            bar.set_description(stage, refresh=False)
-            bar.update()
-
-        found = run_sequential(
-            config,
-            supernet,
-            predictor,
-            splits,
-            recipe,
-            cost_model,
-            experiment.path,
-            seed=args.seed,
-            device=device,
-            execution=execution,
-            restart=args.overwrite,
-            log=log,
+    parts = Parts(supernet=supernet, predictor=predictor, recipe=recipe, cost_model=cost_model)
+    with processes(device) as execution:
+        session = Session(splits=splits, device=device, seed=args.seed, execution=execution)
+        resume = Resume(
+            *(experiment.path / STATE, asked_of(config, parts, session), "search", args.overwrite),
+            every_s=SAVE_SECONDS,
+            writes=execution.main,
         )
+        found = with_progress(config, parts, session, resume)
         if not execution.main:
             return
     tell_unreadable(splits)
-    task = make_task(found.net, found.spec, splits, "linear", config.quantity, cost_model)
-    settings = {
-        "mode": "sequential",
-        "model": str(args.acc_predictor_dir),
-        "recipe": recipe.name,
-        **facts_of(found.policy, task, config.bits, found.bits, found.original),
-        "sequential": asdict(config),
-        "stages": [asdict(stage) for stage in found.stages],
-        **cost_model.record(),
-        "measured": None,
-    }
-    state = {key: tensor.cpu() for key, tensor in found.net.state_dict().items()}
-    record(experiment, task, found.policy, found.bits, settings, found.spec, state)
-    found.remove_states(experiment.path)
+    result = result_of_stages(found, config, parts, str(args.acc_predictor_dir))
+    weights = {key: tensor.cpu() for key, tensor in found.net.state_dict().items()}
+    store(experiment, result, found.spec, weights, splits.source)
+    remove_states(resume)
     if not args.json:
-        print(table(stage_rows(found, task.costs.unit)))
-    report(args.json, experiment, found.policy, settings, cost_model)
+        print(table(stage_rows(found, result.unit)))
+    report(experiment, result, cost_model, as_json=args.json)
+
+
+def with_progress(config: SequentialConfig, parts: Parts, session: Session, resume: Resume) -> Sequential:
+    """`run_sequential` with a bar that counts the records of each stage."""
+    with tqdm(disable=None if session.execution.main else True) as bar:
+
+        def log(stage: str, record: dict[str, Any]) -> None:
+            bar.set_description(stage, refresh=False)
+            bar.update()
+
+        return run_sequential(config, parts, session, resume, log)
+
+
+def result_of_stages(found: Sequential, config: SequentialConfig, parts: Parts, model: str) -> SearchResult:
+    """The result as it is recorded; `model` is the folder that supernet and predictor came from."""
+    task = make_task(found.net, found.spec, "linear", config.quantity, parts.cost_model)
+    choice = choice_of(task, config.bits, found.bits, model, parts.recipe.name)
+    settings = {"sequential": asdict(config), "stages": [asdict(stage) for stage in found.stages]}
+    return result_of("sequential", choice, task, config.bits, found.bits, settings)
 
 
 def sequential_config(args: argparse.Namespace, space: SearchSpace, recipe: Recipe) -> SequentialConfig:
