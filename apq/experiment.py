@@ -100,7 +100,8 @@ class Experiment:
         yield new
         came = {item.name for item in new.path.iterdir()}
         made_by = read_json(new.made_by) if new.made_by.exists() else {}
-        write_json(new.made_by, {**made_by, "files": sorted({*came, new.made_by.name})})
+        files = {item.name for item in new.path.iterdir() if item.is_file()}
+        write_json(new.made_by, {**made_by, "files": sorted({*files, new.made_by.name})})
         gone = [name for name in self._files_of_search() if name not in came]  # the others are replaced below
         for item in (self.arch, self.policy, self.acc, *(self.path / name for name in gone)):
             item.unlink(missing_ok=True)

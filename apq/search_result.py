@@ -159,7 +159,7 @@ def _result_of(experiment: Experiment, config: _Fields) -> SearchResult:
         "measured_top1": config.take("top1", (int, float, type(None)), None),
         "history": tuple(read_jsonl(experiment.history)),
         "front": _front_of(experiment),
-        "made_by": provenance_from_dict(read_json(experiment.made_by)) if experiment.made_by.exists() else None,
+        "made_by": _provenance_of(experiment),
         "path": experiment.path,
     }
     if experiment.policy.exists():
@@ -216,6 +216,16 @@ def _published(experiment: Experiment) -> SearchResult:
         cost_model={"accelerator": {}, "table": None},  # all fields as published
         path=experiment.path,
     )
+
+
+def _provenance_of(experiment: Experiment) -> Provenance | None:
+    """Where the result comes from; None in experiments of format 1."""
+    if not experiment.made_by.exists():
+        return None
+    try:
+        return provenance_from_dict(read_json(experiment.made_by))
+    except UserError as error:
+        raise UserError(f"{experiment.made_by}: {error}") from error
 
 
 def _front_of(experiment: Experiment) -> tuple[Record, ...] | None:

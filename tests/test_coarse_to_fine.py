@@ -205,7 +205,7 @@ def test_settings_check_themselves(given, match):
         config_of(DIGITS, **given)
 
 
-def test_a_range_without_subnets_is_told():
+def test_a_range_without_subnets_is_a_user_error():
     config = config_of(DIGITS, flops_min=1.0, flops_max=2.0)
     with pytest.raises(UserError, match="no subnet of space digits"):
         coarse_to_fine(DIGITS, config, flops_of(DIGITS), lambda stage, genes: made_up(DIGITS)(genes))

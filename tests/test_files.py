@@ -162,6 +162,19 @@ def test_an_experiment_is_replaced_only_by_a_whole_one(tmp_path):
     ]
 
 
+def test_a_search_that_wrote_weights_can_be_replaced(tmp_path):
+    experiment, subnet = Experiment(tmp_path / "e"), largest_subnet(DIGITS)
+    with experiment.replaced() as new:
+        save_checkpoint(new.best_checkpoint, {"w": torch.ones(3)})
+        write_json(new.acc, [0.5])
+        found(DIGITS, subnet).write(new)
+    assert experiment.best_checkpoint.exists()
+    with experiment.replaced() as new:
+        found(DIGITS, subnet).write(new)
+    assert not experiment.best_checkpoint.parent.exists()
+    assert not experiment.acc.exists()
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

@@ -1,9 +1,9 @@
-"""Measure random subnets of a supernet that needs no finetune, then other kernels for the best of them (OQA).
+"""Measure random subnets of a supernet that needs no finetune, then vary the kernels of the best ones (OQA).
 
   search.py --mode coarse_to_fine --acc_predictor_dir DIR --exp_name NAME     writes exps/NAME. Next: test.py
 
-Subnets that are measured are kept: a search that was killed continues with the same command, and a finished one
-chooses again, without measuring, for another --constraint or --type. torchrun shares the work among processes.
+Measurements are kept. The same command continues a search that was killed; with another --constraint or --type it
+chooses again among the subnets of a finished search, without measuring. torchrun shares the work among processes.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def build_parser() -> Parser:
     default = {field.name: field.default for field in fields(CoarseToFineConfig)}
     group.add_argument("--n_coarse", type=at_least(1), default=default["n_coarse"], help="random subnets to measure")
     group.add_argument(
-        "--intervals", type=at_least(1), default=default["intervals"], help="equal FLOPs intervals they are spread over"
+        "--intervals", type=at_least(1), default=default["intervals"], help="equal FLOPs intervals to spread them over"
     )
     group.add_argument("--flops_min", type=float, help="fewest MACs of a subnet (default: the smallest subnet's)")
     group.add_argument("--flops_max", type=float, help="most MACs of a subnet (default: the largest subnet's)")
     group.add_argument(
-        "--n_fine", type=at_least(0), default=default["n_fine"], help="other kernels to try for each skeleton"
+        "--n_fine", type=at_least(0), default=default["n_fine"], help="variants of each skeleton, with other kernels"
     )
     group.add_argument(
-        "--kernel_prob", type=float, default=default["kernel_prob"], help="chance of each kernel to change"
+        "--kernel_prob", type=float, default=default["kernel_prob"], help="probability that a kernel changes"
     )
     return parser
 

@@ -26,9 +26,10 @@ Evaluate = Callable[[str, np.ndarray], np.ndarray]  # stage, (n, genes) -> (n,) 
 
 @dataclass(frozen=True, kw_only=True)
 class CoarseToFineConfig:
-    """How many subnets are measured and where. FLOPs are multiply-accumulates; the paper has 10,000 over 50-300 M.
+    """How many subnets are measured, and in what range of FLOPs, which are multiply-accumulates.
 
-    `n_fine` is for each skeleton, each of whose kernels is changed with probability `kernel_prob`.
+    Each skeleton gets `n_fine` variants. Each kernel of a variant is changed with probability `kernel_prob`. The paper
+    measures 10,000 subnets from 50 to 300 M.
     """
 
     flops_min: float
@@ -55,7 +56,7 @@ class CoarseToFineConfig:
 
 @dataclass(frozen=True)
 class Measured:
-    """Subnets of both stages, the coarse ones first."""
+    """Measured subnets of both stages, the coarse ones first. FLOPs are MACs, top-1 is from 0 to 1."""
 
     genes: np.ndarray  # (n, genes)
     flops: np.ndarray  # (n,)
@@ -63,20 +64,23 @@ class Measured:
     n_coarse: int
 
     def front(self) -> np.ndarray:
-        """(front,) indices of the best for their FLOPs, ascending."""
+        """(front,) indices of the best subnets for their FLOPs, by ascending FLOPs."""
         return pareto_front(self.flops, self.top1)
 
     def coarse_front(self) -> np.ndarray:
-        """The front of the coarse stage alone."""
+        """(front,) indices of the front of the coarse stage alone."""
         return pareto_front(self.flops[: self.n_coarse], self.top1[: self.n_coarse])
 
     def stage_of(self, i: int) -> tuple[str, int]:
-        """Stage of row `i`, and its place there."""
+        """The stage of row `i`, and its place in that stage."""
         return ("coarse", i) if i < self.n_coarse else ("fine", i - self.n_coarse)
 
 
 def coarse_to_fine(space: SearchSpace, config: CoarseToFineConfig, flops: GeneFunction, evaluate: Evaluate) -> Measured:
-    """Search: `evaluate` gets each stage's subnets at once, the same for the same settings and answers."""
+    """Run both stages. `evaluate` gets all subnets of a stage at once.
+
+    The same settings and the same top-1 give the same subnets.
+    """
     coarse = spread(space, config.n_coarse, config.edges, flops, np.random.default_rng([config.seed, 0]))
     if not len(coarse):
         raise UserError(
@@ -95,21 +99,21 @@ def coarse_to_fine(space: SearchSpace, config: CoarseToFineConfig, flops: GeneFu
 
 
 def quotas(n: int, intervals: int) -> np.ndarray:
-    """(intervals,) how many of `n` each interval gets: equally many, the cheaper ones what is left over."""
+    """(intervals,) `n` divided equally among intervals; the cheapest ones take one more each of the remainder."""
     return n // intervals + (np.arange(intervals) < n % intervals)
 
 
 def interval_of(flops: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """(n,) interval of each cost, -1 outside; the last interval has its upper edge."""
+    """(n,) interval of each cost, -1 outside all of them. The upper edge belongs to the last interval."""
     at = np.searchsorted(edges, flops, side="right") - 1
     at = np.where(flops == edges[-1], len(edges) - 2, at)
     return np.where((at >= 0) & (at < len(edges) - 1), at, -1)
 
 
 def spread(space: SearchSpace, n: int, edges: np.ndarray, flops: GeneFunction, rng: np.random.Generator) -> np.ndarray:
-    """(up to n, genes) different random subnets, equally many in each interval between `edges`, by interval.
+    """(up to n, genes) distinct random subnets, equally many in each interval between `edges`, sorted by interval.
 
-    An interval in which `MOST_ROUNDS` rounds of proposals find too few has fewer: a small space may have no more.
+    An interval stays incomplete if `MOST_ROUNDS` rounds of proposals find too few: a small space may have no more.
     """
     left = quotas(n, len(edges) - 1)
     kept, at_kept = np.zeros((0, len(cardinalities(space))), dtype=np.int64), np.zeros(0, dtype=np.int64)
@@ -127,10 +131,11 @@ def spread(space: SearchSpace, n: int, edges: np.ndarray, flops: GeneFunction, r
 def propose(space: SearchSpace, n: int, number: int, rng: np.random.Generator) -> np.ndarray:
     """(n, genes) random legal rows at the highest bits, from small to large, for round `number` of a spread.
 
-    Uniform choices hardly ever make a subnet near either end of the FLOPs. So kernels, widths, depths and resolution of
-    a row each have a level t, uniform in 0..1, and choose by u^((1 - t) / t), u uniform: t = 1/2 is a uniform choice, 0
-    the smallest and 1 the largest, t the mean. In the first round the four levels of a row are independent, so that
-    shallow and wide comes up as often as deep and narrow; later rounds draw them together, which reaches the ends.
+    Uniform choices rarely give a subnet near either end of the FLOPs. Therefore the kernels, widths, depths and
+    resolution of a row each have a level t, uniform in 0..1. They choose by u^((1 - t) / t), u uniform, whose mean is
+    t: 0 is the smallest choice, 1/2 a uniform one, 1 the largest. In the first round the four levels of a row are
+    independent, so that shallow and wide is as frequent as deep and narrow. Later rounds draw the levels together,
+    which reaches the ends.
     """
     counts = cardinalities(space)
     together, apart = rng.random((n, 1)), rng.random((n, 4))
@@ -146,17 +151,14 @@ def propose(space: SearchSpace, n: int, number: int, rng: np.random.Generator) -
 
 
 def pareto_front(costs: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Indices, by ascending cost, of points that no other beats: none is as cheap and better, or cheaper and as good.
-
-    Of equal points the first one stays.
-    """
+    """Indices of the non-dominated points, by ascending cost. Of equal points the first one stays."""
     order = np.lexsort((-values, costs))
     best_before = np.concatenate([[-np.inf], np.maximum.accumulate(values[order])[:-1]])
     return order[values[order] > best_before]
 
 
 def skeletons(space: SearchSpace, found: Measured) -> np.ndarray:
-    """Indices of the coarse front's rows that differ in more than kernels; of those that do not, the most accurate."""
+    """Indices of rows of the coarse front, one for each skeleton: the most accurate of those that share it."""
     front = found.coarse_front()[::-1]  # the most accurate first
     bare = canonical(space, found.genes[front])
     view(space, bare).ks[:] = 0
@@ -167,9 +169,9 @@ def skeletons(space: SearchSpace, found: Measured) -> np.ndarray:
 def perturbed(
     space: SearchSpace, coarse: np.ndarray, bases: np.ndarray, config: CoarseToFineConfig, flops: GeneFunction
 ) -> np.ndarray:
-    """(up to bases x n_fine, genes) rows with other kernels, skeleton by skeleton, none twice and none of `coarse`.
+    """(up to bases x n_fine, genes) rows with other kernels, skeleton by skeleton, distinct and not in `coarse`.
 
-    They keep to the range of FLOPs. A skeleton with few kernels to change may have fewer.
+    They are within the range of FLOPs. A skeleton with few kernels to change may have fewer than `n_fine`.
     """
     rng = np.random.default_rng([config.seed, 1])
     left = np.full(len(bases), config.n_fine)
@@ -190,7 +192,7 @@ def perturbed(
 
 
 def change_kernels(space: SearchSpace, genes: np.ndarray, prob: float, rng: np.random.Generator) -> np.ndarray:
-    """A legal copy in which each running kernel has, with this probability, become one of the other sizes."""
+    """A legal copy in which each kernel that runs is replaced by another size with probability `prob`."""
     genes, sizes = genes.copy(), len(space.kernel_sizes)
     ks = view(space, genes).ks
     if sizes > 1:
@@ -200,14 +202,14 @@ def change_kernels(space: SearchSpace, genes: np.ndarray, prob: float, rng: np.r
 
 
 def _new(known: np.ndarray, genes: np.ndarray, *, return_index: bool = False):  # noqa: ANN202 - as numpy.unique
-    """The rows that are not known, each once, in order; with `return_index` also where they stood."""
+    """The rows that are not known, each once, in order; with `return_index` also their indices."""
     _, first = np.unique(np.concatenate([known, genes]), axis=0, return_index=True)
     index = np.sort(first[first >= len(known)]) - len(known)
     return (genes[index], index) if return_index else genes[index]
 
 
 def _place_in_group(group: np.ndarray) -> np.ndarray:
-    """(n,) how many items of the same group stand before each item."""
+    """(n,) the number of earlier items in the group of each item."""
     order = np.argsort(group, kind="stable")
     ordered = group[order]
     place = np.empty(len(group), dtype=np.int64)
