@@ -164,8 +164,8 @@ class _Run:
         else:
             pruned = self.pruned(whole)
             self.resume.save({**state, "pruned": _state_of(pruned)})
-            for stage in ("pruning", "finetune"):
-                self.resume.stage(stage).done()
+        for stage in ("pruning", "finetune"):
+            self.resume.stage(stage).done()
         bits, facts = self.bits(pruned)
         return Sequential(
             net=pruned.whole.net,
