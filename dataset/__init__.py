@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from apq.errors import UserError
+from apq.files import Record
 from dataset.table import get_dataset, load_folder
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["check_classes", "load_splits"]
 
 
-def check_classes(splits: Splits, trained_on: dict[str, Any] | None, where: Path) -> None:
+def check_classes(splits: Splits, trained_on: Record | None, where: Path) -> None:
     """UserError if a network trained on other images, recorded in the file `where`, had other class names."""
     if trained_on is not None and trained_on.get("classes") != splits.source.get("classes"):
         raise UserError(f"{where} was trained on images of other classes than these: its outputs mean something else")

@@ -130,7 +130,7 @@ def unreadable(dataset: Dataset) -> int:
     return int(dataset.broken.sum()) if isinstance(dataset, FolderImages) else 0
 
 
-def tell_unreadable(splits: Splits) -> None:
+def report_unreadable(splits: Splits) -> None:
     """Print one line to stderr if images were skipped."""
     counts = {part: unreadable(getattr(splits, part)) for part in ("train", "val", "test")}
     if any(counts.values()):

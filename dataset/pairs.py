@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from apq.errors import UserError
-from apq.files import read_json
+from apq.files import Record, read_json
 from apq.genes import genes_of
 from apq.resume import Journal
 from apq.space import SearchSpace, space_to_dict
@@ -30,7 +29,7 @@ class PairStore:
     path: Path
     rank: int = 0
 
-    def open(self, space: SearchSpace, made_by: dict[str, Any], n: int) -> list[int]:
+    def open(self, space: SearchSpace, made_by: Record, n: int) -> list[int]:
         """Prepare to append; returns which pairs of 0 .. n - 1 are missing. UserError if they were made differently."""
         meta = {"space": space_to_dict(space), **made_by}
         if not self._journal.holds(meta) and self.rank == 0:
@@ -64,9 +63,9 @@ class PairStore:
                 raise UserError(f"{place}: {error}") from error
         return genes_of(space, subnets), np.array(accuracies)
 
-    def _records(self) -> dict[int, tuple[str, dict[str, Any]]]:
+    def _records(self) -> dict[int, tuple[str, Record]]:
         """Every pair by its index, with the file and line it was read from; the first one of an index counts."""
-        found: dict[int, tuple[str, dict[str, Any]]] = {}
+        found: dict[int, tuple[str, Record]] = {}
         for place, line, record in self._journal.records():
             if not isinstance(record, dict) or not isinstance(record.get("index", line), int):
                 raise UserError(f"{place}: not a pair")

@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from apq.errors import UserError
+from apq.files import Record
 
 MOST_WORKERS = 8
 
@@ -71,7 +72,7 @@ class Splits:
     calibration: Dataset
     val: Dataset
     test: Dataset
-    source: dict[str, Any]
+    source: Record
 
 
 def make_loader(

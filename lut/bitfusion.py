@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from apq.errors import UserError
-from apq.files import atomic_open, cache_folder, read_arrays
+from apq.files import Record, atomic_open, cache_folder, read_arrays
 from apq.layers import ConvLayer
 from apq.space import FULL_PRECISION
 from lut.accelerator import Accelerator
@@ -51,7 +51,7 @@ class BitFusion(CostModel):
         changed = [f"{name} {value}" for name, value in asdict(self.config).items() if value != published[name]]
         return "BitFusion with " + ", ".join(changed) if changed else "BitFusion as published"
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """See `CostModel.record`."""
         return {"accelerator": asdict(self.config), "table": None}
 

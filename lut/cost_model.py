@@ -59,9 +59,9 @@ class CostModel(ABC):
         """Plain data for an experiment's config.json, from which `cost_model_from_record` builds the same model."""
         return {"accelerator": None, "table": None, "cost_model": {"kind": self._kind, **asdict(self)}}
 
-    def fingerprint(self) -> str:
+    def digest(self) -> str:
         """A digest of all that the prices depend on."""
-        return fingerprint_of(self.record())
+        return digest_of(self.record())
 
     def __str__(self) -> str:
         fields = [f"{name} {value}" for name, value in asdict(self).items()]
@@ -75,7 +75,7 @@ class CostModel(ABC):
         return kinds[0]
 
 
-def fingerprint_of(data: Any) -> str:
+def digest_of(data: Any) -> str:
     """A digest of plain data."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 

@@ -42,7 +42,7 @@ def network_costs(space: SearchSpace, subnet: Subnet, cost_model: CostModel) -> 
 
 def cost_of(layers: Sequence[ConvLayer], cost_model: CostModel) -> NetworkCost:
     """Cost of a network of these layers."""
-    ms, mj = known_prices(layers, cost_model).sum(axis=0).tolist()
+    ms, mj = known_costs(layers, cost_model).sum(axis=0).tolist()
     return NetworkCost(
         latency_ms=None if math.isnan(ms) else ms,
         energy_mj=None if math.isnan(mj) else mj,
@@ -54,7 +54,7 @@ def cost_of(layers: Sequence[ConvLayer], cost_model: CostModel) -> NetworkCost:
     )
 
 
-def known_prices(layers: Sequence[ConvLayer], cost_model: CostModel) -> np.ndarray:
+def known_costs(layers: Sequence[ConvLayer], cost_model: CostModel) -> np.ndarray:
     """(layers, 2) float64 milliseconds and millijoules of each layer for a report: NaN where it has no price."""
     covered = cost_model.covers(layers)
     prices = np.full((len(layers), 2), np.nan)

@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from apq.errors import UserError
+from apq.files import Record
 from apq.layers import ConvLayer
 from lut.accelerator import Accelerator
-from lut.cost_model import CostModel, fingerprint_of
+from lut.cost_model import CostModel, digest_of
 
 MOST_BITS = 8
 COLUMN = {"latency": 0, "energy": 1}  # of `CostModel.price`
@@ -37,13 +37,13 @@ class MeasuredTable(CostModel):
     def __str__(self) -> str:
         return f"table {self.path}"
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """Plain data for config.json: reports on the network price it by the published BitFusion, beside this table."""
         return {"accelerator": asdict(Accelerator()), "table": None, "measured": str(self.path)}
 
-    def fingerprint(self) -> str:
+    def digest(self) -> str:
         """A digest of the costs: the file may change."""
-        return fingerprint_of([self.names, self.quantity, self.cells.tolist()])
+        return digest_of([self.names, self.quantity, self.cells.tolist()])
 
     def covers(self, layers: Sequence[ConvLayer]) -> np.ndarray:
         """(layers,) bool: which layers were measured at their bits."""

@@ -7,17 +7,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from apq.errors import UserError
-from apq.files import read_json
+from apq.files import Record, read_json
 from apq.layers import ConvLayer, first_layers, last_layers, searchable_layers
 from apq.space import SearchSpace
 from lut.accelerator import Accelerator
 from lut.bitfusion import BitFusion
-from lut.cost_model import CostModel, fingerprint_of
+from lut.cost_model import CostModel, digest_of
 
 PUBLISHED_KEY = re.compile(r"head|tail|\(\d+(, \d+){6}\)-W\d+A\d+")
 PARTS = {"first_conv": "head", "feature_mix_layer": "tail"}  # layers that the published table has by name
@@ -36,13 +35,13 @@ class PublishedTable(CostModel):
     def __str__(self) -> str:
         return f"table {self.path}"
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """See `CostModel.record`."""
         return {"accelerator": asdict(Accelerator()), "table": str(self.path)}
 
-    def fingerprint(self) -> str:
+    def digest(self) -> str:
         """A digest of the rows: the file may change."""
-        return fingerprint_of(self.rows)
+        return digest_of(self.rows)
 
     def covers(self, layers: Sequence[ConvLayer]) -> np.ndarray:
         """(layers,) bool: which layers have a row."""
