@@ -137,9 +137,8 @@ class Experiment:
     def _files_of_search(self) -> list[str]:
         """Names of all files of the last search, its unfinished ones and its pictures included."""
         try:
-            listed = [
-                Path(name).name for name in read_json(self.made_by)["files"]
-            ]  # names alone: no path may leave the folder
+            # Names alone: no path may leave the folder.
+            listed = [Path(name).name for name in read_json(self.made_by)["files"]]
         except (UserError, KeyError, TypeError):
             listed = FILES_OF_FORMAT_1
         return [*listed, *PICTURES, *(file.name for file in self._journals())]

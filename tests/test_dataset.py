@@ -198,7 +198,7 @@ def test_pairs_append_resume_and_refuse(tmp_path):
     assert accuracies.tolist() == [0.0, 0.1, 0.2]
     with pytest.raises(UserError, match="seed"):
         store.open(DIGITS, {"seed": 1}, 3)
-    with pytest.raises(UserError, match="another space"):
+    with pytest.raises(UserError, match="a space other"):
         store.load(APQ_IMAGENET)
     with pytest.raises(UserError, match="--prepare nothing"):
         PairStore(tmp_path / "nothing").load(DIGITS)
