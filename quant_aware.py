@@ -1,7 +1,7 @@
-"""Quantization-aware finetune of what a search found: a subnet of a supernet, or the policy of a given network.
+"""Quantization-aware finetune of a search result: a subnet of a supernet, or the policy of a given network.
 
-Calibrates the quantizers, recalibrates BatchNorm, trains, keeps the epoch with the best validation accuracy in
-checkpoint/model_best.pth.tar. A run that was killed continues with the same command. Next: test.py.
+Calibrates the quantizers, recalibrates BatchNorm, trains, and keeps the weights of the epoch with the best validation
+accuracy in checkpoint/model_best.pth.tar. A killed run continues with the same command. Next: test.py.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ def build_parser() -> Parser:
     parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the supernet's)")
     parser.add_argument("--epochs", type=int, help="epochs of training (default: the recipe's)")
     parser.add_argument("--lr", type=float, help="learning rate at the start of the cosine (default: the recipe's)")
-    parser.add_argument("--batch_size", type=int, help="images a step (default: the recipe's)")
+    parser.add_argument(
+        "--batch_size", type=int, help="images a step, of all processes together (default: the recipe's)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a finetune that is finished")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network: pays on a GPU")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile, which is faster on a GPU")
     add_execution_flags(parser)
     add_common_flags(parser)
     return parser

@@ -1,11 +1,11 @@
-"""Search architecture, channel pruning and bit-widths together under one budget; or prepare what a search needs.
+"""Search architecture, channel pruning and bit-widths together under one budget; or train the predictor for a search.
 
   search.py --constraint 0.05 --type latency --exp_name NAME     search; writes exps/NAME. Next: quant_aware.py
-  search.py --mode nsga2 --objectives accuracy,latency           another way to search: its flags are its own
-  search.py --mode nsga2 --help                                  the flags of that mode
+  search.py --mode nsga2 --objectives accuracy,latency           search in another way, with flags of its own
+  search.py --mode nsga2 --help                                  show the flags of that mode
   search.py --prepare acc                                        gather pairs, train the accuracy predictor
 
-What was killed continues with the same command.
+A killed run continues with the same command.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from methods import DEFAULT_MODE, MODES, PREPARE
 
 
 def build_parser() -> Parser:
-    """The parser that finds out which mode is asked for; every other flag is for the mode's own parser."""
+    """The parser of --mode and --prepare. All other flags go to the parser of the mode."""
     modes = listing({f"--mode {name}": mode.summary for name, mode in MODES.items()} | {"--prepare": PREPARE.summary})
     parser = Parser(
-        f"{__doc__}\nmodes; the flags of one are shown by search.py --mode MODE --help:\n{modes}",
+        f"{__doc__}\nmodes (search.py --mode MODE --help shows the flags of one):\n{modes}",
         usage="search.py [--help] [--mode MODE | --prepare PREDICTOR] [flags of the mode]",
         add_help=False,
     )

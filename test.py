@@ -1,10 +1,10 @@
-"""Accuracy and cost of an experiment, recomputed from its checkpoint and arch file.
+"""Accuracy and costs of an experiment, recomputed from its checkpoint and arch file.
 
 Accuracy is measured on the test images. Without a checkpoint, a subnet of a supernet that was trained quantized is
-measured as it is there, calibrated but not finetuned. For a quantized network of given architecture, the costs at 8
-bits are printed beside its own, and its bits are drawn. Latency and energy are priced as the search priced them, at
-batch 1, in both cost scopes: "full" prices every layer; "published" leaves out the first inverted-residual block and
-the classifier. A network that was searched with a table of measured costs is priced by that table too.
+measured as it is there: calibrated, not finetuned. Costs are those of batch 1, by the cost model of the search, in both
+scopes: "full" counts every layer, "published" leaves out the first inverted-residual block and the classifier. For the
+policy of a given network, the costs at 8 bits are printed beside its own, and its bits are drawn. A network that was
+searched with a table of measured costs is also priced by that table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--supernet",
         type=Path,
-        help="file of the supernet, without a checkpoint (default: the one beside the predictor)",
+        help="file of the supernet, if there is no checkpoint (default: the one beside the predictor)",
     )
     parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
     add_cost_flags(parser, "what the search used")

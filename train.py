@@ -1,14 +1,14 @@
 """Train a supernet by progressive shrinking or the sandwich rule, or with --model another network by name.
 
-Writes models/SPACE/supernet.pt or models/NAME/model.pt; a run that was killed continues with the same command. Next,
-for a float supernet: search.py --prepare acc; for one of mixed precision: --prepare acc_quant. A space of one
-bit-width throughout, as oqa-mbv2, is trained quantized, with learned step sizes; its supernet of fewer bits starts from
-one of more. A space that chooses the bits of every convolution, as qfa-mbv3, is trained in mixed precision
-(BatchQuant) from a float supernet.
+Writes models/SPACE/supernet.pt or models/NAME/model.pt. A killed run continues with the same command. Next: search.py
+--prepare acc for a float supernet, --prepare acc_quant for one of mixed precision. A space of one bit-width, such as
+oqa-mbv2, is trained with learned steps (LSQ); at fewer bits its supernet starts from one of more bits. A space that
+chooses the bits of every convolution, such as qfa-mbv3, is trained in mixed precision (BatchQuant), from a float
+supernet.
 
   torchrun --nproc_per_node=8 train.py --space apq-imagenet --data DIR --amp     on all GPUs of a machine
   train.py --model mobilenet_v2_small                                            a small network on glyphs
-  train.py --space oqa-mbv2-glyphs                                               a supernet at 4 bits, then at 3:
+  train.py --space oqa-mbv2-glyphs                                               a supernet of 4 bits, then of 3:
   train.py --space oqa-mbv2-glyphs-3bit --start_from models/oqa-mbv2-glyphs
   train.py --space qfa-mbv3-glyphs --quantizer float                             a float supernet, then mixed precision:
   train.py --space qfa-mbv3-glyphs --start_from models/qfa-mbv3-glyphs-float
@@ -32,43 +32,43 @@ if TYPE_CHECKING:
 
     from elastic_nn.training.session import Execution
 
-OF_MODELS = ("images", "epochs", "lr")  # flags that a supernet does not have
-OF_SUPERNETS = ("quantizer", "start_from")  # flags that a network by name does not have
+OF_MODELS = ("images", "epochs", "lr")  # flags of networks by name alone
+OF_SUPERNETS = ("quantizer", "start_from")  # flags of supernets alone
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--space", help="a preset, or the path of a space in a .json file (default: digits)")
-    kind.add_argument("--model", help="train this network instead: mobilenet_v2_small, any of torchvision, ...")
+    kind.add_argument("--model", help="network to train instead, for example mobilenet_v2_small or one of torchvision")
     parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
     parser.add_argument(
         "--images",
         choices=tuple(DATASETS),
-        help="with --model: what it is for (default: glyphs for NAME_small, else imagenet)",
+        help="with --model: data set to train on (default: glyphs for NAME_small, else imagenet)",
     )
     parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the space's or images' own)")
     parser.add_argument(
         "--quantizer",
-        help=f"of the supernet: {', '.join(SUPERNET_QUANTIZERS)}, or one of APQ_PLUGINS (default: lsq for spaces of "
-        "one bit-width, batchquant for QFA's, float for others)",
+        help=f"quantizers of the supernet: {', '.join(SUPERNET_QUANTIZERS)}, or one from APQ_PLUGINS (default: lsq for "
+        "spaces of one bit-width, batchquant for QFA's, float for others)",
     )
     parser.add_argument(
         "--start_from",
         type=Path,
-        help="folder or file of a supernet of the same architectures: one of more bits hands down weights and steps, a "
-        "float one its weights; its largest network teaches",
+        help="folder or file of a supernet of the same architectures to start from: a float one passes on its weights, "
+        "one of more bits also its steps; its largest subnet is the teacher",
     )
     parser.add_argument("--epochs", type=int, help="with --model: epochs (default: those of the recipe's first phase)")
     parser.add_argument("--lr", type=float, help="with --model: learning rate at the start (default: the recipe's)")
     parser.add_argument(
         "--out", type=Path, help="folder of the result (default: models/SPACE, models/SPACE-float or models/NAME)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a supernet or a model that exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace a supernet or model that exists")
     parser.add_argument(
         "--batch_size",
         type=at_least(2),
-        help="images a step, of all processes (default: the recipe's)",
+        help="images a step, of all processes together (default: the recipe's)",
     )
     add_execution_flags(parser)
     add_common_flags(parser)
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train_supernet(args: argparse.Namespace, device: torch.device, execution: Execution) -> None:
-    """Train the supernet of a space and print what its phases reached."""
+    """Train the supernet of a space and print the accuracy after each phase."""
     from elastic_nn.training.supernet_training import SupernetRequest, train_space
 
     request = SupernetRequest(space=args.space or "digits", **given(args, "quantizer", "start_from"))
@@ -107,20 +107,20 @@ def train_supernet(args: argparse.Namespace, device: torch.device, execution: Ex
 
 
 def train_network(args: argparse.Namespace, device: torch.device, execution: Execution) -> None:
-    """Train a network by its name and print how good it is."""
+    """Train a network by name and print its accuracy."""
     from elastic_nn.training.model_training import ModelRequest, train_model
 
-    made = train_model(ModelRequest(name=args.model, **given(args, *OF_MODELS)), device, execution)
+    trained = train_model(ModelRequest(name=args.model, **given(args, *OF_MODELS)), device, execution)
     if not execution.main:
         return
     if args.json:
-        print(json.dumps({"model": str(made.file), "val_top1": made.top1, "epochs": made.epochs}))
+        print(json.dumps({"model": str(trained.file), "val_top1": trained.top1, "epochs": trained.epochs}))
     else:
-        print(f"best validation top-1 {made.top1:.2%} in {made.epochs} epochs; weights in {made.file}")
+        print(f"best validation top-1 {trained.top1:.2%} in {trained.epochs} epochs; weights in {trained.file}")
 
 
 def given(args: argparse.Namespace, *own: str) -> dict[str, object]:
-    """The flags that both kinds of training have, and some of one kind."""
+    """The values of the flags that both kinds of training have, and of the flags `own`."""
     return {name: getattr(args, name) for name in ("data", "recipe", "batch_size", "out", "overwrite", "seed", *own)}
 
 

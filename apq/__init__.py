@@ -1,3 +1,3 @@
-"""The vocabulary of the toolkit: spaces, subnets, genes, layers, policies, and the files they are kept in."""
+"""The vocabulary of the toolkit: spaces, subnets, genes, layers, policies, and their files."""
 
 __version__ = "0.2.0"

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def facts_of(space: SearchSpace) -> dict[str, object]:
-    """The facts about a space, as plain data."""
+    """Facts about a space, as plain data."""
     ends = {}
     for name, subnet in (("smallest", smallest_subnet(space)), ("largest", largest_subnet(space))):
         layers = layers_of(space, subnet)
@@ -56,7 +56,7 @@ def facts_of(space: SearchSpace) -> dict[str, object]:
 
 
 def in_words(value: object) -> str:
-    """One fact as text; a long list is shown by its first and last item."""
+    """Format one fact as text. A long list becomes its first and last item."""
     if isinstance(value, dict):
         by_value: dict[str, list[str]] = {}
         for name, choices in value.items():

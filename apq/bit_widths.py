@@ -11,13 +11,13 @@ BITS_SUFFIX = re.compile(r"-([2-8])bit$")  # `oqa-mbv3-2bit` is `oqa-mbv3` at 2 
 
 
 def at_bits(space: SearchSpace, bits: int) -> SearchSpace:
-    """The same architectures, quantized to `bits` bits throughout, as OQA's are."""
+    """The same architectures at one bit-width throughout, as OQA's are."""
     base = BITS_SUFFIX.sub("", space.name)
     return replace(
         space,
         name=f"{base}-{bits}bit",
         operands=tuple(replace(kind, choices=(bits,)) for kind in space.operands),
-        forbidden=(),  # rules forbid choices of bits; there is one choice only
+        forbidden=(),  # rules forbid choices of bits, and here there is one choice
         mix_activation_bits=bits,
         fixed_bits=bits,
         shared_operands=(),
@@ -25,15 +25,15 @@ def at_bits(space: SearchSpace, bits: int) -> SearchSpace:
 
 
 def all_bits(space: SearchSpace) -> set[int]:
-    """All bit-widths that occur in the space's networks, full precision left out."""
+    """All bit-widths that occur in the networks of a space, without full precision."""
     chosen = {bits for operand in (*space.operands, *space.shared_operands) for bits in operand.choices}
     return chosen | {space.fixed_bits, space.mix_activation_bits} | ({space.end_bits} - {FULL_PRECISION})
 
 
 def bits_throughout(space: SearchSpace) -> int | None:
-    """The one bit-width of the space's networks; None where bits are searched or differ between layers.
+    """The one bit-width of a space's networks; None where bits are searched or differ between layers.
 
-    First convolution and classifier may be in full precision all the same.
+    First convolution and classifier may be in full precision.
     """
     return space.fixed_bits if len(all_bits(space)) == 1 else None
 

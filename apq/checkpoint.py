@@ -15,29 +15,29 @@ from apq.errors import UserError
 from apq.files import atomic_open
 
 
-def save_checkpoint(path: Path, data: dict[str, Any]) -> None:
-    """Write a dict of tensors and plain values, whole or not at all."""
+def save_checkpoint(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a dict of tensors and plain values, whole or not at all. UserError where it cannot be written."""
     with atomic_open(path, "wb") as file:
         try:
             torch.save(data, file)
-        except RuntimeError as error:  # torch's archive writer reports a full disk so
+        except RuntimeError as error:  # raised by torch's archive writer, for example when the disk is full
             raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
 
 
 def digest(state: Mapping[str, torch.Tensor]) -> str:
-    """Identity of a network's weights: a hash of their names, shapes and bytes."""
-    found = hashlib.sha256()
+    """A hash that identifies weights: of their names, shapes and bytes."""
+    hashed = hashlib.sha256()
     for name in sorted(state):
         array = state[name].detach().cpu().numpy()
-        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
+        hashed.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        hashed.update(array.tobytes())
+    return hashed.hexdigest()
 
 
 def load_checkpoint(path: Path, required: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Read a dict of tensors and plain values to the CPU, never running code that a pickle carries.
+    """Read a dict of tensors and plain values onto the CPU. Code in the pickle is never run.
 
-    UserError where the file is missing, truncated, not a checkpoint, would run code, or lacks a required key.
+    UserError where the file is missing, truncated, not a checkpoint, holds code, or lacks a required key.
     """
     try:
         with warnings.catch_warnings():
@@ -49,7 +49,7 @@ def load_checkpoint(path: Path, required: tuple[str, ...] = ()) -> dict[str, Any
         raise UserError(
             f"{path} is not a plain checkpoint: it is damaged or holds more than tensors, not loaded"
         ) from error
-    except Exception as error:  # a damaged archive or pickle fails in any part of its reader
+    except Exception as error:  # damaged archives and pickles raise exceptions of any type
         raise UserError(f"{path} is truncated or not a checkpoint") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}, not a checkpoint")
@@ -59,25 +59,26 @@ def load_checkpoint(path: Path, required: tuple[str, ...] = ()) -> dict[str, Any
 
 
 def check_fit(found: Mapping[str, Any], expected: Mapping[str, torch.Size]) -> None:
-    """UserError unless `found` has exactly the expected keys, as real finite tensors of the expected shapes.
+    """Check that `found` has exactly the expected keys, as real and finite tensors of the expected shapes.
 
-    It names the first keys that are missing, extra or misshapen, and how many there are.
+    UserError names the first keys that are missing, extra or misshapen, and says how many there are.
     """
     if not isinstance(found, Mapping):
         raise UserError(f"weights must be names and tensors, not a {type(found).__name__}")
-    if strange := [key for key, value in found.items() if not isinstance(value, torch.Tensor) or value.is_complex()]:
-        raise UserError(f"weights must be names and tensors of real numbers only, not {strange[0]}")
+    if not_real := [key for key, value in found.items() if not isinstance(value, torch.Tensor) or value.is_complex()]:
+        raise UserError(f"weights must be names and tensors of real numbers only, not {not_real[0]}")
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected]
-    odd = [
+    misshapen = [
         f"{key} {tuple(found[key].shape)} for {tuple(shape)}"
         for key, shape in expected.items()
         if key in found and found[key].shape != shape
     ]
-    broken = [key for key, value in found.items() if not torch.isfinite(value).all()]
+    not_finite = [key for key, value in found.items() if not torch.isfinite(value).all()]
+    by_problem = {"missing": missing, "extra": extra, "of another shape": misshapen, "not finite": not_finite}
     problems = [
         f"{len(keys)} {what} ({', '.join(map(str, keys[:5]))}{', ...' if len(keys) > 5 else ''})"
-        for what, keys in (("missing", missing), ("extra", extra), ("of another shape", odd), ("not finite", broken))
+        for what, keys in by_problem.items()
         if keys
     ]
     if problems:

@@ -1,4 +1,4 @@
-"""What every script's command line shares: common flags, and how a user's mistake ends."""
+"""Command lines of all scripts: common flags, exit codes, plugins, printed tables."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser that shows defaults in --help and raises a one-line UserError for a wrong command line.
+    """ArgumentParser that shows defaults in --help and raises UserError for a wrong command line.
 
-    `options` go to ArgumentParser. A `prog` among them is named in errors as the command that prints the help.
+    `options` go to ArgumentParser. Errors name `prog`, if it is given, as the command that prints the help.
     """
 
     def __init__(self, description: str, **options: Any) -> None:
@@ -44,7 +44,7 @@ def at_least(lowest: int) -> Callable[[str], int]:
     return number
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -57,10 +57,10 @@ def _share(text: str) -> float:
 def add_common_flags(parser: argparse.ArgumentParser, *, seed: bool = True, device: bool = True) -> None:
     """Add --seed, --device and --json."""
     if seed:
-        parser.add_argument("--seed", type=at_least(0), default=0, help="seed of everything random")
+        parser.add_argument("--seed", type=at_least(0), default=0, help="seed of all random numbers")
     if device:
         parser.add_argument(
-            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present"
+            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
         )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
@@ -68,41 +68,47 @@ def add_common_flags(parser: argparse.ArgumentParser, *, seed: bool = True, devi
 def add_execution_flags(parser: argparse.ArgumentParser) -> None:
     """Add --amp, --accumulate and --ema, for scripts that train."""
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
-    parser.add_argument("--accumulate", type=at_least(1), default=1, help="parts that a batch is cut into, for memory")
+    parser.add_argument(
+        "--accumulate", type=at_least(1), default=1, help="parts that a batch is cut into, to save memory"
+    )
     parser.add_argument(
         "--ema",
-        type=_share,
-        help="end with a moving average of this decay, say 0.9998",
+        type=_fraction,
+        help="keep a moving average of the weights with this decay, e.g. 0.9998, and end with it",
     )
 
 
 def run(main: Callable[[list[str] | None], None], name: str | None = None) -> NoReturn:
-    """Run a script's main; a UserError becomes one line on stderr, after the script's name, and exit code 2.
+    """Run a script's main function and exit.
 
-    Modules that the environment names in APQ_PLUGINS, with commas, are imported first.
+    A UserError is printed as one line on stderr, after the script's name, with exit code 2. The plugins are imported
+    first, see `import_plugins`.
     """
     try:
         import_plugins()
         main(None)
         sys.stdout.flush()
     except UserError as error:
-        message = str(error).rsplit("UserError: ", 1)[-1]  # a loader's worker process puts its traceback before it
+        message = str(error).rsplit("UserError: ", 1)[-1]  # a loader's worker process puts a traceback in front
         print(f"{name or Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
     except MemoryError as error:
         print(f"{name or Path(sys.argv[0]).name}: out of memory: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it can", file=sys.stderr)
+        print("interrupted; the same command continues saved work", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
 
 
 def import_plugins() -> None:
-    """Import the modules in APQ_PLUGINS, which add rows to the product's tables; UserError where one cannot be."""
+    """Import the modules named in APQ_PLUGINS, separated by commas. They add rows to the tables of the toolkit.
+
+    UserError where one cannot be imported.
+    """
     for name in filter(None, map(str.strip, os.environ.get("APQ_PLUGINS", "").split(","))):
         try:
             importlib.import_module(name)
@@ -111,13 +117,13 @@ def import_plugins() -> None:
 
 
 def listing(facts: Mapping[str, object]) -> str:
-    """Names and values, one a line, the values in a column."""
+    """Format names and values, one pair a line, with the values in a column."""
     width = max(18, *map(len, facts))
     return "\n".join(f"  {name:{width}} {value}" for name, value in facts.items())
 
 
 def table(rows: Iterable[tuple[str, ...]]) -> str:
-    """Rows as aligned text columns; the first is aligned left, the others right."""
+    """Format rows as text columns: the first aligned left, the others right."""
     rows = [tuple(map(str, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

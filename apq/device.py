@@ -10,9 +10,9 @@ from apq.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a --device flag: "cpu", "cuda", or "auto" for a GPU where there is one.
+    """The device that --device names: "cpu", "cuda", or "auto" for a GPU if there is one.
 
-    Under torchrun each process of a machine gets its own GPU. UserError where there is none for it.
+    Under torchrun each process of a machine gets its own GPU. UserError where there are too few.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:

@@ -1,4 +1,4 @@
-"""The error that users can fix."""
+"""The exception for mistakes that users can fix."""
 
 
 class UserError(ValueError):

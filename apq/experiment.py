@@ -1,4 +1,4 @@
-"""The folder of one experiment: what was asked, what was found, what it reached. Every write is atomic."""
+"""The folder of one experiment: settings, result, weights. Every write is atomic."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ PICTURES = ("depths.png", "shapes.png", "diagram.png")  # of `python -m report.a
 
 @dataclass(frozen=True)
 class Experiment:
-    """The files that any experiment has, in a folder such as `exps/NAME`; `apq.search_result` reads and writes them.
+    """The files of an experiment in a folder such as `exps/NAME`. `apq.search_result` reads and writes them.
 
-    `arch` is a subnet of a searched space: a list of two objects, architecture then policy. A search of the bits of one
-    network has `policy.json` instead, and `model.pt`, the float network. Both have `config.json`, `history.jsonl`,
-    `made_by.json` and `lat`, a list of the cost. A search for many budgets has `front.json`. A finetune adds `acc` and
-    `checkpoint/model_best.pth.tar`. Methods name further files of their own.
+    Files:
+        arch: a subnet of the searched space, as a list of two objects: architecture, then policy.
+        policy.json, model.pt: the policy and the float network of a search of bits, which has no `arch`.
+        config.json, history.jsonl, made_by.json: settings and figures, one record a step, provenance.
+        lat: the cost, as a list of one number.
+        front.json: the points of a front, of searches for many budgets.
+        acc, checkpoint/model_best.pth.tar: validation top-1 and weights, of a finetune.
+
+    Methods name further files of their own.
     """
 
     path: Path
@@ -75,35 +80,39 @@ class Experiment:
         return self.path / "checkpoint" / "checkpoint.pth.tar"
 
     def unfinished(self) -> bool:
-        """Whether there is the state of a search that was killed."""
+        """Whether there is the state of an unfinished search."""
         return any(self.path.glob("*.state.*"))
 
     def check_free(self, overwrite: bool) -> None:
-        """UserError if the experiment exists and may not be replaced, or cannot be written. To be called first."""
+        """Check that the experiment can be written, before any work.
+
+        UserError if it exists and may not be replaced, or if the folder cannot be written.
+        """
         check_writable(self.path)
         if overwrite:
             return
         if self.arch.exists() or self.policy.exists():
             raise UserError(f"experiment {self.path} exists; choose another --exp_name or give --overwrite")
-        if left := self._journals():
-            raise UserError(f"{self.path} has {left[0].name}; choose another --exp_name or give --overwrite")
+        if journals := self._journals():
+            raise UserError(f"{self.path} has {journals[0].name}; choose another --exp_name or give --overwrite")
 
     @contextlib.contextmanager
     def replaced(self) -> Iterator[Experiment]:
-        """An empty experiment to fill: its files take the places of this one's if the block succeeds.
+        """Yield an empty experiment to fill. If the block succeeds, its files replace those of this experiment.
 
-        `arch` and `policy.json`, which say that an experiment exists, are removed first and written last. States of
-        unfinished work are removed after them: until then a killed run continues. Files that no search wrote stay.
+        `arch` and `policy.json`, which mark an experiment as finished, are removed first and written last. States of
+        unfinished work are removed after that, so that a killed run can continue until then. Files that no search
+        wrote stay.
         """
         new = Experiment(self.path / ".new")
         shutil.rmtree(new.path, ignore_errors=True)
         yield new
-        came = {item.name for item in new.path.iterdir()}
+        written = {item.name for item in new.path.iterdir()}
         made_by = read_json(new.made_by) if new.made_by.exists() else {}
         files = {item.name for item in new.path.iterdir() if item.is_file()}
         write_json(new.made_by, {**made_by, "files": sorted({*files, new.made_by.name})})
-        gone = [name for name in self._files_of_search() if name not in came]  # the others are replaced below
-        for item in (self.arch, self.policy, self.acc, *(self.path / name for name in gone)):
+        stale = [name for name in self._files_of_search() if name not in written]  # the others are replaced below
+        for item in (self.arch, self.policy, self.acc, *(self.path / name for name in stale)):
             item.unlink(missing_ok=True)
         shutil.rmtree(self.best_checkpoint.parent, ignore_errors=True)
         for item in sorted(new.path.iterdir(), key=lambda item: item.name in (new.arch.name, new.policy.name)):
@@ -113,36 +122,37 @@ class Experiment:
         new.path.rmdir()
 
     def load_subnet(self, space: SearchSpace) -> Subnet:
-        """The subnet of the `arch` file, checked against the space."""
+        """The subnet of the `arch` file. UserError where the file is missing, or does not fit the space."""
         if not self.arch.exists():
             raise UserError(f"no experiment at {self.path}: it has no arch file; run search.py first")
         parts = read_json(self.arch)
         if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, dict) for part in parts)):
             raise UserError(f"{self.arch} must hold a list of two objects, architecture then policy")
         if twice := set(parts[0]) & set(parts[1]):
-            raise UserError(f"{self.arch} gives {', '.join(sorted(twice))} in both objects")
+            raise UserError(f"{self.arch} has {', '.join(sorted(twice))} in both objects")
         try:
             return subnet_from_spec(space, {**parts[0], **parts[1]})
         except UserError as error:
             raise UserError(f"{self.arch}: {error}") from error
 
     def _files_of_search(self) -> list[str]:
-        """Names of the files that the last search wrote or left unfinished, and of the pictures drawn of it."""
+        """Names of all files of the last search, its unfinished ones and its pictures included."""
         try:
-            listed = [Path(name).name for name in read_json(self.made_by)["files"]]  # never a path out of the folder
+            # Names alone: no path may leave the folder.
+            listed = [Path(name).name for name in read_json(self.made_by)["files"]]
         except (UserError, KeyError, TypeError):
             listed = FILES_OF_FORMAT_1
         return [*listed, *PICTURES, *(file.name for file in self._journals())]
 
     def _journals(self) -> list[Path]:
-        """The files of measurements that a search keeps one by one (`apq.resume.Journal`)."""
+        """The files of `apq.resume.Journal`s in the folder."""
         lines = [file for file in self.path.glob("*.jsonl") if file != self.history]
         asked = [file.with_name(re.split(r"[-.]", file.name)[0] + ".json") for file in lines]
         return sorted({*lines, *(file for file in asked if file.exists())})
 
 
 def get_experiment(name: str, folder: Path | None = None) -> Experiment:
-    """The experiment in a folder, or else exps/NAME; UserError where the name is a path."""
+    """The experiment in `folder`, or else in exps/NAME. UserError where the name is a path."""
     if folder is None and (name != Path(name).name or name in ("", "..")):
         raise UserError(f"--exp_name {name!r} must be a plain name; give a path with --exp_dir")
     return Experiment(folder or Path("exps") / name)

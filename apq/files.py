@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, and reads that complain in one line."""
+"""Files that are whole or absent: atomic writes, and reads whose errors are one line."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Record = dict[str, Any]  # plain data, as JSON holds it
 
 
 def cache_folder() -> Path:
-    """Where what can be made anew is kept: `$APQ_CACHE` or `~/.cache/apq`."""
+    """The folder of files that can be made again: `$APQ_CACHE` or `~/.cache/apq`."""
     return Path(os.environ.get("APQ_CACHE") or Path.home() / ".cache" / "apq")
 
 
 @contextlib.contextmanager
 def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary neighbour for writing; it replaces `path` (fsync, rename) only if the block succeeds.
+    """Open a temporary file beside `path` for writing. It replaces `path` (fsync, rename) only if the block succeeds.
 
-    UserError where the file cannot be written, say to a full disk; what was there before then stays.
+    UserError where the file cannot be written, for example to a full disk. The old file then stays.
     """
     temporary = None
     try:
@@ -37,7 +37,7 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())  # mkstemp makes it private to the user
+        Path(temporary).chmod(0o666 & ~_umask())  # mkstemp makes files that only the user may read
         Path(temporary).replace(path)
     except BaseException as error:
         if temporary is not None:
@@ -48,10 +48,10 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def check_writable(folder: Path) -> None:
-    """UserError if files cannot be made in a folder, which need not exist yet. For before long work."""
-    exists = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not (exists.is_dir() and os.access(exists, os.W_OK | os.X_OK)):
-        raise UserError(f"cannot write to {folder}: {exists} is not a folder that may be written")
+    """Check before long work that files can be made in a folder, which need not exist yet; UserError if not."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise UserError(f"cannot write to {folder}: {existing} is not a folder that may be written")
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -74,13 +74,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             return dict(data)
-    # A damaged archive fails in any part of it: NotImplementedError is zipfile's word for an unknown compression.
+    # All of these come from damaged archives; zipfile raises NotImplementedError for an unknown compression.
     except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError, BadZipFile) as error:
         raise UserError(f"{path} is missing or damaged: {_one_line(error)}") from error
 
 
 def append_jsonl(path: Path, record: Any) -> None:
-    """Append one record as a line and flush it to disk; the torn last line of a killed run makes room for it."""
+    """Append one record as a line and flush it to disk. An incomplete last line, of a killed run, is cut off first."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -93,7 +93,7 @@ def append_jsonl(path: Path, record: Any) -> None:
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """Every whole record of a file of lines, without the torn last one of a killed run; UserError for other damage."""
+    """The records of a file of JSON lines, without an incomplete last line. UserError for other damage."""
     if not path.exists():
         return []
     try:
@@ -103,7 +103,7 @@ def read_jsonl(path: Path) -> list[Any]:
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:
-    """Write records as lines, atomically."""
+    """Write records as JSON lines, atomically."""
     with atomic_open(path) as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
 

@@ -1,8 +1,8 @@
 """Gene matrices: a population as one int array `(n, genes)` of choice indices.
 
-Columns, in order: kernel of every slot, width of every slot, bits of every slot for each operand kind, depth of every
-stage, bits of every shared operand, resolution. A row is *canonical* when its idle slots, those that do not run, hold
-the defaults: smallest kernel, smallest width, highest bits. Equal networks are then equal rows.
+Columns, in order: kernel of every slot, mid channels of every slot, bits of every slot for each operand kind, depth of
+every stage, bits of every shared operand, resolution. A row is *canonical* when its idle slots, those that do not run,
+hold the defaults: smallest kernel, fewest mid channels, highest bits. Equal networks then have equal rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_REDRAWS = 1000
 
 @dataclass(frozen=True)
 class GeneView:
-    """The parts of a gene matrix as NumPy views: writing to them writes to the matrix."""
+    """The parts of a gene matrix as NumPy views. Writing to them writes to the matrix."""
 
     ks: np.ndarray  # (n, slots)
     e: np.ndarray  # (n, slots)
@@ -86,7 +86,7 @@ def active(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
 
 
 def canonical(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
-    """A copy in which idle slots hold the defaults. (n, genes) -> same."""
+    """A copy in which idle slots hold the defaults: (n, genes) -> same."""
     genes = genes.copy()
     per_slot = (2 + len(space.operands)) * len(space.slots)
     idle = np.tile(~active(space, genes), 2 + len(space.operands))  # (n, per_slot)
@@ -95,7 +95,7 @@ def canonical(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
 
 
 def forbidden_slots(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
-    """(n, slots) bool: which slots, running or idle, break a rule of the space by their kernel and bits."""
+    """(n, slots) bool: which slots, running or idle, break a rule of the space."""
     parts = view(space, genes)
     broken = np.zeros(parts.ks.shape, dtype=bool)
     for rule in space.forbidden:
@@ -108,9 +108,9 @@ def forbidden_slots(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
 
 
 def legalise(space: SearchSpace, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A canonical copy in which forbidden slots have their kernel and bits redrawn until they are legal.
+    """A canonical copy in which the kernel and bits of forbidden slots are redrawn until they are legal.
 
-    UserError where that takes more than `MAX_REDRAWS` rounds.
+    UserError after `MAX_REDRAWS` rounds.
     """
     genes = canonical(space, genes)
     parts = view(space, genes)
@@ -125,12 +125,12 @@ def legalise(space: SearchSpace, genes: np.ndarray, rng: np.random.Generator) ->
 
 
 def sample(space: SearchSpace, n: int, rng: np.random.Generator) -> np.ndarray:
-    """(n, genes) legal canonical rows, every choice drawn uniformly."""
+    """(n, genes) legal canonical rows, with every choice drawn uniformly."""
     return legalise(space, rng.integers(cardinalities(space), size=(n, len(cardinalities(space)))), rng)
 
 
 def with_highest_bits(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
-    """The same architectures at their highest bits, by which float networks are recorded. (n, genes) -> same."""
+    """The same architectures at their highest bits, as float networks are recorded: (n, genes) -> same."""
     genes, counts = genes.copy(), view(space, cardinalities(space)[None])
     view(space, genes).bits[:], view(space, genes).shared_bits[:] = counts.bits - 1, counts.shared_bits - 1
     return genes

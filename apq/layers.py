@@ -12,22 +12,22 @@ from apq.space import FULL_PRECISION, SCOPES, SearchSpace
 from apq.stages import Slot, make_divisible
 from apq.subnet import Subnet
 
-FIXED_BITS = 8  # of layers that are given no bits of their own
-COUNTED_BITS = 8  # what full precision counts as in BitOps (OQA, QFA)
+FIXED_BITS = 8  # bits of layers whose bits are not chosen
+COUNTED_BITS = 8  # full precision counts as this many bits in BitOps (OQA, QFA)
 SQUEEZE = 4  # reduction ratio of squeeze-and-excitation
 
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """One convolution (a fully connected layer is a 1x1 on a 1x1 image) at batch 1, with "same" padding.
+    """One convolution with "same" padding, at batch 1. A fully connected layer is a 1x1 convolution of a 1x1 input.
 
     Attributes:
-        input_size: side of the square input. For a convolution with other padding it is the side whose "same"
-            convolution has as many outputs, so that MACs and pixels read are right.
+        input_size: side of the square input. For another padding it is the side at which "same" padding has as many
+            outputs, so that MACs and pixels read are right.
         image_input: whether it is the network's first convolution.
         norm: whether BatchNorm follows (2 parameters a channel).
         bias: whether it has a bias (1 parameter a channel).
-        shared: whether its weights belong to an earlier layer, which stores them.
+        shared: whether its weights are stored by an earlier layer.
     """
 
     in_channels: int
@@ -60,23 +60,23 @@ class ConvLayer:
 
     @property
     def bitops(self) -> int:
-        """MACs x weight bits x activation bits, where full precision counts as 8 bits."""
+        """MACs x weight bits x activation bits. Full precision counts as 8 bits."""
         w, a = (COUNTED_BITS if bits == FULL_PRECISION else bits for bits in (self.w_bits, self.a_bits))
         return self.macs * w * a
 
     @property
     def weighted_flops(self) -> float:
-        """BitOps / 64, which OQA calls FLOPs: MACs where both operands have 8 bits or full precision."""
+        """BitOps / 64, which OQA calls FLOPs. Equals MACs at 8 bits and in full precision."""
         return self.bitops / COUNTED_BITS**2
 
     @property
     def params(self) -> int:
-        """Trained parameters: weights, bias, and scale and shift of BatchNorm."""
+        """Number of trained parameters: weights, bias, scale and shift of BatchNorm."""
         return self._stored_weights + self.out_channels * (2 * self.norm + self.bias)
 
     @property
     def size_bytes(self) -> float:
-        """Stored bytes: weights at their bits and, with BatchNorm (folded) or a bias, 32 bits for each channel."""
+        """Stored bytes: weights at their bits, and 32 bits a channel for a bias or for BatchNorm, which is folded."""
         return self._stored_weights * self.w_bits / 8 + self.out_channels * 4 * (self.norm or self.bias)
 
     @property
@@ -87,7 +87,7 @@ class ConvLayer:
 def slot_layer(
     space: SearchSpace, slot: Slot, role: str, side: int, mid: int, kernel_size: int, w_bits: int, a_bits: int
 ) -> ConvLayer:
-    """The "expand", "depthwise" or "project" layer of an elastic block with `mid` channels and input side `side`."""
+    """The "expand", "depthwise" or "project" layer (`role`) of an elastic block with `mid` channels inside."""
     if role == "expand":
         shape = (slot.in_channels, mid, side, 1, 1, 1)
     elif role == "depthwise":
@@ -98,7 +98,7 @@ def slot_layer(
 
 
 def squeeze_layers(space: SearchSpace, slot: Slot, mid: int) -> list[ConvLayer]:
-    """The two fully connected layers of a block's squeeze-and-excitation, if it has one; they are not quantized."""
+    """The two fully connected layers of a block's squeeze-and-excitation, in full precision; none without it."""
     if not space.stages[slot.stage].squeeze:
         return []
     inside, b, name = squeezed_channels(mid), FULL_PRECISION, f"blocks.{slot.index + 1}.squeeze"
@@ -109,7 +109,7 @@ def squeeze_layers(space: SearchSpace, slot: Slot, mid: int) -> list[ConvLayer]:
 
 
 def squeezed_channels(mid: int) -> int:
-    """Hidden channels of squeeze-and-excitation on `mid` channels: a quarter, rounded to a multiple of 8."""
+    """Channels between the two layers of squeeze-and-excitation: a quarter of `mid`, rounded to a multiple of 8."""
     return int(make_divisible(mid // SQUEEZE))
 
 
@@ -118,7 +118,7 @@ def first_layers(
 ) -> list[ConvLayer]:
     """The layers before the slots: first convolution and, in scope `full`, the first block.
 
-    `shared_bits` are those of a subnet; None takes the highest choices.
+    `shared_bits` are those of a subnet (None: the highest choices). UserError for an unknown scope.
     """
     shape = (space.in_channels, space.stem_width, resolution, 3, space.stem_stride, 1)
     stem = ConvLayer(*shape, space.end_bits, space.end_bits, image_input=True, name="first_conv")
@@ -133,7 +133,7 @@ def last_layers(
 ) -> list[ConvLayer]:
     """The layers after the slots: 1x1 convolutions before and after pooling and, in scope `full`, the classifier.
 
-    `shared_bits` are those of a subnet; None takes the highest choices.
+    `shared_bits` are those of a subnet (None: the highest choices). UserError for an unknown scope.
     """
     names, ends = ["feature_mix_layer", *([] if space.pooled_width is None else ["pooled_mix_layer"])], space.end_bits
     layers = [shared_layer(space, name, resolution, *_bits(space, name, shared_bits)) for name in names]
@@ -147,7 +147,7 @@ def last_layers(
 
 
 def shared_layer(space: SearchSpace, name: str, resolution: int, w_bits: int, a_bits: int) -> ConvLayer:
-    """One of `SHARED_LAYERS`, which all networks of the space have, at these bits."""
+    """One of `SHARED_LAYERS`, which all subnets of the space have, at these bits."""
     stem, head = space.stem_width, space.head_width
     if name.startswith("blocks.0"):
         side = math.ceil(resolution / space.stem_stride)
@@ -162,7 +162,7 @@ def shared_layer(space: SearchSpace, name: str, resolution: int, w_bits: int, a_
 
 
 def shared_choices(space: SearchSpace, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Choices of weight bits and of activation bits of one of `SHARED_LAYERS`; a single one where none is searched."""
+    """Choices of weight bits and of activation bits of one of `SHARED_LAYERS`: a single one where none is searched."""
     chosen = {shared.operand: shared.choices for shared in space.shared_operands if shared.layer == name}
     return tuple(chosen.get(operand, (space.fixed_bits,)) for operand in "wa")
 
@@ -191,8 +191,8 @@ def layers_of(space: SearchSpace, subnet: Subnet, scope: str = "full") -> list[C
 
 
 def searchable_layers(space: SearchSpace) -> list[ConvLayer]:
-    """The rows of a cost table: every distinct legal layer of the slots, in slot order, then the layers of
-    squeeze-and-excitation and the shared layers whose bits are searched."""
+    """The layers of a cost table, each once: all legal layers of the slots, in slot order, then those of
+    squeeze-and-excitation, then the shared layers whose bits are searched."""
     layers: dict[ConvLayer, None] = {}
     for resolution, slot, role in itertools.product(space.resolutions, space.slots, BLOCK_LAYERS):
         side = space.input_sides(resolution)[slot.index]

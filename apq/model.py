@@ -1,4 +1,4 @@
-"""ModelSpec: a network other than a supernet, by name, and the images that it is for."""
+"""ModelSpec: a network other than a supernet, by name, and its images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apq.errors import UserError
+from apq.files import Record
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
 
@@ -16,9 +17,10 @@ PLAIN_FIELDS = ("name", "dataset", "in_channels", "n_classes", "resolution")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A network by name: its images, their channels, its number of classes and its resolution in pixels.
+    """A network by name: its data set, input channels, number of classes and resolution in pixels.
 
-    A float subnet is named "subnet" and holds its space and subnet, which the other fields must agree with.
+    A float subnet has the name "subnet", a space and a subnet. The other fields must agree with these. UserError where
+    they do not, or where a field is out of range.
     """
 
     name: str
@@ -48,7 +50,7 @@ class ModelSpec:
 
     @property
     def resolutions(self) -> tuple[int]:
-        """The resolution in a tuple, as spaces have theirs."""
+        """The resolution in a tuple, the form in which spaces have theirs."""
         return (self.resolution,)
 
 
@@ -65,8 +67,8 @@ def subnet_model(space: SearchSpace, subnet: Subnet) -> ModelSpec:
     )
 
 
-def model_to_dict(spec: ModelSpec) -> dict[str, Any]:
-    """The spec as plain JSON data. Only a subnet has "space", "arch" and "policy"."""
+def model_to_dict(spec: ModelSpec) -> Record:
+    """The spec as plain JSON data. A subnet's has "space", "arch" and "policy" too."""
     plain = {what: getattr(spec, what) for what in PLAIN_FIELDS}
     if spec.space is None:
         return plain

@@ -10,9 +10,9 @@ DEFAULT_MODELS = Path("models/digits")
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """`supernet.pt`, `acc.pt` and `acc_quant.pt` (the two accuracy predictors) and `training.json` (a record).
+    """Files: `supernet.pt`, `training.json` (its record), `acc.pt` and `acc_quant.pt` (the two accuracy predictors).
 
-    For a network by name it has `model.pt` alone. In a folder of published files the supernet is `imagenet-OFA`.
+    The folder of a network by name has `model.pt` alone. In a folder of published files the supernet is `imagenet-OFA`.
     """
 
     path: Path

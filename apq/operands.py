@@ -1,4 +1,4 @@
-"""Operands whose bits are chosen: kinds of operands in elastic blocks, and operands of layers that all share."""
+"""Operands whose bits are chosen: operand kinds of the elastic blocks, and operands of shared layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ SHARED_LAYERS = ("blocks.0.depthwise", "blocks.0.project", "feature_mix_layer", 
 
 @dataclass(frozen=True, kw_only=True)
 class OperandBits:
-    """Bit choices of one operand kind, for example the weights ("w") of a block's expand and project layers."""
+    """Bit choices of one operand kind, for example the weights ("w") of a block's expand and project layers.
+
+    `choices` are ascending. UserError for unknown layers and bad choices.
+    """
 
     name: str
     layers: tuple[str, ...]
@@ -34,9 +37,9 @@ class OperandBits:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedOperand:
-    """Bit choices of the weights ("w") or the inputs ("a") of a layer that all networks share, by the layer's name.
+    """Bit choices of the weights ("w") or the inputs ("a") of a shared layer, one of `SHARED_LAYERS`.
 
-    The layer is in every subnet of the space; its bits may still differ from one subnet to the next.
+    Every subnet of the space has the layer; its bits may differ between subnets.
     """
 
     layer: str
@@ -55,7 +58,7 @@ class SharedOperand:
 
 @dataclass(frozen=True, kw_only=True)
 class Forbidden:
-    """A depthwise kernel size and a bit-width of an operand kind that no block may combine, and the reason."""
+    """A rule: no block may combine this depthwise kernel size with this bit-width of an operand kind."""
 
     kernel_size: int
     operand: str
@@ -64,7 +67,7 @@ class Forbidden:
 
 
 def check_whole(owner: str, lowest: int = 1, **values: int | tuple[int, ...]) -> None:
-    """UserError unless every value, or every item of a tuple, is an integer of at least `lowest`."""
+    """Check that every value, or every item of a tuple, is an integer of at least `lowest`; UserError if not."""
     for what, value in values.items():
         for number in value if isinstance(value, tuple) else (value,):
             if not isinstance(number, int) or isinstance(number, bool) or number < lowest:

@@ -10,27 +10,27 @@ from typing import Any
 import numpy as np
 
 from apq.errors import UserError
-from apq.files import read_json
+from apq.files import Record, read_json
 from apq.layers import FIXED_BITS, ConvLayer
 
-QUANTIZERS = {"linear": (2, 8), "kmeans": (1, 8)}  # fewest and most bits of each; a row may be added from outside
-WEIGHTS_ONLY = {"kmeans"}  # of these, the ones that leave activations in floating point
-# What supernets are trained with: the names of the schemes in `elastic_nn.quantizers` that do, without its imports.
+QUANTIZERS = {"linear": (2, 8), "kmeans": (1, 8)}  # fewest and most bits; a row may be added from outside
+WEIGHTS_ONLY = {"kmeans"}  # quantizers that leave activations in full precision
+# Names of the schemes in `elastic_nn.quantizers` that supernets are trained with, listed here without its imports.
 SUPERNET_QUANTIZERS = (
     *("float", "lsq"),
     *("batchquant", "batchquant-percentile", "batchquant-mse", "running-minmax", "lsq-per-bits"),
 )
-NOT_QUANTIZED = -1  # in a policy: the layer's input is not quantized
+NOT_QUANTIZED = -1  # activation bits of a layer whose input is not quantized
 IMAGE_BITS = (NOT_QUANTIZED, FIXED_BITS)  # choices for the input image, which has 8 bits already
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """The bits of each of a network's layers.
+    """The bits of each layer of a network.
 
     `bits` has one row for each of `names`: (weights, activations) for the linear quantizer, (weights,) for k-means,
-    which leaves activations in floating point. The input of the first layer, the image, has NOT_QUANTIZED or 8: its
-    pixels have 8 bits already.
+    which leaves activations in full precision. The input of the first layer is the image, whose pixels have 8 bits:
+    its activation bits are NOT_QUANTIZED or 8. UserError for an unknown quantizer and bits that it does not have.
     """
 
     quantizer: str
@@ -56,17 +56,17 @@ class Policy:
 
     @property
     def strategy(self) -> list[Any]:
-        """The published form: [[weight bits, activation bits], ...], or [weight bits, ...] of k-means."""
+        """The published form: [[weight bits, activation bits], ...], or [weight bits, ...] for k-means."""
         return [list(row) if len(row) > 1 else row[0] for row in self.bits]
 
     def matrix(self, image_bits: int = FIXED_BITS) -> np.ndarray:
-        """(layers, 2 or 1) bits for pricing, where an unquantized image counts as `image_bits`."""
+        """(layers, 2 or 1) bits for pricing. An image that is not quantized counts as `image_bits`."""
         bits = np.array(self.bits)
         return np.where(bits == NOT_QUANTIZED, image_bits, bits)
 
 
 def layer_names(layers: Sequence[ConvLayer]) -> tuple[str, ...]:
-    """The names of the layers that have bits, in running order; a layer that runs twice is listed once."""
+    """The names of the layers in running order, each once, also where a layer runs twice."""
     return tuple(dict.fromkeys(layer.name for layer in layers))
 
 
@@ -77,7 +77,7 @@ def priced_layers(layers: Sequence[ConvLayer], policy: Policy, image_bits: int =
 
 
 def policy_from_strategy(quantizer: str, layers: Sequence[ConvLayer], strategy: Any) -> Policy:
-    """The policy of a published strategy for a network of these layers; UserError where it does not fit."""
+    """The policy of a published strategy for a network of these layers. UserError where it does not fit."""
     if not isinstance(strategy, list) or not all(isinstance(row, (int, list)) for row in strategy):
         raise UserError("a policy is a list with one entry a layer: bits, or [weight bits, activation bits]")
     rows = tuple(tuple(row) if isinstance(row, list) else (row,) for row in strategy)
@@ -87,7 +87,8 @@ def policy_from_strategy(quantizer: str, layers: Sequence[ConvLayer], strategy: 
 def load_strategy(path: Path) -> Any:
     """The strategy in a JSON file: a list, or an object with a list under "strategy", as policies are stored.
 
-    `FILE#/a/0/b` reads a part of a larger file by a JSON pointer (RFC 6901, without escapes).
+    `FILE#/a/0/b` reads part of a larger file by a JSON pointer (RFC 6901, without escapes). UserError where there is no
+    strategy.
     """
     name, _, pointer = str(path).partition("#/")
     data = read_json(Path(name))
@@ -102,8 +103,8 @@ def load_strategy(path: Path) -> Any:
     return found
 
 
-def policy_to_dict(policy: Policy, layers: Sequence[ConvLayer]) -> dict[str, Any]:
-    """The policy as plain JSON data, with the layers, so that it can be priced without the network."""
+def policy_to_dict(policy: Policy, layers: Sequence[ConvLayer]) -> Record:
+    """The policy as plain JSON data. With its layers it can be priced without the network."""
     return {
         "quantizer": policy.quantizer,
         "strategy": policy.strategy,

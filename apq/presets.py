@@ -31,7 +31,7 @@ _NO_7X7_AT_4_BITS = Forbidden(
     kernel_size=7, operand="dw_a", bits=4, reason="the published cost table has no 7x7 depthwise with 4-bit activations"
 )
 
-# Small on purpose: handwritten digits are easy, and in a larger space nearly every network would be perfect.
+# Small on purpose: digits are easy, and nearly every network of a larger space would reach 100 %.
 DIGITS = SearchSpace(
     name="digits",
     dataset="digits",
@@ -86,9 +86,10 @@ def published_space(
     ratios: Sequence[float] = (4, 6),
     depths: Sequence[int] = (2, 3, 4),
 ) -> SearchSpace:
-    """The space that the published network constructors describe; their defaults give `apq-imagenet` and its recipe.
+    """The space that the published network constructors describe. Their defaults give `apq-imagenet` and its recipe.
 
-    `ratios` are the ends of a range with steps of 8 channels. The last stage has a single block.
+    `ratios` are the ends of a range with steps of 8 channels. The last stage has a single block. UserError for an
+    unknown `base_stage_width`.
     """
     if base_stage_width not in PUBLISHED_WIDTHS:
         raise UserError(f"base_stage_width {base_stage_width!r}; known: {', '.join(PUBLISHED_WIDTHS)}")
@@ -124,7 +125,7 @@ def published_space(
         channel_step=8,
         operands=_apq_operands((4, 6, 8)),
         forbidden=(_NO_7X7_AT_4_BITS,),
-        mix_activation_bits=7,  # the published weights were trained so: 63 positive levels
+        mix_activation_bits=7,  # as the published weights were trained: 63 positive codes
         budget_scope="published",  # so that the published budgets (12.80 ms) keep their meaning
         recipe=None if suffix else "apq-imagenet",
     )
@@ -224,7 +225,7 @@ OQA_MBV3_GLYPHS = _oqa_space(
 def _qfa_space(oqa: SearchSpace, name: str, recipe: str, width_mult: float = 1.0) -> SearchSpace:
     """QFA (NeurIPS 2021, arXiv 2105.08952): OQA's networks, with the bits of every convolution chosen independently.
 
-    First convolution and classifier stay in full precision. All other bits are searched, so `fixed_bits` sets none.
+    First convolution and classifier stay in full precision. All other bits are searched, so `fixed_bits` has no effect.
     """
     choices = (2, 3, 4)
 
@@ -272,7 +273,7 @@ SPACES = {
 
 
 def find_preset(name: str) -> SearchSpace | None:
-    """The preset of this name, also at another number of bits as `at_bits` names it; None for other names."""
+    """The preset of this name, which may have the suffix of `at_bits`. None for other names."""
     if name in SPACES:
         return SPACES[name]
     suffix = BITS_SUFFIX.search(name)
@@ -283,7 +284,7 @@ def find_preset(name: str) -> SearchSpace | None:
 def get_space(name: str) -> SearchSpace:
     """The preset of this name, or the space in the JSON file at this path.
 
-    OQA's presets also take a number of bits: `oqa-mbv3-2bit`. UserError names the known ones.
+    OQA's presets may have a suffix for the bits: `oqa-mbv3-2bit`. UserError names the known ones.
     """
     if (preset := find_preset(name)) and (name in SPACES or bits_throughout(SPACES[BITS_SUFFIX.sub("", name)])):
         return preset
@@ -293,6 +294,6 @@ def get_space(name: str) -> SearchSpace:
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
     raise UserError(
-        f"unknown space {name!r}; known: {', '.join(SPACES)}, those of OQA also with -2bit to -8bit appended, or "
+        f"unknown space {name!r}; known: {', '.join(SPACES)}; those of OQA also with -2bit to -8bit appended; or give "
         "the path of a space in a .json file"
     )

@@ -1,4 +1,4 @@
-"""Where a result comes from: the command, the date, the versions and the commit."""
+"""Provenance of a result: command, date, versions, commit."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """How a file came to be. `commit` is None outside a git checkout; it ends in "-dirty" where files were changed."""
+    """How a result was made. `commit` is None outside a git checkout, and ends in "-dirty" if files were changed."""
 
     command: str
     date: str  # ISO 8601, UTC
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
-    files: list[str] = field(default_factory=list)  # of the result, in the folder of the experiment
+    files: list[str] = field(default_factory=list)  # names of the result's files, in the folder of the experiment
 
 
 def this_run() -> Provenance:
@@ -43,7 +43,7 @@ def this_run() -> Provenance:
 
 
 def provenance_from_dict(data: Any) -> Provenance:
-    """Back from plain data; UserError for other data."""
+    """The provenance in plain data; UserError for other data."""
     try:
         return Provenance(**data)
     except TypeError as error:
@@ -53,7 +53,7 @@ def provenance_from_dict(data: Any) -> Provenance:
 def _commit() -> str | None:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        described = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None

@@ -1,7 +1,7 @@
-"""The state of unfinished work: what was asked, and how far it is.
+"""Unfinished work on disk, so that a killed run continues.
 
-`Resume` keeps one state in one file; `Journal` keeps independent records, one line each. Both compare what was asked in
-the same way and complain in the same sentence.
+`Resume` keeps one state in one file. `Journal` keeps independent records, one line each. Both record what was asked and
+refuse to continue where something else is asked.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from apq.errors import UserError
 from apq.files import append_jsonl, read_json, read_jsonl, write_json
 
 FORMAT = 1
-SUFFIX = ".state.pt"  # of files that hold a state, but for the published name of a finetune's
-SHOWN = 40  # characters of a value that a message shows
-ARRAY = "__ndarray__"  # key of a numpy array among tensors
+SUFFIX = ".state.pt"  # of state files; a finetune's has its published name instead
+SHOWN = 40  # most characters of a value in a message
+ARRAY = "__ndarray__"  # marks a numpy array, which is stored as a tensor
 
 State = dict[str, Any]
 
 
 def difference(found: Any, asked: Any) -> str:
-    """What was asked then and is asked now, where they differ: "" if nowhere.
+    """Describe where what was asked then (`found`) and what is asked now differ; "" if nowhere.
 
     >>> difference({"seed": 0, "search": {"population": 9}}, {"seed": 1, "search": {"population": 9}})
     'seed was 0, is 1'
@@ -47,26 +47,30 @@ def _differences(found: Any, asked: Any, path: str) -> Iterator[str]:
     elif found != asked:
         then, now = json.dumps(found), json.dumps(asked)
         short = max(len(then), len(now)) <= SHOWN
-        yield f"{path} was {then}, is {now}" if short else f"{path} is another"
+        yield f"{path} was {then}, is {now}" if short else f"{path} changed"
 
 
 def _plain(value: Any) -> Any:
-    """As it comes back from JSON, so that it can be compared with what a file holds."""
+    """The value as JSON returns it, so that it can be compared with the contents of a file."""
     return json.loads(json.dumps(value, default=str))
 
 
 def _refuse(where: Path, what: str, found: Any, asked: Any, remedy: str) -> None:
-    """UserError unless the same was asked: the one place that compares."""
+    """UserError unless the same is asked. Nothing else compares what was asked."""
     if differs := difference(found, asked):
         raise UserError(f"{where} belongs to another {what}: {differs}; {remedy}")
 
 
 class Resume:
-    """The state of long work in a file, for a run that was killed to continue from.
+    """The state of long work in a file, from which a killed run continues.
 
-    `asked` is all that the result depends on, as plain data: the state of other work is a UserError, or dropped with
-    `restart`. `what` names the work in messages. A loop that is faster than a disk saves when `due`, every `every_s`
-    seconds. Of several processes only one `writes`.
+    Args:
+        file: the state file; None keeps no state.
+        asked: all that the result depends on, as plain data. The state of other work is a UserError.
+        what: names the work in messages.
+        restart: drop the state of other work instead of raising UserError.
+        every_s: seconds between saves, for loops that are faster than a disk: they save when `due`.
+        writes: whether this process writes the file; of several processes one does.
     """
 
     def __init__(
@@ -84,7 +88,7 @@ class Resume:
         self._saved_at = time.monotonic()
 
     def load(self) -> State | None:
-        """The state that was saved last; None if there is none. UserError if it is damaged or of other work."""
+        """The state that was saved last, or None. UserError if it is damaged or of other work."""
         from apq.checkpoint import load_checkpoint  # needs torch
 
         self._saved_at = time.monotonic()
@@ -98,7 +102,7 @@ class Resume:
             except UserError as error:
                 raise UserError(f"{error}; {remedy}") from error
             if data["format"] != FORMAT:
-                raise UserError(f"{self.file} is of another version of this program; {remedy}")
+                raise UserError(f"{self.file} was written by another version of this program; {remedy}")
             _refuse(self.file, self.what, json.loads(data["asked"]), self.asked, remedy)
         except UserError:
             if self.restart:
@@ -107,7 +111,7 @@ class Resume:
         return _decoded(data["state"])
 
     def save(self, state: State) -> None:
-        """Replace the saved state, whole or not at all. It holds tensors, numpy arrays and plain data."""
+        """Save a state of tensors, numpy arrays and plain data in place of the last one, whole or not at all."""
         if self.file is not None and self.writes:
             from apq.checkpoint import save_checkpoint
 
@@ -117,37 +121,37 @@ class Resume:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to save again."""
+        """Whether `every_s` seconds have passed since the last save."""
         return self.file is not None and self.writes and time.monotonic() - self._saved_at >= self.every_s
 
     def done(self) -> None:
-        """Remove the state: the work is finished and its result is stored."""
+        """Remove the state, once the result is stored."""
         if self.file is not None and self.writes:
             self.file.unlink(missing_ok=True)
             self._remove_temporaries()
 
     def stage(self, name: str, **changes: Any) -> Resume:
-        """The state of one stage of this work, in a file beside it."""
+        """The state of one stage of this work, in a file beside this one."""
         kept = {"every_s": self.every_s, "writes": self.writes, **changes}
         file = None if self.file is None else self.file.with_name(f"{name}{SUFFIX}")
         return Resume(file, self.asked, self.what, self.restart, **kept)
 
     def _remove_temporaries(self) -> None:
-        """What a kill in the middle of a save leaves beside the file."""
+        """Remove the temporary files of a save that was killed."""
         if self.file is not None and self.writes:
-            for left in self.file.parent.glob(f".{glob.escape(self.file.name)}.*"):
-                left.unlink(missing_ok=True)
+            for temporary in self.file.parent.glob(f".{glob.escape(self.file.name)}.*"):
+                temporary.unlink(missing_ok=True)
 
 
-NOT_KEPT = Resume(None, {}, "")  # of work that does not outlive a kill
+NOT_KEPT = Resume(None, {}, "")  # for work that keeps no state
 
 
 @dataclass(frozen=True)
 class Journal:
-    """Records of many independent measurements: what was asked in one JSON file, a line a record beside it.
+    """Records of many independent measurements: what was asked, in a JSON file, and beside it one line a record.
 
-    The first process appends to `STEM.jsonl`, each other one to a file of its own, `STEM-RANK.jsonl`. `remedy` says in
-    messages what to do with the records of other work.
+    The first process appends to `STEM.jsonl`, each of the others to its own `STEM-RANK.jsonl`. Messages name the work
+    by `what`, and say by `remedy` what to do with the records of other work.
     """
 
     asked_file: Path
@@ -157,7 +161,7 @@ class Journal:
     rank: int = 0
 
     def holds(self, asked: Mapping[str, Any]) -> bool:
-        """Whether there are records of this work, or none yet of any; UserError where they are of other work."""
+        """Whether the journal of this work has been started. UserError if the records are of other work."""
         if not self.asked_file.exists():
             if self.files():
                 raise UserError(f"{self.files()[0]} has no {self.asked_file.name} beside it; {self.remedy}")
@@ -169,7 +173,7 @@ class Journal:
         return True
 
     def start(self, asked: Mapping[str, Any]) -> None:
-        """Begin without records."""
+        """Start an empty journal; old records are removed."""
         for file in self.files():
             file.unlink()
         write_json(self.asked_file, dict(asked))
@@ -180,18 +184,18 @@ class Journal:
         append_jsonl(self.asked_file.with_name(name), dict(record))
 
     def records(self) -> Iterator[tuple[str, int, Any]]:
-        """(place, line number, record) of every record of every process."""
+        """Yield (place in words, line number from 0, record) for the records of all processes."""
         for file in self.files():
             for line, record in enumerate(read_jsonl(file)):
                 yield f"{file}, line {line + 1}", line, record
 
     def files(self) -> list[Path]:
-        """The files of records that exist."""
+        """The record files of all processes."""
         return sorted(self.asked_file.parent.glob(f"{glob.escape(self.stem)}*.jsonl"))
 
 
 def _encoded(value: Any) -> Any:
-    """The state without numpy arrays, which a reader of plain data would refuse."""
+    """The state with numpy arrays as tensors: torch's reader of plain data refuses arrays."""
     import torch
 
     if isinstance(value, np.ndarray):

@@ -1,7 +1,7 @@
-"""What a search found, whatever the method: a typed, versioned record in the folder of an experiment.
+"""The result of a search by any method: a typed, versioned record in the folder of an experiment.
 
-`config.json` holds settings and figures, `history.jsonl` a record a step, `front.json` the points of a front,
-`made_by.json` the command and the versions, `lat` the cost. `arch` or `policy.json` holds the choice and comes last.
+`config.json` holds settings and figures, `history.jsonl` one record a step, `front.json` the points of a front,
+`made_by.json` the provenance, `lat` the cost. `arch` or `policy.json` holds the choice and is written last.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from apq.provenance import Provenance, provenance_from_dict, this_run
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, architecture_of, policy_of
 
-FORMAT = 2  # of config.json; files of format 1 do not say it
-PUBLISHED = "published"  # method of an experiment that has an `arch` file alone
+FORMAT = 2  # of config.json; files of format 1 have no "format"
+PUBLISHED = "published"  # the method of an experiment that has an `arch` file alone
 PRICED_BY = ("accelerator", "table", "cost_model", "measured")  # keys of a cost model's record
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubnetChoice:
-    """A subnet of a searched space. `models` is the folder of its supernet and predictors."""
+    """A subnet of the searched space. `models` is the folder of its supernet and predictors."""
 
     space: SearchSpace
     subnet: Subnet
@@ -37,10 +37,16 @@ class SubnetChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyChoice:
-    """The bits of each layer of a given network, the folder or name of that network, and its training recipe.
+    """The bits of each layer of a given network.
 
-    `image_bits` are those that the first layer's input is priced at. `ratio` is the share of the reference cost, which
-    `of_what` names; `n_priced` layers have a price. `original_top1` is that of the float network, if it was measured.
+    Attributes:
+        policy, layers: the bits, and the layers as they run.
+        model: name or folder of the network.
+        recipe: name of its training recipe.
+        image_bits: bits that the first layer's input is priced at.
+        ratio, of_what: the cost as a fraction of a reference cost, and the name of that reference.
+        n_priced: number of layers that the cost model covers.
+        original_top1: top-1 (0 to 1) of the float network, if it was measured.
     """
 
     policy: Policy
@@ -56,11 +62,18 @@ class PolicyChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """What a search by `method` chose, and what it knows of it.
+    """The choice of a search, its cost and accuracy, and how it was searched.
 
-    `cost` counts `quantity` in `unit` within a `scope` of layers; `limit` was the budget, None where none was given.
-    Accuracies are top-1 from 0 to 1. `cost_model` is the record of the model that priced it, `settings` are the
-    method's own. `front` holds the points of a front as plain data. `path` is the folder that it was read from.
+    Attributes:
+        method: name of the method, as in `--mode`.
+        cost, quantity, unit, scope: the cost of the choice, in `unit`, over the layers of a scope.
+        limit: the budget, in `unit`; None where none was given.
+        predicted_top1, measured_top1: top-1, 0 to 1.
+        cost_model: record of the cost model.
+        settings: the method's own settings, as plain data.
+        history: one record a step.
+        front: the points of a front, as plain data.
+        path: the folder that the result was read from.
     """
 
     method: str
@@ -81,14 +94,14 @@ class SearchResult:
 
     @property
     def found_subnet(self) -> SubnetChoice:
-        """The choice, of a search in a space; UserError for the policy of one network."""
+        """The chosen subnet; UserError if the choice is the policy of one network."""
         if isinstance(self.choice, PolicyChoice):
             raise UserError(f"{self._where} holds the policy of one network: no space was searched")
         return self.choice
 
     @property
     def found_policy(self) -> PolicyChoice:
-        """The choice, of a search of bits; UserError for a subnet of a space."""
+        """The chosen policy; UserError if the choice is a subnet of a space."""
         if isinstance(self.choice, SubnetChoice):
             raise UserError(f"{self._where} holds a subnet of a space, not the policy of one network")
         return self.choice
@@ -98,7 +111,7 @@ class SearchResult:
         return "the experiment" if self.path is None else str(self.path)
 
     def config(self) -> Record:
-        """What `config.json` says."""
+        """The contents of `config.json`."""
         facts: Record = {"format": FORMAT, "mode": self.method}
         if isinstance(self.choice, SubnetChoice):
             facts |= {"space": space_to_dict(self.choice.space), "acc_predictor_dir": str(self.choice.models)}
@@ -111,7 +124,7 @@ class SearchResult:
         return facts | {key: value for key, value in tops.items() if value is not None}
 
     def write(self, experiment: Experiment) -> None:
-        """Write all files of the result; the choice comes last, so that it exists only beside all the rest."""
+        """Write all files of the result. The choice comes last: where it exists, the result is complete."""
         write_json(experiment.config, self.config())
         write_jsonl(experiment.history, self.history)
         if self.front is not None:
@@ -126,7 +139,7 @@ class SearchResult:
 
 
 def read_result(experiment: Experiment) -> SearchResult:
-    """The result of a finished search; of a published experiment, which has an `arch` file alone, the published one.
+    """Read the result of a finished search, or a published experiment, which has an `arch` file alone.
 
     UserError where there was no search, where it is not finished, or where a file lacks a key or is damaged.
     """
@@ -135,7 +148,7 @@ def read_result(experiment: Experiment) -> SearchResult:
     if experiment.arch.exists() and not experiment.config.exists():
         return _published(experiment)
     if not experiment.config.exists() and experiment.unfinished():
-        raise UserError(f"the search of {experiment.path} is not finished: its command continues it")
+        raise UserError(f"the search of {experiment.path} is not finished: continue it with the same command")
     try:
         return _result_of(experiment, _Fields(read_json(experiment.config)))
     except _FieldError as error:
@@ -162,23 +175,35 @@ def _result_of(experiment: Experiment, config: _Fields) -> SearchResult:
         "made_by": _provenance_of(experiment),
         "path": experiment.path,
     }
-    if experiment.policy.exists():
-        policy, layers = read_policy(experiment)
-        choice = PolicyChoice(
-            policy=policy,
-            layers=layers,
-            model=config.take("model", str),
-            recipe=config.take("recipe", str),
-            image_bits=config.take("image_bits", int),
-            ratio=config.take("ratio", (int, float)),
-            of_what=config.take("of_what", str),
-            n_priced=config.take("n_priced", (int, type(None)), None),
-            original_top1=config.take("original_top1", (int, float, type(None)), None),
-        )
-        quantity, unit = config.take("type", str), config.take("unit", str, "")
-        limit, cost = config.take("budget", (int, float, type(None)), None), config.take("cost", (int, float), 0.0)
-        rest = {"quantity": quantity, "unit": unit, "limit": limit, "cost": cost}
-        return SearchResult(choice=choice, settings=config.data, **rest, **common)
+    own = (_policy_fields if experiment.policy.exists() else _subnet_fields)(experiment, config)
+    return SearchResult(settings=config.data, **own, **common)
+
+
+def _policy_fields(experiment: Experiment, config: _Fields) -> Record:
+    """The fields of a SearchResult that chooses a policy."""
+    policy, layers = read_policy(experiment)
+    choice = PolicyChoice(
+        policy=policy,
+        layers=layers,
+        model=config.take("model", str),
+        recipe=config.take("recipe", str),
+        image_bits=config.take("image_bits", int),
+        ratio=config.take("ratio", (int, float)),
+        of_what=config.take("of_what", str),
+        n_priced=config.take("n_priced", (int, type(None)), None),
+        original_top1=config.take("original_top1", (int, float, type(None)), None),
+    )
+    return {
+        "choice": choice,
+        "quantity": config.take("type", str),
+        "unit": config.take("unit", str, ""),
+        "limit": config.take("budget", (int, float, type(None)), None),
+        "cost": config.take("cost", (int, float), 0.0),
+    }
+
+
+def _subnet_fields(experiment: Experiment, config: _Fields) -> Record:
+    """The fields of a SearchResult that chooses a subnet."""
     models = Path(config.take("acc_predictor_dir", str))
     try:
         space = space_from_dict(config.take("space", dict))
@@ -186,15 +211,18 @@ def _result_of(experiment: Experiment, config: _Fields) -> SearchResult:
         raise
     except UserError as error:
         raise UserError(f"{experiment.config}: {error}") from error
-    choice = SubnetChoice(space=space, subnet=experiment.load_subnet(space), models=models)
-    quantity, unit = config.take("type", str, "latency"), config.take("unit", str, "ms")
-    limit, scope = config.take("constraint", (int, float, type(None)), None), config.take("scope", str, "full")
-    rest = {"quantity": quantity, "unit": unit, "limit": limit, "scope": scope, "cost": _cost_of(experiment)}
-    return SearchResult(choice=choice, settings=config.data, **rest, **common)
+    return {
+        "choice": SubnetChoice(space=space, subnet=experiment.load_subnet(space), models=models),
+        "quantity": config.take("type", str, "latency"),
+        "unit": config.take("unit", str, "ms"),
+        "limit": config.take("constraint", (int, float, type(None)), None),
+        "scope": config.take("scope", str, "full"),
+        "cost": _cost_of(experiment),
+    }
 
 
 def read_policy(experiment: Experiment) -> tuple[Policy, list[ConvLayer]]:
-    """The policy of an experiment that has one, and the layers of its network."""
+    """The policy of an experiment and the layers of its network. UserError where the file is missing or damaged."""
     try:
         return policy_from_dict(read_json(experiment.policy))
     except UserError as error:
@@ -213,7 +241,7 @@ def _published(experiment: Experiment) -> SearchResult:
         quantity="latency",
         unit="ms",
         scope="published",
-        cost_model={"accelerator": {}, "table": None},  # all fields as published
+        cost_model={"accelerator": {}, "table": None},  # an accelerator with all fields as published
         path=experiment.path,
     )
 
@@ -229,7 +257,7 @@ def _provenance_of(experiment: Experiment) -> Provenance | None:
 
 
 def _front_of(experiment: Experiment) -> tuple[Record, ...] | None:
-    """The points of the front file; None without it."""
+    """The points in `front.json`, None without that file."""
     if not experiment.front.exists():
         return None
     found = read_json(experiment.front)
@@ -239,7 +267,7 @@ def _front_of(experiment: Experiment) -> tuple[Record, ...] | None:
 
 
 def _cost_of(experiment: Experiment) -> float:
-    """The one number of the `lat` file; NaN without it."""
+    """The number in `lat`, NaN without that file."""
     if not experiment.lat.exists():
         return float("nan")
     found = read_json(experiment.lat)
@@ -249,11 +277,11 @@ def _cost_of(experiment: Experiment) -> float:
 
 
 class _FieldError(UserError):
-    """A key of a record that is missing or holds another type."""
+    """A key of a record is missing or has a value of another type."""
 
 
 class _Fields:
-    """Plain data whose fields are taken out one by one, each checked."""
+    """Plain data from which fields are taken one by one, with their types checked."""
 
     def __init__(self, data: Any) -> None:
         if not isinstance(data, dict):
@@ -261,7 +289,7 @@ class _Fields:
         self.data = dict(data)
 
     def take(self, key: str, kind: type | tuple[type, ...], *default: Any) -> Any:
-        """The value of a key; without it the default, if one is given."""
+        """Remove a key and return its value, or the default where the key is missing. UserError without a default."""
         if key not in self.data and default:
             return default[0]
         if key not in self.data:

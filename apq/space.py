@@ -2,7 +2,7 @@
 
 A network is a first convolution, an inverted-residual block without expansion, stages of elastic inverted-residual
 blocks, a last 1x1 convolution, pooling, in some spaces another 1x1 convolution, and a classifier. A *slot* is a place
-for an elastic block; a stage of depth d runs its first d slots.
+for an elastic block. A stage of depth d runs its first d slots.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from apq.errors import UserError
+from apq.files import Record
 from apq.operands import BLOCK_LAYERS, Forbidden, OperandBits, SharedOperand, check_whole
 from apq.stages import Slot, Stage, check_activation, make_divisible
 
 SCOPES = ("published", "full")
-LATER_FIELDS = (  # fields that older files do not have
+LATER_FIELDS = (  # fields that files of older versions do not have
     "squeeze",
     "activation",
     "fixed_bits",
@@ -31,32 +32,34 @@ LATER_FIELDS = (  # fields that older files do not have
     "end_activation",
     "shared_operands",
 )
-FILE_NAMES = {"shared_operands": "fixed_operands"}  # fields that have an older name in files
-SHARED_SETTING = "fixed_bits_setting"  # key of the shared operands' bits in a policy
-FULL_PRECISION = 32  # bits of float32: the operand has no quantizer
+FILE_NAMES = {"shared_operands": "fixed_operands"}  # fields whose key in files differs
+SHARED_SETTING = "fixed_bits_setting"  # key of the shared operands' bits in a published policy
+FULL_PRECISION = 32  # bits of an operand that is not quantized (float32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """All networks that may be chosen: ascending choices for each slot, stage and operand kind.
+    """All networks that may be chosen, by ascending choices for each slot, stage and operand kind.
+
+    UserError where a field is out of range.
 
     Attributes:
-        ratios: expansion choices; with a `channel_step`, the ends of a range of channels with that step (APQ's channel
-            pruning).
-        operands: kinds of operands of the elastic blocks, each with its choices of bits. One kind for each layer and
-            operand gives every convolution bits of its own, as in QFA.
+        ratios: expansion choices. With a `channel_step` (APQ's channel pruning) they are the ends of a range of mid
+            channels with that step.
+        operands: operand kinds of the elastic blocks, each with its choices of bits. With one kind for each layer and
+            operand, every convolution has bits of its own, as in QFA.
         forbidden: pairs of kernel size and bits that no block may combine.
-        budget_scope: the scope of costs that budgets refer to by default.
-        mix_activation_bits: bits that networks run the last 1x1 convolution's input at, sign included. Costs count
+        budget_scope: the default scope of budgets.
+        mix_activation_bits: bits of the last 1x1 convolution's input in the network, sign included. Costs count
             `fixed_bits` for it.
-        fixed_bits: bits of the first block and of the 1x1 layers behind the slots, where `shared_operands` do not make
-            them a choice. Of a space of one bit-width, as OQA's, it is that bit-width (see `bit_widths.at_bits`).
+        fixed_bits: bits of the first block and of the 1x1 layers after the slots, except for `shared_operands`. In a
+            space of one bit-width, as OQA's, it is that bit-width (see `bit_widths.at_bits`).
         end_bits: bits of the first convolution and the classifier; FULL_PRECISION means no quantizers.
         pooled_width: width of the 1x1 layer between pooling and classifier; None where there is none.
         end_activation: activation of the first convolution and the last 1x1 layers.
-        shared_operands: operands of layers that all networks have, whose bits are chosen.
-        recipe: name of the training recipe. It does not define the space: spaces that differ in it alone are equal,
-            and files do not record it.
+        shared_operands: operands of shared layers whose bits are chosen.
+        recipe: name of the training recipe. It is not part of the space's identity: equality ignores it and files do
+            not record it.
     """
 
     name: str
@@ -85,6 +88,10 @@ class SearchSpace:
     recipe: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        self._check_sizes()
+        self._check_operands()
+
+    def _check_sizes(self) -> None:
         for what in ("resolutions", "kernel_sizes", "ratios"):
             values = getattr(self, what)
             if not values or list(values) != sorted(set(values)):
@@ -119,6 +126,8 @@ class SearchSpace:
             raise UserError(f"space {self.name}: budget_scope {self.budget_scope!r}; known: {SCOPES}")
         if not self.stages:
             raise UserError(f"space {self.name} has no stages")
+
+    def _check_operands(self) -> None:
         for layer, operand in itertools.product(BLOCK_LAYERS, "wa"):
             owners = [kind.name for kind in self.operands if layer in kind.layers and kind.operand == operand]
             if len(owners) != 1:
@@ -135,11 +144,11 @@ class SearchSpace:
         return hash(self.name)  # spaces are keys of many caches; hashing every field would slow a search
 
     def kind_of(self, layer: str, operand: str) -> int:
-        """Index of the operand kind that sets the "w" or "a" bits of one of a block's layers."""
+        """Index of the operand kind that sets the weight ("w") or activation ("a") bits of a layer of a block."""
         return next(i for i, k in enumerate(self.operands) if layer in k.layers and k.operand == operand)
 
     def bits_of_shared(self, layer: str, chosen: tuple[int, ...]) -> tuple[int, int]:
-        """Weight and activation bits of one of `SHARED_LAYERS`, where `chosen` are a subnet's `shared_bits`."""
+        """Weight and activation bits of one of `SHARED_LAYERS` in a subnet whose `shared_bits` are `chosen`."""
         bits_of = {(shared.layer, shared.operand): b for shared, b in zip(self.shared_operands, chosen, strict=True)}
         return bits_of.get((layer, "w"), self.fixed_bits), bits_of.get((layer, "a"), self.fixed_bits)
 
@@ -168,7 +177,7 @@ class SearchSpace:
 
     @cached_property
     def _position_of_slot(self) -> np.ndarray:
-        """(slots,) place of each slot in its stage, from 0."""
+        """(slots,) position of each slot in its stage, from 0."""
         return np.array([slot.position for slot in self.slots])
 
     def runs(self, depths: np.ndarray) -> np.ndarray:
@@ -176,7 +185,7 @@ class SearchSpace:
         return self._position_of_slot < depths[..., self.stage_of_slot]
 
     def input_sides(self, resolution: int) -> tuple[int, ...]:
-        """Side in pixels of the square input of every slot, then of the last 1x1 convolution."""
+        """Side in pixels of the input of every slot, then of the last 1x1 convolution."""
         sides, side = [], math.ceil(resolution / self.stem_stride)
         for slot in self.slots:
             sides.append(side)
@@ -184,7 +193,7 @@ class SearchSpace:
         return (*sides, side)
 
     def size(self) -> int:
-        """Exact number of legal networks; settings of idle slots are not counted."""
+        """Exact number of legal subnets. Choices of idle slots do not count."""
         choices_of_bits = list(itertools.product(*(kind.choices for kind in self.operands)))
         legal = sum(self.broken_rule(kernel, bits) is None for kernel in self.kernel_sizes for bits in choices_of_bits)
         total = len(self.resolutions) * math.prod(len(shared.choices) for shared in self.shared_operands)
@@ -194,7 +203,7 @@ class SearchSpace:
         return total
 
     def broken_rule(self, kernel_size: int, bits: tuple[int, ...]) -> Forbidden | None:
-        """The first rule that a block with this kernel and these bits (one an operand kind) breaks, if any."""
+        """The first rule that a block breaks by its kernel and `bits`, one for each operand kind; None if none."""
         chosen = {kind.name: b for kind, b in zip(self.operands, bits, strict=True)}
         broken = (
             rule for rule in self.forbidden if (rule.kernel_size, rule.bits) == (kernel_size, chosen[rule.operand])
@@ -202,10 +211,10 @@ class SearchSpace:
         return next(broken, None)
 
 
-def space_to_dict(space: SearchSpace) -> dict[str, Any]:
-    """The space as plain JSON data, as checkpoints and predictors record it.
+def space_to_dict(space: SearchSpace) -> Record:
+    """The space as plain JSON data, the form in which checkpoints and predictors record it.
 
-    It leaves out `LATER_FIELDS` at their defaults, so that older files of the same space have equal data.
+    `LATER_FIELDS` at their defaults are left out, so that older files of the same space have equal data.
     """
     return _listed(space)
 

@@ -1,4 +1,4 @@
-"""Stages and slots: the places of a network's elastic blocks, and the channels that they may have."""
+"""Stages and slots: where the elastic blocks of a network are, and which channels they may have."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ ACTIVATIONS = ("relu6", "relu", "h_swish")
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Consecutive blocks of one output width, the first of which has the stride.
+    """Consecutive blocks of one output width. The first has the stride.
 
-    With `squeeze` they have squeeze-and-excitation after the depthwise layer.
+    With `squeeze` the blocks have squeeze-and-excitation after the depthwise layer. UserError where a field is out of
+    range.
     """
 
     width: int
@@ -37,7 +38,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Slot:
-    """One place for an elastic block. `mid_channels` are its choices of channels after expansion, ascending."""
+    """One place for an elastic block, at `position` in its stage. `mid_channels` are its choices, ascending."""
 
     index: int
     stage: int
@@ -49,7 +50,7 @@ class Slot:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """`mid_channels` as the expansion ratios `e` of a published spec."""
+        """`mid_channels` as the expansions `e` of a published spec."""
         return tuple(mid / self.in_channels for mid in self.mid_channels)
 
     def runs_at(self, depths: tuple[int, ...]) -> bool:
@@ -57,12 +58,12 @@ class Slot:
         return self.position < depths[self.stage]
 
     def channels_at(self, ratio: float) -> int:
-        """Channels after expansion by one of `ratios`."""
+        """Mid channels at one of `ratios`."""
         return round(ratio * self.in_channels)
 
 
 def make_divisible(value: ArrayLike, divisor: int = 8) -> np.ndarray:
-    """Nearest multiple of `divisor` that is not more than 10 % below `value` (MobileNetV2's rule).
+    """Round to the nearest multiple of `divisor`, but not down by more than 10 % (MobileNetV2's rule).
 
     >>> int(make_divisible(27)), int(make_divisible(11)), int(make_divisible(3))
     (32, 16, 8)
@@ -74,6 +75,6 @@ def make_divisible(value: ArrayLike, divisor: int = 8) -> np.ndarray:
 
 
 def check_activation(owner: str, name: str) -> None:
-    """UserError unless the activation is known."""
+    """Check that an activation is known; UserError if not."""
     if name not in ACTIVATIONS:
         raise UserError(f"{owner}: activation {name!r}; known: {', '.join(ACTIVATIONS)}")

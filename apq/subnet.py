@@ -1,4 +1,4 @@
-"""Subnet: one network of a space, canonical and hashable, and the published form in which it is stored."""
+"""Subnet: one network of a space, canonical and hashable; and its published form, the spec."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apq.errors import UserError
+from apq.files import Record
 from apq.space import SHARED_SETTING, SearchSpace
 from apq.stages import Slot, make_divisible
 
@@ -16,11 +17,11 @@ ARCHITECTURE_KEYS = ("wid", "ks", "e", "d")
 
 @dataclass(frozen=True, kw_only=True)
 class Subnet:
-    """Kernels, expansion ratios and bits of every slot, depths of the stages, bits of the shared operands.
+    """Kernels, expansions and bits of every slot, depths of the stages, bits of the shared operands.
 
-    Build one with `subnet_from_spec` or `genes.subnets_of`: they check it against its space and make it canonical (idle
-    slots hold the smallest kernel and ratio and the highest bits), so that equal networks are equal values.
-    `bits` has one row for each operand kind, `shared_bits` one number for each shared operand, in the space's order.
+    Build one with `subnet_from_spec` or `genes.subnets_of`. They check it against its space and make it canonical: idle
+    slots hold the smallest kernel and expansion and the highest bits. Equal networks are then equal values. `bits` has
+    one row for each operand kind, `shared_bits` one number for each shared operand, in the order of the space.
     """
 
     ks: tuple[int, ...]
@@ -36,29 +37,29 @@ class Subnet:
         return [slot for slot in space.slots if slot.runs_at(self.d)]
 
     def mid_channels(self, slot: Slot) -> int:
-        """Channels of a slot's block after expansion."""
+        """Mid channels of the block in a slot."""
         return slot.channels_at(self.e[slot.index])
 
 
-def architecture_of(space: SearchSpace, subnet: Subnet) -> dict[str, Any]:
-    """The first object of a published `arch` file, with the resolution where the space has several."""
+def architecture_of(space: SearchSpace, subnet: Subnet) -> Record:
+    """The first object of a published `arch` file. It has the resolution where the space has several."""
     spec = {"wid": subnet.wid, "ks": list(subnet.ks), "e": list(subnet.e), "d": list(subnet.d)}
     return spec if len(space.resolutions) == 1 else {**spec, "resolution": subnet.resolution}
 
 
 def policy_of(space: SearchSpace, subnet: Subnet) -> dict[str, list[int]]:
-    """The second object of a published `arch` file: a list of bits for each operand kind, one for shared operands."""
+    """The second object of a published `arch` file: a list of bits for each operand kind and for shared operands."""
     policy = {kind.setting: list(row) for kind, row in zip(space.operands, subnet.bits, strict=True)}
     return {**policy, SHARED_SETTING: list(subnet.shared_bits)} if space.shared_operands else policy
 
 
-def spec_of(space: SearchSpace, subnet: Subnet) -> dict[str, dict[str, Any]]:
-    """Both objects of a published `arch` file as our own files keep them, under "arch" and "policy"."""
+def spec_of(space: SearchSpace, subnet: Subnet) -> dict[str, Record]:
+    """Both objects of a published `arch` file, under the keys "arch" and "policy" of our own files."""
     return {"arch": architecture_of(space, subnet), "policy": policy_of(space, subnet)}
 
 
-def shown_spec(space: SearchSpace, spec: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Both objects of `spec_of` in one, for people: the bits of shared layers stand beside the layers' names."""
+def shown_spec(space: SearchSpace, spec: Mapping[str, Mapping[str, Any]]) -> Record:
+    """Both objects of `spec_of` in one, for people: the bits of shared layers have the layers' names."""
     shown = {**spec["arch"], **spec["policy"]}
     for name in dict.fromkeys(shared.layer for shared in space.shared_operands):
         w, a = space.bits_of_shared(name, tuple(spec["policy"][SHARED_SETTING]))
@@ -69,19 +70,10 @@ def shown_spec(space: SearchSpace, spec: Mapping[str, Mapping[str, Any]]) -> dic
 def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
     """Check a spec (architecture and policy keys in one mapping) against the space and make it canonical.
 
-    Ratios between two choices are rounded to the nearest allowed number of channels. UserError names the wrong key.
+    Expansions between two choices are rounded to the nearest allowed mid channels. UserError names the wrong key.
     """
-    n_slots = len(space.slots)
-    keys = {*ARCHITECTURE_KEYS, "resolution", *(kind.setting for kind in space.operands)}
-    keys |= {SHARED_SETTING} if space.shared_operands else set()
-    optional = {"wid", "resolution"} if len(space.resolutions) == 1 else {"wid"}
-    if missing := keys - optional - set(spec):
-        raise UserError(f"spec for space {space.name} lacks {', '.join(sorted(missing))}")
-    if foreign := set(spec) - keys:
-        raise UserError(f"spec has keys that space {space.name} does not know: {', '.join(sorted(map(str, foreign)))}")
-    if spec.get("wid") is not None:
-        raise UserError(f"wid is {spec['wid']!r}; width multipliers are not searched, it must be null")
-    resolution = spec.get("resolution", space.resolutions[0])
+    _check_keys(space, spec)
+    n_slots, resolution = len(space.slots), spec.get("resolution", space.resolutions[0])
     if resolution not in space.resolutions:
         raise UserError(f"resolution is {resolution!r}; space {space.name} has {space.resolutions}")
 
@@ -117,7 +109,10 @@ def subnet_from_spec(space: SearchSpace, spec: Mapping[str, Any]) -> Subnet:
 
 
 def snap_ratio(space: SearchSpace, slot: Slot, ratio: float) -> float:
-    """The slot's choice for a ratio: the ratio itself, or that of the rounded channels; UserError outside its range."""
+    """The slot's choice for an expansion: the ratio itself, or that of the rounded mid channels.
+
+    UserError outside the slot's range.
+    """
     channels = slot.channels_at(ratio) if ratio in slot.ratios else int(make_divisible(ratio * slot.in_channels))
     low, high = slot.mid_channels[0], slot.mid_channels[-1]
     if channels not in slot.mid_channels or not low <= ratio * slot.in_channels <= high:
@@ -128,11 +123,23 @@ def snap_ratio(space: SearchSpace, slot: Slot, ratio: float) -> float:
     return channels / slot.in_channels
 
 
+def _check_keys(space: SearchSpace, spec: Mapping[str, Any]) -> None:
+    keys = {*ARCHITECTURE_KEYS, "resolution", *(kind.setting for kind in space.operands)}
+    keys |= {SHARED_SETTING} if space.shared_operands else set()
+    optional = {"wid", "resolution"} if len(space.resolutions) == 1 else {"wid"}
+    if missing := keys - optional - set(spec):
+        raise UserError(f"spec for space {space.name} lacks {', '.join(sorted(missing))}")
+    if unknown := set(spec) - keys:
+        raise UserError(f"spec has keys that space {space.name} does not know: {', '.join(sorted(map(str, unknown)))}")
+    if spec.get("wid") is not None:
+        raise UserError(f"wid is {spec['wid']!r}; width multipliers are not searched, it must be null")
+
+
 def _depths(space: SearchSpace, values: Any) -> tuple[int, ...]:
     deepest = max(stage.depths[-1] for stage in space.stages)
     depths = _numbers("d", values, len(space.stages))
     for i, stage in enumerate(space.stages):
-        if len(stage.depths) == 1:  # published specs carry a number even where nothing can be chosen
+        if len(stage.depths) == 1:  # published specs have a depth even where there is one choice
             _check_choice(f"d[{i}]", depths[i], tuple(range(1, deepest + 1)))
             depths[i] = stage.depths[0]
         _check_choice(f"d[{i}]", depths[i], stage.depths)

@@ -23,9 +23,9 @@ NOISE = 0.5  # standard deviation, in units of STD
 
 
 def distort(images: Tensor) -> Tensor:
-    """Rotate, shift, scale and shear each image at random and add noise. (N, C, H, W) -> same.
+    """Rotate, shift, scale and shear each image at random, and add noise: (N, C, H, W) -> same.
 
-    Draws from torch's global generator.
+    Random numbers come from torch's global generator.
     """
     views = random_affine(images, degrees=25, shift=0.12, scale=0.2, shear=0.25)
     return views + NOISE * torch.randn_like(views)
@@ -34,9 +34,9 @@ def distort(images: Tensor) -> Tensor:
 def digits_splits(spec: ImageSpec) -> Splits:
     """997 training, 400 validation and 400 test digits, stratified by class, at the spec's resolution and channels.
 
-    Training images are distorted anew each time. Validation has 2,000 images: each digit undistorted and in 4 fixed
-    distorted views. Undistorted digits alone are too easy and too few to tell subnets apart. Test images are
-    undistorted. UserError where the spec has not 10 classes.
+    Training images are distorted anew each time. The validation split has 2,000 images: each digit undistorted and in 4
+    fixed distorted views, because undistorted digits are too easy and too few to rank subnets. Test images are
+    undistorted. UserError unless the spec has 10 classes.
     """
     if spec.n_classes != N_CLASSES:
         raise UserError(f"digits have {N_CLASSES} classes; {spec.name} has {spec.n_classes}")

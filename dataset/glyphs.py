@@ -1,7 +1,7 @@
-"""Rendered characters, harder than digits: 0-9, A-Z and a-z in fonts that come with matplotlib; nothing to download.
+"""Rendered characters, harder than digits: 0-9, A-Z and a-z in the fonts of matplotlib, with nothing to download.
 
-The images are made on first use and kept in the cache folder. Some letters differ from their other case in size alone
-(c, o, s, x, ...) and some characters hardly at all (0 and O; 1, I and l), which is part of the difficulty.
+The images are made on first use and kept in the cache folder. Part of the difficulty is that some letters differ from
+their other case in size alone (c, o, s, x, ...) and some characters hardly differ (0 and O; 1, I and l).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataset.splits import ImageSpec, Splits, TensorImages
 from dataset.transforms import blur, random_affine, random_strokes
 
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
-# All weights and slants of a family are on one side. matplotlib's other fonts lack letters.
+# Each font family is in one of the two. matplotlib's other fonts lack letters.
 TRAIN_FONTS = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
     *("DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"),
@@ -38,7 +38,7 @@ TEST_FONTS = (
 N_IMAGES = {"train": 20_000, "val": 5_000, "test": 10_000}
 SPLIT_SEED = 0  # the images are part of the data set, not of an experiment
 
-# All that determines the images is hashed into the cache file's name. Raise MAKER when the code below changes them.
+# The name of the cache file hashes all that determines the images. Raise MAKER when the code below changes them.
 MAKER = 1
 SIDE, DRAWN_SIDE, FONT_SIZE = 32, 64, 48  # pixels: stored, drawn, height of the drawn font
 AFFINE = {"degrees": 15, "shift": 0.1, "scale": 0.15, "shear": 0.2}
@@ -54,7 +54,7 @@ LIGHT_NOISE = 0.35  # in units of STD: replaces the noise that interpolation smo
 
 
 def distort(images: Tensor) -> Tensor:
-    """A slightly different view of each image, from torch's global generator. (N, C, H, W) -> same."""
+    """A slightly different view of each image, drawn from torch's global generator: (N, C, H, W) -> same."""
     views = random_affine(images, **LIGHT_AFFINE)
     return views + LIGHT_NOISE * torch.randn_like(views)
 
@@ -62,8 +62,8 @@ def distort(images: Tensor) -> Tensor:
 def glyphs_splits(spec: ImageSpec, n_images: dict[str, int] = N_IMAGES) -> Splits:
     """20,000 training, 5,000 validation and 10,000 test images, at the spec's resolution and channels.
 
-    Training and validation images have the same fonts, test images others. Every image is distorted once;
-    training images are distorted again, lightly, each time. UserError where the spec has not 62 classes.
+    Training and validation images have the same fonts, test images others. Every image is distorted once; training
+    images are distorted again, lightly, each time. UserError unless the spec has 62 classes.
     """
     if spec.n_classes != len(CHARACTERS):
         raise UserError(f"glyphs have {len(CHARACTERS)} classes; {spec.name} has {spec.n_classes}")
@@ -85,7 +85,7 @@ def glyphs_splits(spec: ImageSpec, n_images: dict[str, int] = N_IMAGES) -> Split
 
 
 def version(n_images: dict[str, int]) -> str:
-    """Identity of the images: a hash of everything that determines them."""
+    """A hash that identifies the images: of all that determines them."""
     made_by = {
         "maker": [MAKER, SPLIT_SEED, CHARACTERS, TRAIN_FONTS, TEST_FONTS, n_images],
         "drawing": [SIDE, DRAWN_SIDE, FONT_SIZE],
@@ -105,14 +105,14 @@ def load_glyphs(n_images: dict[str, int] = N_IMAGES) -> dict[str, np.ndarray]:
     arrays = _read_cache(file, n_images)
     if arrays is None:
         arrays = make_glyphs(n_images)
-        # The images are complete without a cache.
+        # The images can be used even where the cache cannot be written.
         with contextlib.suppress(OSError, UserError), atomic_open(file, "wb") as out:
             np.savez(out, **arrays)
     return arrays
 
 
 def make_glyphs(n_images: dict[str, int]) -> dict[str, np.ndarray]:
-    """Make all images. torch's global generator keeps its state."""
+    """Make all images. The state of torch's global generator does not change."""
     arrays = {}
     drawn = {"train": draw(TRAIN_FONTS), "test": draw(TEST_FONTS)}
     drawn["val"] = drawn["train"]
@@ -136,7 +136,7 @@ def draw(fonts: tuple[str, ...]) -> Tensor:
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
     drawn = np.zeros((len(fonts), len(CHARACTERS), DRAWN_SIDE, DRAWN_SIDE), dtype=np.uint8)
     for i, name in enumerate(fonts):
-        # The basic layout engine is always there; the other depends on a system library.
+        # The basic layout engine is always there; the other one needs a system library.
         font = ImageFont.truetype(str(folder / f"{name}.ttf"), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
         for j, character in enumerate(CHARACTERS):
             image = Image.new("L", (DRAWN_SIDE, DRAWN_SIDE))
@@ -147,7 +147,7 @@ def draw(fonts: tuple[str, ...]) -> Tensor:
 
 
 def photograph(drawn: Tensor) -> Tensor:
-    """A random poor photograph of each character. (N, 64, 64) uint8 -> (N, 1, 32, 32) uint8."""
+    """A random photograph of poor quality of each character: (N, 64, 64) uint8 -> (N, 1, 32, 32) uint8."""
     n = len(drawn)
     views = random_affine(drawn.unsqueeze(1).float() / 255, **AFFINE)
     ink = F.avg_pool2d(views, DRAWN_SIDE // SIDE) * _uniform(INK, n).view(n, 1, 1, 1)

@@ -26,7 +26,7 @@ VAL_SHARE, MAX_VAL = 0.1, 10_000  # held out of the training images; OFA and APQ
 
 
 def image_folder_space(space: SearchSpace, folder: Path) -> SearchSpace:
-    """The space fitted to a folder: its number of classes, three channels, a name of its own, no recipe."""
+    """The space for the images of a folder: their number of classes, 3 channels, a name of its own, no recipe."""
     classes = len(_open(folder, "train").classes)
     if space.dataset == "imagenet" and classes == space.n_classes:
         return space
@@ -35,17 +35,17 @@ def image_folder_space(space: SearchSpace, folder: Path) -> SearchSpace:
 
 
 def image_folder_model(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """The model fitted to a folder: its number of classes, three channels. A named network keeps its name."""
+    """The model for the images of a folder: their number of classes, 3 channels. A named network keeps its name."""
     if spec.space is not None:
         return subnet_model(image_folder_space(spec.space, folder), spec.subnet)
     return replace(spec, dataset="imagenet", n_classes=len(_open(folder, "train").classes), in_channels=3)
 
 
 def image_folder_splits(spec: ImageSpec, folder: Path) -> Splits:
-    """Train and validation images from DIR/train, test images from DIR/val, at the spec's largest resolution.
+    """Training and validation images from DIR/train, test images from DIR/val, at the spec's largest resolution.
 
-    Images that cannot be read are skipped with a warning, see `unreadable`. UserError where the folder has no images
-    or not the spec's number of classes.
+    Images that cannot be read are skipped with a warning, see `unreadable`. UserError where there are no images, or
+    where the spec has other numbers of classes or channels.
     """
     side = spec.resolutions[-1]
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
@@ -83,8 +83,8 @@ def image_folder_splits(spec: ImageSpec, folder: Path) -> Splits:
 class FolderImages(Dataset):
     """Some images of a folder: (index, seed of the augmentation) -> (image, label, seed).
 
-    An unreadable image gives None, or with `substitute` the next readable one, so that batches keep their size.
-    `broken` marks the unreadable ones, in memory that all worker processes share.
+    For an image that cannot be read the item is None, or with `substitute` the next image that can, so that batches
+    keep their size. `broken` marks images that could not be read, in memory that all worker processes share.
     """
 
     def __init__(
@@ -118,20 +118,20 @@ class FolderImages(Dataset):
         path, label = self.folder.samples[self.indices[i]]
         try:
             return self.folder.loader(path), label
-        except Exception as error:  # decoders raise anything on damaged files, even SyntaxError
+        except Exception as error:  # decoders raise exceptions of any type for damaged files, even SyntaxError
             if not self.broken[i]:
-                print(f"warning: skipping {path}, which is not an image that can be read: {error}", file=sys.stderr)
+                print(f"warning: skipping {path}, which cannot be read as an image: {error}", file=sys.stderr)
                 self.broken[i] = True
             return None
 
 
 def unreadable(dataset: Dataset) -> int:
-    """Number of a split's images that were skipped so far because they could not be read."""
+    """Number of images of a split that were skipped so far because they could not be read."""
     return int(dataset.broken.sum()) if isinstance(dataset, FolderImages) else 0
 
 
-def tell_unreadable(splits: Splits) -> None:
-    """Print one line to stderr if images were skipped."""
+def report_unreadable(splits: Splits) -> None:
+    """Print one line to stderr if images were skipped because they could not be read."""
     counts = {part: unreadable(getattr(splits, part)) for part in ("train", "val", "test")}
     if any(counts.values()):
         skipped = ", ".join(f"{n} of {part}" for part, n in counts.items() if n)
@@ -139,12 +139,12 @@ def tell_unreadable(splits: Splits) -> None:
 
 
 def _digest(names: Iterable[str]) -> str:
-    """A hash of names, not contents: the folder may move, and a million files need not be read."""
+    """A hash of names, not of contents: a million files need not be read."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _open(folder: Path, part: str) -> ImageFolder:
-    """The images of one part of a folder, with a warning where classes are empty. UserError where there are none."""
+    """The images of one part of a folder. Warns of classes without images. UserError where there are no images."""
     try:
         images = ImageFolder(str(folder / part), allow_empty=True)
     except (FileNotFoundError, NotADirectoryError) as error:

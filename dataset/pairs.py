@@ -1,20 +1,19 @@
-"""<subnet, accuracy> pairs of a supernet on disk: `dataset/NetInfo/SPACE/acc` (float) or `acc_quant`.
+"""<subnet, accuracy> pairs of a supernet on disk, in `dataset/NetInfo/SPACE/acc` (float) or `acc_quant`.
 
-`meta.json` records how they were made; `pairs.jsonl` has one line for each pair. Further processes write to files of
-their own, `pairs-RANK.jsonl`. Pair i depends on the seed and on i only, so a run that was killed continues with the
-missing pairs, on any number of processes.
+`meta.json` records how they were gathered; `pairs.jsonl` has one line a pair. Further processes write to files of their
+own, `pairs-RANK.jsonl`. Pair i depends on the seed and on i only, so a killed run continues with the missing pairs, on
+any number of processes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from apq.errors import UserError
-from apq.files import read_json
+from apq.files import Record, read_json
 from apq.genes import genes_of
 from apq.resume import Journal
 from apq.space import SearchSpace, space_to_dict
@@ -25,13 +24,16 @@ NETINFO = Path("dataset/NetInfo")
 
 @dataclass(frozen=True)
 class PairStore:
-    """A folder of pairs, which the process of this rank appends to."""
+    """A folder of pairs, to which the process of this rank appends."""
 
     path: Path
     rank: int = 0
 
-    def open(self, space: SearchSpace, made_by: dict[str, Any], n: int) -> list[int]:
-        """Prepare to append; returns which pairs of 0 .. n - 1 are missing. UserError if they were made differently."""
+    def open(self, space: SearchSpace, made_by: Record, n: int) -> list[int]:
+        """Prepare to append, and return which pairs of 0 .. n - 1 are missing.
+
+        UserError if the pairs in the folder were gathered in another way than `made_by`.
+        """
         meta = {"space": space_to_dict(space), **made_by}
         if not self._journal.holds(meta) and self.rank == 0:
             self._journal.start(meta)
@@ -44,13 +46,13 @@ class PairStore:
     def load(self, space: SearchSpace, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Genes (n, genes) and accuracies (n,) of all pairs, or of pairs 0 .. n - 1.
 
-        UserError where there are none, they are of another space, or a record is not valid.
+        UserError where there are none, where they are of another space, or where a record is not valid.
         """
         if not (meta_file := self._journal.asked_file).exists():
             raise UserError(f"no pairs in {self.path}; gather them with search.py --prepare {self.path.name}")
         meta = read_json(meta_file)
         if not isinstance(meta, dict) or meta.get("space") != space_to_dict(space):
-            raise UserError(f"{self.path} holds pairs of another space than {space.name}")
+            raise UserError(f"{self.path} holds pairs of a space other than {space.name}")
         subnets, accuracies = [], []
         for index, (place, record) in sorted(self._records().items()):
             if n is not None and index >= n:
@@ -64,9 +66,9 @@ class PairStore:
                 raise UserError(f"{place}: {error}") from error
         return genes_of(space, subnets), np.array(accuracies)
 
-    def _records(self) -> dict[int, tuple[str, dict[str, Any]]]:
-        """Every pair by its index, with the file and line it was read from; the first one of an index counts."""
-        found: dict[int, tuple[str, dict[str, Any]]] = {}
+    def _records(self) -> dict[int, tuple[str, Record]]:
+        """Index -> (file and line in words, record) of every pair. The first pair of an index counts."""
+        found: dict[int, tuple[str, Record]] = {}
         for place, line, record in self._journal.records():
             if not isinstance(record, dict) or not isinstance(record.get("index", line), int):
                 raise UserError(f"{place}: not a pair")
@@ -75,5 +77,5 @@ class PairStore:
 
     @property
     def _journal(self) -> Journal:
-        remedy = "give --netinfo another folder, or remove this one to gather anew"
+        remedy = "give another folder with --netinfo, or remove this one to gather anew"
         return Journal(self.path / "meta.json", "pairs", "gathering of pairs", remedy, self.rank)

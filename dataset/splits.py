@@ -1,7 +1,7 @@
-"""The splits of a data set, and their loaders, which any number of processes can share.
+"""The splits of a data set, and loaders whose batches any number of processes can share.
 
-`train` is for training. `val` is held out of the training images and guides every choice (pairs, search, best epoch).
-`test` is used by `test.py` only. The batches of a loader do not depend on the number of processes.
+`train` is for training. `val` is held out of the training images and decides every choice (pairs, search, best epoch).
+`test` is for `test.py` alone. The batches of a loader do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from apq.errors import UserError
+from apq.files import Record
 
 MOST_WORKERS = 8
 
 
 class ImageSpec(Protocol):
-    """A SearchSpace or a ModelSpec: images are prepared with its channels and at its largest resolution."""
+    """What images are prepared for, a SearchSpace or a ModelSpec: its channels, its largest resolution."""
 
     @property
     def name(self) -> str: ...
@@ -42,7 +43,7 @@ class ImageSpec(Protocol):
 
 
 class TensorImages(Dataset):
-    """Images in memory, indexed by whole batches, so that augmentation is one tensor operation."""
+    """Images in memory. They are indexed by batches, so that augmentation is one tensor operation."""
 
     def __init__(self, images: Tensor, labels: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> None:
         self.images, self.labels, self.augment = images, labels, augment
@@ -62,16 +63,20 @@ class TensorImages(Dataset):
 
 @dataclass(frozen=True)
 class Splits:
-    """Training images (augmented), the same images without changing augmentation, validation and test images.
+    """The images of a data set.
 
-    `source` identifies the images as plain data; everything that was measured on them records it.
+    Attributes:
+        train: training images, augmented anew each time.
+        calibration: the same images without random augmentation.
+        val, test: validation and test images.
+        source: plain data that identifies the images. All that is measured on them records it.
     """
 
     train: Dataset
     calibration: Dataset
     val: Dataset
     test: Dataset
-    source: dict[str, Any]
+    source: Record
 
 
 def make_loader(
@@ -84,15 +89,15 @@ def make_loader(
     sides: tuple[int, ...] = (),
     n_images: int | None = None,
 ) -> DataLoader:
-    """Batches of (images, labels), of which each process gets its own part.
+    """A loader of batches of (images, labels). Each process gets its part of every batch.
 
-    Order and augmentation follow torch's global generator: seed it alike in all processes before an epoch.
+    Order and augmentation come from torch's global generator: seed it alike in all processes before an epoch.
 
     Args:
-        batch_size: images of a batch, over all processes.
-        rank, world_size: which of how many processes this is. It gets images `rank::world_size` of every batch.
-        sides: resolutions in pixels. Each batch is resized to one of them at random; none leaves it as it is.
-        n_images: with `shuffle`, the most images of an epoch, drawn again for each.
+        batch_size: images a batch, of all processes together.
+        rank, world_size: number of this process and of all processes. It gets images `rank::world_size` of every batch.
+        sides: resolutions in pixels. Each batch is resized to a random one of them; without any it keeps its size.
+        n_images: with `shuffle`, the most images an epoch; they are drawn anew for every epoch.
 
     UserError where a shuffled batch has fewer than two images for each process.
     """
@@ -118,9 +123,9 @@ def resize(images: Tensor, side: int) -> Tensor:
 
 
 def _batches(dataset: Dataset, batch_size: int, shuffle: bool, world_size: int, n_images: int | None) -> BatchSampler:
-    """Batches of indices, for all processes together.
+    """Batches of indices for all processes together.
 
-    BatchNorm cannot train on one image, so a last batch that leaves a process fewer than two is dropped.
+    BatchNorm cannot train on one image: a last batch with fewer than two images for a process is dropped.
     """
     n = min(len(dataset), n_images or len(dataset))
     order = RandomSampler(dataset, num_samples=n) if shuffle and n else SequentialSampler(dataset)
@@ -129,7 +134,7 @@ def _batches(dataset: Dataset, batch_size: int, shuffle: bool, world_size: int, 
 
 @dataclass(frozen=True)
 class _Part:
-    """A process's part of a batch in memory, resized."""
+    """Takes this process's part of a batch in memory and resizes it."""
 
     rank: int
     world_size: int
@@ -143,7 +148,7 @@ class _Part:
         return resize(images, self.sides[choice]), labels
 
 
-@functools.lru_cache(maxsize=4)  # the worker processes live on from epoch to epoch
+@functools.lru_cache(maxsize=4)  # keeps the worker processes from epoch to epoch
 def _worker_loader(
     dataset: Dataset,
     batch_size: int,
@@ -161,15 +166,15 @@ def _worker_loader(
         num_workers=workers,
         persistent_workers=True,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # what it draws to start workers must not advance the global one
+        generator=torch.Generator(),  # seeds of workers are not drawn from the global generator
     )
 
 
 @dataclass(frozen=True)
 class _SeededBatches:
-    """A process's part of every batch as (index, seed) pairs.
+    """This process's part of every batch, as (index, seed) pairs.
 
-    With its own seed an image is augmented alike by any worker of any process.
+    Each image has a seed of its own, so that its augmentation does not depend on the worker and the process.
     """
 
     batches: BatchSampler
@@ -189,7 +194,7 @@ class _SeededBatches:
 
 @dataclass(frozen=True)
 class _Collate:
-    """Stack the readable images of a batch, items (image, label, seed) or None, and resize them together."""
+    """Stacks and resizes the images of a batch. Items are (image, label, seed), or None if an image cannot be read."""
 
     sides: tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""The data sets: one row each. Importing this module imports neither torch nor any images."""
+"""The table of data sets. This module imports neither torch nor images."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from apq.errors import UserError
 if TYPE_CHECKING:
     from dataset.splits import ImageSpec, Splits
 
-IMAGENET = Path("dataset/imagenet")  # where images of ImageNet spaces are looked for
+IMAGENET = Path("dataset/imagenet")  # the default image folder of ImageNet spaces
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """Images that networks are trained and tested on.
+    """A row of the table: images that networks are trained and tested on.
 
     Args:
-        name: what spaces and models call it in their `dataset`.
-        in_channels, n_classes, side: what networks by name are built for; `side` is in pixels.
-        load: makes the images for a space or a model, at its channels and its largest resolution.
-        recipe: the training recipe of networks for these images that have none of their own.
+        name: the name in the field `dataset` of spaces and models.
+        in_channels, n_classes, side: input channels, classes and resolution in pixels of networks by name.
+        load: makes the splits for a space or a model, with its channels and at its largest resolution.
+        recipe: training recipe of networks that have none of their own.
     """
 
     name: str
@@ -37,7 +37,7 @@ class DataSet:
 def _load_imagenet(spec: ImageSpec) -> Splits:
     if not IMAGENET.is_dir():
         raise UserError(
-            f"{spec.name} needs images: put train/CLASS and val/CLASS in {IMAGENET}, or name another folder: --data"
+            f"{spec.name} needs images: put train/CLASS and val/CLASS in {IMAGENET}, or give another folder with --data"
         )
     return load_folder(spec, IMAGENET)
 
@@ -75,5 +75,5 @@ DATASETS = {
 def get_dataset(name: str) -> DataSet:
     """The data set of this name; UserError names the known ones."""
     if name not in DATASETS:
-        raise UserError(f"unknown images {name!r}; known: {', '.join(DATASETS)}; --data takes a folder of any others")
+        raise UserError(f"unknown images {name!r}; known: {', '.join(DATASETS)}; give a folder of others with --data")
     return DATASETS[name]

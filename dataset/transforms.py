@@ -1,4 +1,4 @@
-"""Augmentation of whole batches as tensor operations."""
+"""Augmentation of batches by tensor operations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 
 
 def random_affine(images: Tensor, *, degrees: float, shift: float, scale: float, shear: float) -> Tensor:
-    """Rotate, move, scale and shear each image of a batch by its own random amount (torch's global generator).
+    """Rotate, shift, scale and shear each image of a batch at random: (N, C, H, W) -> same.
 
-    images: (N, C, H, W). `degrees` and `shear` (a slope) are bounds of both signs, `shift` is a fraction of the side,
-    `scale` 0.2 means 0.8 to 1.2. Pixels from outside the image repeat its border.
+    Amounts are uniform up to a bound of either sign: `degrees`, `shift` (a fraction of the side), `scale` (0.2: 0.8
+    to 1.2) and `shear` (a slope). Pixels outside the image repeat its border. Random numbers come from torch's global
+    generator.
     """
     n = len(images)
     draw = 2 * torch.rand(5, n, device=images.device) - 1  # (5, N) in [-1, 1]
@@ -28,7 +29,7 @@ def random_affine(images: Tensor, *, degrees: float, shift: float, scale: float,
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each image by a Gaussian of its own. images: (N, C, H, W), sigma: (N,) in pixels, at most 1.5."""
+    """Blur each image (N, C, H, W) by its own Gaussian of width `sigma` (N,), in pixels, at most 1.5."""
     n, c, h, w = images.shape
     x = torch.arange(-4, 5, device=images.device)
     kernel = (-0.5 * (x / sigma.clamp(min=1e-3)[:, None]) ** 2).exp()  # (N, 9)
@@ -39,10 +40,10 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def random_strokes(n: int, strokes: int, side: int, *, width: float) -> Tensor:
-    """Images of straight strokes at random places, of random strengths from 0 to 1: (n, 1, side, side).
+    """Images of straight strokes at random places and of random strengths, 0 to 1: (n, 1, side, side).
 
-    Where strokes cross, the strongest counts. `width` is in pixels. The ends lie up to a fifth of the side outside the
-    image. Draws from torch's global generator.
+    Where strokes cross, the strongest counts. `width` is in pixels. Strokes end up to a fifth of the side outside the
+    image. Random numbers come from torch's global generator.
     """
     ends = (torch.rand(n, strokes, 2, 2, 1) * 1.4 - 0.2) * side  # (n, strokes, end, x or y, 1)
     start, along = ends[:, :, 0], ends[:, :, 1] - ends[:, :, 0]

@@ -1,8 +1,8 @@
 """Costs of networks and layers on an accelerator at batch 1: latency in ms and energy in mJ.
 
-python -m lut --model NAME                    print what a network costs. NAME: a classification model of torchvision,
+python -m lut --model NAME                    print the costs of a network. NAME: a classification model of torchvision,
                                               exps/NAME (found by a search), SPACE:largest or SPACE:smallest
-python -m lut --space SPACE --out FILE        write the cost table of a space: every layer that it can run
+python -m lut --space SPACE --out FILE        write the cost table of a space: all layers that its networks can have
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ from apq.files import write_json
 from apq.layers import ConvLayer
 from apq.presets import get_space
 from lut.cost_model import CostModel, add_cost_flags, cost_model_from_flags, recorded_cost_model
-from lut.costs import by_scope, cost_of, cost_rows, known_prices
+from lut.costs import by_scope, cost_of, cost_rows, known_costs
 from lut.named import network_named
 from lut.table import build
 
-MODEL_FLAGS = ("bits", "resolution", "layers", "table")  # need --model
+MODEL_FLAGS = ("bits", "resolution", "layers", "table")  # belong to --model
 SPACE_FLAGS = ("space", "out")
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--model", metavar="NAME", help="network whose costs to print")
+    parser.add_argument("--model", metavar="NAME", help="network to print the costs of")
     parser.add_argument(
         "--bits",
         type=bits,
         metavar="W|WxA",
-        help="bits of --model's weights and activations (default: 8, or the highest of the space)",
+        help="bits of weights and activations of --model (default: 8, or the highest of its space)",
     )
-    parser.add_argument("--resolution", type=at_least(1), help="side of --model's image (default: 224, or the space's)")
-    parser.add_argument("--layers", action="store_true", help="print one row for each layer of --model too")
+    parser.add_argument(
+        "--resolution", type=at_least(1), help="side of the image, in pixels (default: 224, or the space's)"
+    )
+    parser.add_argument("--layers", action="store_true", help="also print one row for each layer of --model")
     parser.add_argument("--space", help="a preset, or the path of a space in a .json file (default: digits)")
     parser.add_argument("--out", type=Path, help="cost table to write, in the published JSON form")
     add_cost_flags(parser, "what an experiment's search used, else the published BitFusion")
@@ -48,7 +50,7 @@ def build_parser() -> Parser:
 
 
 def bits(text: str) -> tuple[int, int]:
-    """Type of a flag that takes bits of weights and activations: "8", or "4x8"."""
+    """The `type` of a flag that takes bits of weights and activations: "8", or "4x8"."""
     if not (found := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not like 8, or 4x8 (weights x activations)")
     weights, activations = found.groups()
@@ -59,8 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     foreign = SPACE_FLAGS if args.model else MODEL_FLAGS
     if given := [f"--{flag}" for flag in foreign if getattr(args, flag)]:
-        whose = "writing the table of a space, not to --model" if args.model else "--model, which is not given"
-        raise UserError(f"{given[0]} belongs to {whose}")
+        owner = "writing the table of a space, not to --model" if args.model else "--model, which is not given"
+        raise UserError(f"{given[0]} belongs to {owner}")
     if args.model:
         print_model(args)
     elif args.out:
@@ -112,7 +114,7 @@ def print_model(args: argparse.Namespace) -> None:
 
 
 def layer_rows(layers: list[ConvLayer], cost_model: CostModel) -> list[dict[str, str | int | float | None]]:
-    """One row for each layer; a price is None where a table lacks it."""
+    """One row for each layer. Its ms and mJ are None where a table lacks the layer."""
     return [
         {
             "layer": layer.name,
@@ -129,12 +131,12 @@ def layer_rows(layers: list[ConvLayer], cost_model: CostModel) -> list[dict[str,
             "params": layer.params,
             "bytes": layer.size_bytes,
         }
-        for layer, (ms, mj) in zip(layers, known_prices(layers, cost_model).tolist(), strict=True)
+        for layer, (ms, mj) in zip(layers, known_costs(layers, cost_model).tolist(), strict=True)
     ]
 
 
 def shown(key: str, value: str | int | float | None) -> str:
-    """One cell of the printed table of layers."""
+    """Format one cell of the printed table of layers."""
     if value is None:
         return "not in table"
     return format(value, {"ms": ".5f", "mJ": ".5f", "bytes": ".1f"}.get(key, ""))

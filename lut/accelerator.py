@@ -1,4 +1,4 @@
-"""A bit-flexible systolic array in numbers: array, buffers, memory, clock and energy.
+"""The constants of a bit-flexible systolic array: array, buffers, memory, clock, energy.
 
 The defaults are BitFusion (Sharma et al., ISCA 2018) as APQ and HAQ used it. The energy factors were fitted to the
 published APQ cost table; the published DRAM figure is 15 pJ a bit.
@@ -19,10 +19,10 @@ WHOLE = ("rows", "columns", "max_bits", "min_bits", "accumulator_bits")
 
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """One configuration; UserError where a value is bad. Buffers are double buffered: a tile may use half of each."""
+    """One accelerator. Buffers are double buffered: a tile may use half of each. UserError where a value is bad."""
 
-    rows: int = 16  # reduction side of the array, in fusion units
-    columns: int = 32  # output channels of the array
+    rows: int = 16  # of fusion units, along the reduction
+    columns: int = 32  # of fusion units, along the output channels
     max_bits: int = 8
     min_bits: int = 2
     clock_mhz: float = 500.0
@@ -47,15 +47,15 @@ class Accelerator:
                 raise UserError(f"accelerator: {name} must be a whole number, not {value!r}")
         if self.min_bits > self.max_bits or math.log2(self.max_bits) % 1 or math.log2(self.min_bits) % 1:
             raise UserError(
-                f"accelerator: min_bits {self.min_bits} and max_bits {self.max_bits} must be powers of two, the second "
-                "not below the first"
+                f"accelerator: min_bits {self.min_bits} and max_bits {self.max_bits} must be powers of two, with "
+                "max_bits not below min_bits"
             )
 
 
 def accelerator_from_json(path: Path) -> Accelerator:
     """An accelerator from a JSON object of some of its fields; the others keep BitFusion's values.
 
-    UserError where the file is missing or broken, a field is unknown or a value bad.
+    UserError where the file is missing or broken, a field is unknown or a value is bad.
     """
     data = read_json(path)
     try:
@@ -65,7 +65,7 @@ def accelerator_from_json(path: Path) -> Accelerator:
 
 
 def accelerator_from_dict(data: Any) -> Accelerator:
-    """An accelerator from plain data; UserError where a field is unknown or a value bad."""
+    """An accelerator from plain data. UserError where a field is unknown or a value is bad."""
     known = [field.name for field in fields(Accelerator)]
     if not isinstance(data, dict):
         raise UserError(f"an accelerator is a JSON object with some of the fields {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""What every layer of a network costs at every choice of bits, so that pricing a policy is one gather."""
+"""The cost of every layer of a network at every bit-width, so that pricing a policy is one gather."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ FLOAT_BITS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class BitCosts:
-    """Cost of each layer at each number of bits from 1 to 8.
+    """Costs of the layers of a network at 1 to 8 bits.
 
-    `cells[layer, w - 1, a - 1]` is the cost in `unit` at w weight and a activation bits; without activation bits the
-    last axis has length 1. `reference` is the cost that ratios are relative to, which `of_what` describes.
+    `cells[layer, w - 1, a - 1]` is the cost in `unit` at w weight bits and a activation bits, NaN where it is not
+    known; without activation bits the last axis has length 1. Ratios are relative to `reference`, a cost that
+    `of_what` names.
     """
 
     cells: np.ndarray  # (layers, 8, 8 or 1) float64
@@ -35,30 +36,30 @@ class BitCosts:
         return self.cells[np.arange(len(bits)), bits[:, 0] - 1, bits[:, 1] - 1 if bits.shape[1] > 1 else 0]
 
     def total(self, bits: np.ndarray) -> float:
-        """Cost of the whole network; of a table that lacks layers, the cost of the others."""
+        """Cost of the network. Layers without a known cost are left out."""
         return float(np.nansum(self.per_layer(bits)))
 
     def check_priced(self, bits: np.ndarray) -> None:
-        """UserError if a layer has a price at 8 bits but none at these."""
+        """UserError if the cost of a layer is known at 8 bits but not at these."""
         lacking = np.isnan(self.per_layer(bits)) & ~np.isnan(self.cells[:, -1, -1])
         if lacking.any():
             layer = int(lacking.argmax())
-            raise UserError(f"the table of costs lacks layer {layer} at its bits, {bits[layer].tolist()}")
+            raise UserError(f"the cost table lacks layer {layer} at its bits, {bits[layer].tolist()}")
 
     @property
     def n_priced(self) -> int:
-        """How many layers have prices."""
+        """Number of layers whose costs are known."""
         return int((~np.isnan(self.cells[:, -1, -1])).sum())
 
     def ratio(self, bits: np.ndarray) -> float:
-        """Share of the reference cost."""
+        """Cost as a fraction of the reference cost."""
         return self.total(bits) / self.reference
 
 
 def linear_costs(layers: Sequence[ConvLayer], quantity: str, cost_model: CostModel) -> BitCosts:
-    """Costs of `quantity`, one of UNITS, with quantized weights and activations; ratios are to the 8-bit network.
+    """Costs of `quantity`, one of UNITS, with quantized weights and activations. Ratios are to the 8-bit network.
 
-    UserError if the cost model has no price for a layer at some bits.
+    UserError if the cost model does not cover a layer at some bits.
     """
     choices = [(w, a) for w in range(1, MOST_BITS + 1) for a in range(1, MOST_BITS + 1)]
     at_bits = [replace(layer, w_bits=w, a_bits=a) for layer in layers for w, a in choices]
@@ -70,7 +71,7 @@ def linear_costs(layers: Sequence[ConvLayer], quantity: str, cost_model: CostMod
 
 
 def kmeans_costs(layers: Sequence[ConvLayer]) -> BitCosts:
-    """Bytes of the weights alone, as HAQ counts: no biases, no codebooks. Ratios are to 32-bit weights."""
+    """Bytes of the weights, as HAQ counts them: without biases and codebooks. Ratios are to 32-bit weights."""
     weights = _sum_by_name(layers, np.array([0 if layer.shared else layer.weights for layer in layers]))
     cells = weights[:, None, None] * np.arange(1, MOST_BITS + 1)[:, None] / 8
     return BitCosts(
@@ -79,7 +80,7 @@ def kmeans_costs(layers: Sequence[ConvLayer]) -> BitCosts:
 
 
 def measured_costs(table: MeasuredTable) -> BitCosts:
-    """Costs that were measured; cells that the table lacks are NaN."""
+    """Measured costs. Ratios are to the 8-bit network."""
     return BitCosts(
         cells=table.cells,
         unit="in the unit of its table",
@@ -89,7 +90,7 @@ def measured_costs(table: MeasuredTable) -> BitCosts:
 
 
 def _sum_by_name(layers: Sequence[ConvLayer], values: np.ndarray) -> np.ndarray:
-    """(names, ...) sums over the layers of each name: a layer that runs twice costs twice."""
+    """(names, ...) sums over the layers of one name: a layer that runs twice costs twice."""
     names = layer_names(layers)
     rows = [names.index(layer.name) for layer in layers]
     total = np.zeros((len(names), *values.shape[1:]), dtype=values.dtype)

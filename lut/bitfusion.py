@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from apq.errors import UserError
-from apq.files import atomic_open, cache_folder, read_arrays
+from apq.files import Record, atomic_open, cache_folder, read_arrays
 from apq.layers import ConvLayer
 from apq.space import FULL_PRECISION
 from lut.accelerator import Accelerator
@@ -26,8 +26,8 @@ from lut.tilings import DenseConvs, ceil_div, fusion_factor, solve
 
 SHAPE = ("in_channels", "out_channels", "input_size", "kernel_size", "stride", "groups", "w_bits", "a_bits")
 COLUMNS = (*SHAPE, "image_input")
-DEPTHWISE_CHANNELS = 8  # channels that a depthwise layer runs at once at the highest precision
-LARGEST = 1 << 20  # of a layer's sizes: far beyond any network, far within exact arithmetic
+DEPTHWISE_CHANNELS = 8  # channels of a depthwise layer that run at once at the accelerator's most bits
+LARGEST = 1 << 20  # size of a layer: far above that of any network, and exact in float64
 MODEL_VERSION = 1  # raise it when the cost model changes: caches of other versions are not read
 
 _values_of = attrgetter(*COLUMNS)
@@ -42,7 +42,7 @@ class Costs(NamedTuple):
 
 @dataclass(frozen=True)
 class BitFusion(CostModel):
-    """Prices layers on an accelerator (default: the published BitFusion)."""
+    """BitFusion cost model of an accelerator (default: as published)."""
 
     config: Accelerator = field(default_factory=Accelerator)
 
@@ -51,36 +51,36 @@ class BitFusion(CostModel):
         changed = [f"{name} {value}" for name, value in asdict(self.config).items() if value != published[name]]
         return "BitFusion with " + ", ".join(changed) if changed else "BitFusion as published"
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """See `CostModel.record`."""
         return {"accelerator": asdict(self.config), "table": None}
 
     def price(self, layers: Sequence[ConvLayer]) -> np.ndarray:
-        """(layers, 2) float64: `cost(layers)` with a cache on disk, so that only layers it lacks are computed."""
-        known = _read_cache(self.cache_file)
-        missing = [layer for layer in dict.fromkeys(layers) if _values_of(layer) not in known]
+        """(layers, 2) float64: `cost(layers)`, with a cache on disk."""
+        cached = _read_cache(self.cache_file)
+        missing = [layer for layer in dict.fromkeys(layers) if _values_of(layer) not in cached]
         if missing:
             costs = np.stack(self.cost(missing), axis=1).tolist()
-            known |= {_values_of(layer): tuple(pair) for layer, pair in zip(missing, costs, strict=True)}
-            # The prices are right even where the cache cannot be written.
+            cached |= {_values_of(layer): tuple(pair) for layer, pair in zip(missing, costs, strict=True)}
+            # The costs are right even where the cache cannot be written.
             with contextlib.suppress(OSError, UserError), atomic_open(self.cache_file, "wb") as out:
-                rows = np.array(list(known), dtype=np.int64)
-                np.savez(out, layers=rows, costs=np.array(list(known.values())))
-        return np.array([known[_values_of(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
+                rows = np.array(list(cached), dtype=np.int64)
+                np.savez(out, layers=rows, costs=np.array(list(cached.values())))
+        return np.array([cached[_values_of(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
 
     @property
     def cache_file(self) -> Path:
-        """Where this configuration's prices are kept, in the cache folder."""
+        """The file in the cache folder that keeps the costs on this accelerator."""
         key = json.dumps({"version": MODEL_VERSION, **asdict(self.config)}, sort_keys=True)
         return cache_folder() / f"bitfusion-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
     def cost(self, layers: Sequence[ConvLayer]) -> Costs:
         """Milliseconds and millijoules of each layer at batch 1.
 
-        A depthwise layer runs in blocks of channels, each as one dense convolution. Other grouped layers cost `groups`
-        times the dense convolution of one group. A network's first convolution runs in im2col mode. Full-precision
-        layers are priced at the accelerator's highest precision, because it computes with integers.
-        UserError where a layer is impossible, needs more bits than the accelerator has, or no tiling fits its buffers.
+        A depthwise layer runs in blocks of channels, each of them one dense convolution. Other grouped layers cost
+        `groups` times the dense convolution of one group. The first convolution of a network runs in im2col mode. The
+        accelerator computes with integers, so full precision costs as much as its most bits.
+        UserError where a layer is impossible, has more bits than the accelerator, or fits the buffers in no tiling.
         """
         chip, rows = self.config, _checked_rows(self.config, layers)
         times, convs = _dense_convs(chip, rows)
@@ -99,11 +99,11 @@ def _read_cache(file: Path) -> dict[tuple[int, ...], tuple[float, float]]:
             return {}
         return {tuple(row): tuple(pair) for row, pair in zip(rows.tolist(), costs.tolist(), strict=True)}
     except (UserError, KeyError, TypeError):
-        return {}  # absent or damaged: it is computed again
+        return {}  # missing or damaged: the costs are computed again
 
 
 def _checked_rows(chip: Accelerator, layers: Sequence[ConvLayer]) -> np.ndarray:
-    """(n, 9) int64: all that the layers' costs depend on, in the order of `COLUMNS`."""
+    """(n, 9) int64: the columns `COLUMNS` of the layers, all that their costs depend on."""
     rows = np.array([_values_of(layer) for layer in layers]).reshape(len(layers), len(COLUMNS))
     if len(layers) and rows.dtype.kind != "i":
         whole = [all(isinstance(value, (int, np.integer)) for value in _values_of(layer)) for layer in layers]
@@ -125,7 +125,7 @@ def _complain(bad: np.ndarray, layers: Sequence[ConvLayer], why: str) -> None:
 
 
 def _dense_convs(chip: Accelerator, rows: np.ndarray) -> tuple[np.ndarray, DenseConvs]:
-    """(n,) how often each layer runs its dense convolution, and these convolutions."""
+    """(n,) times that each layer runs its dense convolution, and these convolutions."""
     c, d, side, kernel, stride, groups, w, a, image = rows.T
     depthwise = (groups > 1) & (groups == c) & (groups == d)
     block = DEPTHWISE_CHANNELS * fusion_factor(chip, w, a)

@@ -1,6 +1,6 @@
-"""What a layer costs: the base class of every cost model, the table of their kinds, and how a user names one.
+"""Cost models: their base class, the table of their kinds, and the flags that name one.
 
-A kind from outside is a dataclass that derives from `CostModel` and has a row in `COST_MODELS`:
+A kind from outside is a dataclass that derives from `CostModel`, with a row in `COST_MODELS`:
 
     @dataclass(frozen=True)
     class Roofline(CostModel):
@@ -39,19 +39,19 @@ from lut.accelerator import accelerator_from_dict
 
 
 class CostModel(ABC):
-    """Prices the layers of networks: latency and energy at batch 1.
+    """Base class of cost models: the latency and energy of layers at batch 1.
 
-    A kind must have `price`. The other methods fit a dataclass of plain data that can price any layer.
+    A subclass implements `price`. The other methods are right for a dataclass of plain data that covers all layers.
     """
 
     @abstractmethod
     def price(self, layers: Sequence[ConvLayer]) -> np.ndarray:
-        """(layers, 2) float64 milliseconds and millijoules; UserError that names the first layer without a price."""
+        """(layers, 2) float64 milliseconds and millijoules. UserError names the first layer that is not covered."""
 
     def covers(self, layers: Sequence[ConvLayer]) -> np.ndarray:
-        """(layers,) bool: which layers have a price. All, unless prices come from a table.
+        """(layers,) bool: which layers have a cost. All, unless the costs come from a table.
 
-        Layers that an accelerator cannot run are covered too: `price` says why it cannot.
+        Layers that an accelerator cannot run are covered: the error of `price` says why it cannot.
         """
         return np.ones(len(layers), dtype=bool)
 
@@ -59,9 +59,9 @@ class CostModel(ABC):
         """Plain data for an experiment's config.json, from which `cost_model_from_record` builds the same model."""
         return {"accelerator": None, "table": None, "cost_model": {"kind": self._kind, **asdict(self)}}
 
-    def fingerprint(self) -> str:
-        """A digest of all that the prices depend on."""
-        return fingerprint_of(self.record())
+    def digest(self) -> str:
+        """A hash of all that the costs depend on."""
+        return digest_of(self.record())
 
     def __str__(self) -> str:
         fields = [f"{name} {value}" for name, value in asdict(self).items()]
@@ -75,38 +75,38 @@ class CostModel(ABC):
         return kinds[0]
 
 
-def fingerprint_of(data: Any) -> str:
-    """A digest of plain data."""
+def digest_of(data: Any) -> str:
+    """A hash of plain data."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _bitfusion(**fields: Any) -> CostModel:
-    from lut.bitfusion import BitFusion  # derives from CostModel, so this module cannot import it above
+    from lut.bitfusion import BitFusion  # it imports this module
 
     return BitFusion(accelerator_from_dict(fields))
 
 
 def _table(path: str) -> CostModel:
-    from lut.table import load  # likewise
+    from lut.table import load  # it imports this module
 
     return load(Path(path))
 
 
 COST_MODELS: dict[str, Callable[..., CostModel]] = {"bitfusion": _bitfusion, "table": _table}
-"""What makes each kind of cost model from the fields of a JSON object, by the name that "kind" gives."""
+"""By kind: the function that makes a cost model from the other fields of a JSON object."""
 
 
 def add_cost_flags(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add --config and --table, of which one may be given; `default` describes what holds without them."""
+    """Add --config and --table, which exclude each other. `default` describes the default for --help."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--config", type=Path, help=f"accelerator as a JSON file (default: {default})")
-    group.add_argument("--table", type=Path, help="cost table of your own device, in the published JSON form")
+    group.add_argument("--config", type=Path, help=f"accelerator or cost model, as a JSON file (default: {default})")
+    group.add_argument("--table", type=Path, help="cost table, for example of your own device, in the published form")
 
 
 def cost_model_from_flags(config: Path | None, table: Path | None) -> CostModel:
-    """The cost model that the flags of `add_cost_flags` name; without either, the published BitFusion.
+    """The cost model that the flags of `add_cost_flags` name. Without them it is the published BitFusion.
 
-    `config` holds a JSON object: the "kind" of the cost model and its fields; without a kind, fields of an accelerator.
+    `config` is a file with a JSON object: the "kind" of a cost model and its fields, or fields of an accelerator.
     """
     if table is not None:
         return _table(str(table))
@@ -114,9 +114,9 @@ def cost_model_from_flags(config: Path | None, table: Path | None) -> CostModel:
 
 
 def cost_model_from_record(record: Record, where: Path) -> CostModel:
-    """The cost model that `CostModel.record` describes; errors name `where` it stands, say a config.json.
+    """The cost model that `CostModel.record` describes. Errors name the file `where` the record is.
 
-    The record of a search of bits that was priced by a measured table (`lut.measured`) gives the model of its reports.
+    For a search that was priced by a measured table (`lut.measured`) it is the model of the reports.
     """
     if "cost_model" in record:
         return _from_dict(record["cost_model"], where)
@@ -141,7 +141,7 @@ def _from_dict(data: Any, where: Path) -> CostModel:
     make = COST_MODELS.get(kind) if isinstance(kind, str) else None
     if make is None:
         known = ", ".join(COST_MODELS)
-        raise UserError(f"{where}: unknown kind of cost model {kind!r}; known: {known} (APQ_PLUGINS may bring others)")
+        raise UserError(f"{where}: unknown kind of cost model {kind!r}; known: {known}; APQ_PLUGINS may add others")
     try:
         inspect.signature(make).bind(**fields)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""What one network costs: sums over the one list of its layers."""
+"""The cost of one network: sums over its list of layers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ UNITS = {"latency": "ms", "energy": "mJ", "bitops": "BitOps", "size": "bytes", "
 class NetworkCost:
     """Cost of a network at batch 1.
 
-    `macs` are multiply-accumulates; `weighted_flops`, which OQA counts, are MACs x w x a / 64. Sizes have BatchNorm
-    folded. Latency and energy are None where they come from a table that lacks some of the layers.
+    `weighted_flops`, which OQA counts, are MACs x weight bits x activation bits / 64. In `size_bytes` BatchNorm is
+    folded. Latency and energy are None where the cost model does not cover all layers.
     """
 
     latency_ms: float | None
@@ -36,13 +36,13 @@ class NetworkCost:
 
 
 def network_costs(space: SearchSpace, subnet: Subnet, cost_model: CostModel) -> dict[str, NetworkCost]:
-    """Cost in each scope: `published` leaves out the first inverted-residual block and the classifier."""
+    """Cost of a subnet in each scope. `published` leaves out the first inverted-residual block and the classifier."""
     return {scope: cost_of(layers_of(space, subnet, scope), cost_model) for scope in SCOPES}
 
 
 def cost_of(layers: Sequence[ConvLayer], cost_model: CostModel) -> NetworkCost:
     """Cost of a network of these layers."""
-    ms, mj = known_prices(layers, cost_model).sum(axis=0).tolist()
+    ms, mj = known_costs(layers, cost_model).sum(axis=0).tolist()
     return NetworkCost(
         latency_ms=None if math.isnan(ms) else ms,
         energy_mj=None if math.isnan(mj) else mj,
@@ -54,19 +54,19 @@ def cost_of(layers: Sequence[ConvLayer], cost_model: CostModel) -> NetworkCost:
     )
 
 
-def known_prices(layers: Sequence[ConvLayer], cost_model: CostModel) -> np.ndarray:
-    """(layers, 2) float64 milliseconds and millijoules of each layer for a report: NaN where it has no price."""
+def known_costs(layers: Sequence[ConvLayer], cost_model: CostModel) -> np.ndarray:
+    """(layers, 2) float64 milliseconds and millijoules, NaN for layers that the cost model does not cover."""
     covered = cost_model.covers(layers)
-    prices = np.full((len(layers), 2), np.nan)
-    prices[covered] = cost_model.price([layer for layer, known in zip(layers, covered, strict=True) if known])
-    return prices
+    costs = np.full((len(layers), 2), np.nan)
+    costs[covered] = cost_model.price([layer for layer, known in zip(layers, covered, strict=True) if known])
+    return costs
 
 
 def layer_quantity(layers: Sequence[ConvLayer], quantity: str, cost_model: CostModel | None = None) -> np.ndarray:
     """(layers,) float64 cost of each layer in `UNITS[quantity]`.
 
-    `cost_model` (None: the published BitFusion) gives latency and energy; the other quantities are counted. UserError
-    for an unknown quantity, or where the model has no price for a layer.
+    Latency and energy come from `cost_model` (None: the published BitFusion); the other quantities are counted.
+    UserError for an unknown quantity, and where the model does not cover a layer.
     """
     check_quantity(quantity)
     if quantity == "bitops":
@@ -88,12 +88,12 @@ def check_quantity(quantity: str) -> None:
 
 
 def by_scope(costs: dict[str, NetworkCost]) -> dict[str, NetworkCost]:
-    """The costs with the titles that a printed table gives the scopes."""
+    """The costs under the titles of the scopes in a printed table."""
     return {f"{scope} scope": cost for scope, cost in costs.items()}
 
 
 def cost_rows(costs: dict[str, NetworkCost]) -> list[tuple[str, ...]]:
-    """Rows of a printed table with one column for each of the costs."""
+    """Rows of a printed table, with one column for each network cost."""
     formats = {
         "latency_ms": ("latency, ms", "{:.4f}", 1),
         "energy_mj": ("energy, mJ", "{:.4f}", 1),

@@ -1,4 +1,4 @@
-"""Per-slot tables over genes, in one flat array: what makes cost and the predictor's first layer a gather."""
+"""Per-slot tables over genes in one flat array: they turn costs and the predictor's first layer into gathers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apq.space import SearchSpace
 
 
 def gene_column(space: SearchSpace, what: str | int, slot: int = 0) -> int:
-    """Column of a slot's kernel ("ks"), width ("e") or bits (an operand kind's index), or of the "resolution"."""
+    """Column of the "resolution", or of a slot's kernel ("ks"), mid channels ("e") or bits (index of the kind)."""
     if what == "resolution":
         return len(cardinalities(space)) - 1
     section = {"ks": 0, "e": 1}[what] if isinstance(what, str) else 2 + what
@@ -20,11 +20,11 @@ def gene_column(space: SearchSpace, what: str | int, slot: int = 0) -> int:
 
 
 class GeneTables:
-    """Addresses of cells in one flat array that holds, for each group of axes, one table for every slot.
+    """Addresses of cells in a flat array that holds, for each group of axes, one table for every slot.
 
-    `axes` names the groups: ("ks", "e") is a table over a slot's kernel and width genes, (0, 2) one over the genes of
-    operand kinds 0 and 2; "resolution" may join any group. Cell `size`, after the last table, is for slots that do
-    not run.
+    `axes` are the groups. ("ks", "e") is a table over a slot's genes of kernel and mid channels, (0, 2) a table over
+    its genes of operand kinds 0 and 2. "resolution" may be in any group. Cell `size`, after the last table, is for
+    idle slots.
     """
 
     def __init__(self, space: SearchSpace, axes: Sequence[Sequence[str | int]]) -> None:
@@ -44,14 +44,14 @@ class GeneTables:
         ]
 
     def __iter__(self) -> Iterator[tuple[int, int, tuple[int, ...], slice]]:
-        """(group, slot, table shape, place in the flat array) of every table, group by group."""
+        """Yield (group, slot, shape of the table, slice of the flat array) for every table, group by group."""
         for table, (start, shape) in enumerate(zip(self._starts.flat, self.shapes, strict=True)):
             group, slot = divmod(table, len(self.space.slots))
             yield group, slot, shape, slice(int(start), int(start) + math.prod(shape))
 
     def index(self, genes: np.ndarray) -> np.ndarray:
         """(groups, n, slots) int64 cells of a gene matrix."""
-        # Integer arithmetic, although a float product is shorter: numpy's BLAS threads would compete with torch's.
+        # Integer arithmetic, because a matrix product would start BLAS threads that compete with torch's.
         idle = ~active(self.space, genes)
         cells = np.empty((len(self.axes), *idle.shape), dtype=np.int64)
         for group, strides, starts, out in zip(self.axes, self._strides, self._starts, cells, strict=True):

@@ -1,4 +1,4 @@
-"""Costs measured for one network, in HAQ's form: a CSV file of layer number, weight bits, activation bits and cost."""
+"""Measured costs of one network in HAQ's form: a CSV file of layer number, weight bits, activation bits, cost."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from apq.errors import UserError
+from apq.files import Record
 from apq.layers import ConvLayer
 from lut.accelerator import Accelerator
-from lut.cost_model import CostModel, fingerprint_of
+from lut.cost_model import CostModel, digest_of
 
 MOST_BITS = 8
 COLUMN = {"latency": 0, "energy": 1}  # of `CostModel.price`
@@ -22,11 +22,11 @@ COLUMN = {"latency": 0, "energy": 1}  # of `CostModel.price`
 
 @dataclass(frozen=True, eq=False)
 class MeasuredTable(CostModel):
-    """What each layer of one network costs at 1 to 8 bits, where it was measured.
+    """Measured costs of the layers of one network at 1 to 8 bits.
 
-    `cells[layer, w - 1, a - 1]` is the cost of the layer `names[layer]` at w weight and a activation bits, NaN where it
-    was not measured. The file has one cost a row, of `quantity`: prices hold it in that quantity's column, in the unit
-    of the file, and NaN in the other. Of a quantity that is neither latency nor energy both columns are NaN.
+    `cells[layer, w - 1, a - 1]` is the cost of layer `names[layer]` at w weight bits and a activation bits, NaN where
+    it was not measured. `price` has it in the column of `quantity`, in the unit of the file, and NaN in the other
+    column. For a quantity other than latency and energy both columns are NaN.
     """
 
     path: Path
@@ -37,20 +37,20 @@ class MeasuredTable(CostModel):
     def __str__(self) -> str:
         return f"table {self.path}"
 
-    def record(self) -> dict[str, Any]:
-        """Plain data for config.json: reports on the network price it by the published BitFusion, beside this table."""
+    def record(self) -> Record:
+        """Plain data for config.json. Reports price the network by the published BitFusion beside this table."""
         return {"accelerator": asdict(Accelerator()), "table": None, "measured": str(self.path)}
 
-    def fingerprint(self) -> str:
-        """A digest of the costs: the file may change."""
-        return fingerprint_of([self.names, self.quantity, self.cells.tolist()])
+    def digest(self) -> str:
+        """A hash of the costs, because the file may change."""
+        return digest_of([self.names, self.quantity, self.cells.tolist()])
 
     def covers(self, layers: Sequence[ConvLayer]) -> np.ndarray:
         """(layers,) bool: which layers were measured at their bits."""
         return ~np.isnan(self._costs(layers))
 
     def price(self, layers: Sequence[ConvLayer]) -> np.ndarray:
-        """(layers, 2) float64: the cost in the quantity's column; UserError that names the first layer without one."""
+        """(layers, 2) float64, with costs in the column of `quantity`. UserError names the first layer without one."""
         costs = self._costs(layers)
         if np.isnan(costs).any():
             layer = layers[int(np.isnan(costs).argmax())]
@@ -58,10 +58,10 @@ class MeasuredTable(CostModel):
                 f"{self.path} has no cost of layer {layer.name or 'without a name'} at {layer.w_bits} weight and "
                 f"{layer.a_bits} activation bits"
             )
-        prices = np.full((len(layers), 2), np.nan)
+        columns = np.full((len(layers), 2), np.nan)
         if self.quantity in COLUMN:
-            prices[:, COLUMN[self.quantity]] = costs
-        return prices
+            columns[:, COLUMN[self.quantity]] = costs
+        return columns
 
     def _costs(self, layers: Sequence[ConvLayer]) -> np.ndarray:
         places, costs = {name: place for place, name in enumerate(self.names)}, np.full(len(layers), np.nan)
@@ -72,9 +72,9 @@ class MeasuredTable(CostModel):
 
 
 def load_measured(path: Path, names: Sequence[str], quantity: str) -> MeasuredTable:
-    """The costs of `quantity` in a CSV file, for the network of layers with these names, in running order.
+    """Read the costs of `quantity` from a CSV file, for a network whose layers have these names, in running order.
 
-    The first line may name the columns. UserError where it is not such a file.
+    The first line may name the columns. UserError for any other file.
     """
     cells = np.full((len(names), MOST_BITS, MOST_BITS), np.nan)
     try:
@@ -83,14 +83,16 @@ def load_measured(path: Path, names: Sequence[str], quantity: str) -> MeasuredTa
             for layer, w, a, cost in rows[1:] if rows and rows[0][:1] == ["layer"] else rows:
                 cells[_index(layer, len(names)), _index(w, MOST_BITS, 1), _index(a, MOST_BITS, 1)] = _cost(cost)
     except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no table of layer,w_bits,a_bits,cost for {len(names)} layers: {error}") from error
+        raise UserError(
+            f"{path} is not a table of layer,w_bits,a_bits,cost for {len(names)} layers: {error}"
+        ) from error
     return MeasuredTable(path, tuple(names), quantity, cells)
 
 
 def _cost(text: str) -> float:
     value = float(text)
     if not 0 <= value < math.inf:
-        raise ValueError(f"a cost of {text}")
+        raise ValueError(f"cost {text} is not a number from 0 up")
     return value
 
 

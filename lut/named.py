@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's classification models, experiments, the largest and smallest network of a space."""
+"""Networks by name: torchvision's classification models, experiments, the largest and smallest subnet of a space."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ TORCHVISION_RESOLUTION = 224
 
 @dataclass(frozen=True, kw_only=True)
 class NamedNetwork:
-    """A network's layers in each cost scope that it has.
+    """The layers of a network, for each scope that it has.
 
-    `unlisted_params` counts the parameters outside these layers, for example of a norm that cannot be folded or of a
-    branch that only training runs. `experiment` is the search that found the network.
+    `unlisted_params` is the number of parameters outside these layers, for example of a norm that cannot be folded or
+    of a branch that runs in training only. `experiment` is the search that found the network.
     """
 
     title: str
@@ -36,10 +36,10 @@ class NamedNetwork:
 
 
 def network_named(name: str, bits: tuple[int, int] | None = None, resolution: int | None = None) -> NamedNetwork:
-    """The network: a torchvision model, an experiment's folder (`exps/NAME`), `SPACE:largest` or `SPACE:smallest`.
+    """Look up a network: a torchvision model, the folder of an experiment, `SPACE:largest` or `SPACE:smallest`.
 
-    `bits` are those of weights and activations: of every layer of a torchvision model (default: 8), or of the searched
-    layers of a space's network (default: its highest). An experiment has its own. UserError for an unknown network.
+    `bits` are those of weights and activations, for every layer of a torchvision model (default: 8) or for the searched
+    layers of a space (default: the highest). An experiment has its own bits. UserError for an unknown network.
     """
     if "/" in name and ":" not in name:
         return _experiment(Experiment(Path(name)), bits, resolution)
@@ -47,7 +47,7 @@ def network_named(name: str, bits: tuple[int, int] | None = None, resolution: in
     if colon:
         return _end_of_space(get_space(space_name), end, bits, resolution)
     if name in SPACES or name.endswith(".json"):
-        raise UserError(f"{name} is a space: name one of its networks, {name}:largest or {name}:smallest")
+        raise UserError(f"{name} is a space: name one of its subnets, {name}:largest or {name}:smallest")
     return _torchvision(name, bits or (FIXED_BITS, FIXED_BITS), resolution or TORCHVISION_RESOLUTION)
 
 
@@ -64,7 +64,7 @@ def _experiment(experiment: Experiment, bits: tuple[int, int] | None, resolution
 def _of_policy(experiment: Experiment, choice: PolicyChoice, resolution: int | None) -> NamedNetwork:
     policy, layers = choice.policy, choice.layers
     if policy.quantizer != "linear":
-        raise UserError(f"{experiment.path}: k-means weights are computed in floating point, which has no price here")
+        raise UserError(f"{experiment.path}: k-means weights compute in floating point, which has no cost model here")
     if resolution not in (None, layers[0].input_size):
         raise UserError(f"{experiment.path} is for {layers[0].input_size} pixels: leave --resolution out")
     return NamedNetwork(
@@ -77,10 +77,10 @@ def _of_policy(experiment: Experiment, choice: PolicyChoice, resolution: int | N
 
 def _end_of_space(space: SearchSpace, end: str, bits: tuple[int, int] | None, resolution: int | None) -> NamedNetwork:
     if end not in ENDS:
-        raise UserError(f"space {space.name} has no network {end!r} by name; known: {', '.join(ENDS)}")
+        raise UserError(f"space {space.name} has no subnet {end!r} by name; known: {', '.join(ENDS)}")
     i, n = ENDS[end], len(space.slots)
-    asked = dict(zip("wa", bits, strict=True)) if bits else {}
-    fixed = [asked.get(operand.operand, operand.choices[-1]) for operand in space.shared_operands]
+    given = dict(zip("wa", bits, strict=True)) if bits else {}
+    shared_bits = [given.get(shared.operand, shared.choices[-1]) for shared in space.shared_operands]
     subnet = subnet_from_spec(
         space,
         {
@@ -88,8 +88,8 @@ def _end_of_space(space: SearchSpace, end: str, bits: tuple[int, int] | None, re
             "e": [slot.ratios[i] for slot in space.slots],
             "d": [stage.depths[i] for stage in space.stages],
             "resolution": space.resolutions[i],
-            **{kind.setting: [asked.get(kind.operand, kind.choices[-1])] * n for kind in space.operands},
-            **({SHARED_SETTING: fixed} if fixed else {}),
+            **{kind.setting: [given.get(kind.operand, kind.choices[-1])] * n for kind in space.operands},
+            **({SHARED_SETTING: shared_bits} if shared_bits else {}),
         },
     )
     shown = "its highest bits" if bits is None else f"W{bits[0]}A{bits[1]}"
@@ -97,13 +97,13 @@ def _end_of_space(space: SearchSpace, end: str, bits: tuple[int, int] | None, re
 
 
 def _of_space(title: str, space: SearchSpace, subnet: Subnet, resolution: int | None) -> NamedNetwork:
-    subnet = replace(subnet, resolution=resolution or subnet.resolution)  # other image sizes have costs too
+    subnet = replace(subnet, resolution=resolution or subnet.resolution)  # costs need no choice of the space
     layers = {scope: layers_of(space, subnet, scope) for scope in SCOPES}
     return NamedNetwork(title=title, resolution=subnet.resolution, layers=layers)
 
 
 def _torchvision(name: str, bits: tuple[int, int], resolution: int) -> NamedNetwork:
-    import torchvision  # takes seconds, and only these names need it
+    import torchvision  # slow, and needed for these names only
 
     from lut.traced import EmptyWeights, traced_layers
 
@@ -112,10 +112,10 @@ def _torchvision(name: str, bits: tuple[int, int], resolution: int) -> NamedNetw
         near = difflib.get_close_matches(name, known, n=5)
         raise UserError(
             f"unknown model {name!r}; {'nearest' if near else 'known'} of torchvision: {', '.join(near or known)}; "
-            "or the folder of an experiment (exps/NAME), SPACE:largest, SPACE:smallest"
+            "or name the folder of an experiment (exps/NAME), SPACE:largest or SPACE:smallest"
         )
     with warnings.catch_warnings(), EmptyWeights():
-        warnings.simplefilter("ignore")  # about initial values, which are not used
+        warnings.simplefilter("ignore")  # they concern initial values, which are not used
         net = torchvision.models.get_model(name, weights=None)
     layers = traced_layers(net.to("meta"), resolution, w_bits=bits[0], a_bits=bits[1])
     return NamedNetwork(

@@ -1,4 +1,4 @@
-"""What subnets cost: tables of block costs over their genes, so that a population is priced by gathers."""
+"""The cost of a population: tables of block costs over genes, so that pricing is a gather."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ GROUPS = (("expand", "project"), ("depthwise",))  # the layers of a block that s
 
 
 class PopulationCost:
-    """Cost of many subnets of a space in `quantity`, one of `UNITS`: milliseconds, millijoules, BitOps, bytes or MACs.
+    """Cost of many subnets of a space.
 
-    `cost_model` (None: the published BitFusion) prices latency and energy. Scope `published` leaves out the first
-    inverted-residual block and the classifier, as APQ's published totals do. `unit` is that of the costs.
     Construction prices every layer that a slot can run. The two pointwise layers of a block share one table; the
-    depthwise layer, with squeeze-and-excitation, has the other. A cell that a rule of the space forbids is infinite.
+    depthwise layer and squeeze-and-excitation have another. Cells that a rule of the space forbids are infinite.
+
+    Args:
+        quantity: one of `UNITS`; `unit` is that of the costs.
+        cost_model: prices latency and energy (None: the published BitFusion).
+        scope: `published` leaves out the first inverted-residual block and the classifier, as APQ's totals do.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class PopulationCost:
         self._axes = [_axes_of(space, roles) for roles in GROUPS]
         self._tables = GeneTables(space, [("resolution", *axes) for axes in self._axes])
 
-        ids: dict[ConvLayer, int] = {}  # every distinct layer once: many slots share theirs
+        ids: dict[ConvLayer, int] = {}  # every distinct layer once: many slots have the same
         ends = [[*first_layers(space, r, scope), *last_layers(space, r, scope)] for r in space.resolutions]
         choosing = [layer.name for layer in ends[0] if layer.name in {f.layer for f in space.shared_operands}]
         fixed = [[ids.setdefault(layer, len(ids)) for layer in row if layer.name not in choosing] for row in ends]
@@ -62,10 +65,10 @@ class PopulationCost:
             ]
             for slot in space.slots
         ]
-        costs = np.append(layer_quantity(list(ids), quantity, cost_model), np.inf)  # id -1 is forbidden
+        costs = np.append(layer_quantity(list(ids), quantity, cost_model), np.inf)  # id -1: forbidden
         self._fixed = np.array([costs[row].sum() for row in fixed])  # (resolutions,)
         self._chosen = [(_columns_of(space, name), costs[ids_of]) for name, ids_of in chosen.items()]
-        self._cells = np.zeros(self._tables.size + 1)  # the last one is for slots that do not run
+        self._cells = np.zeros(self._tables.size + 1)  # the last cell is for idle slots
         for group, slot, shape, place in self._tables:
             cells = self._cells[place].reshape(shape)  # (resolutions, choices of the group's axes ...)
             for r, role in itertools.product(range(len(space.resolutions)), GROUPS[group]):
@@ -82,14 +85,14 @@ class PopulationCost:
         return self._cells.take(self._tables.index(genes)).sum(axis=(0, 2)) + fixed
 
     def cheapest(self) -> tuple[float, Subnet]:
-        """Lowest cost of any legal subnet, and a subnet that has it: exact, not searched."""
+        """Lowest cost of all legal subnets, and a subnet with that cost. Exact, without a search."""
         genes = self.cheapest_genes()[None]
         return float(self.predict(genes)[0]), subnets_of(self.space, genes)[0]
 
     def cheapest_genes(self) -> np.ndarray:
-        """(genes,) row of the cheapest subnet; not canonical, as idle slots hold their cheapest block too.
+        """(genes,) row of the cheapest subnet. It is not canonical: idle slots hold their cheapest block.
 
-        Given depth and resolution the blocks are independent, so each takes its own minimum.
+        Blocks are independent once depths and resolution are given, so each takes its own minimum.
         """
         space, best = self.space, (np.inf, np.zeros(0, dtype=np.int64))
         for r in range(len(space.resolutions)):
@@ -130,13 +133,13 @@ class PopulationCost:
 
 
 def _columns_of(space: SearchSpace, name: str) -> tuple[int | None, int | None]:
-    """Columns of the bits of weights and activations of a layer that all networks share; None where they are fixed."""
+    """Columns of a shared layer's weight and activation bits in `shared_bits`; None where they are not searched."""
     columns = {f.operand: i for i, f in enumerate(space.shared_operands) if f.layer == name}
     return columns.get("w"), columns.get("a")
 
 
 def _chosen_ids(space: SearchSpace, name: str, ids: dict[ConvLayer, int]) -> np.ndarray:
-    """(resolutions, weight choices, activation choices) numbers in `ids` of a layer that all networks share."""
+    """(resolutions, weight choices, activation choices) numbers in `ids` of a shared layer."""
     w_bits, a_bits = shared_choices(space, name)
     points = itertools.product(space.resolutions, w_bits, a_bits)
     numbers = [ids.setdefault(shared_layer(space, name, *point), len(ids)) for point in points]
@@ -173,5 +176,5 @@ def _layer_ids(space: SearchSpace, slot: Slot, role: str, resolution: int, ids: 
 
 
 def _spread(values: np.ndarray, axes: Sequence[str | int], onto: Sequence[str | int]) -> np.ndarray:
-    """`values` over `axes` (which stand in the order of `onto`) with length-1 axes for the missing ones of `onto`."""
+    """Give `values` over `axes` the axes of `onto`, in the same order, with length 1 for those that they lack."""
     return values.reshape([values.shape[axes.index(axis)] if axis in axes else 1 for axis in onto])

@@ -1,4 +1,4 @@
-"""Cost tables in the published JSON form: written for a space, or measured on one's own device."""
+"""Cost tables in the published JSON form: written for a space, or measured on a device of your own."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from apq.errors import UserError
-from apq.files import read_json
+from apq.files import Record, read_json
 from apq.layers import ConvLayer, first_layers, last_layers, searchable_layers
 from apq.space import SearchSpace
 from lut.accelerator import Accelerator
 from lut.bitfusion import BitFusion
-from lut.cost_model import CostModel, fingerprint_of
+from lut.cost_model import CostModel, digest_of
 
 PUBLISHED_KEY = re.compile(r"head|tail|\(\d+(, \d+){6}\)-W\d+A\d+")
-PARTS = {"first_conv": "head", "feature_mix_layer": "tail"}  # layers that the published table has by name
+PARTS = {"first_conv": "head", "feature_mix_layer": "tail"}  # keys of layers that the published table has by name
 
 
 @dataclass(frozen=True)
 class PublishedTable(CostModel):
-    """A table in the published form: `rows` map a key to (ms, mJ).
+    """A cost table in the published form: `rows` map a key to (ms, mJ).
 
-    The first convolution and the last 1x1 of a network cost `head` and `tail` where they have no row of their own.
+    The first convolution and the last 1x1 cost `head` and `tail` where they have no row of their own.
     """
 
     path: Path
@@ -36,20 +35,20 @@ class PublishedTable(CostModel):
     def __str__(self) -> str:
         return f"table {self.path}"
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """See `CostModel.record`."""
         return {"accelerator": asdict(Accelerator()), "table": str(self.path)}
 
-    def fingerprint(self) -> str:
-        """A digest of the rows: the file may change."""
-        return fingerprint_of(self.rows)
+    def digest(self) -> str:
+        """A hash of the rows, because the file may change."""
+        return digest_of(self.rows)
 
     def covers(self, layers: Sequence[ConvLayer]) -> np.ndarray:
         """(layers,) bool: which layers have a row."""
         return np.array([self._row(layer) is not None for layer in layers], dtype=bool)
 
     def price(self, layers: Sequence[ConvLayer]) -> np.ndarray:
-        """(layers, 2) float64 milliseconds and millijoules; UserError that names the first layer without a row."""
+        """(layers, 2) float64 milliseconds and millijoules. UserError names the first layer without a row."""
         return np.array([self._cost(layer) for layer in layers], dtype=np.float64).reshape(len(layers), 2)
 
     def _row(self, layer: ConvLayer) -> tuple[float, float] | None:
@@ -66,7 +65,7 @@ class PublishedTable(CostModel):
 
 
 def load(path: Path) -> PublishedTable:
-    """Read a table in the published form; UserError where it is not one."""
+    """Read a table in the published form. UserError for any other file."""
     data, path = read_json(Path(path)), Path(path)
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}, not an object of cost rows")
@@ -85,11 +84,11 @@ def load(path: Path) -> PublishedTable:
 
 
 def build(space: SearchSpace, cost_model: CostModel | None = None) -> dict[str, dict[str, float]]:
-    """The whole table of a space in the published form: every searchable layer, `head` and `tail` (W8A8).
+    """The cost table of a space in the published form: every searchable layer, `head` and `tail` (W8A8).
 
-    Values are {"latency": ms, "energy": mJ}, by default of the published BitFusion. A space of several resolutions has
-    head and tail of the largest. Where the space's budgets count every layer (scope `full`), the fixed first block and
-    the classifier have rows too.
+    Values are {"latency": ms, "energy": mJ}, by default of the published BitFusion. `head` and `tail` are those of the
+    largest resolution. Where the budgets of the space count every layer (scope `full`), the first block and the
+    classifier have rows too.
     """
     layers = searchable_layers(space)
     if space.budget_scope == "full":
@@ -97,12 +96,12 @@ def build(space: SearchSpace, cost_model: CostModel | None = None) -> dict[str, 
             layers += [*first_layers(space, resolution)[1:], *last_layers(space, resolution)[1:]]
     ends = [part(space, space.resolutions[-1], "published")[0] for part in (first_layers, last_layers)]
     keys = [*(layer_key(layer) for layer in layers), "head", "tail"]
-    prices = (cost_model or BitFusion()).price([*layers, *ends]).tolist()
-    return {key: {"latency": ms, "energy": mj} for key, (ms, mj) in zip(keys, prices, strict=True)}
+    costs = (cost_model or BitFusion()).price([*layers, *ends]).tolist()
+    return {key: {"latency": ms, "energy": mj} for key, (ms, mj) in zip(keys, costs, strict=True)}
 
 
 def layer_key(layer: ConvLayer) -> str:
-    """The published key: (in, out, input side, kernel, stride, padding, groups)-WwAa.
+    """The published key of a layer: (in, out, input side, kernel, stride, padding, groups)-WwAa.
 
     >>> layer_key(ConvLayer(96, 456, 14, 1, 1, 1, 4, 4))
     '(96, 456, 14, 1, 1, 0, 1)-W4A4'

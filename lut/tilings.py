@@ -1,9 +1,10 @@
-"""How many cycles and how much energy a dense convolution takes on a bit-flexible systolic array.
+"""Cycles and energy of a dense convolution on a bit-flexible systolic array.
 
 A convolution is cut into tiles of o x o output positions, c input channels and d output channels. Four loops (output
 width, output height, input channels, output channels) run over the tiles. For every tiling that fits the buffers and
-every loop order, compute cycles and DRAM traffic are counted. The fastest wins; among equals, the one with the least
-energy. Source: Sharma et al., ISCA 2018; details fitted to the cost table that APQ (CVPR 2020) published.
+every loop order, compute cycles and DRAM traffic are counted. The fewest cycles win, then the least energy.
+
+Source: Sharma et al., ISCA 2018; details fitted to the cost table that APQ (CVPR 2020) published.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import numpy as np
 
 from lut.accelerator import Accelerator
 
-# Tile loops, innermost first: S output width or height, I input channels, O output channels. Width and height have
-# equal counts and move the same operands, so swapping them changes nothing: 12 orders stand for all 24.
+# Orders of the tile loops, innermost first: S output width or height, I input channels, O output channels. Width and
+# height have equal counts and move the same operands, so 12 orders stand for all 24.
 ORDERS = tuple(sorted({"".join(order) for order in itertools.permutations("SSIO")}))
-CHUNK_TILINGS = 1 << 15  # few enough for a chunk's arrays to stay in a core's cache
+CHUNK_TILINGS = 1 << 15  # so few that the arrays of a chunk stay in the cache of a core
 
 
 class DenseConvs(NamedTuple):
-    """n dense convolutions: one int64 array `(n,)` for each property. `im2col` is 1 for unrolled patches in DRAM."""
+    """n dense convolutions: one int64 array `(n,)` a property. `im2col` is 1 where patches are unrolled in DRAM."""
 
     kernel: np.ndarray
     stride: np.ndarray
@@ -38,9 +39,9 @@ class DenseConvs(NamedTuple):
 
 
 class _Tilings(NamedTuple):
-    """m tilings: one array `(m,)` for each property, of the tile unless the comment says otherwise."""
+    """m tilings: one array `(m,)` a property, of the tile unless the comment says otherwise."""
 
-    conv: np.ndarray  # index of the convolution that is tiled; ascending
+    conv: np.ndarray  # index of the convolution, ascending
     w_bits: np.ndarray
     a_bits: np.ndarray
     taps: np.ndarray  # kernel positions; never split
@@ -53,14 +54,14 @@ class _Tilings(NamedTuple):
     out_count: np.ndarray
     lanes: np.ndarray  # products that a column of the array sums in one cycle
     passes: np.ndarray  # cycles that a column needs for one output value
-    column_groups: np.ndarray  # how often the columns must be filled to hold all output channels
+    column_groups: np.ndarray  # times that the columns are filled until they have held all output channels
 
     def take(self, index: np.ndarray) -> _Tilings:
         return _Tilings(*(column[index] for column in self))
 
 
 def solve(chip: Accelerator, convs: DenseConvs) -> np.ndarray:
-    """(2, n) float64: cycles and nanojoules of each convolution; infinite where no tiling fits the buffers."""
+    """(2, n) float64: cycles and nanojoules of each convolution, infinite where no tiling fits the buffers."""
     ends = np.cumsum(np.prod(_choices(chip, convs), axis=0))
     cuts = np.flatnonzero(np.diff(ends // CHUNK_TILINGS)) + 1  # chunks also bound the memory
     solved = np.full((2, len(ends)), np.inf)
@@ -75,7 +76,7 @@ def solve(chip: Accelerator, convs: DenseConvs) -> np.ndarray:
 
 
 def _choices(chip: Accelerator, convs: DenseConvs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(n,) number of sizes that a tile's output side, input channels and output channels can take."""
+    """(n,) number of choices for a tile's output side, for its input channels and for its output channels."""
     out_channels = ceil_div(convs.out_channels, _smallest_out_channels(chip, convs))
     return _doublings(convs.out_side) + 1, _doublings(convs.in_channels) + 1, _doublings(out_channels) + 1
 
@@ -85,7 +86,8 @@ def _smallest_out_channels(chip: Accelerator, convs: DenseConvs) -> np.ndarray:
 
 
 def _tilings(chip: Accelerator, convs: DenseConvs) -> _Tilings:
-    """Every tiling of every convolution: powers of two (output channels: times the columns), capped at full size."""
+    """Every tiling of every convolution: sizes are powers of two (output channels: times the columns), up to the full
+    size."""
     n_side, n_in, n_out = _choices(chip, convs)
     counts = n_side * n_in * n_out
     conv = np.repeat(np.arange(len(counts)), counts)
@@ -98,7 +100,7 @@ def _tilings(chip: Accelerator, convs: DenseConvs) -> _Tilings:
     side = np.minimum(1 << side_choice, full.out_side)
     in_channels = np.minimum(1 << in_choice, full.in_channels)
     out_channels = np.minimum(_smallest_out_channels(chip, convs)[conv] << out_choice, full.out_channels)
-    taps, positions = full.kernel**2.0, side**2.0  # floats, as all products from here on: fast, and exact up to 2**53
+    taps, positions = full.kernel**2.0, side**2.0  # floats, like all products below: fast, and exact up to 2**53
     return _Tilings(
         conv=conv,
         w_bits=full.w_bits,
@@ -126,12 +128,12 @@ def _held_bits(chip: Accelerator, t: _Tilings) -> np.ndarray:
 
 
 def _storage_bits(bits: np.ndarray) -> np.ndarray:
-    """On chip, operands lie in fields of 2, 4, 8 ... bits; DRAM moves their true bits."""
+    """Bits of an operand on chip, where it occupies a field of 2, 4, 8, ... bits. DRAM moves its true bits."""
     return np.maximum(2, 1 << _doublings(bits))
 
 
 def _capacity_bits(chip: Accelerator) -> np.ndarray:
-    """(3, 1) bits available for weights, activations and outputs: half of each buffer; the other half is refilled."""
+    """(3, 1) bits for weights, activations and outputs: half of each buffer, while the other half is refilled."""
     return np.array([[chip.weight_buffer_bytes], [chip.activation_buffer_bytes], [chip.output_buffer_bytes]]) * 8 / 2
 
 
@@ -158,7 +160,7 @@ def _cycles_and_energy(
         fill = np.ceil((resident_weights + resident_activations + resident_outputs) / bandwidth)
         fill += np.ceil(resident_outputs / bandwidth)
         total = np.maximum(np.ceil(moved / bandwidth), busy + fill)
-        # Within a tiling only traffic distinguishes the energy of equally fast orders.
+        # Equally fast orders of one tiling differ in energy by their traffic alone.
         better = (total < cycles) | ((total == cycles) & (moved < traffic))
         np.copyto(cycles, total, where=better)
         np.copyto(traffic, moved, where=better)
@@ -174,9 +176,9 @@ def _cycles_and_energy(
 def _reuse(
     order: str, movers: str, counts: dict[str, np.ndarray], bits: np.ndarray, held: np.ndarray, capacity: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(m,) DRAM traffic of one operand, and its traffic at the last point where it still fitted on chip.
+    """(m,) DRAM traffic in bits of one operand: in total, and of the part that fits on chip.
 
-    Loops in `movers` move the operand. The others cost nothing while all that the loops inside them touch fits.
+    Loops in `movers` move the operand. Other loops add no traffic while all that their inner loops touch fits on chip.
     """
     traffic = resident = bits
     for loop in order:
@@ -198,7 +200,7 @@ def _keep_best(best: np.ndarray, conv: np.ndarray, cycles: np.ndarray, energy: n
 
 
 def fusion_factor(chip: Accelerator, w_bits: np.ndarray, a_bits: np.ndarray) -> np.ndarray:
-    """Products per cycle of a fusion unit: 6-bit operands run like 8-bit ones, each 4-bit operand doubles the rate."""
+    """Products per cycle of a fusion unit. 6-bit operands count as 8-bit ones; each 4-bit operand doubles the rate."""
     w_factor = chip.max_bits // np.maximum(w_bits, chip.min_bits)
     return w_factor * (chip.max_bits // np.maximum(a_bits, chip.min_bits))
 
@@ -208,5 +210,5 @@ def ceil_div(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
 
 
 def _doublings(full: np.ndarray) -> np.ndarray:
-    """How many times 1 must be doubled to reach `full`."""
-    return np.frexp(full - 1)[1].astype(np.int64)  # exact, where a logarithm may round
+    """Number of doublings from 1 to `full` or more."""
+    return np.frexp(full - 1)[1].astype(np.int64)  # exact, unlike a rounded logarithm

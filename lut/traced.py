@@ -1,6 +1,6 @@
-"""The convolutions and linear layers of any torch module, found by running it once on a square image.
+"""The convolutions and linear layers of any torch module, traced by running it once on a square image.
 
-Calls are recorded where they reach torch (`conv2d`, `linear`, `batch_norm`), whatever class makes them.
+Calls of torch's functions (`conv2d`, `linear`, `batch_norm`) are recorded, so the classes of the layers do not matter.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def traced_layers(
     """Every convolution and linear layer that the network runs on one image, in order, all at the same bits.
 
     A linear layer is a 1x1 convolution over the positions it runs at. A layer that runs twice is listed twice, the
-    second time as `shared`. The image is on the network's device: on "meta" nothing is computed. Extract a subnet from
-    its supernet first, whose kernel transforms are linear layers too. UserError names a layer that no `ConvLayer`
-    describes, or that multiplies in another way, as attention does.
+    second time as `shared`. The image is on the network's device; on "meta" nothing is computed. Extract a subnet from
+    its supernet first: the supernet's kernel transforms are linear layers too. UserError names the first layer that is
+    not a square convolution or a linear layer, such as attention.
     """
     like = next(net.parameters(), torch.zeros(()))
     image = torch.zeros(1, in_channels, resolution, resolution, device=like.device, dtype=like.dtype)
@@ -52,9 +52,9 @@ def traced_layers(
 
 
 class EmptyWeights(TorchFunctionMode):
-    """Builds modules without memory or initial values; then move them with `.to("meta")`.
+    """Context in which modules are built without memory and initial values. Move them to "meta" afterwards.
 
-    Unlike torch.device("meta") it does not touch the arithmetic that some models compute their widths with.
+    Unlike torch.device("meta") it leaves alone the tensors from which some models compute their widths.
     """
 
     def __torch_function__(
@@ -65,14 +65,14 @@ class EmptyWeights(TorchFunctionMode):
 
 
 class _Recorder(TorchFunctionMode):
-    """Appends each layer that runs to `layers`. The last of `names` is the module that is running."""
+    """Appends each layer that runs to `layers`. The last of `names` is the running module."""
 
     def __init__(self, bits: tuple[int, int], names: list[str], flops: Callable[[], int]) -> None:
         super().__init__()
         self.layers: list[ConvLayer] = []
         self._bits, self._names, self._flops = bits, names, flops
-        self._output: Tensor | None = None  # of the latest layer; BatchNorm of this output belongs to that layer
-        self._stored: dict[int, Tensor] = {}  # parameters seen; kept alive, because ids of freed tensors are reused
+        self._output: Tensor | None = None  # of the latest layer: a BatchNorm of it belongs to that layer
+        self._stored: dict[int, Tensor] = {}  # parameters by id, kept alive because ids of freed tensors are reused
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -115,7 +115,7 @@ class _Recorder(TorchFunctionMode):
         positions = output.numel() // out_features
         side = math.isqrt(positions)
         if side**2 != positions:
-            raise self._cannot(f"it runs at {positions} positions, which are no square map")
+            raise self._cannot(f"it runs at {positions} positions, which are not a square map")
         return in_features, out_features, side, 1, 1, 1
 
     def _append(self, output: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[int, ...], conv: bool) -> None:
@@ -150,7 +150,7 @@ class _Recorder(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _frozen(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, which torch's FLOP counter cannot handle; restored on leaving."""
+    """Run the block in evaluation mode and without gradients, which torch's FLOP counter cannot handle."""
     training = [module for module in net.modules() if module.training]
     learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
     net.eval().requires_grad_(False)
@@ -166,7 +166,7 @@ def _frozen(net: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _naming(net: nn.Module, names: list[str]) -> Iterator[None]:
-    """Keep the path of the running module as the last of `names`."""
+    """Keep the path of the running module at the end of `names`."""
     hooks = []
     for name, module in net.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: names.append(name)))

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 
 from apq.cli import listing, table
 from apq.experiment import Experiment
-from apq.search_result import Record, SearchResult, SubnetChoice
+from apq.files import Record
+from apq.search_result import SearchResult, SubnetChoice
 from apq.subnet import shown_spec, spec_of
 from lut.cost_model import CostModel
 from lut.costs import by_scope, cost_rows, network_costs

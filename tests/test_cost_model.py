@@ -99,7 +99,7 @@ def test_a_kind_from_outside_is_named_by_a_file_recorded_and_read_again(tmp_path
     assert model == Roofline(macs_per_ms=500)
     assert str(model) == "roofline with macs_per_ms 500, bytes_per_ms 100000.0, mj_per_bitop 1e-09"
     assert cost_model_from_record(json.loads(json.dumps(model.record())), chip) == model
-    assert model.fingerprint() != Roofline().fingerprint()
+    assert model.digest() != Roofline().digest()
     experiment, subnet = found(tmp_path, **model.record())
     assert recorded_cost_model(experiment) == model
     main(["--model", str(experiment.path), "--json"])
@@ -166,7 +166,7 @@ def test_fingerprints_see_the_rows_of_a_table(tmp_path):
     before = table.load(own)
     own.write_text('{"head": {"latency": 2, "energy": 4}}')
     assert before.record() == table.load(own).record()
-    assert before.fingerprint() != table.load(own).fingerprint()
+    assert before.digest() != table.load(own).digest()
 
 
 def test_a_published_table_prices_what_it_covers(tmp_path):

@@ -13,7 +13,7 @@ from apq.errors import UserError
 from apq.genes import sample, subnets_of
 from apq.presets import APQ_IMAGENET, DIGITS, SPACES
 from dataset import check_classes, load_splits
-from dataset.imagenet import image_folder_space, tell_unreadable, unreadable
+from dataset.imagenet import image_folder_space, report_unreadable, unreadable
 from dataset.pairs import PairStore
 from dataset.splits import Splits, TensorImages, make_loader
 from dataset.table import DATASETS, DataSet
@@ -95,7 +95,7 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path, capfd):
     assert n == len(splits.train)  # others stand in: training batches keep their size
     assert unreadable(splits.train) > 0
     assert "class1/0.jpg" in capfd.readouterr().err
-    tell_unreadable(splits)
+    report_unreadable(splits)
     assert "3 of test" in capfd.readouterr().err
 
 
@@ -198,7 +198,7 @@ def test_pairs_append_resume_and_refuse(tmp_path):
     assert accuracies.tolist() == [0.0, 0.1, 0.2]
     with pytest.raises(UserError, match="seed"):
         store.open(DIGITS, {"seed": 1}, 3)
-    with pytest.raises(UserError, match="another space"):
+    with pytest.raises(UserError, match="a space other"):
         store.load(APQ_IMAGENET)
     with pytest.raises(UserError, match="--prepare nothing"):
         PairStore(tmp_path / "nothing").load(DIGITS)

@@ -121,7 +121,7 @@ def test_any_budget_that_can_be_met_is_filled(space, factor):
     cost = LatencyPredictor("bitops", "full", space)
     budget = Budget(cost=cost.predict, limit=cost.cheapest()[0] * factor)
     propose = newcomers(space, np.random.default_rng(0), cost.cheapest_genes())
-    genes, costs, _ = fill(50, propose, budget, Seen.nothing(space), max_rounds=20)
+    genes, costs, _ = fill(50, propose, budget, Seen.empty(space), max_rounds=20)
     assert 1 <= len(genes) <= 50
     assert len(genes) == 50 or factor < 1.5 or space is TINY
     assert len(np.unique(genes, axis=0)) == len(genes)
@@ -135,14 +135,14 @@ def test_tight_latency_budgets_on_apq_imagenet_are_filled():
     for limit in (12.8, 8.0, 1.1 * lowest):
         propose = newcomers(APQ_IMAGENET, np.random.default_rng(0), cost.cheapest_genes())
         budget = Budget(cost=cost.predict, limit=limit)
-        assert len(fill(100, propose, budget, Seen.nothing(APQ_IMAGENET), max_rounds=20)[0]) == 100
+        assert len(fill(100, propose, budget, Seen.empty(APQ_IMAGENET), max_rounds=20)[0]) == 100
 
 
 @seeds
 @settings(max_examples=20, deadline=None)
 def test_seen_knows_rows(seed):
     genes = sample(DIGITS, 60, np.random.default_rng(seed))
-    seen = Seen.nothing(DIGITS)
+    seen = Seen.empty(DIGITS)
     keys = seen.key(genes)
     assert np.array_equal(seen.key(genes.astype(np.int16)), keys)
     assert len(np.unique(keys)) == len(np.unique(genes, axis=0))
@@ -172,7 +172,7 @@ def test_clearly_beats_random_search(space, limit):
     found = search.run()
     n = found.history[-1]["evaluated"]
     propose = newcomers(space, np.random.default_rng(0), search.cheapest)
-    genes, _, _ = fill(n, propose, search.budget, Seen.nothing(space), max_rounds=20)
+    genes, _, _ = fill(n, propose, search.budget, Seen.empty(space), max_rounds=20)
     scores = search.accuracy(genes)
     assert found.accuracy > scores.max() + scores.std()
 

@@ -160,9 +160,9 @@ def test_killed_inheritance_ends_the_same(few, four_bits, tmp_path, monkeypatch)
     for key, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[key]), key
     other = DynamicProxylessNASNets(space=SMALL)
-    with pytest.raises(UserError, match="another training: start is another"):
+    with pytest.raises(UserError, match="another training: start changed"):
         train(space, few, tmp_path / "killed", recipe, start=other)
-    with pytest.raises(UserError, match=r'phases is another; scheme was "lsq", is "float"; start is another'):
+    with pytest.raises(UserError, match=r'phases changed; scheme was "lsq", is "float"; start changed'):
         train(space, few, tmp_path / "killed", replace(recipe, phases=TINY.phases), scheme=FLOAT)
 
 

@@ -230,7 +230,7 @@ def test_bad_tables(tmp_path):
     file = tmp_path / "table.csv"
     for row in ("9,1,1,5", "0,1,1", "0,9,1,5", "0,1,1,nan", "0,1,1,-1", "0,1,1,inf", "zero,1,1,5"):
         file.write_text(f"layer,w,a,cost\n{row}\n")
-        with pytest.raises(UserError, match=r"table\.csv is no table"):
+        with pytest.raises(UserError, match=r"table\.csv is not a table"):
             load_measured(file, "abc", "latency")
     for head in ("", "layer,w_bits,a_bits,cost\n"):
         file.write_text(f"{head}0,1,1,5\n0,8,8,7\n")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from elastic_nn.quantizers import LinearActivationQuantizer, LinearWeightQuantizer
 from elastic_nn.quantizers.functional import (
-    kl_threshold,
-    levels,
+    highest_code,
+    kl_clip,
     quantize_activation,
     quantize_weight,
 )
@@ -58,7 +58,7 @@ def test_published_weights_and_gradients(golden):
 def test_published_thresholds_and_calibration(golden):
     data, arrays = golden("linear_quantizer.json"), golden("linear_quantizer.npz")
     for case in data["compute_threshold"]:
-        assert kl_threshold(arrays[case["array"]], case["bits"]) == pytest.approx(case["threshold"], rel=1e-5)
+        assert kl_clip(arrays[case["array"]], case["bits"]) == pytest.approx(case["threshold"], rel=1e-5)
     for case in data["calibrate"]:
         sample = torch.tensor(arrays[case["array"]])
         act = LinearActivationQuantizer(signed=not case["half_wave"])
@@ -77,7 +77,7 @@ def test_published_thresholds_and_calibration(golden):
 def test_activation_codes_are_few_and_close(bits, signed, clip, seed):
     x = 4 * torch.randn(200, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     y = quantize_activation(x, torch.tensor([clip], dtype=torch.float64), bits, signed=signed)
-    step = clip / levels(bits, signed=signed)
+    step = clip / highest_code(bits, signed=signed)
     clipped = x.clamp(-clip if signed else 0.0, clip)
     assert (y - clipped).abs().max() <= step / 2 + 1e-9
     assert len((y / step).round().unique()) <= 2**bits

@@ -134,7 +134,7 @@ def test_results_of_before_are_read(name):
 
 def test_an_unfinished_search_says_so(tmp_path):
     (tmp_path / "search.state.pt").write_bytes(b"")
-    with pytest.raises(UserError, match="is not finished: its command continues it"):
+    with pytest.raises(UserError, match="is not finished: continue it with the same command"):
         read_result(Experiment(tmp_path))
     with pytest.raises(UserError, match=r"run search\.py"):
         read_result(Experiment(tmp_path / "none"))

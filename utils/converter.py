@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from apq.errors import UserError
+from apq.files import Record
 from apq.genes import active, canonical, cardinalities, genes_of, sample, subnets_of, view, with_highest_bits
 from apq.presets import APQ_IMAGENET
 from apq.space import SearchSpace
@@ -89,11 +90,11 @@ class Converter:
         genes = self.genes_of_specs([spec])
         return self.encode(genes if quantize else with_highest_bits(self.space, genes))[0]
 
-    def feature2spec(self, vector: np.ndarray) -> dict[str, Any]:
+    def feature2spec(self, vector: np.ndarray) -> Record:
         """The published spec of a `(full_dim,)` vector. Idle slots get the smallest kernel and width and 8 bits."""
         return self._spec(self.decode(np.asarray(vector)[None]))
 
-    def random_spec(self, rng: np.random.Generator | None = None) -> dict[str, Any]:
+    def random_spec(self, rng: np.random.Generator | None = None) -> Record:
         """A legal spec, every choice drawn uniformly (from the constructor's seed if no generator is given)."""
         return self._spec(sample(self.space, 1, self._rng if rng is None else rng))
 
@@ -108,6 +109,6 @@ class Converter:
             return False
         return True
 
-    def _spec(self, genes: np.ndarray) -> dict[str, Any]:
+    def _spec(self, genes: np.ndarray) -> Record:
         (subnet,) = subnets_of(self.space, genes)
         return {**architecture_of(self.space, subnet), **policy_of(self.space, subnet)}

@@ -10,6 +10,7 @@ import torch
 
 from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
+from apq.files import Record
 from apq.presets import APQ_IMAGENET
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from utils.accuracy_predictor import AccuracyPredictor
@@ -47,7 +48,7 @@ def load_predictor(path: Path, space: SearchSpace | None = None) -> AccuracyPred
     return _from_weights(path, own_space, data if published else data["state_dict"])
 
 
-def load_record(path: Path) -> dict[str, Any]:
+def load_record(path: Path) -> Record:
     """What a predictor's file says of its origin; empty for a published one."""
     data = load_checkpoint(path)
     return {} if FIRST in data else {key: value for key, value in data.items() if key not in ("state_dict", "space")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from apq.checkpoint import digest
 from apq.errors import UserError
+from apq.files import Record
 from apq.resume import NOT_KEPT, Resume
 from apq.space import SearchSpace
 from utils.accuracy_predictor import AccuracyPredictor, one_thread_an_operation, scale_output, transfer
@@ -70,7 +70,7 @@ def training_record(
     quantize: bool,
     initial: AccuracyPredictor | None = None,
     config: PredictorConfig | None = None,
-) -> dict[str, Any]:
+) -> Record:
     """All that a trained predictor depends on, as plain data: for the `Resume` of its training."""
     pairs = genes.astype(np.int64).tobytes() + np.asarray(accuracies, dtype=np.float64).tobytes()
     return {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from apq.checkpoint import check_fit
 from apq.errors import UserError
-from elastic_nn.quantizers.functional import CALIBRATION_CEILING
+from elastic_nn.quantizers.functional import LARGEST_CLIP
 
 ROLES = {"expand": "inverted_bottleneck", "depthwise": "depth_conv", "project": "point_linear"}
 RANGES = ("activation_range", "weight_range")
@@ -66,7 +66,7 @@ def to_published(net: nn.Module, *, elastic: bool = True) -> dict[str, Tensor]:
     """A network's weights under their published names, in the published order."""
     named = {published_key(key, elastic=elastic): tensor for key, tensor in net.state_dict().items()}
     if "first_conv.conv.weight_range" in named:
-        named[RAW_INPUT_RANGE] = torch.full((1,), CALIBRATION_CEILING)
+        named[RAW_INPUT_RANGE] = torch.full((1,), LARGEST_CLIP)
     order = {"activation_range": 0, "weight_range": 1}
     modules: dict[str, list[str]] = {}
     for key in named:

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from apq.errors import UserError
+from apq.files import Record
 from apq.genes import largest_subnet, sample, subnets_of, with_highest_bits
 from apq.presets import published_space
 from apq.space import SearchSpace
@@ -115,7 +116,7 @@ class DynamicProxylessNASNets(MBConvNet):
         """The weights in the published layout: inverse of `load_weights_from_proxylessnas`."""
         return to_published(self)
 
-    def sample_active_subnet(self, rng: np.random.Generator) -> dict[str, Any]:
+    def sample_active_subnet(self, rng: np.random.Generator) -> Record:
         """Choose an architecture at random and return its published spec; a float network has no policy to draw."""
         genes = with_highest_bits(self.space, sample(self.space, 1, rng))
         self.activate(subnets_of(self.space, genes)[0])

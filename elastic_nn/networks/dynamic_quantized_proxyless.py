@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from apq.errors import UserError
+from apq.files import Record
 from apq.genes import sample, subnets_of
 from apq.space import SearchSpace
 from apq.subnet import architecture_of, policy_of
@@ -29,7 +30,7 @@ class DynamicQuantizedProxylessNASNets(DynamicProxylessNASNets):
         said = {**self._said, **settings}
         self._activate_as_said(said, said)
 
-    def sample_active_subnet(self, rng: np.random.Generator) -> dict[str, Any]:
+    def sample_active_subnet(self, rng: np.random.Generator) -> Record:
         """Choose architecture and policy at random and return both in one published spec."""
         self.activate(subnets_of(self.space, sample(self.space, 1, rng))[0])
         return {**architecture_of(self.space, self.active), **policy_of(self.space, self.active)}

@@ -12,13 +12,14 @@ from torch import nn
 
 from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
+from apq.files import Record
 from apq.model import ModelSpec, model_from_dict, model_to_dict
 from elastic_nn.networks.checkpoint_layout import without_prefix
 from elastic_nn.networks.named_models import build_model, named_model
 
 
 def save_model(
-    path: Path, spec: ModelSpec, state_dict: Mapping[str, torch.Tensor], images: dict[str, Any], **facts: Any
+    path: Path, spec: ModelSpec, state_dict: Mapping[str, torch.Tensor], images: Record, **facts: Any
 ) -> None:
     """Write a network's weights with its spec, the identity of its training images, and other facts."""
     save_checkpoint(path, {"model": model_to_dict(spec), "state_dict": dict(state_dict), "images": images, **facts})
@@ -26,7 +27,7 @@ def save_model(
 
 def load_model(
     path: Path, name: str | None = None, n_classes: int | None = None
-) -> tuple[nn.Module, ModelSpec, dict[str, Any] | None]:
+) -> tuple[nn.Module, ModelSpec, Record | None]:
     """The network of a file, its spec, and the identity of its images where that is known.
 
     A file without a spec holds plain weights: those of the network `name` for ImageNet's channels and resolution, with
@@ -48,9 +49,7 @@ def load_model(
     return net, spec, data.get("images")
 
 
-def _from_plain(
-    path: Path, data: dict[str, Any], name: str | None, n_classes: int | None
-) -> tuple[nn.Module, ModelSpec]:
+def _from_plain(path: Path, data: Record, name: str | None, n_classes: int | None) -> tuple[nn.Module, ModelSpec]:
     if name is None:
         raise UserError(f"{path} does not say what network it holds: name it")
     state = data.get("state_dict", data)

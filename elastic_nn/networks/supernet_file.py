@@ -8,6 +8,7 @@ from typing import Any
 
 from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
+from apq.files import Record
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from elastic_nn.networks.checkpoint_layout import CLASSIFIER, RANGES, published_state
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
@@ -20,10 +21,10 @@ class Origin:
     """How the supernet of a file was trained: the name of its recipe and the identity of its images, if known."""
 
     recipe: str | None = None
-    images: dict[str, Any] | None = None
+    images: Record | None = None
 
 
-def save_supernet(path: Path, net: DynamicProxylessNASNets, recipe: str, images: dict[str, Any], **facts: Any) -> None:
+def save_supernet(path: Path, net: DynamicProxylessNASNets, recipe: str, images: Record, **facts: Any) -> None:
     """Write a supernet with its space, the name of its quantizers' scheme, its origin and other facts."""
     own = {"space": space_to_dict(net.space), "scheme": net.scheme.name, "state_dict": net.state_dict()}
     save_checkpoint(path, {**own, "recipe": recipe, "images": images, **facts})
@@ -74,7 +75,7 @@ def load_quantized_supernet(
     return net, origin
 
 
-def _load_published(path: Path, data: dict[str, Any]) -> DynamicProxylessNASNets:
+def _load_published(path: Path, data: Record) -> DynamicProxylessNASNets:
     state = published_state(path, data)
     net = DynamicProxylessNASNets(len(state[CLASSIFIER]))
     floats = {key: value for key, value in state.items() if not key.endswith(RANGES)}

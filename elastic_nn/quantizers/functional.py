@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-CALIBRATION_CEILING = 6.0  # activations are bounded by ReLU6
+LARGEST_CLIP = 6.0  # activations are bounded by ReLU6
 PIECE = 1 << 20  # elements: 4 MB in float32
 FEW_BITS = 5  # below this many bits a clipped range loses less information than the full one
 
 
-def levels(bits: int, *, signed: bool) -> int:
+def highest_code(bits: int, *, signed: bool) -> int:
     """Highest code of the linear quantizers. Signed codes are symmetric: the lowest one is its negative.
 
-    >>> levels(8, signed=False), levels(8, signed=True), levels(4, signed=True)
+    >>> highest_code(8, signed=False), highest_code(8, signed=True), highest_code(4, signed=True)
     (255, 127, 7)
     """
     return 2 ** (bits - 1 if signed else bits) - 1
@@ -44,12 +44,12 @@ def quantize_activation(x: Tensor, clip: Tensor, bits: int, *, signed: bool, lea
     Gradient of x: 1 inside the range, 0 outside, 1/2 on an edge (0 on an edge if the range is not learned).
     Gradient of clip: 1 above the range, -1 below a signed one, half of it on an edge; the step size carries none.
     """
-    return _QuantizeActivation.apply(x, clip, levels(bits, signed=signed), signed, learn_clip)
+    return _QuantizeActivation.apply(x, clip, highest_code(bits, signed=signed), signed, learn_clip)
 
 
 def quantize_weight(w: Tensor, clip: Tensor, bits: int) -> Tensor:
     """Clamp to [-clip, clip] and round to `bits` bits, sign included; the gradient passes everywhere."""
-    return _QuantizeWeight.apply(w, clip, levels(bits, signed=True))
+    return _QuantizeWeight.apply(w, clip, highest_code(bits, signed=True))
 
 
 def weight_step(clip: Tensor, top: int, dtype: torch.dtype) -> Tensor:
@@ -113,7 +113,7 @@ class _QuantizeWeight(torch.autograd.Function):
         return grad, None, None
 
 
-def kl_threshold(data: np.ndarray, bits: int) -> float:
+def kl_clip(data: np.ndarray, bits: int) -> float:
     """Clipping threshold of |data| whose quantized cumulative histogram diverges least from the clipped one.
 
     Candidates are the right ends of histogram bins (as many bins as numpy's "sqrt" rule makes on [0, max]), from

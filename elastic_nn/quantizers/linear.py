@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from apq.errors import UserError
 from elastic_nn.quantizers.base import Quantizer
 from elastic_nn.quantizers.functional import (
-    CALIBRATION_CEILING,
     FEW_BITS,
-    kl_threshold,
-    levels,
+    LARGEST_CLIP,
+    highest_code,
+    kl_clip,
     quantize_activation,
     quantize_weight,
     weight_step,
@@ -30,7 +30,7 @@ class LinearActivationQuantizer(Quantizer):
 
     def __init__(self, signed: bool) -> None:
         super().__init__(signed)
-        self.range = nn.Parameter(torch.full((1,), CALIBRATION_CEILING))
+        self.range = nn.Parameter(torch.full((1,), LARGEST_CLIP))
         self._calibrated = False
 
     def quantize(self, v: Tensor) -> Tensor:
@@ -48,24 +48,24 @@ class LinearActivationQuantizer(Quantizer):
         magnitude_bits = self.bits - 1 if self.signed else self.bits
         largest = v.abs().max().item()
         if magnitude_bits < FEW_BITS:
-            largest = min(largest, kl_threshold(_sample(v), magnitude_bits))
-        chosen = max(min(largest, CALIBRATION_CEILING), SMALLEST_RANGE)
+            largest = min(largest, kl_clip(_sample(v), magnitude_bits))
+        chosen = max(min(largest, LARGEST_CLIP), SMALLEST_RANGE)
         self.range.fill_(max(chosen, self.range.item()) if self._calibrated else chosen)
         self._calibrated = True
 
     @torch.no_grad()
     def forget(self) -> None:
-        self.range.fill_(CALIBRATION_CEILING)
+        self.range.fill_(LARGEST_CLIP)
         self._calibrated = False
 
     @property
     def code_range(self) -> tuple[int, int]:
-        top = levels(self.bits, signed=self.signed)
+        top = highest_code(self.bits, signed=self.signed)
         return -top if self.signed else 0, top
 
     @torch.no_grad()
     def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        scale = self._clip() / levels(self.bits, signed=self.signed)
+        scale = self._clip() / highest_code(self.bits, signed=self.signed)
         return scale, torch.zeros_like(scale)
 
 
@@ -98,7 +98,7 @@ class LinearWeightQuantizer(Quantizer):
         Of several calls the largest threshold counts.
         """
         if self.bits < FEW_BITS:
-            self.range.fill_(max(kl_threshold(v.float().cpu().numpy(), self.bits), self.range.item()))
+            self.range.fill_(max(kl_clip(v.float().cpu().numpy(), self.bits), self.range.item()))
         else:
             self.forget()
 
@@ -108,7 +108,7 @@ class LinearWeightQuantizer(Quantizer):
 
     @property
     def code_range(self) -> tuple[int, int]:
-        top = levels(self.bits, signed=True)
+        top = highest_code(self.bits, signed=True)
         return -top, top
 
     @torch.no_grad()
@@ -117,7 +117,7 @@ class LinearWeightQuantizer(Quantizer):
         if v is None and not self.calibrated:
             raise UserError(f"the weight range of {self.label} follows its weights: give the weights")
         clip = self.range if v is None else self._clip(v)
-        scale = weight_step(clip, levels(self.bits, signed=True), clip.dtype if v is None else v.dtype)
+        scale = weight_step(clip, highest_code(self.bits, signed=True), clip.dtype if v is None else v.dtype)
         return scale, torch.zeros_like(scale)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from apq.errors import UserError
+from apq.resume import State
 from elastic_nn.modules.quant_layers import learned_parameters, part_of_batch, shared_batch
 from elastic_nn.training.distributed import sum_over
 from elastic_nn.training.recipe import TrainConfig
@@ -112,7 +112,7 @@ class Training:
         """The network that counts: the moving average where there is one."""
         return self.net if self.average is None else self.average.module
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """All that the steps have changed, to continue from."""
         return {
             "net": self.net.state_dict(),
@@ -120,7 +120,7 @@ class Training:
             "average": None if self.average is None else self.average.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continue from a saved state."""
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])

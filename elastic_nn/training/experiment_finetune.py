@@ -19,7 +19,7 @@ from apq.resume import Resume
 from apq.search_result import PolicyChoice, read_result
 from apq.subnet import spec_of
 from dataset import check_classes, load_splits
-from dataset.imagenet import tell_unreadable
+from dataset.imagenet import report_unreadable
 from dataset.splits import Splits
 from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.policy_file import save_policy_model
@@ -85,7 +85,7 @@ def finetune_experiment(request: FinetuneRequest, device: torch.device, executio
         plan.net.compile()
     top1, weights = finetune(plan.net, session, plan.train, side=plan.side, resume=resume)
     if execution.main:
-        tell_unreadable(plan.splits)
+        report_unreadable(plan.splits)
         experiment.acc.unlink(missing_ok=True)  # it says that the checkpoint beside it is finished
         facts = {"train": asdict(plan.train), "seed": request.seed, "val_top1": top1}
         plan.save(state=weights, images=plan.splits.source, **facts)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from apq.files import Record
 from apq.resume import NOT_KEPT, Resume
 from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
@@ -24,8 +24,6 @@ from elastic_nn.training.session import Session
 
 CALIBRATION_IMAGES = 256
 RANGE_IMAGES = 1024  # that BatchQuant's ranges are collected on between the epochs of a finetune
-
-Record = dict[str, Any]  # what an epoch or a phase ended with
 
 
 def quantized_subnet(

@@ -5,18 +5,17 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from apq.errors import UserError
-from apq.files import check_writable
+from apq.files import Record, check_writable
 from apq.model import ModelSpec, model_to_dict
 from apq.model_folder import ModelFolder
 from apq.presets import APQ_IMAGENET
 from apq.resume import Resume
 from dataset import load_splits
-from dataset.imagenet import image_folder_model, tell_unreadable
+from dataset.imagenet import image_folder_model, report_unreadable
 from elastic_nn.networks.model_file import save_model
 from elastic_nn.networks.named_models import build_model, named_model
 from elastic_nn.training.distributed import check_agreement
@@ -69,14 +68,14 @@ def train_model(request: ModelRequest, device: torch.device, execution: Executio
         print(f"model {spec.name}, images {spec.dataset}, recipe {recipe}", file=sys.stderr)
     top1, weights = finetune(net, session, config, side=spec.resolution, resume=resume)
     if execution.main:
-        tell_unreadable(splits)
+        report_unreadable(splits)
         facts = {"recipe": recipe, "train": asdict(config), "seed": request.seed, "val_top1": top1}
         save_model(folder.model, spec, weights, splits.source, **facts)
         resume.done()
     return TrainedModel(file=folder.model, top1=top1, epochs=config.epochs)
 
 
-def model_record(spec: ModelSpec, config: TrainConfig, session: Session) -> dict[str, Any]:
+def model_record(spec: ModelSpec, config: TrainConfig, session: Session) -> Record:
     """All that the trained network depends on, as plain data."""
     return {
         "model": model_to_dict(spec),

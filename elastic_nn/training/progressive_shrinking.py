@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from apq.checkpoint import digest
+from apq.files import Record
 from apq.genes import cardinalities, genes_of, largest_subnet, legalise, sample, smallest_subnet, subnets_of, view
-from apq.resume import NOT_KEPT, Resume
+from apq.resume import NOT_KEPT, Resume, State
 from apq.space import FULL_PRECISION, SearchSpace, space_to_dict
 from apq.subnet import Subnet
 from elastic_nn.modules.quant_layers import quantizers
@@ -27,7 +27,7 @@ from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.quantizers import FLOAT, QuantScheme
 from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.engine import Activate, Training, seed_epoch, train_one_epoch
-from elastic_nn.training.finetune import Record, averaged
+from elastic_nn.training.finetune import averaged
 from elastic_nn.training.inheritance import check_recipe, check_start, first_supernet, first_teacher, frozen_largest
 from elastic_nn.training.pairs import subnet_top1
 from elastic_nn.training.recipe import Phase, Recipe
@@ -83,7 +83,7 @@ class SupernetPlan:
         return self.start is None and narrow[index] and not (index and narrow[index - 1])
 
 
-def supernet_record(plan: SupernetPlan, session: Session) -> dict[str, Any]:
+def supernet_record(plan: SupernetPlan, session: Session) -> Record:
     """All that the trained supernet depends on, as plain data."""
     return {
         "space": space_to_dict(plan.space),
@@ -141,14 +141,14 @@ class _SupernetTraining:
         self.records: list[Record] = []
         self.epochs: list[Record] = []
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """Continue from a saved state; the phase that it was saved in restores the net."""
         self.records, self.epochs = state["records"], state["epochs"]
         if state["teacher"] is not None:
             self.teacher = frozen_largest(self.net, self.session.device) if self.teacher is None else self.teacher
             self.teacher.load_state_dict(state["teacher"])
 
-    def phase(self, index: int, state: dict[str, Any] | None) -> nn.Module:
+    def phase(self, index: int, state: State | None) -> nn.Module:
         """Train a phase, or the rest of one from a state of it; returns the net or its moving average."""
         phase, session, last = self.plan.recipe.phases[index], self.session, len(self.plan.recipe.phases) - 1
         if state is None and self.plan.newly_narrow(index):

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from apq.files import Record
 from dataset.splits import Splits, make_loader
 
 
@@ -33,7 +34,7 @@ class Execution:
         """Whether this process is the one that writes files and shows progress."""
         return self.rank == 0
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """What a continued training must repeat, as plain data. The number of processes may change."""
         return {"amp": self.amp, "accumulate": self.accumulate, "ema": self.ema}
 

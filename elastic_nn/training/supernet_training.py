@@ -5,26 +5,24 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from apq.bit_widths import bits_throughout
 from apq.checkpoint import digest
 from apq.errors import UserError
-from apq.files import check_writable, write_json
+from apq.files import Record, check_writable, write_json
 from apq.model_folder import ModelFolder
 from apq.presets import get_space
 from apq.resume import Resume
 from apq.space import SearchSpace
 from dataset import check_classes, load_splits
-from dataset.imagenet import image_folder_space, tell_unreadable
+from dataset.imagenet import image_folder_space, report_unreadable
 from dataset.splits import Splits
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import BATCHQUANT, FLOAT, LSQ, QuantScheme, scheme_named
 from elastic_nn.training.distributed import check_agreement
-from elastic_nn.training.finetune import Record
 from elastic_nn.training.progressive_shrinking import SupernetPlan, supernet_record, train_supernet
 from elastic_nn.training.recipe import with_batch_size
 from elastic_nn.training.recipes import get_recipe
@@ -70,7 +68,7 @@ def train_space(request: SupernetRequest, device: torch.device, execution: Execu
         print(f"space {space.name}, recipe {recipe.name}, quantizers {scheme.name}", file=sys.stderr)
     net, records = train_supernet(plan, session, resume, log_phase if execution.main else lambda record: None)
     if execution.main:
-        tell_unreadable(splits)
+        report_unreadable(splits)
         facts = {"seed": request.seed, **origin}
         write_json(folder.training, {"space": space.name, "recipe": recipe.name, **facts, "phases": records})
         # The supernet comes last: it says that all is there.
@@ -91,7 +89,7 @@ def default_folder(space: SearchSpace, scheme: QuantScheme) -> Path:
     return Path("models") / (space.name if scheme == usual_scheme(space) else f"{space.name}-{scheme.name}")
 
 
-def load_start(given: Path, splits: Splits) -> tuple[DynamicProxylessNASNets, dict[str, Any]]:
+def load_start(given: Path, splits: Splits) -> tuple[DynamicProxylessNASNets, Record]:
     """The supernet to start from, in a folder or a file, and what the files of the new one say about it."""
     file = ModelFolder(given).supernet if given.is_dir() else given
     start, origin = load_supernet(file)

@@ -20,7 +20,7 @@ from apq.search_result import SearchResult, SubnetChoice
 from apq.space import SearchSpace, space_to_dict
 from apq.subnet import spec_of
 from dataset import check_classes, load_splits
-from dataset.imagenet import tell_unreadable
+from dataset.imagenet import report_unreadable
 from elastic_nn.networks.subnet_file import save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet
 from elastic_nn.training.distributed import check_agreement, processes, wait
@@ -103,7 +103,7 @@ def search(args: argparse.Namespace) -> None:
         found = measure_stages(experiment, task, asked, execution, overwrite=args.overwrite)
         if not execution.main:
             return
-    tell_unreadable(task.measurement.splits)
+    report_unreadable(task.measurement.splits)
     best, cost = task.choice.pick(found)
     result = result_of(task, found, best, cost)
     record(experiment, task, found, asked, result)

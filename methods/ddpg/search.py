@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,14 @@ from apq.checkpoint import digest
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
+from apq.files import Record
 from apq.layers import FIXED_BITS, ConvLayer
 from apq.model import ModelSpec, model_to_dict
 from apq.model_folder import ModelFolder
 from apq.policy import QUANTIZERS, layer_names, load_strategy, policy_from_strategy
 from apq.resume import Resume
 from dataset import check_classes, load_splits
-from dataset.imagenet import tell_unreadable
+from dataset.imagenet import report_unreadable
 from dataset.splits import Splits
 from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.named_models import check_known
@@ -33,7 +33,7 @@ from elastic_nn.training.session import Session
 from lut.cost_model import CostModel, cost_model_from_flags
 from lut.measured import load_measured
 from methods.search.bit_search import FoundPolicy, Task, layers_of_model, make_task, search_bits
-from methods.search.episodes import SAVE_SECONDS, Record
+from methods.search.episodes import SAVE_SECONDS
 from methods.search.flags import agent_config
 from methods.search.policy_result import choice_of, report, result_of, store
 from methods.search.settings import AgentConfig, BitSearch, PolicySearch
@@ -42,7 +42,7 @@ AGENT_STATE = "agent.state.pt"  # in the folder of an unfinished experiment
 DEFAULT_RATIO = {"linear": 0.6, "kmeans": 0.1}  # HAQ's, of the 8-bit cost and of the 32-bit size
 
 
-def load_float(model: str, weights: Path | None) -> tuple[nn.Module, ModelSpec, dict[str, Any] | None, Path]:
+def load_float(model: str, weights: Path | None) -> tuple[nn.Module, ModelSpec, Record | None, Path]:
     """The trained float network, its spec, the identity of its images where known, and the file it came from."""
     if "/" in model:
         if weights is not None:
@@ -90,7 +90,7 @@ def search(args: argparse.Namespace) -> None:
             found = with_progress(task, config, session, resume)
         if not execution.main:
             return
-    tell_unreadable(splits)
+    report_unreadable(splits)
     choice = choice_of(task, config.bits, found, args.model, recipe.name)
     settings = {"agent": asdict(config.agent) if found.episodes else None}
     result = result_of("ddpg", choice, task, config.bits, found, settings)
@@ -111,7 +111,7 @@ def cost_model_of(args: argparse.Namespace, layers: list[ConvLayer], quantity: s
     return cost_model_from_flags(args.config, args.table)
 
 
-def asked_of(config: PolicySearch, task: Task, weights: dict[str, Tensor], splits: Splits) -> dict[str, Any]:
+def asked_of(config: PolicySearch, task: Task, weights: dict[str, Tensor], splits: Splits) -> Record:
     """All that the result of a search depends on, as plain data."""
     return {
         "model": model_to_dict(task.spec),

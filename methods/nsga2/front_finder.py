@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from apq.errors import UserError
+from apq.files import Record
 from apq.genes import sample
 from apq.resume import NOT_KEPT, Resume
-from apq.search_result import Record
 from apq.space import SearchSpace
 from methods.nsga2.config import Nsga2Config
 from methods.nsga2.sorting import survivors, tournament
@@ -110,7 +110,7 @@ def first_population(
         strength = rng.random(len(part))
         strength[0] = 1.0
         part[:] = blend(space, part, target, strength, rng)
-    seen = Seen.nothing(space)
+    seen = Seen.empty(space)
     return genes[seen.new(seen.key(genes))[:n]]
 
 
@@ -137,7 +137,7 @@ def _select(objectives: Sequence[Objective], genes: np.ndarray, values: np.ndarr
 
 def _children(space: SearchSpace, pool: _Population, config: Nsga2Config, rng: np.random.Generator) -> np.ndarray:
     """(up to population, genes) rows that are neither in the pool nor twice."""
-    seen = Seen.nothing(space)
+    seen = Seen.empty(space)
     seen = seen.with_keys(seen.key(pool.genes))
     found, wanted, size = [pool.genes[:0]], config.population, config.population
     for _ in range(MOST_ROUNDS):

@@ -8,8 +8,9 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.experiment import Experiment
+from apq.files import Record
 from apq.genes import genes_of, subnets_of
-from apq.search_result import Record, SearchResult, read_result
+from apq.search_result import SearchResult, read_result
 from apq.space import SearchSpace
 from apq.subnet import spec_of, subnet_from_spec
 from methods.nsga2.front_finder import Front

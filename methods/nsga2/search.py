@@ -128,7 +128,7 @@ def check_agrees(args: argparse.Namespace, origin: Experiment, searched: SearchR
     different = [name for name, value in asked.items() if value is not None and value != found[name]]
     if args.config or args.table:
         given = cost_model_from_flags(args.config, args.table)
-        different += ["config or table"] * (given.fingerprint() != cost_model_of(origin, searched).fingerprint())
+        different += ["config or table"] * (given.digest() != cost_model_of(origin, searched).digest())
     if args.acc_predictor_dir not in (DEFAULT_MODELS, searched.found_subnet.models):
         different.append("acc_predictor_dir")
     if different:

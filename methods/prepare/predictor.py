@@ -7,19 +7,18 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
 from apq.checkpoint import digest
 from apq.device import resolve_device
 from apq.errors import UserError
-from apq.files import check_writable
+from apq.files import Record, check_writable
 from apq.model_folder import ModelFolder
 from apq.resume import Resume
 from apq.space import space_to_dict
 from dataset import check_classes, load_splits
-from dataset.imagenet import tell_unreadable
+from dataset.imagenet import report_unreadable
 from dataset.pairs import NETINFO, PairStore
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
 from elastic_nn.quantizers import FLOAT, LINEAR
@@ -46,9 +45,7 @@ def prepare(args: argparse.Namespace) -> None:
         fit(args, device, *gathered)
 
 
-def gather(
-    args: argparse.Namespace, device: torch.device, execution: Execution
-) -> tuple[PairStore, int, dict[str, Any], int]:
+def gather(args: argparse.Namespace, device: torch.device, execution: Execution) -> tuple[PairStore, int, Record, int]:
     """Measure the pairs that are missing, each process its part.
 
     Returns the store of the pairs, their number and origin, and the width of the predictor to train on them.
@@ -73,7 +70,7 @@ def gather(
     store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, execution.rank)
     check_writable(folder.path)
     check_writable(store.path)
-    made_by: dict[str, Any] = {
+    made_by: Record = {
         "seed": args.seed,
         "recalibration_images": recipe.recalibration_images,
         "supernet": digest(supernet.state_dict()),
@@ -93,7 +90,7 @@ def gather(
     (gather_as_is if as_is else gather_finetuned)(supernet.to(device), session, recipe, store, mine)
     wait(execution)
     if execution.main:
-        tell_unreadable(splits)
+        report_unreadable(splits)
     if missing and execution.main:
         a_minute = 60 * len(missing) / (time.perf_counter() - started)
         pace = f"{a_minute:.1f} subnets a minute on {execution.world_size} process(es)"
@@ -106,7 +103,7 @@ def fit(
     device: torch.device,
     store: PairStore,
     n_pairs: int,
-    made_by: dict[str, Any],
+    made_by: Record,
     hidden: int,
 ) -> None:
     """Train the predictor on the gathered pairs, save it, print its scores.

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
+from apq.resume import State
 from methods.search.settings import AgentConfig
 
 SMALLEST_NOISE = 1e-6  # sampling divides by the noise, which must not decay to zero
@@ -137,7 +138,7 @@ class Agent:
             parameter.grad = grad
         optimizer.step()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Everything that the next episode depends on, as tensors and plain values."""
         replay = self.replay
         return {

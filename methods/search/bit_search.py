@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
+from apq.files import Record
 from apq.layers import FIXED_BITS, ConvLayer
 from apq.model import ModelSpec
 from apq.policy import NOT_QUANTIZED, Policy, layer_names
@@ -20,7 +21,7 @@ from lut.cost_model import CostModel
 from lut.measured import MeasuredTable
 from lut.traced import traced_layers
 from methods.search.bit_environment import BitEnvironment, fixed_bits
-from methods.search.episodes import Found, Record, find
+from methods.search.episodes import Found, find
 from methods.search.settings import BitSearch, PolicySearch
 
 REWARD_SCALE = 0.1  # a point of accuracy, as in HAQ

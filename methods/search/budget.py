@@ -43,7 +43,7 @@ class Seen:
     keys: np.ndarray  # (candidates,) sorted
 
     @staticmethod
-    def nothing(space: SearchSpace) -> Seen:
+    def empty(space: SearchSpace) -> Seen:
         """No candidate yet."""
         draw = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, size=len(cardinalities(space)))
         return Seen(draw | 1, np.zeros(0, dtype=np.int64))

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from apq.files import Record
 from apq.resume import NOT_KEPT, Resume
 from methods.search.agent import Agent
 from methods.search.settings import AgentConfig
 
 SAVE_SECONDS = 2.0  # between saves of the state: an episode may be faster than a disk
 OWN = ("episode", "reward", "best_reward", "noise")  # keys of a record that are not facts of its score
-
-Record = dict[str, Any]  # an episode's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from apq.errors import UserError
+from apq.files import Record
 from apq.genes import subnets_of
 from apq.resume import NOT_KEPT, Resume, State
-from apq.search_result import Record
 from apq.space import SearchSpace
 from apq.subnet import Subnet
 from methods.search.budget import Budget, Seen, check_reachable, fill, newcomers
@@ -133,7 +133,7 @@ class EvolutionFinder:
         rng = np.random.default_rng()
         rng.bit_generator.state = state["rng"]
         pool = _Pool(state["genes"], state["accuracies"], state["costs"])
-        seen = replace(Seen.nothing(self.space), keys=state["seen"])
+        seen = replace(Seen.empty(self.space), keys=state["seen"])
         return pool, seen, rng, state["history"], state["since_better"]
 
     def _first_generation(
@@ -145,7 +145,7 @@ class EvolutionFinder:
             config.population,
             newcomers(self.space, rng, self.cheapest),
             self.budget,
-            Seen.nothing(self.space),
+            Seen.empty(self.space),
             config.max_rounds,
         )
         if not len(genes):

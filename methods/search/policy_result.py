@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from torch import Tensor
 
 from apq.experiment import Experiment
+from apq.files import Record
 from apq.model import ModelSpec
-from apq.search_result import PolicyChoice, Record, SearchResult
+from apq.search_result import PolicyChoice, SearchResult
 from elastic_nn.networks.model_file import save_model
 from lut.cost_model import CostModel
 from methods.search.bit_search import FoundPolicy, Task
@@ -59,7 +59,7 @@ def store(
     result: SearchResult,
     spec: ModelSpec,
     weights: Mapping[str, Tensor],
-    images: dict[str, Any],
+    images: Record,
 ) -> None:
     """Write the experiment: the float network's file, pictures, the result."""
     choice = result.found_policy

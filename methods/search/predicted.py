@@ -6,8 +6,8 @@ from pathlib import Path
 
 from apq.checkpoint import digest
 from apq.errors import UserError
+from apq.files import Record
 from apq.model_folder import ModelFolder
-from apq.search_result import Record
 from apq.space import space_to_dict
 from lut.cost_model import CostModel
 from utils.accuracy_predictor import AccuracyPredictor
@@ -25,4 +25,4 @@ def load_quantized_predictor(folder: Path) -> AccuracyPredictor:
 def asked_of(settings: Record, predictor: AccuracyPredictor, cost_model: CostModel) -> Record:
     """All that a search depends on: its settings, the space and weights of its predictor, the prices of layers."""
     found = {"space": space_to_dict(predictor.space), "predictor": digest(predictor.state_dict())}
-    return {**settings, **found, **cost_model.record(), "prices": cost_model.fingerprint()}
+    return {**settings, **found, **cost_model.record(), "prices": cost_model.digest()}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from apq.errors import UserError
+from apq.files import Record
 from apq.layers import FIXED_BITS
 from apq.policy import QUANTIZERS
 from elastic_nn.training.recipe import TrainConfig
@@ -90,6 +90,6 @@ class PolicySearch:
     agent: AgentConfig
     train: TrainConfig
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """What a continued search must repeat, as plain data."""
         return {"search": asdict(self.bits), "agent": asdict(self.agent), "train": asdict(self.train)}

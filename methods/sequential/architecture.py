@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from apq.files import Record
 from apq.genes import genes_of, subnets_of, view, with_highest_bits
 from apq.layers import layers_of
 from apq.space import SearchSpace
@@ -49,7 +49,7 @@ def search_architecture(
     accuracy: Callable[[np.ndarray], np.ndarray],
     cost_model: CostModel,
     config: ArchitectureSearch,
-    on_generation: Callable[[dict[str, Any]], None] | None = None,
+    on_generation: Callable[[Record], None] | None = None,
 ) -> Found:
     """Evolutionary search among the networks of highest bits. The subnet found is one of the full `space`.
 

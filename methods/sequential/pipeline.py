@@ -8,10 +8,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from apq.checkpoint import digest
 from apq.errors import UserError
+from apq.files import Record
 from apq.model import ModelSpec, subnet_model
 from apq.resume import NOT_KEPT, Resume, State
 from apq.space import SearchSpace, space_to_dict
@@ -37,7 +37,7 @@ from utils.accuracy_predictor import AccuracyPredictor
 STATE = "sequential.state.pt"  # in the folder of an unfinished experiment
 STAGES = ("pruning", "finetune", "bits")  # those with states of their own beside it
 
-Log = Callable[[str, dict[str, Any]], None]  # takes a stage's name and one of its records
+Log = Callable[[str, Record], None]  # takes a stage's name and one of its records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class _Pruned:
         return subnet_model(self.whole.space, self.whole.subnet)
 
 
-def asked_of(config: SequentialConfig, parts: Parts, session: Session) -> dict[str, Any]:
+def asked_of(config: SequentialConfig, parts: Parts, session: Session) -> Record:
     """All that the result of `run_sequential` depends on, as plain data."""
     return {
         "config": asdict(config),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from apq.errors import UserError
+from apq.files import Record
 from apq.resume import NOT_KEPT, Resume
 from apq.space import SearchSpace
 from apq.subnet import Subnet
@@ -26,7 +27,7 @@ from elastic_nn.training.engine import EVALUATION_BATCH, evaluate
 from elastic_nn.training.session import Session
 from lut.cost_model import CostModel
 from methods.search.bit_search import REWARD_SCALE
-from methods.search.episodes import Found, Record, find
+from methods.search.episodes import Found, find
 from methods.sequential.config import WidthSearch
 from methods.sequential.widths import width_environment, widths_of, with_widths
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
-from typing import Any
 
 from tqdm import tqdm
 
@@ -12,12 +11,13 @@ from apq.cli import table
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import get_experiment
+from apq.files import Record
 from apq.model_folder import ModelFolder
 from apq.resume import Resume
 from apq.search_result import SearchResult
 from apq.space import SearchSpace
 from dataset import check_classes, load_splits
-from dataset.imagenet import tell_unreadable
+from dataset.imagenet import report_unreadable
 from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.distributed import processes
@@ -60,7 +60,7 @@ def search(args: argparse.Namespace) -> None:
         found = with_progress(config, parts, session, resume)
         if not execution.main:
             return
-    tell_unreadable(splits)
+    report_unreadable(splits)
     result = result_of_stages(found, config, parts, str(args.acc_predictor_dir))
     weights = {key: tensor.cpu() for key, tensor in found.net.state_dict().items()}
     store(experiment, result, found.spec, weights, splits.source)
@@ -74,7 +74,7 @@ def with_progress(config: SequentialConfig, parts: Parts, session: Session, resu
     """`run_sequential` with a bar that counts the records of each stage."""
     with tqdm(disable=None if session.execution.main else True) as bar:
 
-        def log(stage: str, record: dict[str, Any]) -> None:
+        def log(stage: str, record: Record) -> None:
             bar.set_description(stage, refresh=False)
             bar.update()
 
