@@ -9,22 +9,22 @@ from torch import nn
 
 from apq.errors import UserError
 from apq.genes import smallest_subnet
-from apq.model import named_model
 from apq.policy import QUANTIZERS, layer_names, policy_from_strategy
 from apq.presets import DIGITS
 from dataset.splits import make_loader
 from elastic_nn.modules.quant_layers import quantized_layers, quantizers
 from elastic_nn.networks import DynamicProxylessNASNets
-from elastic_nn.networks.named_models import build_model
+from elastic_nn.networks.named_models import build_model, named_model
 from elastic_nn.networks.policy_file import load_policy_model, save_policy_model
 from elastic_nn.networks.subnet_file import load_subnet, save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet, save_supernet
 from elastic_nn.quantizers import LINEAR, SCHEMES, Quantizer, QuantScheme
-from elastic_nn.training.engine import TrainConfig, make_optimizer, train_one_epoch
+from elastic_nn.training.engine import Training, train_one_epoch
 from elastic_nn.training.finetune import quantized_subnet
 from elastic_nn.training.inheritance import check_recipe, check_start, first_supernet
 from elastic_nn.training.policies import PolicyScorer, ShortFinetune, quantized_model
 from elastic_nn.training.progressive_shrinking import draw_subnets
+from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.recipes import RECIPES
 from elastic_nn.training.session import Session
 from lut.traced import traced_layers
@@ -80,19 +80,11 @@ def test_a_supernet_is_trained_and_its_subnets_are_kept(scheme, few, tmp_path):
     net = first_supernet(DIGITS, scheme, start, few, 64, CPU)
     assert all(quantizer.started for quantizer in quantizers(net))
     phase, rng = recipe.phases[0], np.random.default_rng(0)
-    optimizer = make_optimizer(net, phase.train)
-    ranges = {group["name"]: group["params"] for group in optimizer.param_groups}["ranges"]
+    training = Training(net, TrainConfig(epochs=1, lr=0.05), CPU)
+    ranges = {group["name"]: group["params"] for group in training.optimizer.param_groups}["ranges"]
     assert {id(p) for p in ranges} == {id(p) for name, p in net.named_parameters() if name.endswith(".clip")}
     before = [clip.item() for clip in ranges]
-    train_one_epoch(
-        net,
-        make_loader(few.train, 64),
-        optimizer,
-        TrainConfig(epochs=1, lr=0.05),
-        0,
-        device=CPU,
-        choose=lambda: draw_subnets(net, phase, rng),
-    )
+    train_one_epoch(training, make_loader(few.train, 64), 0, lambda: draw_subnets(net, phase, rng))
     assert [clip.item() for clip in ranges] != before
     save_supernet(tmp_path / "s.pt", net, recipe.name, {})
     again, _ = load_quantized_supernet(tmp_path / "s.pt", DIGITS)
