@@ -8,7 +8,7 @@ CONSTRAINT ?= 0.03
 .PHONY: demo test lint format models clean-models benchmarks clean
 .DELETE_ON_ERROR:
 
-# Layers this small are over before threads have met; on a busy machine the waiting costs tenfold.
+# On layers this small, threads wait for each other longer than they compute: on a busy machine ten times as long.
 demo test models: export OMP_NUM_THREADS ?= 1
 
 $(VENV)/installed: setup.py
@@ -16,13 +16,13 @@ $(VENV)/installed: setup.py
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
-# search -> finetune -> test with the shipped checkpoints
+# Search -> finetune -> test, with the shipped checkpoints.
 demo: $(VENV)/installed
 	$(PY) search.py --mode evolution --type latency --constraint $(CONSTRAINT) --exp_name demo --overwrite
 	$(PY) quant_aware.py --exp_name demo
 	$(PY) test.py --exp_dir exps/demo
 
-# A process a core; the tests of a file share what they train, so that a file stays in one process.
+# One process for each core. The tests of a file share what they train, so a file stays in one process.
 test: lint
 	$(PY) -m pytest --numprocesses auto --dist loadfile
 
@@ -34,7 +34,8 @@ format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# What models/SPACE lacks: supernet, pairs, predictors. A run that was killed continues. From nothing: clean-models first.
+# Makes what models/SPACE lacks: supernet, pairs, predictors. A killed run continues. To start from nothing, make clean-models
+# first.
 NAME = $(if $(findstring /,$(SPACE)),,$(filter-out . ..,$(SPACE)))
 MODELS = models/$(or $(NAME),$(error SPACE must name a space, not "$(SPACE)"))
 ifeq (,$(filter qfa-%,$(SPACE)))

@@ -1,12 +1,13 @@
-"""Measure the two claims of APQ on a space's own data, over several seeds, and print them as tables.
+"""Measure two claims of APQ on a space's own data, over several seeds, and print them as tables.
 
-1. A quantized predictor transferred from the float one beats one trained from scratch on the same quantized pairs
-   (held-out RMSE; the seed draws the hold-out split and the training).
-2. A searched subnet beats the mean of random subnets of the same latency budget, all finetuned alike (test accuracy;
-   the seed draws predictor, search, random subnets and finetunes). Random subnets use 90 to 100 % of the budget.
+1. A quantized predictor that starts from the float one is better than one trained from scratch on the same quantized
+   pairs. Measured as RMSE on held-out pairs; the seed draws the hold-out split and the training.
+2. A searched subnet is better than the mean of random subnets of the same latency budget, when all are finetuned in the
+   same way. Measured as test accuracy; the seed draws predictor, search, random subnets and finetunes. Random subnets
+   cost 90 to 100 % of the budget.
 
-Every finetune is a line of --out: a run that was killed continues, and runs with other --seeds may share the machine
-if each has its own --out.
+Every finetune is a line of --out, so a killed run continues. Runs with other --seeds may share the machine if each has
+its own --out.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from utils.latency_predictor import LatencyPredictor
 from utils.predictor_files import load_predictor
 from utils.predictor_training import PredictorConfig, train_predictor
 
-BAND = 0.9  # random subnets of a budget cost at least this share of it
+BAND = 0.9  # a random subnet costs at least this share of its budget
 QUANTILES = (0.1, 0.3, 0.6)  # budgets, as quantiles of the latency of random subnets
 
 
@@ -54,8 +55,8 @@ def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--acc_predictor_dir", type=Path, default=Path("models/digits"), help="folder of trained parts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
-    parser.add_argument("--random", type=int, default=50, help="random subnets a budget and seed")
-    parser.add_argument("--repeats", type=int, default=3, help="finetunes of a searched subnet, averaged")
+    parser.add_argument("--random", type=int, default=50, help="random subnets for each budget and seed")
+    parser.add_argument("--repeats", type=int, default=3, help="finetunes of each searched subnet, averaged")
     parser.add_argument("--epochs", type=int, default=5, help="epochs of each finetune")
     parser.add_argument("--out", type=Path, default=Path("exps/claims.jsonl"), help="file of measured records")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present")
@@ -116,7 +117,7 @@ def plan_budget(
     n_random: int,
     repeats: int,
 ) -> list[tuple[dict[str, object], Subnet, int]]:
-    """The finetunes of one seed and budget: the searched subnet several times, each random one once."""
+    """The finetunes of one seed and budget: several of the searched subnet, one of each random subnet."""
     evolution = EvolutionConfig(seed=seed)
     finder = EvolutionFinder(space, predictor.fast(), cost.predict, budget, evolution, cost.cheapest_genes(), cost.unit)
     found = finder.run().subnet
@@ -138,7 +139,7 @@ def plan_budget(
 def finetuned(
     supernet: torch.nn.Module, subnet: Subnet, splits: Splits, recipe: Recipe, seed: int, device: torch.device
 ) -> torch.nn.Module:
-    """A subnet after a finetune of all epochs: nothing is chosen by accuracy."""
+    """A subnet after its finetune. The last epoch counts: no epoch is chosen by accuracy."""
     seed_epoch(seed, 0)
     net = quantized_subnet(supernet, subnet, splits, recipe.recalibration_images, device)
     session = Session(splits=splits, device=device, seed=seed)
@@ -147,7 +148,7 @@ def finetuned(
 
 
 def hard_test(splits: Splits) -> TensorImages:
-    """The test digits in fixed distorted views, as the validation digits are shown."""
+    """The test digits in fixed distorted views, like those of the validation digits."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         views = torch.cat([distort(splits.test.images) for _ in range(VAL_VIEWS)])
@@ -155,7 +156,7 @@ def hard_test(splits: Splits) -> TensorImages:
 
 
 def report(records: list[dict[str, object]], seeds: list[int], budgets: list[float]) -> None:
-    """Print searched against random, a line a seed and budget, for plain and distorted test digits."""
+    """Print searched beside random subnets, one row for each seed and budget, on plain and distorted test digits."""
     print(
         "\n| seed | budget, ms | searched, ms | random, ms | searched | random, mean of n (sd) | searched, distorted |",
         end="",

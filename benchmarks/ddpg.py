@@ -1,8 +1,9 @@
-"""What an episode of HAQ's agent takes beside the evaluation of the network.
+"""Time what an episode of HAQ's agent takes apart from the evaluation of the network.
 
-"wait" is what an episode takes longer than its evaluation: acting, the budget wall, prices, records, and the part of
-learning that the evaluation does not cover, since the agent learns beside it. The evaluation is a real one: the short
-finetune and the validation of the small MobileNetV2 on glyphs. The other columns are parts of the agent on their own.
+"wait" is the time of an episode minus that of its evaluation: acting, lowering bits until they fit the budget ("budget
+wall"), pricing, records, and learning where it takes longer than the evaluation, beside which it runs. The small
+MobileNetV2 is evaluated as in a search, by a short finetune and validation on glyphs. The other columns are parts of
+the agent, timed on their own.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    torch.set_num_threads(1)  # of the evaluation; the agent learns in a thread of its own
+    torch.set_num_threads(1)  # for the evaluation; the agent learns in its own thread
     net, spec, _ = load_model(ModelFolder(Path("models/mobilenet_v2_small")).model)
     small = traced_layers(net, spec.resolution, in_channels=spec.in_channels)
     rows = [("small MobileNetV2, evaluated", measure(small, args.episodes, evaluation(net, spec)))]
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def evaluation(net: torch.nn.Module, spec: ModelSpec) -> Callable[[np.ndarray], object]:
-    """The evaluation of one policy, as a search does it."""
+    """A function that evaluates one policy in the same way as a search."""
     splits, recipe = load_splits(spec), get_recipe(None, spec)
     task = make_task(net, spec, "linear", "latency", COST_MODEL)
     config = BitSearch(
@@ -88,7 +89,7 @@ def evaluation(net: torch.nn.Module, spec: ModelSpec) -> Callable[[np.ndarray], 
 
 
 def measure(layers: list[ConvLayer], n_episodes: int, evaluate: Callable[[np.ndarray], object]) -> dict[str, float]:
-    """Median milliseconds of an episode's parts, after warm-up."""
+    """Median milliseconds of the parts of an episode, after warm-up."""
     n = len(layer_names(layers))
     costs = linear_costs(layers, "latency", COST_MODEL)
     fixed = fixed_bits(n, activations=True, keep_ends=True)

@@ -1,12 +1,15 @@
 """Is one search for the whole front as good at each budget as a search for that budget alone?
 
-On a space's predictors, for each seed: one run of NSGA-II, and an evolution for each of five budgets. The budgets lie
-evenly in the logarithm between the cost of the cheapest subnet and that of the most accurate one of the first seed's
-front. `separate` are the evolutions with their own number of candidates each; all of them together score about as many
-as NSGA-II does unless the flags say otherwise. Told are the predicted accuracy at each budget, and the hypervolume
-(pymoo's; predicted accuracy from 0, cost up to the largest budget, as a share of that area) of the whole front, of its
-points at the five budgets alone, and of what the evolutions found: only the last two have equally many points. Where
-the supernet beside the predictor was trained quantized, the points are also measured on the test images, as they are.
+For each seed NSGA-II runs once, and an evolution runs for each of five budgets ("separate"). Both use the predictor of
+--models. The budgets are spaced evenly in the logarithm, between the cheapest and the most accurate point of the first
+seed's front. With the default flags the evolutions together evaluate about as many candidates as NSGA-II.
+
+The table has the predicted accuracy at each budget, and hypervolumes: of the whole front, of its points at the five
+budgets, and of the subnets that the evolutions found. Only the last two have the same number of points. A hypervolume
+is a share of the area from accuracy 0 to 1 and from no cost to the largest budget.
+
+If the supernet beside the predictor was trained quantized, the points are also measured on the test images, without a
+finetune.
 """
 
 from __future__ import annotations
@@ -45,21 +48,21 @@ from utils.predictor_files import load_predictor
 
 @dataclass(frozen=True)
 class Points:
-    """What one method has at each budget, and how much it scored for it."""
+    """What one method found at each budget, and how many candidates it evaluated."""
 
     genes: np.ndarray  # (budgets, genes)
     costs: np.ndarray  # (budgets,)
     accuracies: np.ndarray  # (budgets,)
-    scored: int
-    seconds: float  # of the processor
+    evaluated: int
+    seconds: float  # of processor time
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--models", type=Path, default=Path("models/qfa-mbv3-glyphs"), help="folder of the predictors")
-    parser.add_argument("--cost", choices=tuple(UNITS), default="latency", help="what the budgets limit")
+    parser.add_argument("--cost", choices=tuple(UNITS), default="latency", help="the quantity that the budgets limit")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
-    parser.add_argument("--n_budgets", type=int, default=5, help="budgets, each of which is an evolution")
+    parser.add_argument("--n_budgets", type=int, default=5, help="budgets; an evolution runs for each")
     parser.add_argument("--population", type=int, default=500, help="of NSGA-II")
     parser.add_argument("--generations", type=int, default=1000, help="of NSGA-II")
     parser.add_argument("--evolution_population", type=int, default=100, help="of each evolution")
@@ -89,14 +92,14 @@ def main(argv: list[str] | None = None) -> None:
             found.append(points)
             volume = hypervolume(points.costs, points.accuracies, budgets[-1])
             of_points = (f"{100 * value:.2f}" for value in points.accuracies)
-            work = (f"{points.scored:,}", f"{points.seconds:.1f}")
+            work = (f"{points.evaluated:,}", f"{points.seconds:.1f}")
             rows.append((seed, name, *of_points, all_points, f"{volume:.4f}", *work))
     titles = [f"<= {budget:.4g}" for budget in budgets]
     print(f"Predicted top-1 (%) of {space.name} at each budget of {args.cost} ({cost.unit}), and hypervolume:\n")
     volumes = ("volume, front", "volume, points")
-    print(markdown(("seed", "search", *titles, *volumes, "scored", "processor, s"), rows))
+    print(markdown(("seed", "search", *titles, *volumes, "evaluated", "processor, s"), rows))
     if (top1 := measured(ModelFolder(args.models), found)) is not None:
-        print("\nMeasured on the test images, without finetune:\n")
+        print("\nMeasured on the test images, without a finetune:\n")
         measured_rows = [
             (*row[:2], *(f"{100 * value:.2f}" for value in of)) for row, of in zip(rows, top1, strict=True)
         ]
@@ -104,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def front_of(accuracy: FastPredictor, cost: PopulationCost, config: Nsga2Config) -> tuple[Front, float]:
-    """The front of one search, and the seconds it took."""
+    """The front of one search, and the processor seconds that it took."""
     started = time.process_time()
     objectives = [
         Objective(name="accuracy", score=accuracy, maximise=True),
@@ -122,7 +125,7 @@ def points_of(front: Front, budgets: np.ndarray, seconds: float) -> Points:
 
 
 def evolutions(accuracy: FastPredictor, cost: PopulationCost, budgets: np.ndarray, config: EvolutionConfig) -> Points:
-    """What a search of its own finds for each budget."""
+    """The subnet that a separate search finds for each budget."""
     started = time.process_time()
     found = [
         EvolutionFinder(
@@ -140,7 +143,7 @@ def evolutions(accuracy: FastPredictor, cost: PopulationCost, budgets: np.ndarra
 
 
 def measured(folder: ModelFolder, found: Sequence[Points]) -> np.ndarray | None:
-    """(methods and seeds, budgets) test top-1 of points as they are in the supernet; None if that is a float one."""
+    """(methods and seeds, budgets) test top-1 of the points, without a finetune; None without a quantized supernet."""
     if not folder.supernet.exists():
         return None
     supernet, origin = load_supernet(folder.supernet)
@@ -158,7 +161,7 @@ def measured(folder: ModelFolder, found: Sequence[Points]) -> np.ndarray | None:
 
 
 def hypervolume(costs: np.ndarray, accuracies: np.ndarray, largest: float) -> float:
-    """Share of the area from no cost to the largest and from accuracy 0 to 1 that points dominate."""
+    """Share of the area that the points dominate, from no cost to the largest and from accuracy 0 to 1."""
     return float(HV(ref_point=np.array([1.0, 0.0]))(np.stack([costs / largest, -accuracies], axis=1)))
 
 

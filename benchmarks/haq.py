@@ -1,10 +1,14 @@
-"""Does HAQ's agent find better bits than uniform ones, and than random policies? On the small MobileNetV2 and glyphs.
+"""Does HAQ's agent find better bits than uniform and random policies? On the small MobileNetV2 and glyphs.
 
-Budgets: 60 % of the 8-bit latency (linear), 10 % of the 32-bit size (k-means). Each seed runs the agent, and random
-policies through the same budget wall, as many as the agent has episodes. "uniform" gives all layers the same bits: of
-all pairs of weight and activation bits that fit, the one that scores best after the short finetune. The best policy of
-each is finetuned and measured on the test images. Every result is a line of --out: a killed run continues, and runs of
-other --quantizers or --seeds may share the machine if each has its own --out.
+Budgets are 60 % of the 8-bit latency (linear) and 10 % of the 32-bit size (k-means). For each seed three methods choose
+a policy by validation top-1 after the short finetune of an episode:
+
+  agent     HAQ's agent
+  random    as many random policies as the agent has episodes, their bits lowered to the budget in the same way
+  uniform   all pairs of weight and activation bits that fit the budget, the same in every layer
+
+The best policy of each method is finetuned and measured on the test images. Every result is a line of --out, so a
+killed run continues. Runs with other --quantizers or --seeds may share the machine if each has its own --out.
 """
 
 from __future__ import annotations
@@ -53,7 +57,9 @@ METHODS = ("agent", "random", "uniform")
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--model", default="mobilenet_v2_small", help="a network of models/NAME")
-    parser.add_argument("--quantizers", nargs="+", choices=tuple(QUANTIZERS), default=list(QUANTIZERS), help="which")
+    parser.add_argument(
+        "--quantizers", nargs="+", choices=tuple(QUANTIZERS), default=list(QUANTIZERS), help="quantizers to run"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
     parser.add_argument("--episodes", type=int, default=300, help="policies tried by the agent, and at random")
     parser.add_argument("--out", type=Path, default=Path("exps/haq.jsonl"), help="file of measured records")
@@ -74,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(args: Any, quantizer: str, method: str, seed: int, device: torch.device) -> dict[str, Any]:
-    """One method's policy of one seed: its score in the search, its cost, its accuracy once finetuned."""
+    """The policy of one method and seed: its top-1 in the search, its cost, its accuracy after the finetune."""
     task = fresh_task(args.model, quantizer)
     recipe = get_recipe(None, task.spec)
     session = Session(splits=load_splits(task.spec), device=device, seed=seed)
@@ -115,7 +121,7 @@ def measure(args: Any, quantizer: str, method: str, seed: int, device: torch.dev
 
 
 def fresh_task(model: str, quantizer: str) -> Task:
-    """The float network as trained, its layers and costs."""
+    """The trained float network, its layers and costs."""
     net, spec, _ = load_model(ModelFolder(Path("models") / model).model, model)
     quantity = "latency" if quantizer == "linear" else "size"
     return make_task(net, spec, quantizer, quantity, BitFusion())
@@ -133,7 +139,7 @@ def uniform_candidates(task: Task, config: BitSearch) -> list[np.ndarray]:
 
 
 def finetuned(model: str, policy: Policy, recipe: Recipe, seed: int, device: torch.device) -> dict[str, Any]:
-    """Validation and test top-1 after the recipe's finetune; both of the best validation epoch."""
+    """Validation and test top-1 after the recipe's finetune, at the epoch with the best validation top-1."""
     task = fresh_task(model, policy.quantizer)
     net, side, splits = task.net, task.spec.resolution, load_splits(task.spec)
     policy = policy_from_strategy(policy.quantizer, task.layers, policy.strategy)
@@ -146,10 +152,10 @@ def finetuned(model: str, policy: Policy, recipe: Recipe, seed: int, device: tor
 
 
 def print_tables(args: Any, done: dict[tuple[str, str, int], dict[str, Any]]) -> None:
-    """One table a quantizer."""
+    """Print a table for each quantizer."""
     for quantizer in args.quantizers:
         print(f"\n### {quantizer}, {DEFAULT_RATIO[quantizer]:.0%} budget, {args.model}\n")
-        print("| seed | method | policies tried | cost ratio | score in the search | val top-1 | test top-1 |")
+        print("| seed | method | policies tried | cost ratio | top-1 in the search | val top-1 | test top-1 |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for seed in args.seeds:
             for method in METHODS:

@@ -1,4 +1,7 @@
-"""Time the full apq-imagenet cost table, cold and on one core. Compare ratios on one machine, not seconds on two."""
+"""Time the full cost table of apq-imagenet, without a cache and on one core.
+
+Seconds of different machines do not compare: compare ratios of runs on one machine.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from lut.bitfusion import BitFusion  # noqa: E402
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the fastest counts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs; the fastest counts")
     args = parser.parse_args()
     seconds = []
     for _ in range(args.repeats):

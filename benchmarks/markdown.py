@@ -1,4 +1,4 @@
-"""Tables as docs/results.md has them."""
+"""Markdown tables, for docs/results.md."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Time a million candidates through NSGA-II, and tell where the time goes: by default on apq-imagenet, random weights.
+"""Time NSGA-II on a million candidates, and the parts of the search, with a predictor of random weights.
 
-Each part is timed as it runs in the search. Processor seconds stand beside those of the clock: where other programs use
-the cores the clock shows more, and only the processor's seconds are the search's own.
+Each part is timed as it runs in the search. Both clock and processor seconds are printed: on a busy machine the clock
+also counts the time of other programs.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from utils.accuracy_predictor import AccuracyPredictor
 
 
 class Stopwatch:
-    """Clock and processor seconds that calls of functions take together; none of them may call another."""
+    """Total clock and processor seconds of calls of functions that do not call each other."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, np.ndarray] = {}  # name -> (clock, processor)
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, timed under a name."""
+        """Wrap a function so that its calls are timed under a name."""
         self.seconds.setdefault(name, np.zeros(2))
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -52,14 +52,16 @@ class Stopwatch:
 
 
 def now() -> np.ndarray:
-    """(2,) seconds of the clock and of this process, on all its threads."""
+    """(2,) clock seconds, and processor seconds of all threads of this process."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--space", default="apq-imagenet", help="space to search")
-    parser.add_argument("--costs", nargs="+", choices=tuple(UNITS), default=["latency"], help="objectives but accuracy")
+    parser.add_argument(
+        "--costs", nargs="+", choices=tuple(UNITS), default=["latency"], help="objectives beside accuracy"
+    )
     parser.add_argument("--hidden", type=int, default=400, help="width of the predictor's three layers")
     parser.add_argument("--population", type=int, default=500, help="candidates a generation")
     parser.add_argument("--generations", type=int, default=2000, help="generations to run")
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         objectives.append(Objective(name=name, score=score, unit=cost.unit, cheapest=cost.cheapest_genes()))
     config = Nsga2Config(population=args.population, generations=args.generations)
     sorting = watch.timed("sorting and crowding", front_finder.survivors)
-    children = watch.timed("children: parents, crossover, mutation, doubles", front_finder._children)
+    children = watch.timed("children: parents, crossover, mutation, duplicates", front_finder._children)
     with patch.object(front_finder, "survivors", sorting), patch.object(front_finder, "_children", children):
         started = now()
         front = find_front(space, objectives, config)

@@ -1,15 +1,15 @@
 """Is it better to search among quantized subnets than to search in floating point and quantize what was found?
 
-On the supernets of benchmarks/oqa_training.py, which comes first. Of each seed, the float supernet and those of 4 and 2
-bits that inherited are searched alike, coarse to fine, on part of the validation images. At each budget of
-multiply-accumulates:
+It searches the supernets of benchmarks/oqa_training.py, which must run first. For each seed, the float supernet and
+those of 4 and 2 bits that inherited are searched in the same way, coarse to fine, on part of the validation images. At
+each budget of MACs these subnets are measured on the test images:
 
-  joint         the best subnet of the quantized search, as it is cut out of the quantized supernet, without finetune
-  NAS, cut      the best subnet of the float search, cut out of the quantized supernet, without finetune
+  joint         the best subnet of the quantized search, cut out of the quantized supernet, without a finetune
+  NAS, cut      the best subnet of the float search, cut out of the quantized supernet, without a finetune
   NAS, trained  the best subnet of the float search with the float weights, quantized and finetuned, without a teacher
 
-All are measured on the test images. Every result is kept in --out: a killed run continues, and runs of other --seeds
-may share the machine. Remove --out/SEED.jsonl when a supernet or a setting has changed.
+Every result is kept in --out, so a killed run continues. Runs with other --seeds may share the machine. Remove
+--out/SEED.jsonl when a supernet or a setting has changed.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ class Bench:
     device: torch.device
 
     def supernet(self, seed: int, bits: int | None) -> DynamicProxylessNASNets:
-        """One that was trained, in full precision or at so many bits."""
+        """A trained supernet: the float one (None), or the one of these bits that inherited."""
         file = ModelFolder(self.supernets / str(seed) / ("float" if bits is None else f"inherited-{bits}")).supernet
         if not file.exists():
             raise UserError(f"no supernet at {file}: run benchmarks/oqa_training.py first")
         return load_supernet(file)[0].to(self.device)
 
     def search(self, seed: int, bits: int | None) -> Measured:
-        """What a coarse-to-fine search measures; kept."""
+        """The subnets that a coarse-to-fine search measures, kept in a file."""
         supernet, flops = self.supernet(seed, bits), PopulationCost(self.space, "flops")
         file = self.out / f"{seed}-{'float' if bits is None else bits}-{digest(supernet.state_dict())[:8]}.npz"
         if file.exists():
@@ -115,7 +115,7 @@ class Bench:
         return found
 
     def measure(self, seed: int, bits: int, method: str, budget: float) -> dict[str, Any]:
-        """One cell of the table; the budget in MACs."""
+        """One cell of the table; the budget is in MACs."""
         found = self.search(seed, bits if method == "joint" else None)
         if budget < found.flops.min():
             raise UserError(
@@ -140,7 +140,7 @@ class Bench:
         return {**facts, "macs": float(found.flops[best]), "searched": float(found.top1[best]), "test": top1}
 
     def test_top1(self, net: nn.Module, side: int) -> float:
-        """On all test images."""
+        """Top-1 on all test images."""
         return evaluate(net, make_loader(self.splits.test, EVALUATION_BATCH, sides=(side,)), self.device).top1
 
 
@@ -179,7 +179,7 @@ def mean_of(done: dict[Any, dict[str, Any]], seeds: list[int], bits: int, method
 
 
 def print_table(seeds: list[int], budgets: list[float], done: dict[Any, dict[str, Any]]) -> None:
-    """Test top-1 of each method, a row a number of bits, budget and seed, and the means."""
+    """Print test top-1 of each method, one row for each bit-width, budget and seed, and the means."""
     rows = []
     for bits in BITS:
         for budget in budgets:

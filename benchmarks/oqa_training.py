@@ -1,13 +1,12 @@
 """Does a supernet of few bits learn better from one of more bits (bit inheritance) than from the float one (QAT)?
 
-Of each seed: a float supernet is trained; from it, by quantization-aware training, one of 5 bits, which is where the
-inheritance starts, and one each of 4, 3 and 2 bits; by inheritance 4 bits from 5, 3 from 4, 2 from 3. All but the float
-one have the same recipe, and the largest network of what they started from as the teacher. So every step of inheritance
-adds its epochs to those before: 12 quantized ones in all at 4 bits, 18 at 3, 24 at 2, where quantization-aware training
-has 6.
+For each seed a float supernet is trained. Quantization-aware training from it gives supernets of 5, 4, 3 and 2 bits.
+Inheritance starts from the one of 5 bits: 4 bits start from 5, 3 from 4, 2 from 3. All quantized supernets have the
+same recipe, and the largest network of the supernet that they started from is the teacher. So with inheritance the
+quantized epochs add up: 12 at 4 bits, 18 at 3, 24 at 2. Quantization-aware training has 6.
 
-Supernets and records are kept in --out: a killed run continues, and runs of other --seeds may share the machine.
-Another space, or other constants, need another --out.
+Supernets and records are kept in --out, so a killed run continues. Runs with other --seeds may share the machine.
+Another space or other constants need another --out.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ from report.plots import plot_top1
 
 @dataclass(frozen=True)
 class Task:
-    """One supernet: its number of bits (None: float) and the name of the one that it starts from."""
+    """One supernet: its bits (None: float), and the name of the supernet that it starts from."""
 
     name: str
     bits: int | None = None
     start: str | None = None
 
 
-TASKS = (  # each after what it starts from
+TASKS = (  # a supernet comes after the one that it starts from
     Task("float"),
     Task("qat-5", 5, "float"),
     Task("qat-4", 4, "float"),
@@ -62,7 +61,7 @@ TASKS = (  # each after what it starts from
     Task("qat-2", 2, "float"),
     Task("inherited-2", 2, "inherited-3"),
 )
-# Shorter than the recipes that they are made of: eight supernets a seed.
+# Shorter than the space's own recipes, because every seed trains eight supernets.
 FLOAT_EPOCHS, EPOCHS, EPOCH_IMAGES = (10, 8), 6, 5000
 
 
@@ -86,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def recipe_of(task: Task, space: SearchSpace) -> Recipe:
-    """The space's own recipe for float, that of 2 bits for all others; both shortened."""
+    """The space's own recipe for the float supernet, that of 2 bits for all others, with fewer epochs and images."""
     recipe = get_recipe(None, space if task.bits is None else at_bits(space, 2))
     epochs = FLOAT_EPOCHS if task.bits is None else (EPOCHS,)
     phases = tuple(
@@ -97,7 +96,7 @@ def recipe_of(task: Task, space: SearchSpace) -> Recipe:
 
 
 def train(task: Task, space: SearchSpace, splits: Splits, seed: int, folder: Path, device: torch.device) -> None:
-    """Train one supernet unless it is there."""
+    """Train one supernet unless its file exists."""
     own = ModelFolder(folder / task.name)
     if own.supernet.exists():
         return
@@ -117,8 +116,8 @@ def train(task: Task, space: SearchSpace, splits: Splits, seed: int, folder: Pat
 
 
 def print_table(args: Any) -> None:
-    """Validation top-1: of the largest subnet before, after the first and after the last epoch, all on the same part of
-    the images; of the largest and the smallest at the end on all of them."""
+    """Print validation top-1: of the largest subnet before and after the first epoch and after the last, on part of the
+    images; then of the largest and the smallest at the end, on all images."""
     rows, found = [], {}
     for seed in args.seeds:
         for task in TASKS:

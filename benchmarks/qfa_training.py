@@ -1,13 +1,13 @@
-"""Which activation quantizer trains one supernet for all mixed-precision policies: BatchQuant, learned steps, ranges
-that run?
+"""Which activation quantizer trains one supernet for all mixed-precision policies?
 
-Of each seed and quantizer: a supernet trained by the space's recipe, shortened, from the same float supernet, then its
-accuracy at 30 fixed random policies, without any training: of the largest architecture, and each of a random one. A
-supernet whose loss stops being a number has diverged; a policy near chance (under 5 %) is counted apart. BatchNorm and
-BatchQuant are calibrated for each subnet; ranges that ran through training (`running-minmax`) stay as they are.
+BatchQuant is compared with other estimates of the range, running ranges and learned steps. For each seed and quantizer
+a supernet is trained from the same float supernet, by a shortened recipe of the space. Then two kinds of subnets are
+measured without a finetune: the largest architecture with 30 fixed random policies, and 30 random subnets. Those near
+chance (under 5 %) are counted. A supernet has diverged when its loss is no longer a finite number. BatchNorm and
+BatchQuant are recalibrated for each subnet; the running ranges of `running-minmax` stay as training left them.
 
-Supernets and records are kept in --out: a killed run continues, and runs of other --seeds or --quantizers may share the
-machine. Another space, other constants or another --start_from need another --out.
+Supernets and records are kept in --out, so a killed run continues. Runs with other --seeds or --quantizers may share
+the machine. Another space, other constants or another --start_from need another --out.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from elastic_nn.training.session import Session
 from report.plots import plot_losses
 
 QUANTIZERS = tuple(MIXED)
-EPOCHS, EPOCH_IMAGES = (2, 4), 6000  # nine supernets and more
+EPOCHS, EPOCH_IMAGES = (2, 4), 6000  # short, because many supernets are trained
 N_POLICIES, POLICY_SEED = 30, 0
 NEAR_CHANCE = 0.05
 VAL_IMAGES = 2000
@@ -58,9 +58,11 @@ VAL_IMAGES = 2000
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--space", default="qfa-mbv3-glyphs", help="a space of mixed precision")
+    parser.add_argument("--space", default="qfa-mbv3-glyphs", help="a space whose bits are chosen")
     parser.add_argument("--start_from", type=Path, help="folder of its float supernet (default: models/SPACE-float)")
-    parser.add_argument("--quantizers", nargs="+", choices=tuple(MIXED), default=QUANTIZERS, help="what to compare")
+    parser.add_argument(
+        "--quantizers", nargs="+", choices=tuple(MIXED), default=QUANTIZERS, help="quantizers to compare"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
     parser.add_argument("--out", type=Path, default=Path("exps/qfa_training"), help="folder of supernets and records")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present")
@@ -93,7 +95,7 @@ def shortened(recipe: Recipe) -> Recipe:
 
 
 def scores_file(folder: ModelFolder) -> Path:
-    """Where the accuracies of the policies are kept."""
+    """The file of the policies' accuracies."""
     return folder.path / "policies.json"
 
 
@@ -107,7 +109,7 @@ def train(
     args: Namespace,
     device: torch.device,
 ) -> None:
-    """Train one supernet; if it diverges, keep what its epochs were until then."""
+    """Train one supernet; if it diverges, keep the records of its epochs until then."""
     source = ModelFolder(args.start_from or Path("models") / f"{space.name}-float").supernet
     start, _ = load_supernet(source)
     plan = SupernetPlan(space=space, recipe=recipe, scheme=MIXED[name], start=start)
@@ -127,9 +129,9 @@ def train(
 
 
 def policies(space: SearchSpace) -> dict[str, list[Subnet]]:
-    """The fixed random policies, of the largest architecture and of random ones."""
+    """The fixed random subnets: the largest architecture with random policies, and random architectures with theirs."""
     genes = sample(space, N_POLICIES, np.random.default_rng(POLICY_SEED))
-    rng = np.random.default_rng(POLICY_SEED + 1)  # bits of slots that `genes` leave idle count in the largest
+    rng = np.random.default_rng(POLICY_SEED + 1)  # apart from `genes`, whose idle slots have no random bits
     largest = np.repeat(genes_of(space, [largest_subnet(space)]), N_POLICIES, axis=0)
     parts = view(space, largest)
     for k, kind in enumerate(space.operands):
@@ -142,7 +144,7 @@ def policies(space: SearchSpace) -> dict[str, list[Subnet]]:
 def measure(
     net: DynamicProxylessNASNets, splits: Splits, recipe: Recipe, device: torch.device
 ) -> dict[str, list[float]]:
-    """Validation top-1 of each policy, recalibrated."""
+    """Validation top-1 of each subnet, recalibrated."""
     images, session = splits.val.thinned(VAL_IMAGES), Session(splits=splits, device=device)
 
     def top1(subnet: Subnet) -> float:
@@ -152,7 +154,7 @@ def measure(
 
 
 def print_tables(args: Namespace) -> None:
-    """Of each supernet: losses, accuracies, what diverged. Then means over the seeds, and a plot of the losses."""
+    """Print losses, accuracies and divergence of each supernet, then means over the seeds; plot the losses."""
     rows, lines, totals = [], {}, {name: [] for name in args.quantizers}
     for name in args.quantizers:
         for seed in args.seeds:
@@ -180,12 +182,12 @@ def print_tables(args: Namespace) -> None:
 
 
 def loss_columns(losses: Any) -> tuple[str, str]:
-    """First and last mean loss of an epoch."""
+    """Mean loss of the first and of the last epoch."""
     return f"{losses[0]:.3f}", f"{losses[-1]:.3f}"
 
 
 def columns(scores: dict[str, np.ndarray]) -> list[str]:
-    """Of the policies of each architecture: mean, range, and how many are near chance."""
+    """Mean top-1, range, and number near chance, of the subnets of each kind."""
     found = []
     for values in scores.values():
         spread = f"{percent(values.min())} to {percent(values.max())}"

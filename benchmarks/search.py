@@ -1,7 +1,7 @@
-"""Time the search on apq-imagenet, with a predictor of random weights: scoring alone, and 500 generations of 100.
+"""Time the search on apq-imagenet with a predictor of random weights: scoring alone, and 500 generations of 100.
 
-Other programs on the same cores distort this more than most benchmarks, because torch's threads wait for each other;
-each figure is the best of several repeats. Compare ratios on one machine, not seconds on two.
+Other programs on the same cores distort the times, because torch's threads wait for each other, so each figure is the
+best of several repeats. Seconds of different machines do not compare: compare ratios of runs on one machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ N_CANDIDATES = 16_384
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--constraint", type=float, default=12.8, help="latency budget in ms, published scope")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each part, of which the fastest counts")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each part; the fastest counts")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
 

@@ -1,9 +1,9 @@
-"""Does joint search beat architecture, then pruning, then bits? On a space's own data, at equal latency budgets.
+"""Is joint search better than architecture, then pruning, then bits, at equal latency budgets?
 
-Both start from the same supernet, and what they find is finetuned alike: the recipe's quantization-aware finetune, its
-best validation epoch measured on the test images. The sequential network had a float finetune after pruning besides.
-Bits of both lie between the fewest and the most of the space. Each seed draws every search and finetune. Every result
-is a line of --out: a killed run continues.
+Both methods start from the same supernet. What they find has the same quantization-aware finetune, that of the recipe,
+and its best validation epoch is measured on the test images. The sequential network is also finetuned in floating point
+after pruning. In both methods bits lie between the fewest and the most of the space. The seed draws every search and
+finetune. Every result is a line of --out, so a killed run continues.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
 def joint(
     folder: ModelFolder, splits: Splits, recipe: Recipe, constraint: float, seed: int, device: torch.device
 ) -> dict[str, Any]:
-    """APQ's search, and its network finetuned."""
+    """Search with APQ and finetune the subnet."""
     supernet, _ = load_quantized_supernet(folder.supernet)
     space = supernet.space
     cost = PopulationCost(space, "latency", COST_MODEL, SCOPE)
@@ -94,7 +94,7 @@ def joint(
 def sequential(
     folder: ModelFolder, splits: Splits, recipe: Recipe, constraint: float, seed: int, device: torch.device
 ) -> dict[str, Any]:
-    """The three searches, and their network finetuned."""
+    """Run the three searches and finetune the network."""
     supernet, _ = load_supernet(folder.supernet)
     space = supernet.space
     choices = sorted({bits for kind in space.operands for bits in kind.choices})
@@ -124,7 +124,7 @@ def sequential(
 def finetuned(
     net: nn.Module, splits: Splits, recipe: Recipe, side: int, seed: int, device: torch.device
 ) -> dict[str, Any]:
-    """Validation and test top-1 after the recipe's finetune, of the best validation epoch."""
+    """Validation and test top-1 after the recipe's finetune, at the epoch with the best validation top-1."""
     val, weights = finetune(net, Session(splits=splits, device=device, seed=seed), recipe.finetune, side=side)
     net.load_state_dict(weights)
     test = evaluate(net, make_loader(splits.test, EVALUATION_BATCH, sides=(side,)), device)
@@ -132,8 +132,8 @@ def finetuned(
 
 
 def print_table(args: Any, done: dict[tuple[float, int, str], dict[str, Any]]) -> None:
-    """One row a budget, seed and method; the stages of the baseline in order."""
-    print("| budget, ms | seed | method | latency, ms | of its stages | val top-1 | test top-1 |")
+    """Print one row for each budget, seed and method, with the costs after the baseline's stages in order."""
+    print("| budget, ms | seed | method | latency, ms | after its stages, ms | val top-1 | test top-1 |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for constraint in args.constraints:
         for seed in args.seeds:

@@ -1,6 +1,7 @@
-"""Time from a command line to its help or its complaint, for every script and every `python -m` of the product.
+"""Time `--help` and the error for a mistyped flag, for every script and every `python -m` command.
 
-Compare the ratios to `import torch`: a script that imports it before it parses its flags takes at least that long.
+Times are also printed as a multiple of `import torch`: a script that imports torch before it parses its flags has a
+multiple of at least 1.
 """
 
 from __future__ import annotations

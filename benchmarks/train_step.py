@@ -1,9 +1,9 @@
-"""One training step (forward, backward, optimiser) of the quantized supernet against a float network of its own.
+"""Time a training step (forward, backward, optimizer) of the quantized supernet beside that of a float network.
 
-Both run the same subnet, the largest and the smallest of a space, on the same batch, in turns; the ratio is of the
-medians. The float network is the extracted stand-alone subnet. Of a space of one bit-width throughout, as oqa-mbv2, the
-step is that of the sandwich rule, largest, smallest and two random subnets taught by the frozen largest one, against a
-float step of the largest subnet alone.
+The float network is a subnet on its own, the largest or the smallest of a space. The supernet runs the same subnet on
+the same batch. The two alternate, and the ratio is that of their medians. If the space has one bit-width throughout,
+like oqa-mbv2, the supernet takes a step of the sandwich rule instead: the largest, the smallest and two random subnets,
+with the frozen largest as the teacher. It is compared with a float step of the largest subnet.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def build_parser() -> Parser:
     parser.add_argument("--space", default="apq-imagenet", help="a preset, or the path of a space in a .json file")
     parser.add_argument("--batch_size", type=at_least(2), default=16, help="images a step")
     parser.add_argument("--steps", type=at_least(1), default=5, help="timed steps of each network")
-    parser.add_argument("--side", type=at_least(8), help="of the images, in pixels (default: the space's largest)")
+    parser.add_argument("--side", type=at_least(8), help="side of the images in pixels (default: the space's largest)")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present")
     return parser
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def same_subnets(space: SearchSpace, images: Tensor, labels: Tensor, amp: bool) -> Iterator[tuple[str, Step, Step]]:
-    """The largest and the smallest subnet, each alone in float and in the quantized supernet."""
+    """Steps of the largest and the smallest subnet, as a float network and in the quantized supernet."""
     for name, subnet in (("largest", largest_subnet(space)), ("smallest", smallest_subnet(space))):
         source = DynamicProxylessNASNets(space=space)
         source.activate(subnet)
@@ -91,7 +91,7 @@ def same_subnets(space: SearchSpace, images: Tensor, labels: Tensor, amp: bool) 
 
 
 def sandwich(space: SearchSpace, images: Tensor, labels: Tensor, amp: bool) -> Iterator[tuple[str, Step, Step]]:
-    """The largest subnet alone in float, and a step of the sandwich rule with learned steps."""
+    """A step of the largest subnet as a float network, and one of the sandwich rule with learned steps."""
     alone = DynamicProxylessNASNets(space=space).get_active_subnet()
     supernet = DynamicQuantizedProxylessNASNets(space=space, scheme=LSQ)
     teacher = frozen_largest(supernet, images.device)
@@ -109,7 +109,7 @@ def stepper(
     teacher: nn.Module | None = None,
     choose: Choose = lambda: (lambda: None,),
 ) -> Step:
-    """A training step of one network, by the engine."""
+    """A function that takes a training step of one network."""
     net.to(images.device)
     config, execution = TrainConfig(epochs=1, lr=1e-3), Execution(amp=amp)
     training = Training(net, config, images.device, execution=execution, teacher=teacher)
