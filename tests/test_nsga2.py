@@ -316,9 +316,9 @@ def test_bounds_are_read():
         ("latency<=fast", "'fast' is not a number"),
         ("latency<nan", "'nan' is not a number"),
         ("latency<=inf", "not a number"),
-        ("energy<=3", "'energy' is no cost of this front; known: latency, size"),
-        ("accuracy<=3", "'accuracy' is no cost"),
-        ("latency<=3,speed<1", "'speed' is no cost"),
+        ("energy<=3", "'energy' is not a cost of this front; known: latency, size"),
+        ("accuracy<=3", "'accuracy' is not a cost"),
+        ("latency<=3,speed<1", "'speed' is not a cost"),
     ],
 )
 def test_bounds_that_say_nothing_are_refused(text, match):
@@ -336,5 +336,5 @@ def test_the_most_accurate_point_within_the_bounds():
     assert pick(parse_bounds("latency<=3,size<=2", ("latency", "size")), accuracy, costs) == 2
     with pytest.raises(UserError, match=r"no point of the front has latency<1; the cheapest: latency 1$"):
         pick(parse_bounds("latency<1", ("latency",)), accuracy, costs)
-    with pytest.raises(UserError, match=r"latency<=2 and size<=2; each is met by some, but not together$"):
+    with pytest.raises(UserError, match=r"latency<=2 and size<=2; each bound is met by some, but not all together$"):
         pick(parse_bounds("latency<=2,size<=2", ("latency", "size")), accuracy, costs)

@@ -196,7 +196,7 @@ def test_overwrite_searches_anew(here, searches):
         (["--objectives", "accuracy,speed"], "'speed'.*bitops"),
         (
             ["--objectives", "accuracy,latency", "--pick", "energy<=3"],
-            "'energy' is no cost of this front; known: latency",
+            "'energy' is not a cost of this front; known: latency",
         ),
         (
             ["--population", "9", "--pick", "latency<=0.001"],
@@ -236,7 +236,7 @@ def test_mistakes_get_one_clear_line(here, searches, flags, match):
         (["--scope", "published", "--seed", "3"], "another scope, seed"),
         (["--acc_predictor_dir", "models/glyphs"], "another acc_predictor_dir"),
         (["--config", "wide.json"], "another config or table"),
-        (["--pick", "size<=3"], "'size' is no cost of this front"),
+        (["--pick", "size<=3"], "'size' is not a cost of this front"),
     ],
 )
 def test_a_pick_from_a_front_of_another_search_is_refused(here, searches, flags, match):

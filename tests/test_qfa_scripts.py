@@ -134,7 +134,7 @@ def test_full_precision_needs_quantizers_to_mix_with(here):
 
 
 def test_float_pairs_of_a_quantized_supernet_are_refused(here):
-    with pytest.raises(UserError, match="trained quantized: its pairs are gathered by --prepare acc_quant"):
+    with pytest.raises(UserError, match="trained quantized: gather its pairs with --prepare acc_quant"):
         search(["--prepare", "acc", *MODELS, "--recipe", "tiny-qfa"])
 
 

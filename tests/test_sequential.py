@@ -268,7 +268,7 @@ def test_runs_are_not_mixed(few, whole, tmp_path):
 
 def test_a_hopeless_last_budget_leaves_no_state(few, tmp_path):
     hopeless = replace(CONFIG, min_bit=8)  # no bits to save
-    with pytest.raises(UserError, match=r"leaves bits too much to do: the budget of .* raise --preserve_ratio"):
+    with pytest.raises(UserError, match=r"are within the budget: the budget of .* raise --preserve_ratio"):
         whole_way(few, tmp_path, hopeless)
     assert not list(tmp_path.iterdir())
 

@@ -340,7 +340,7 @@ def test_command_on_a_table(capsys, tmp_path):
     ("flags", "message"),
     [
         (["--model", "mobilnet_v2"], "unknown model 'mobilnet_v2'; nearest of torchvision: mobilenet_v2, "),
-        (["--model", "zzz"], "known of torchvision: alexnet, .*wide_resnet50_2; or the folder .*exps/NAME"),
+        (["--model", "zzz"], "known of torchvision: alexnet, .*wide_resnet50_2; or name the folder .*exps/NAME"),
         (["--model", "digits"], "digits is a space: .*digits:largest"),
         (["--model", "digits:huge"], "known: smallest, largest"),
         (["--model", "mars:largest"], "unknown space 'mars'"),
