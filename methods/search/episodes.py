@@ -58,8 +58,7 @@ def find(
     for record in history:
         log(record)
     scored = {candidate.tobytes(): record for candidate, record in zip(candidates, history, strict=True)}
-    # Learning takes no extra time beside the scoring if there are two cores or the network is on a GPU. The layers of
-    # the agent are too small to gain from more than one core.
+    # One thread, because the layers of the agent are too small to gain from more.
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as learner:
         for episode in range(len(history), config.episodes):
             noise = agent.noise if episode >= config.warmup else 1.0
