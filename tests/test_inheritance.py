@@ -92,12 +92,12 @@ def test_a_float_supernet_hands_down_weights_alone(few, tmp_path):
 def test_what_cannot_be_started_from(few, four_bits, tmp_path):
     net = four_bits[0]
     cases = [
-        (at_bits(SMALL, 5), LSQ, net, "5 cannot inherit from fewer"),
+        (at_bits(SMALL, 5), LSQ, net, "5 bits cannot inherit from fewer"),
         (OQA_MBV3_GLYPHS, LSQ, net, "has other architectures"),
         (SMALL, FLOAT, net, "float supernet cannot start from a quantized one"),
         (SMALL, LINEAR, None, "not trained with linear"),
         (SMALL, KMEANS, None, "not trained with kmeans"),
-        (DIGITS, LSQ, None, "space digits has more"),
+        (DIGITS, LSQ, None, "space digits has several"),
         (at_bits(SMALL, 3), LSQ, DynamicQuantizedProxylessNASNets(space=SMALL, scheme=LSQ), "never trained"),
     ]
     for space, scheme, start, message in cases:

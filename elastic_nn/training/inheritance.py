@@ -57,7 +57,7 @@ def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, schem
             f"the supernet to start from has {start.space.fixed_bits} bits: {bits} bits cannot inherit from fewer"
         )
     if not all(quantizer.started for quantizer in quantizers(start)):
-        raise UserError("the supernet to start from has steps that are not trained")
+        raise UserError("the supernet to start from has steps that were never trained")
 
 
 def first_supernet(
