@@ -1,4 +1,4 @@
-"""What a supernet's training starts from: bit inheritance and quantization-aware training, small and exact."""
+"""The start of a supernet's training: bit inheritance and quantization-aware training, small and exact."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_started_from(few, four_bits, tmp_path):
 
 
 def test_a_sandwich_step_trains_the_ends_and_two_others(few, four_bits, tmp_path, monkeypatch):
-    """Their teacher is the largest subnet that the training started from, with statistics of its own."""
+    """The teacher is the largest subnet of the start, with statistics of its own."""
     active, teachers = [], []
     step = progressive_shrinking.train_one_epoch
 
@@ -139,7 +139,7 @@ def test_a_sandwich_step_trains_the_ends_and_two_others(few, four_bits, tmp_path
 
 
 def test_killed_inheritance_ends_the_same(few, four_bits, tmp_path, monkeypatch):
-    """Three epochs of 3 bits, stopped after each one and started again, are three epochs in one go."""
+    """Three epochs at 3 bits, stopped after each and continued, equal three epochs without a stop."""
     space, phase = at_bits(SMALL, 3), SANDWICH_ONLY.phases[0]
     recipe = replace(SANDWICH_ONLY, phases=(replace(phase, train=replace(phase.train, epochs=3)),))
     whole, records = train(space, few, tmp_path / "whole", recipe, start=four_bits[0])

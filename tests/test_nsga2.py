@@ -40,7 +40,7 @@ def beats(one, other):
 
 
 def peeled(losses):
-    """Ranks by definition: take away what nothing beats, again and again."""
+    """Ranks by definition: remove the points that no other dominates, again and again."""
     ranks, left, rank = np.full(len(losses), -1), list(range(len(losses))), 0
     while left:
         front = [i for i in left if not any(beats(losses[j], losses[i]) for j in left)]
@@ -51,7 +51,7 @@ def peeled(losses):
 
 
 def room(front):
-    """Crowding distance as Deb et al. write it, a mean over objectives; ties stand in the order of their rows."""
+    """Crowding distance as in Deb et al., as a mean over objectives. Ties keep the order of their rows."""
     if len(front) <= 2:
         return np.full(len(front), np.inf)
     distance = np.zeros(len(front))
@@ -149,7 +149,7 @@ def test_a_front_is_a_front(space, seed, n_costs):
 
 
 def peeled_first(losses):
-    """Indices of what nothing beats, of two objectives."""
+    """Indices of the points that no other dominates, for two objectives."""
     order = np.lexsort((losses[:, 1], losses[:, 0]))
     best = np.minimum.accumulate(losses[order, 1])
     return order[np.concatenate([[True], losses[order[1:], 1] < best[:-1]])]
@@ -214,7 +214,7 @@ class KilledError(Exception):
 
 
 def killed_at(score, call):
-    """The score of a run that is killed at its `call`-th batch."""
+    """A score that kills the run at its `call`-th batch."""
     calls = []
 
     def scored(genes):

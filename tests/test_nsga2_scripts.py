@@ -1,4 +1,4 @@
-"""`search.py --mode nsga2` end to end, and picking from a front that is there."""
+"""`search.py --mode nsga2` end to end, and picks from an existing front."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def searches(monkeypatch):
-    """What every search that is started gets as its state."""
+    """The `Resume` of every search that is started."""
     started, real = [], front_finder.find_front
 
     def counted(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""An OQA supernet by the scripts: 4 bits, inherited by 3, from a float one; and what they say to mistakes."""
+"""OQA supernets by the scripts: of 4 bits, of 3 bits from that, from a float one; and error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""QFA by the scripts: float supernet, mixed precision, pairs, predictor, front, a point of it measured as it is."""
+"""QFA by the scripts: float supernet, mixed precision, pairs, predictor, front, a picked point without finetune."""
 
 from __future__ import annotations
 
@@ -97,7 +97,10 @@ def test_a_point_is_measured_as_it_is_and_may_be_finetuned(here, capsys):
         (["--space", "small.json", "--start_from", "models/small-qfa"], "starts from a float one"),
         (["--space", "small.json", "--start_from", "absent"], "absent"),
         (["--space", "small.json", "--quantizer", "float", "--start_from", "models/small-qfa"], "cannot start from"),
-        (["--space", "digits", "--quantizer", "float", "--start_from", "models/small-qfa-float"], "has other architectures"),
+        (
+            ["--space", "digits", "--quantizer", "float", "--start_from", "models/small-qfa-float"],
+            "has other architectures",
+        ),
     ],
 )
 def test_mistakes_of_training(here, flags, match):
