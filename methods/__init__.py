@@ -1,4 +1,4 @@
-"""The ways to search, one package each, and the table in which `search.py --mode` looks them up."""
+"""Search methods, one package each, and the table of modes of `search.py --mode`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Mode:
     """A mode of `search.py`.
 
     `module` has `build_parser() -> Parser`, with the flags of this mode, and `run(args) -> None`. It is imported when
-    the mode is asked for, so it should import torch and the like inside `run`. `summary` is its line in
+    the mode is chosen, and imports torch and other slow libraries inside `run`. `summary` is its line in
     `search.py --help`.
     """
 
@@ -27,7 +27,7 @@ class Mode:
 
 DEFAULT_MODE = "evolution"
 
-# A method from outside is one more row: MODES["random"] = Mode(name="random", module="my_package.random_search", ...)
+# A method from outside adds a row: MODES["random"] = Mode(name="random", module="my_package.random_search", ...)
 MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
@@ -44,7 +44,7 @@ MODES: dict[str, Mode] = {
         Mode(
             name="coarse_to_fine",
             module="methods.coarse_to_fine.command",
-            summary="measure subnets of a supernet that needs no finetune, keep the best for their FLOPs",
+            summary="measure subnets of a supernet that needs no finetune, keep the best for their MACs",
         ),
         Mode(
             name="ddpg",
@@ -61,5 +61,5 @@ MODES: dict[str, Mode] = {
 PREPARE = Mode(
     name="prepare",
     module="methods.prepare.command",
-    summary="gather <subnet, accuracy> pairs and train the predictor that a search needs",
+    summary="gather <subnet, accuracy> pairs and train the accuracy predictor on them",
 )

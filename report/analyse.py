@@ -1,8 +1,8 @@
-"""What coarse-to-fine searches found: depths of the fronts, shapes of the subnets, the diagram of one subnet.
+"""Analyses of coarse-to-fine searches: depths of fronts, shapes of subnets, the diagram of one subnet.
 
-  python -m report.analyse depths exps/A exps/B   how deep the fronts' subnets are, in all and in every stage
-  python -m report.analyse shapes exps/A exps/B   shallow-fat and deep-slim subnets of about equal FLOPs compared
-  python -m report.analyse diagram exps/A         the blocks of a subnet with expansion, kernel and bits
+  python -m report.analyse depths exps/A exps/B   depths of the subnets on the fronts, in total and in every stage
+  python -m report.analyse shapes exps/A exps/B   shallow-fat against deep-slim subnets of about equal MACs
+  python -m report.analyse diagram exps/A         the blocks of a subnet with expansion, kernel size and bits
 
 Each prints a table and writes a PNG. `diagram` takes any experiment, or an arch file with --space.
 """
@@ -30,7 +30,7 @@ from report.fronts import compare_shapes, depth_counts, load_coarse, load_front,
 
 @dataclass(frozen=True)
 class Analysis:
-    """What is printed: facts as plain data, or a table and notes below it."""
+    """The result of an analysis: facts as plain data, or a table with notes below it."""
 
     facts: Record
     rows: Sequence[tuple[str, ...]]
@@ -39,14 +39,14 @@ class Analysis:
 
 @dataclass(frozen=True, kw_only=True)
 class DepthSection:
-    """How many subnets of each front have each of `depths`, and the mean depth of each front."""
+    """The number of subnets of each front at each of `depths`, and the mean depth of each front."""
 
     depths: list[int]
     counts: dict[str, list[int]]
     means: dict[str, float]
 
     def rows(self, title: str) -> list[tuple[str, ...]]:
-        """A line of counts for each depth, one of means."""
+        """One row of counts for each depth, and one of means."""
         counts = [
             (f"{title}: {depth}", *(str(of_front[i]) for of_front in self.counts.values()))
             for i, depth in enumerate(self.depths)
@@ -58,8 +58,8 @@ def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("what", choices=("depths", "shapes", "diagram"), help="which analysis")
     parser.add_argument("experiments", type=Path, nargs="+", help="folders of experiments; for diagram also arch files")
-    parser.add_argument("--space", help="space of an arch file outside the folder of a search")
-    parser.add_argument("--out", type=Path, help="picture (default: ANALYSIS.png in the folder of the first)")
+    parser.add_argument("--space", help="space of an arch file that is not in the folder of a search")
+    parser.add_argument("--out", type=Path, help="PNG file (default: ANALYSIS.png in the folder of the first)")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser
 
@@ -110,7 +110,7 @@ def depth_section(depths: Mapping[str, np.ndarray]) -> DepthSection:
 
 
 def shapes(args: argparse.Namespace, out: Path) -> Analysis:
-    """Compare the mean top-1 of shallow-fat and deep-slim coarse subnets in each interval of FLOPs."""
+    """Compare the mean top-1 of shallow-fat and deep-slim coarse subnets in each interval of MACs."""
     from report.plots import plot_shapes
 
     found = {}
@@ -172,7 +172,7 @@ def subnet_at(path: Path, space_name: str | None) -> tuple[SearchSpace, Subnet]:
 
 
 def names_of(paths: Sequence[Path]) -> dict[str, Path]:
-    """Map a short name to each folder: its last part, or its whole path where two folders end alike."""
+    """Map a short name to each folder: its last part, or the whole path if another folder has the same last part."""
     plain = [path.name for path in paths]
     return {path.name if plain.count(path.name) == 1 else str(path): path for path in paths}
 

@@ -1,4 +1,4 @@
-"""The diagram of a subnet: a box for each block that runs, with its expansion, kernel and bits."""
+"""The diagram of a subnet: a box for each block that runs, with its expansion, kernel size and bits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Box:
 
     @property
     def label(self) -> str:
-        """Expansion, kernel and bits, a line each."""
+        """Expansion, kernel size and bits, one line each."""
         return f"{self.expansion:g}x\n{self.kernel}x{self.kernel}\n{self.bits}"
 
 
@@ -56,23 +56,23 @@ def boxes_of(space: SearchSpace, subnet: Subnet) -> list[Box]:
 
 
 def bits_in_words(space: SearchSpace, subnet: Subnet, slot: int) -> str:
-    """The bits of a block as text: "W4A4" where all layers agree, else one line a layer.
+    """The bits of a block as text: "W4A4" if all layers have the same, else one line a layer.
 
     Pointwise layers with the same bits share a line.
     """
-    of = {
+    by_role = {
         role: "W{}A{}".format(*(subnet.bits[space.kind_of(role, operand)][slot] for operand in "wa"))
         for role in BLOCK_LAYERS
     }
-    if len(set(of.values())) == 1:
-        return of["expand"]
-    if of["expand"] == of["project"]:
-        return f"pw {of['expand']}\ndw {of['depthwise']}"
-    return "\n".join(f"{role} {of[role]}" for role in BLOCK_LAYERS)
+    if len(set(by_role.values())) == 1:
+        return by_role["expand"]
+    if by_role["expand"] == by_role["project"]:
+        return f"pw {by_role['expand']}\ndw {by_role['depthwise']}"
+    return "\n".join(f"{role} {by_role[role]}" for role in BLOCK_LAYERS)
 
 
 def draw_subnet(boxes: list[Box], resolution: int, path: Path, *, title: str = "") -> None:
-    """Write a PNG of the blocks from left to right: height shows expansion, colour the kernel, gaps part the stages."""
+    """Write a PNG of the blocks from left to right. Height shows expansion, colour kernel size, gaps stages."""
     figure = new_figure(max(4.0, 1.2 + 0.95 * (len(boxes) + GAP * boxes[-1].stage)), 3.4)
     axes = figure.subplots()
     widest, kernels = max(box.expansion for box in boxes), sorted({box.kernel for box in boxes})

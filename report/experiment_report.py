@@ -1,4 +1,4 @@
-"""The report of an experiment: accuracy and costs, computed from its checkpoint. The work of `test.py`."""
+"""The work of `test.py`: report the accuracy and costs of an experiment, recomputed from its checkpoint."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def report_experiment(args: argparse.Namespace) -> None:
 
 
 def report_subnet(args: argparse.Namespace, experiment: Experiment) -> None:
-    """Measure a found subnet on the test images; print its accuracy and costs."""
+    """Measure a subnet on the test images; print its accuracy and costs."""
     (net, space, subnet, _), splits = load_network(args, experiment)
     finetuned, cost_model = experiment.best_checkpoint.exists(), cost_model_of(args, experiment)
     accuracy, skipped = measure(args, net, splits, subnet.resolution)
@@ -62,7 +62,7 @@ def report_subnet(args: argparse.Namespace, experiment: Experiment) -> None:
 
 
 def load_network(args: argparse.Namespace, experiment: Experiment) -> tuple[FinetunedSubnet, Splits]:
-    """The network of the checkpoint, or else the subnet of the supernet, calibrated; and its images."""
+    """The network in the checkpoint, or else the subnet cut out of the supernet and calibrated; and the images."""
     if experiment.best_checkpoint.exists():
         if args.supernet is not None:
             raise UserError(f"{experiment.best_checkpoint} has the network's weights: leave --supernet out")
@@ -76,15 +76,15 @@ def load_network(args: argparse.Namespace, experiment: Experiment) -> tuple[Fine
 
 
 def check_supernet(experiment: Experiment, found: FoundSubnet) -> None:
-    """UserError if the predictor of the search was trained for another supernet than the one beside it."""
+    """UserError if the supernet is not the one that the predictor of the search was trained for."""
     predictor = ModelFolder(read_result(experiment).found_subnet.models).acc_quant
-    known = load_checkpoint(predictor).get("data", {}).get("supernet") if predictor.exists() else None
-    if known is not None and known != digest(found.supernet.state_dict()):
-        raise UserError(f"{found.file} is not the supernet that {predictor} was trained for: name that by --supernet")
+    expected = load_checkpoint(predictor).get("data", {}).get("supernet") if predictor.exists() else None
+    if expected is not None and expected != digest(found.supernet.state_dict()):
+        raise UserError(f"{found.file} is not the supernet that {predictor} was trained for: give that with --supernet")
 
 
 def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
-    """Measure the quantized network of a policy on the test images; print accuracy and costs, draw its bits."""
+    """Measure the network of a policy on the test images; print its accuracy and costs, draw its bits."""
     if args.supernet is not None:
         raise UserError(f"{experiment.path} has its own network: leave --supernet out")
     result = read_result(experiment)
@@ -104,7 +104,7 @@ def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyCosts:
-    """What a policy costs: bytes of weights, `costs` by a cost model, and a `measured` cost where a table has one.
+    """The costs of a policy: bytes of weights, `costs` by a cost model, and a `measured` cost, if there is a table.
 
     `size_ratio` is relative to 32 bits a weight, `measured_ratio` to the network at 8 bits.
     """
@@ -117,7 +117,7 @@ class PolicyCosts:
     measured_ratio: float | None
 
     def facts(self) -> Record:
-        """As plain data, for --json."""
+        """The costs as plain data, for --json."""
         facts: Record = {"weight_bytes": self.weight_bytes, "size_ratio": self.size_ratio}
         if self.measured is not None:
             facts["measured_cost"] = self.measured
@@ -125,7 +125,7 @@ class PolicyCosts:
         return {**facts, "costs": costs, "priced_by": str(self.cost_model) if self.cost_model else None}
 
     def lines(self, result: SearchResult) -> list[str]:
-        """As text, with the budget of the search."""
+        """The costs as lines of text, with the budget of the search."""
         lines = [f"weights: {self.weight_bytes / 1e3:.1f} kB, {self.size_ratio:.4f} of 32 bits each"]
         if self.costs:
             lines += [table(cost_rows(self.costs)), f"latency and energy: {self.cost_model}"]
@@ -140,7 +140,7 @@ class PolicyCosts:
 
 
 def costs_of_policy(result: SearchResult, cost_model: CostModel | None) -> PolicyCosts:
-    """The costs of a policy by a cost model, if one is given, and by the table of measured costs of its search."""
+    """The costs of a policy by a cost model, if one is given, and by the measured table of its search, if any."""
     choice = result.found_policy
     policy, bits = choice.policy, choice.policy.matrix(choice.image_bits)
     sizes, weights = kmeans_costs(choice.layers), policy.matrix()[:, :1]
@@ -158,7 +158,7 @@ def costs_of_policy(result: SearchResult, cost_model: CostModel | None) -> Polic
 
 
 def beside_8_bits(choice: PolicyChoice, cost_model: CostModel) -> dict[str, NetworkCost]:
-    """The cost of a policy, and that of the same network at 8 bits throughout."""
+    """The cost of a policy and of the same network at 8 bits throughout."""
     at_8_bits = [replace(layer, w_bits=8, a_bits=8) for layer in choice.layers]
     return {
         "this policy": cost_of(priced_layers(choice.layers, choice.policy, choice.image_bits), cost_model),
@@ -167,27 +167,27 @@ def beside_8_bits(choice: PolicyChoice, cost_model: CostModel) -> dict[str, Netw
 
 
 def cost_model_of(args: argparse.Namespace, experiment: Experiment) -> CostModel:
-    """The cost model that the flags name, or else that of the search."""
+    """The cost model in the flags, or else that of the search."""
     given = args.config or args.table
     return cost_model_from_flags(args.config, args.table) if given else recorded_cost_model(experiment)
 
 
 def load_images(args: argparse.Namespace, spec: ImageSpec, images: Record | None, experiment: Experiment) -> Splits:
-    """Load the images; their classes must be those that the checkpoint was trained on."""
+    """Load the images. UserError if their classes are not those of the checkpoint."""
     splits = load_splits(spec, args.data)
     check_classes(splits, images, experiment.best_checkpoint)
     return splits
 
 
 def measure(args: argparse.Namespace, net: nn.Module, splits: Splits, side: int) -> tuple[Accuracy, int]:
-    """Accuracy on the test images, and the number of them that could not be read."""
+    """Accuracy on the test images, and the number of test images that could not be read."""
     device = resolve_device(args.device)
     test = make_loader(splits.test, args.batch_size, sides=(side,))
     return evaluate(net.to(device), test, device), unreadable(splits.test)
 
 
 def print_accuracy(title: str, accuracy: Accuracy, skipped: int) -> None:
-    """The first lines of a report."""
+    """Print the first lines of a report."""
     unread = f" ({skipped} more could not be read)" if skipped else ""
     print(f"{title}, {accuracy.n_images} test images{unread}")
     print(table([("accuracy", "top-1", "top-5"), ("test", f"{accuracy.top1:.2%}", f"{accuracy.top5:.2%}")]))

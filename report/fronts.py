@@ -1,4 +1,4 @@
-"""Shapes of the subnets that coarse-to-fine searches measured: depths, shallow-fat against deep-slim."""
+"""Shapes of the subnets of coarse-to-fine searches: depths, shallow-fat against deep-slim."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVALUATED = "evaluated.jsonl"  # of a coarse-to-fine search
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes of subnets: depth of every stage and mean expansion of the blocks that run. With FLOPs and top-1."""
+    """Depths of the stages and mean expansion of subnets, with their MACs (`flops`) and top-1."""
 
     depths: np.ndarray  # (n, stages)
     expansion: np.ndarray  # (n,)
@@ -35,7 +35,7 @@ class Shapes:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRow:
-    """One interval of FLOPs: the number of subnets of each shape and their mean top-1, None where there are none."""
+    """One interval of MACs: the number of subnets of each shape and their mean top-1, None where there are none."""
 
     flops_from: float
     flops_to: float
@@ -47,7 +47,7 @@ class ShapeRow:
 
 
 def shapes_of(space: SearchSpace, records: Sequence[Record]) -> Shapes:
-    """The shapes of records of `evaluated.jsonl` or `front.json`."""
+    """The shapes of the subnets in records of `evaluated.jsonl` or `front.json`."""
     subnets = [subnet_from_spec(space, {**record["arch"], **record["policy"]}) for record in records]
     return Shapes(
         depths=np.array([subnet.d for subnet in subnets]).reshape(len(subnets), len(space.stages)),
@@ -58,20 +58,20 @@ def shapes_of(space: SearchSpace, records: Sequence[Record]) -> Shapes:
 
 
 def mean_expansion(space: SearchSpace, subnet: Subnet) -> float:
-    """Mean expansion ratio of the blocks that run."""
+    """Mean expansion of the blocks that run."""
     return float(np.mean([subnet.e[slot.index] for slot in subnet.running_slots(space)]))
 
 
 def depth_counts(depths: np.ndarray, choices: Sequence[int]) -> list[int]:
-    """Count the subnets of each depth."""
+    """Count the subnets at each depth."""
     return [int((depths == choice).sum()) for choice in choices]
 
 
 def compare_shapes(shapes: Shapes, edges: np.ndarray) -> list[ShapeRow]:
-    """Compare shallow-fat with deep-slim subnets in each interval of FLOPs between `edges`.
+    """Compare shallow-fat with deep-slim subnets in each interval of MACs between `edges`.
 
-    Shallow-fat subnets are below the interval's median total depth and above its median mean expansion; deep-slim ones
-    are above the first and below the second. Subnets on a median count as neither.
+    Shallow-fat subnets are below the median total depth of the interval and above its median mean expansion. Deep-slim
+    ones are above the former and below the latter. Subnets on a median are neither.
     """
     rows, last = [], len(edges) - 2
     for i, (low, high) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)):
@@ -94,31 +94,31 @@ def compare_shapes(shapes: Shapes, edges: np.ndarray) -> list[ShapeRow]:
 
 
 def mean_advantage(rows: Sequence[ShapeRow]) -> float | None:
-    """Mean top-1 by which shallow-fat subnets are better, over the intervals that have both shapes."""
+    """Mean advantage in top-1 of shallow-fat subnets, over the intervals that have both shapes; None if none has."""
     pairs = [(row.shallow_fat, row.deep_slim) for row in rows]
     return _mean(np.array([fat - slim for fat, slim in pairs if fat is not None and slim is not None]))
 
 
 def load_front(experiment: Experiment) -> tuple[SearchSpace, Shapes]:
-    """The front of a coarse-to-fine experiment; UserError where it has none."""
+    """The space and front of a coarse-to-fine experiment. UserError where there is none."""
     result = read_result(experiment)
     return result.found_subnet.space, _shapes_in(experiment.front, result, result.front)
 
 
 def load_coarse(experiment: Experiment) -> tuple[SearchSpace, Shapes, np.ndarray]:
-    """The coarse subnets of an experiment and the edges of their intervals of FLOPs; UserError where it has none."""
+    """The space and coarse subnets of an experiment, and the edges of the intervals. UserError where it has none."""
     result, file = read_result(experiment), experiment.path / EVALUATED
     shapes = _shapes_in(file, result, read_jsonl(file) if file.exists() else None, stage="coarse")
     try:
         settings = result.settings["coarse_to_fine"]
         edges = np.linspace(settings["flops_min"], settings["flops_max"], settings["intervals"] + 1)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{experiment.config} is not of a coarse-to-fine search") from error
+        raise UserError(f"{experiment.config} is not from a coarse-to-fine search") from error
     return result.found_subnet.space, shapes, edges
 
 
 def _shapes_in(file: Path, result: SearchResult, records: Sequence[Record] | None, stage: str | None = None) -> Shapes:
-    """The shapes of the records of a file, optionally those of one stage; None where the file does not exist."""
+    """The shapes of the records of a file (None: it does not exist), optionally those of one stage alone."""
     if records is None:
         raise UserError(f"{file.parent} has no {file.name}: search with search.py --mode coarse_to_fine first")
     try:
@@ -128,7 +128,7 @@ def _shapes_in(file: Path, result: SearchResult, records: Sequence[Record] | Non
             raise UserError("it has no subnets")
         return shapes_of(result.found_subnet.space, records)
     except (UserError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is not of a coarse-to-fine search: {error}") from error
+        raise UserError(f"{file} is not from a coarse-to-fine search: {error}") from error
 
 
 def _mean(values: np.ndarray) -> float | None:

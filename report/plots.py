@@ -1,4 +1,4 @@
-"""Figures: the course of a search, fronts, policies, training curves."""
+"""Figures of searches, fronts, policies and trainings."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def plot_history(
 ) -> None:
     """Write a PNG of an evolutionary search: best and mean predicted accuracy, and the cost of the best subnet.
 
-    `records` are those of `EvolutionFinder`. `constraint` is drawn as the budget. `quantity` and `unit` label the cost.
+    `records` are those of `EvolutionFinder`; `constraint` is the budget; `quantity` and `unit` label the cost.
     """
     figure = new_figure(7, 6)
     accuracy, cost = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     generations = [record["generation"] for record in records]
-    # A search of no generations has one record, which a line alone would not show.
+    # A search of no generations has one record, which a line without markers would not show.
     marker = "o" if len(records) == 1 else None
     for key, label, style in (("best_accuracy", "best", "-"), ("mean_accuracy", "mean of the pool", "--")):
         values = [100 * record[key] for record in records]
@@ -65,7 +65,7 @@ def plot_top1(
 
 
 def plot_losses(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, *, xlabel: str) -> None:
-    """Write a PNG of training losses; colours and styles as in `plot_top1`."""
+    """Write a PNG of training losses, with colours and styles as in `plot_top1`."""
     _plot_lines(lines, path, xlabel=xlabel, ylabel="training loss", title="")
 
 
@@ -88,7 +88,7 @@ def _plot_lines(
 
 
 def plot_episodes(records: Sequence[Record], path: Path, *, original: float) -> None:
-    """Write a PNG of an agent's search: accuracy of each episode, the best so far, and the `original` accuracy."""
+    """Write a PNG of an agent's search: top-1 of each episode, the best so far, and the `original` one (0 to 1)."""
     figure = new_figure(7, 4)
     axes = figure.subplots()
     episodes = [record["episode"] for record in records]
@@ -104,9 +104,9 @@ def plot_episodes(records: Sequence[Record], path: Path, *, original: float) -> 
 
 
 def plot_policy(policy: Policy, layers: Sequence[ConvLayer], path: Path) -> None:
-    """Write a PNG of a policy: for each layer a bar of weight bits upwards and one of activation bits downwards.
+    """Write a PNG of a policy: for each layer a bar of weight bits up and one of activation bits down.
 
-    Depthwise layers have a colour of their own.
+    Depthwise layers have their own colour.
     """
     by_name = {layer.name: layer for layer in layers}
     depthwise = np.array([1 < by_name[name].groups == by_name[name].in_channels for name in policy.names])
@@ -130,7 +130,7 @@ def plot_policy(policy: Policy, layers: Sequence[ConvLayer], path: Path) -> None
 def plot_front(
     flops: np.ndarray, top1: np.ndarray, n_coarse: int, coarse_front: np.ndarray, front: np.ndarray, path: Path
 ) -> None:
-    """Write a PNG of measured subnets (n,), the first `n_coarse` of them coarse, and of both fronts (indices)."""
+    """Write a PNG of measured subnets (n,) and both fronts (indices). The first `n_coarse` subnets are coarse."""
     figure = new_figure(7, 5)
     axes = figure.subplots()
     x, y = flops / 1e6, 100 * top1
@@ -148,9 +148,9 @@ def plot_front(
 def plot_predicted_front(
     accuracy: np.ndarray, costs: Mapping[str, np.ndarray], units: Mapping[str, str], picked: int, path: Path
 ) -> None:
-    """Write a PNG of a front of predicted accuracies `(n,)`: one panel for each cost, with the `picked` point marked.
+    """Write a PNG of a front of predicted accuracies `(n,)`: one panel a cost, with the `picked` point marked.
 
-    With several costs the points of a panel form a cloud; their colour shows the first cost.
+    The colour of a point shows its first cost.
     """
     figure = new_figure(1 + 5.5 * len(costs), 5)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
@@ -167,7 +167,7 @@ def plot_predicted_front(
 
 
 def plot_depths(counts: Mapping[str, Sequence[int]], depths: Sequence[int], path: Path) -> None:
-    """Write a PNG of the total depths of fronts: the share of subnets at each depth, one colour a front."""
+    """Write a PNG of the total depths of fronts: the fraction of subnets at each depth, one colour a front."""
     figure = new_figure(7, 4)
     axes = figure.subplots()
     width = 0.8 / len(counts)
@@ -182,7 +182,7 @@ def plot_depths(counts: Mapping[str, Sequence[int]], depths: Sequence[int], path
 
 
 def plot_shapes(rows: Mapping[str, Sequence[ShapeRow]], path: Path) -> None:
-    """Write a PNG of the mean top-1 of shallow-fat and deep-slim subnets by FLOPs, one colour an experiment."""
+    """Write a PNG of the mean top-1 of shallow-fat and deep-slim subnets by MACs, one colour an experiment."""
     figure = new_figure(7, 4)
     axes = figure.subplots()
     for i, (name, of_experiment) in enumerate(rows.items()):
@@ -199,7 +199,7 @@ def plot_shapes(rows: Mapping[str, Sequence[ShapeRow]], path: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches. It needs no display and touches no state of pyplot."""
+    """An empty figure, with sizes in inches. It needs no display and does not change pyplot's state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

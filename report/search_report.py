@@ -1,4 +1,4 @@
-"""What a search found, for people and as JSON: one report for every method."""
+"""The report of a search result, as text and as JSON, for every method."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ PRICED = ("latency", "energy")  # quantities that a cost model gives
 
 @dataclass(frozen=True, kw_only=True)
 class Heading:
-    """What only the method itself can say: a title, a table of what it looked at, a line before the choice.
+    """The method's own parts of a report.
 
-    `measured` says how the accuracy was measured. `facts` join the JSON object.
+    Attributes:
+        title, rows: the title and a table above the choice.
+        choice: a line before the choice.
+        measured: how the accuracy was measured.
+        facts: further keys of the JSON object.
     """
 
     title: str = ""
@@ -40,13 +44,13 @@ def report_result(
     *,
     as_json: bool = False,
 ) -> None:
-    """Print a result with its costs under the model that priced it."""
+    """Print a result with its costs by a cost model."""
     shown = result_as_json if as_json else result_as_text
     print(shown(experiment, result, cost_model, heading))
 
 
 def result_as_json(experiment: Experiment, result: SearchResult, cost_model: CostModel, heading: Heading) -> str:
-    """One JSON object; its keys are the same for all methods that choose the same kind of thing."""
+    """The result as a JSON object. All results with a subnet have the same keys, and so have all with a policy."""
     facts: Record = {"exp_dir": str(experiment.path), "type": result.quantity, "unit": result.unit, "cost": result.cost}
     if isinstance(result.choice, SubnetChoice):
         space, subnet = result.choice.space, result.choice.subnet
@@ -63,7 +67,7 @@ def result_as_json(experiment: Experiment, result: SearchResult, cost_model: Cos
 
 
 def result_as_text(experiment: Experiment, result: SearchResult, cost_model: CostModel, heading: Heading) -> str:
-    """Title, table of the method, the choice, its accuracy and costs."""
+    """The result as text: title, table of the method, choice, accuracy and costs."""
     of_kind = _subnet_lines if isinstance(result.choice, SubnetChoice) else _policy_lines
     title, lines = of_kind(result, cost_model, heading)
     parts = [f"{experiment.path}: {heading.title or title}"]

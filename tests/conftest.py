@@ -1,4 +1,4 @@
-"""Shared by all tests: the golden values, found through APQ_GOLDEN."""
+"""Fixtures of all tests. The environment variable APQ_GOLDEN names the folder of golden values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def script(name: str):
 
 @pytest.fixture(scope="session")
 def golden():
-    """`golden("name.json")` -> its data (JSON, or a dict of arrays of an npz, or the Path of any other file)."""
+    """`golden("name.json")` -> the data of a JSON file, the dict of arrays of an npz, or the Path of any other file."""
 
     def load(name: str):
         path = GOLDEN / name
@@ -56,7 +56,7 @@ def _private_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def few():
-    """A few real digits: enough to run, too few to wait for."""
+    """A few real digits, so few that tests are fast."""
     full = load_splits(DIGITS)
 
     def cut(part, n):

@@ -1,4 +1,4 @@
-"""Results of searches that never ran, for tests of what reads them."""
+"""Made-up search results, for tests of code that reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PUBLISHED_BITFUSION = {"accelerator": {}, "table": None}
 
 
 def found(space, subnet, models="models/digits", **facts):
-    """The result of an evolutionary search that chose this subnet, at a latency of 1 ms unless `facts` differ."""
+    """The result of an evolutionary search that chose this subnet, of 1 ms unless `facts` say otherwise."""
     facts = {"cost": 1.0, "quantity": "latency", "unit": "ms", "cost_model": PUBLISHED_BITFUSION, **facts}
     choice = SubnetChoice(space=space, subnet=subnet, models=Path(models))
     return SearchResult(method="evolution", choice=choice, **facts)

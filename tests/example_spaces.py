@@ -1,4 +1,4 @@
-"""Spaces beyond the presets: one small enough to enumerate, one with all that the presets lack."""
+"""Spaces for tests: one small enough to enumerate, one with features that no preset has."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def every_row(space: SearchSpace) -> np.ndarray:
 
 
 def made_up(space, seed=0):
-    """A top-1 that grows with every gene, and no two are alike."""
+    """A top-1 that grows with every gene and differs between all subnets."""
     worth = np.random.default_rng(seed).uniform(0.1, 1, len(cardinalities(space)))
     return lambda genes: 0.2 + 0.6 * np.tanh(genes @ worth / worth.sum())
 

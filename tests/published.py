@@ -9,7 +9,7 @@ import torch
 
 
 def filled(layout, seed):
-    """{key: tensor} for a list of [key, shape], each drawn on its own from the key and the seed."""
+    """{key: tensor} for a list of [key, shape]. Each tensor is drawn from its key and the seed."""
     return {key: torch.from_numpy(np.asarray(_fill(key, tuple(shape), seed))) for key, shape in layout}
 
 

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def few_digits() -> Splits:
-    """A few real digits in float64, of which the last batch is odd."""
+    """A few real digits in float64. The last batch has an odd number of images."""
     full = load_splits(DIGITS)
 
     def cut(part: TensorImages, n: int) -> TensorImages:

@@ -1,4 +1,4 @@
-"""The analyses of fronts, by hand-made records."""
+"""Analyses of fronts, on hand-made records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POLICY = {kind.setting: [8] * 8 for kind in DIGITS.operands}
 
 
 def entry(d, e, flops, top1, **more):
-    """A record of a digits subnet: depths, one expansion for all blocks that run (others: 4)."""
+    """The record of a digits subnet with these depths and one expansion for all blocks that run (idle slots: 4)."""
     ends = np.cumsum([0, 3, 3])
     e = [
         e if i - start < depth else 4.0
@@ -159,8 +159,8 @@ def test_bits_in_words():
         (["diagram", "exps/four", "exps/two"], "one subnet"),
         (["depths", "exps/plain"], r"no front\.json"),
         (["shapes", "exps/plain"], r"no evaluated\.jsonl"),
-        (["shapes", "exps/damaged"], "not of a coarse-to-fine search"),
-        (["depths", "exps/damaged"], "not of a coarse-to-fine search"),
+        (["shapes", "exps/damaged"], "not from a coarse-to-fine search"),
+        (["depths", "exps/damaged"], "not from a coarse-to-fine search"),
         (["diagram", "exps/four/front.json"], "ks"),
         (["diagram", "exps/four/config.json"], "a list of objects"),
         (["speeds", "exps/four"], "speeds"),

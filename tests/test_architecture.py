@@ -1,4 +1,4 @@
-"""The house has floors: a module imports only from rooms below its own. The rules are the data below."""
+"""Imports: a module imports only from rooms on lower floors. The rules are the data below."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_every_room_is_on_a_floor():
 
 
 def test_the_vocabulary_alone_knows_which_blocks_run_and_how_wide_they_are():
-    """`Subnet.running_slots`, `Subnet.mid_channels` and `SearchSpace.runs` say it."""
+    """Only `Subnet.running_slots`, `Subnet.mid_channels` and `SearchSpace.runs` compute it."""
     own_sum = re.compile(r"position(_of_slot)? <|round\([^)\n]*in_channels")
     files = [*(ROOT / room for room in FLOOR if room != "apq"), ROOT / "benchmarks"]
     sources = [file for folder in files for file in sorted(folder.rglob("*.py"))] + [ROOT / name for name in SCRIPTS]

@@ -1,4 +1,4 @@
-"""BatchQuant against published values, and what it does with statistics."""
+"""BatchQuant against published values, and its statistics."""
 
 from __future__ import annotations
 
@@ -201,9 +201,9 @@ def test_extremes_do_not_grow_with_the_batch():
     whole = mean_range(x, 4)
     parts = [mean_range(part, 4) for part in x.split(64)]
     assert [edge.item() for edge in whole] == pytest.approx([sum(p[i].item() for p in parts) / 4 for i in (0, 1)])
-    odd = mean_range(x[:150], 4)
+    of_part = mean_range(x[:150], 4)
     parts = [mean_range(part, 4) for part in x[:150].tensor_split(2)]
-    assert [edge.item() for edge in odd] == pytest.approx([sum(p[i].item() for p in parts) / 2 for i in (0, 1)])
+    assert [edge.item() for edge in of_part] == pytest.approx([sum(p[i].item() for p in parts) / 2 for i in (0, 1)])
 
 
 def test_training_drops_statistics():

@@ -1,4 +1,4 @@
-"""The cost model against published figures, against a slow oracle written apart from it, and its invariants."""
+"""The cost model against published figures and an independent slow oracle, and its invariants."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_published_head_and_tail(golden):
 
 
 def mobilenet_v2():
-    """Every convolution of MobileNetV2 1.0 at 224 pixels, W8A8, and its classifier as the last."""
+    """Every convolution of MobileNetV2 1.0 at 224 pixels, W8A8, and then its classifier."""
     layers, c, side = [ConvLayer(3, 32, 224, 3, 2, 1, 8, 8, image_input=True)], 32, 112
     stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
     for ratio, width, repeats, first_stride in stages:
@@ -84,7 +84,7 @@ def test_mobilenet_v2_totals():
 
 
 def oracle(chip, layer):
-    """(ms, mJ) of a layer by plain loops over all tilings and all 24 loop orders; None where nothing fits."""
+    """(ms, mJ) of a layer by plain loops over all tilings and all 24 loop orders; None if no tiling fits."""
     c_all, d_all, w, a = layer.in_channels, layer.out_channels, layer.w_bits, layer.a_bits
     fusion = (chip.max_bits // max(a, chip.min_bits)) * (chip.max_bits // max(w, chip.min_bits))
     times = 1

@@ -1,4 +1,4 @@
-"""Published checkpoints: keys, shapes, and the logits that networks with their weights give."""
+"""Published checkpoints: keys, shapes, and the logits of networks with their weights."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_float_weights_leave_ranges_alone():
 
 
 def test_calls_in_any_order():
-    """A policy is kept for slots that do not run yet; a kernel that it forbids waits for the next policy."""
+    """A policy is kept for idle slots. Where it forbids a new kernel, it is ignored until the next policy."""
     net, rng = DynamicQuantizedProxylessNASNets(space=DIGITS), np.random.default_rng(0)
     for subnet in subnets_of(DIGITS, sample(DIGITS, 30, rng)):
         architecture, policy = architecture_of(DIGITS, subnet), policy_of(DIGITS, subnet)

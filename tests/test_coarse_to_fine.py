@@ -1,4 +1,4 @@
-"""Coarse-to-fine search on made-up accuracies: the spread, the front and the kernels."""
+"""Coarse-to-fine search on synthetic accuracies: spread, front, kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Coarse-to-fine search through the scripts: what it writes, continues, chooses again, refuses."""
+"""Coarse-to-fine search through the scripts: files, continuation, other choices, errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FLAGS = ["--mode", "coarse_to_fine", "--n_coarse", "12", "--intervals", "4", "--
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A working folder with the shipped supernet, whose subnets are measured by a made-up rule; counts the calls."""
+    """A working folder with the shipped supernet. Its subnets get synthetic accuracies; the calls are counted."""
     (tmp_path / "models").symlink_to(ROOT / "models")
     monkeypatch.chdir(tmp_path)
     calls = []
@@ -45,7 +45,7 @@ def here(tmp_path, monkeypatch):
 
 
 def files_of(folder):
-    """The files but for pictures and the record of the command, which has a date."""
+    """The files, without pictures and the record of the command, which has a date."""
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".png"]
     return {path.name: path.read_bytes() for path in files if path.name != "made_by.json"}
 
@@ -212,7 +212,7 @@ def test_mistakes_get_one_clear_line(here, flags, match):
 
 
 def test_measured_as_test_py_does_it(tmp_path, monkeypatch, capsys):
-    """Without the made-up rule: the chosen weights have the accuracy that the search measured, and are reported."""
+    """With real accuracies: the chosen weights have the accuracy that the search measured, and are reported."""
     (tmp_path / "models").symlink_to(ROOT / "models")
     monkeypatch.chdir(tmp_path)
     few = ["--n_coarse", "2", "--intervals", "1", "--n_fine", "1", "--recipe", "tiny", "--flops_min", "3e5"]

@@ -1,4 +1,4 @@
-"""Cost models: a kind from outside, what tables cover, and how a model is recorded and read again."""
+"""Cost models: a kind from outside, layers that tables cover, records and how they are read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAYERS = [ConvLayer(8, 16, 8, 3, 1, 1, w, a, name=name) for name, w, a in (("a",
 
 @dataclass(frozen=True)
 class Roofline(CostModel):
-    """Arithmetic or memory, whichever takes longer."""
+    """A roofline: the time of arithmetic or of memory, whichever is longer."""
 
     macs_per_ms: float = 1e6
     bytes_per_ms: float = 1e5
@@ -52,7 +52,7 @@ def _roofline(monkeypatch):
 
 
 def found(folder, **record):
-    """An experiment of a search that priced as `record` says."""
+    """An experiment whose search used the cost model in `record`."""
     subnet = subnets_of(DIGITS, sample(DIGITS, 1, np.random.default_rng(5)))[0]
     return write_found(folder / "exps" / "mine", DIGITS, subnet, cost_model=record), subnet
 
@@ -141,7 +141,7 @@ def test_a_kind_without_a_row_cannot_be_recorded(tmp_path):
 
 
 def test_records_keep_their_form(tmp_path):
-    """Byte for byte: experiments of earlier releases have it."""
+    """Byte for byte, because experiments of earlier releases have this record."""
     slow, own = BitFusion(Accelerator(clock_mhz=250)), tmp_path / "own.json"
     assert list(slow.record().items()) == [("accelerator", asdict(slow.config)), ("table", None)]
     own.write_text('{"head": {"latency": 2, "energy": 3}}')

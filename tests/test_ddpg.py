@@ -77,7 +77,7 @@ def test_replay_keeps_the_last_episodes():
 
 
 def test_one_update_by_hand():
-    """Average of rewards, target of the critic and one move of the targets, against a plain computation."""
+    """Average reward, target of the critic and update of the target networks, against a plain computation."""
     config = replace(QUICK, discount=0.5, target_rate=0.1)
     agent = Agent(FEATURES, config)
     before = {key: value.clone() for key, value in agent.targets.state_dict().items()}
@@ -87,10 +87,10 @@ def test_one_update_by_hand():
     target_actor, target_critic = agent.targets
     with torch.no_grad():
         values = target_critic(torch.cat([following, target_actor(following).sigmoid()], dim=1))
-        wanted = rewards - rewards.mean() + 0.5 * goes_on * values  # the first batch sets the average
+        target_values = rewards - rewards.mean() + 0.5 * goes_on * values  # the first batch sets the average
     critic = Agent(FEATURES, config).critic
     optimizer = torch.optim.Adam(critic.parameters(), lr=config.critic_lr)
-    (critic(torch.cat([states, actions], dim=1)) - wanted).square().mean().backward()
+    (critic(torch.cat([states, actions], dim=1)) - target_values).square().mean().backward()
     optimizer.step()
     agent.update(states, actions, rewards, following, goes_on)
     assert agent.average_reward == pytest.approx(rewards.mean().item())
@@ -104,7 +104,7 @@ def test_one_update_by_hand():
 
 
 def test_actor_climbs_the_critic():
-    """After one step the critic values the actor's choices higher, and has not moved by that step."""
+    """After one step of the actor the critic values its actions higher, and the critic itself has not changed."""
     agent = Agent(FEATURES, replace(QUICK, actor_lr=1e-3, critic_lr=1e-12))
     torch.nn.init.normal_(agent.critic[-1].weight)
     states = torch.rand(64, 4)

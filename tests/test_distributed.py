@@ -1,4 +1,4 @@
-"""Two processes under torchrun do what one does; processes that were asked for different things stop."""
+"""Two processes under torchrun give the result of one. Processes with different settings stop."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def call(command, cwd, **env):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """Shrinking, a finetune with a moving average, learned steps and mixed precision by the sandwich rule; odd last
-    batches."""
+    """Progressive shrinking, a finetune with a moving average, learned steps and mixed precision by the sandwich rule;
+    last batches of odd size."""
     found = []
     for name, launcher in (("one", [sys.executable]), ("two", TWO)):
         (tmp_path / name).mkdir()

@@ -24,7 +24,7 @@ SHORT = EvolutionConfig(population=40, generations=30)
 
 
 def worth(space, seed=0):
-    """A made-up accuracy: every gene value has its worth, neighbouring genes interact, bigger tends to be better."""
+    """A synthetic accuracy: every choice has a value, neighbouring genes interact, larger tends to be better."""
     rng, counts = np.random.default_rng(seed), cardinalities(space)
     table = np.sort(rng.uniform(0, 1, (len(counts), counts.max())), axis=1)
 

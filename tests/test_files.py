@@ -1,4 +1,4 @@
-"""Files are whole or absent, and damaged ones are refused in one line."""
+"""Files are whole or absent. Damaged ones are one-line errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finetunes and the pairs measured by them: small runs, exact properties."""
+"""Finetunes, and pairs measured by them: small runs, exact properties."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_finetune_learns_and_keeps_the_best(few):
 
 
 def test_killed_finetune_ends_the_same(few, tmp_path, monkeypatch):
-    """Killed after its second epoch and continued: same weights at the end, same best, which comes after the kill."""
+    """Killed after its second epoch and continued: the same final weights, and the same best epoch after the kill."""
 
     def run(name):
         torch.manual_seed(1)
@@ -75,7 +75,7 @@ def test_killed_finetune_ends_the_same(few, tmp_path, monkeypatch):
 
 
 def test_fresh_subnet_is_calibrated_under_its_own_statistics(few):
-    """Statistics of the supernet are not those of a subnet: ranges chosen under them would clip nearly everything."""
+    """Under the statistics of the supernet, ranges of a subnet would clip nearly all activations."""
     torch.manual_seed(0)
     supernet = DynamicQuantizedProxylessNASNets(space=DIGITS)
     for module in supernet.modules():

@@ -1,4 +1,4 @@
-"""Glyphs: what is drawn, how it is kept, what the splits hold. A few hundred images stand for all."""
+"""Glyphs: drawing, cache, splits; on a few hundred images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HAQ through the scripts: search of bits, given policies, finetune, report, and what they say to mistakes."""
+"""HAQ through the scripts: search of bits, given policies, finetune, report, error messages."""
 
 from __future__ import annotations
 
@@ -85,32 +85,32 @@ def test_report(here, capsys):
     title = "linear policy of mobilenet_v2_small, 400 test images"
     for words in (title, "top-5", "of 32 bits", "all 8 bits", "bits.png"):
         assert words in text
-    told = json.loads(printed(capsys, report, "--exp_dir", "exps/linear", "--json"))
+    shown = json.loads(printed(capsys, report, "--exp_dir", "exps/linear", "--json"))
     config = read_json(here / "exps/linear/config.json")
-    assert told["costs"]["this policy"]["latency_ms"] == pytest.approx(config["cost"])
-    ratio = told["costs"]["this policy"]["latency_ms"] / told["costs"]["all 8 bits"]["latency_ms"]
+    assert shown["costs"]["this policy"]["latency_ms"] == pytest.approx(config["cost"])
+    ratio = shown["costs"]["this policy"]["latency_ms"] / shown["costs"]["all 8 bits"]["latency_ms"]
     assert ratio == pytest.approx(config["ratio"])
-    weights = [w for w, _ in told["policy"]]
+    weights = [w for w, _ in shown["policy"]]
     layers = read_json(here / "exps/linear/policy.json")["layers"]
     sizes = [
         layer["out_channels"] * layer["in_channels"] // layer["groups"] * layer["kernel_size"] ** 2 for layer in layers
     ]
-    assert told["size_ratio"] == pytest.approx(sum(map(int.__mul__, weights, sizes)) / 32 / sum(sizes))
+    assert shown["size_ratio"] == pytest.approx(sum(map(int.__mul__, weights, sizes)) / 32 / sum(sizes))
 
     text = printed(capsys, report, "--exp_dir", "exps/kmeans")
     assert "kmeans policy" in text
     assert "latency" not in text
-    told = json.loads(printed(capsys, report, "--exp_dir", "exps/kmeans", "--json"))
-    assert told["size_ratio"] == pytest.approx(read_json(here / "exps/kmeans/config.json")["ratio"])
+    shown = json.loads(printed(capsys, report, "--exp_dir", "exps/kmeans", "--json"))
+    assert shown["size_ratio"] == pytest.approx(read_json(here / "exps/kmeans/config.json")["ratio"])
 
 
 def test_given_policy(here, capsys):
     strategy = [[8, -1], *[[4, 6]] * 21, [8, 8]]
     write_json(here / "policy", {"strategy": strategy})
     words = ["--mode", "ddpg", *MODEL, "--recipe", "tiny", "--policy", "policy", "--overwrite"]
-    told = json.loads(printed(capsys, search, *words, "--exp_name", "given", "--json"))
-    assert told["policy"] == strategy
-    assert told["episode"] is None
+    shown = json.loads(printed(capsys, search, *words, "--exp_name", "given", "--json"))
+    assert shown["policy"] == strategy
+    assert shown["episode"] is None
     quant_aware(["--exp_name", "given", "--epochs", "1"])
     assert json.loads(printed(capsys, report, "--exp_dir", "exps/given", "--json"))["policy"] == strategy
     both = [json.loads(printed(capsys, search, *words, "--image_bits", bits, "--json"))["cost"] for bits in "78"]
@@ -119,8 +119,8 @@ def test_given_policy(here, capsys):
     rows = [f"{i},{w},{a},{(i + 1) * w * a}" for i in range(23) for w in (2, 4, 8) for a in (2, 6, 8)]
     (here / "table.csv").write_text("\n".join(rows[9:]))  # of all layers but the first
     cost = sum((i + 1) * 4 * 6 for i in range(1, 22)) + 23 * 8 * 8
-    told = json.loads(printed(capsys, search, *words, "--table", "table.csv", "--exp_name", "given", "--json"))
-    assert told["cost"] == cost
+    shown = json.loads(printed(capsys, search, *words, "--table", "table.csv", "--exp_name", "given", "--json"))
+    assert shown["cost"] == cost
     quant_aware(["--exp_name", "given", "--epochs", "1"])
     assert f"latency by table.csv: {cost}, " in printed(capsys, report, "--exp_dir", "exps/given")
     write_json(here / "policy", {"strategy": [[8, -1], *[[4, 5]] * 21, [8, 8]]})
@@ -133,7 +133,7 @@ def test_given_policy(here, capsys):
 
 
 def test_published_policies(here, golden, capsys):
-    """The two published ones on networks of their architectures, costed as published."""
+    """The two published policies on networks of their architectures, with their published costs."""
     cases = golden("haq.json")
     kmeans, linear = cases["kmeans_policies"][0], cases["linear_policies"][0]
     folder, rng = here / "folder", np.random.default_rng(0)
@@ -151,12 +151,12 @@ def test_published_policies(here, golden, capsys):
         words += ["--quantizer", quantizer, "--policy", file, "--overwrite", "--json"]
         if quantizer == "linear":
             words += ["--table", str(golden("haq_latency_table.csv")), "--image_bits", "7"]
-        told = json.loads(printed(capsys, search, *words))
+        shown = json.loads(printed(capsys, search, *words))
         if quantizer == "linear":
             priced = range(0, 53, 2)  # the table has the even layers
-            assert told["cost"] == sum(case["per_layer_cost"][i] for i in priced)
+            assert shown["cost"] == sum(case["per_layer_cost"][i] for i in priced)
         else:
-            assert told["ratio"] == pytest.approx(case["ratio"], abs=6e-3)  # two classes instead of a thousand
+            assert shown["ratio"] == pytest.approx(case["ratio"], abs=6e-3)  # two classes instead of a thousand
 
 
 def test_networks_of_experiments(here, capsys):
@@ -167,17 +167,17 @@ def test_networks_of_experiments(here, capsys):
     quant_aware(["--exp_name", "found", "--recipe", "tiny"])
     search([*QUICK, "--model", "exps/found", "--preserve_ratio", "0.9", "--exp_name", "bits"])
     quant_aware(["--exp_name", "bits", "--epochs", "1"])
-    told = json.loads(printed(capsys, report, "--exp_dir", "exps/bits", "--json"))
-    assert told["costs"]["this policy"]["latency_ms"] <= 0.9 * told["costs"]["all 8 bits"]["latency_ms"]
-    assert told["model"] == "exps/found"
+    shown = json.loads(printed(capsys, report, "--exp_dir", "exps/bits", "--json"))
+    assert shown["costs"]["this policy"]["latency_ms"] <= 0.9 * shown["costs"]["all 8 bits"]["latency_ms"]
+    assert shown["model"] == "exps/found"
 
     quick = ["--prune_episode", "4", "--prune_epochs", "1", "--population", "20", "--generations", "3"]
     search([*QUICK, "--mode", "sequential", "--constraint", "0.06", *quick, "--exp_name", "one-by-one"])
     assert {path.name for path in (here / "exps/one-by-one").iterdir()} >= {"policy.json", "model.pt", "bits.png"}
     assert not list((here / "exps/one-by-one").glob("*state*"))
     quant_aware(["--exp_name", "one-by-one", "--epochs", "1"])
-    told = json.loads(printed(capsys, report, "--exp_dir", "exps/one-by-one", "--json"))
-    assert told["costs"]["this policy"]["latency_ms"] <= 0.06
+    shown = json.loads(printed(capsys, report, "--exp_dir", "exps/one-by-one", "--json"))
+    assert shown["costs"]["this policy"]["latency_ms"] <= 0.06
 
 
 def test_resumes_after_an_interruption(here, monkeypatch):
@@ -214,14 +214,14 @@ def test_resumes_after_an_interruption(here, monkeypatch):
         ([*QUICK, *MODEL, "--quantizer", "kmeans", "--type", "latency"], "floating point"),
         ([*QUICK, *MODEL, "--preserve_ratio", "0.1"], r"below the cheapest policy, which needs 0\.05"),
         ([*QUICK, *MODEL, "--constraint", "1", "--preserve_ratio", "0.5"], "one budget"),
-        ([*QUICK, *MODEL, "--min_bit", "1"], "linear bits lie from 2 to 8"),
+        ([*QUICK, *MODEL, "--min_bit", "1"], "linear bits must be from 2 to 8"),
         ([*QUICK, *MODEL, "--exp_name", "linear"], "exists; choose another"),
         (["--mode", "ddpg", *MODEL, "--policy", "nowhere.json"], "nowhere.json"),
         ([*QUICK, *MODEL, "--policy", "nowhere.json"], "leave the budget and the agent's flags out"),
         (["--mode", "ddpg", *MODEL, "--policy", "x", "--constraint", "1"], "leave the budget"),
         ([*QUICK, "--model", "mobilenet_v2_smal"], "nearest: mobilenet_v2_small"),
-        ([*QUICK, "--model", "models/mobilenet_v2_small"], "goes by its name, mobilenet_v2_small"),
-        ([*QUICK, *MODEL, "--quantizer", "kmeans", "--image_bits", "7"], "no price on an accelerator"),
+        ([*QUICK, "--model", "models/mobilenet_v2_small"], "by its name, mobilenet_v2_small"),
+        ([*QUICK, *MODEL, "--quantizer", "kmeans", "--image_bits", "7"], "no cost on an accelerator"),
         ([*QUICK, *MODEL, "--lr_c", "nan"], "must be positive"),
         ([*QUICK, *MODEL, "--population", "3"], r"unrecognized arguments: --population 3 .*--mode ddpg --help"),
         ([*MODEL, "--constraint", "1"], r"unrecognized arguments: --model .*--mode evolution --help"),
@@ -242,7 +242,7 @@ def test_finetune_of_a_policy_refuses_a_supernet(here):
 
 
 def test_network_of_ones_own(few):
-    """The README's way for any module."""
+    """As the README does it for any module."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(
         torch.nn.Conv2d(1, 8, 3, 2, 1, bias=False),

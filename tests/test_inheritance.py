@@ -1,4 +1,4 @@
-"""What a supernet's training starts from: bit inheritance and quantization-aware training, small and exact."""
+"""The start of a supernet's training: bit inheritance and quantization-aware training, small and exact."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ def test_a_float_supernet_hands_down_weights_alone(few, tmp_path):
 def test_what_cannot_be_started_from(few, four_bits, tmp_path):
     net = four_bits[0]
     cases = [
-        (at_bits(SMALL, 5), LSQ, net, "5 cannot inherit from fewer"),
-        (OQA_MBV3_GLYPHS, LSQ, net, "architectures are others"),
+        (at_bits(SMALL, 5), LSQ, net, "5 bits cannot inherit from fewer"),
+        (OQA_MBV3_GLYPHS, LSQ, net, "has other architectures"),
         (SMALL, FLOAT, net, "float supernet cannot start from a quantized one"),
         (SMALL, LINEAR, None, "not trained with linear"),
         (SMALL, KMEANS, None, "not trained with kmeans"),
-        (DIGITS, LSQ, None, "space digits has more"),
+        (DIGITS, LSQ, None, "space digits has several"),
         (at_bits(SMALL, 3), LSQ, DynamicQuantizedProxylessNASNets(space=SMALL, scheme=LSQ), "never trained"),
     ]
     for space, scheme, start, message in cases:
@@ -109,7 +109,7 @@ def test_what_cannot_be_started_from(few, four_bits, tmp_path):
 
 
 def test_a_sandwich_step_trains_the_ends_and_two_others(few, four_bits, tmp_path, monkeypatch):
-    """Their teacher is the largest subnet that the training started from, with statistics of its own."""
+    """The teacher is the largest subnet of the start, with statistics of its own."""
     active, teachers = [], []
     step = progressive_shrinking.train_one_epoch
 
@@ -139,7 +139,7 @@ def test_a_sandwich_step_trains_the_ends_and_two_others(few, four_bits, tmp_path
 
 
 def test_killed_inheritance_ends_the_same(few, four_bits, tmp_path, monkeypatch):
-    """Three epochs of 3 bits, stopped after each one and started again, are three epochs in one go."""
+    """Three epochs at 3 bits, stopped after each and continued, equal three epochs without a stop."""
     space, phase = at_bits(SMALL, 3), SANDWICH_ONLY.phases[0]
     recipe = replace(SANDWICH_ONLY, phases=(replace(phase, train=replace(phase.train, epochs=3)),))
     whole, records = train(space, few, tmp_path / "whole", recipe, start=four_bits[0])

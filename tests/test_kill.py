@@ -1,4 +1,4 @@
-"""Kill -9 at random moments of every stage, then the same command again: it ends as if nothing had happened."""
+"""Kill -9 at random moments of every stage, then the same command again: the result is that of a run without kills."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def finish(command, cwd):
 
 
 def progress(path: Path):
-    """Something that changes whenever the work has got further."""
+    """A value that changes whenever the work makes progress."""
     return (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None
 
 
 def kill_thrice(command, cwd, watched, moments, step):
-    """Kill the command three times, each after it got further and a random wait of up to `step` seconds."""
+    """Kill the command three times, each time after progress and a random wait of up to `step` seconds."""
     for _ in range(KILLS):
         before, process = progress(watched), start(command, cwd)
         while progress(watched) == before:
@@ -51,7 +51,7 @@ def kill_thrice(command, cwd, watched, moments, step):
 
 
 def run_both(command, root, watched, seed, step):
-    """The command in two folders: undisturbed in `whole`, killed three times in `killed`."""
+    """Run the command in two folders: without kills in `whole`, killed three times in `killed`."""
     finish(command, root / "whole")
     kill_thrice(command, root / "killed", root / "killed" / watched, random.Random(seed), step)
     finish(command, root / "killed")
@@ -88,7 +88,7 @@ def test_pair_gathering(root):
 
 
 def test_predictor_training(root):
-    """On many pairs, so that it takes long enough; they are copies of the ones that were gathered."""
+    """On many pairs, copies of the gathered ones, so that training takes long enough."""
     for side in ("whole", "killed"):
         folder = root / side / "dataset/NetInfo/digits/acc"
         lines = (folder / "pairs.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Learned-step quantization against published values, and what fewer bits inherit."""
+"""Learned-step quantization against published values, and inheritance by fewer bits."""
 
 from __future__ import annotations
 

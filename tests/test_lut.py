@@ -38,7 +38,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Make computing a cost an error: what still works came from the cache."""
+    """Make every computation of a cost an error, so that costs can only come from the cache."""
 
     def fail(self, layers):
         raise AssertionError(f"{len(layers)} layers were computed")
@@ -161,7 +161,7 @@ def test_cache_that_cannot_be_written_is_no_loss(tmp_path, monkeypatch):
 
 @pytest.fixture
 def digits_table(tmp_path):
-    """Path of the table of the digits space, and its data."""
+    """Path and data of the table of the digits space."""
     path, data = tmp_path / "digits.json", table.build(DIGITS)
     path.write_text(json.dumps(data))
     return path, data

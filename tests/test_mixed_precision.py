@@ -1,4 +1,4 @@
-"""A supernet of mixed precision: trained for a step, a subnet cut out, calibrated, saved and loaded."""
+"""A supernet of mixed precision is trained for a step; a subnet is cut out, calibrated, saved and loaded."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def phases():
 
 
 def bits_after(net, call):
-    """Of every operand that runs."""
+    """The bits of every operand that runs."""
     call()
     parts = [net.blocks[i] for i in net.active_blocks] + [net.feature_mix_layer, net.pooled_mix_layer]
     return [operand.bits for part in parts for operand in quantizers(part)]

@@ -1,4 +1,4 @@
-"""Networks by name: what they are, their files, and their training."""
+"""Networks by name: construction, files, training."""
 
 from __future__ import annotations
 

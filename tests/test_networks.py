@@ -26,7 +26,7 @@ SMALL_IMAGENET = replace(APQ_IMAGENET, name="small", resolutions=(32,), n_classe
 
 
 def lively(net, seed=0):
-    """Random statistics, transforms and ranges, so that forgetting to copy one shows."""
+    """Draw random statistics, transforms and ranges, so that tests notice any that are not copied."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in net.state_dict().items():

@@ -40,7 +40,7 @@ def beats(one, other):
 
 
 def peeled(losses):
-    """Ranks by definition: take away what nothing beats, again and again."""
+    """Ranks by definition: remove the points that no other dominates, again and again."""
     ranks, left, rank = np.full(len(losses), -1), list(range(len(losses))), 0
     while left:
         front = [i for i in left if not any(beats(losses[j], losses[i]) for j in left)]
@@ -51,7 +51,7 @@ def peeled(losses):
 
 
 def room(front):
-    """Crowding distance as Deb et al. write it, a mean over objectives; ties stand in the order of their rows."""
+    """Crowding distance as in Deb et al., as a mean over objectives. Ties keep the order of their rows."""
     if len(front) <= 2:
         return np.full(len(front), np.inf)
     distance = np.zeros(len(front))
@@ -149,7 +149,7 @@ def test_a_front_is_a_front(space, seed, n_costs):
 
 
 def peeled_first(losses):
-    """Indices of what nothing beats, of two objectives."""
+    """Indices of the points that no other dominates, for two objectives."""
     order = np.lexsort((losses[:, 1], losses[:, 0]))
     best = np.minimum.accumulate(losses[order, 1])
     return order[np.concatenate([[True], losses[order[1:], 1] < best[:-1]])]
@@ -214,7 +214,7 @@ class KilledError(Exception):
 
 
 def killed_at(score, call):
-    """The score of a run that is killed at its `call`-th batch."""
+    """A score that kills the run at its `call`-th batch."""
     calls = []
 
     def scored(genes):
@@ -316,9 +316,9 @@ def test_bounds_are_read():
         ("latency<=fast", "'fast' is not a number"),
         ("latency<nan", "'nan' is not a number"),
         ("latency<=inf", "not a number"),
-        ("energy<=3", "'energy' is no cost of this front; known: latency, size"),
-        ("accuracy<=3", "'accuracy' is no cost"),
-        ("latency<=3,speed<1", "'speed' is no cost"),
+        ("energy<=3", "'energy' is not a cost of this front; known: latency, size"),
+        ("accuracy<=3", "'accuracy' is not a cost"),
+        ("latency<=3,speed<1", "'speed' is not a cost"),
     ],
 )
 def test_bounds_that_say_nothing_are_refused(text, match):
@@ -336,5 +336,5 @@ def test_the_most_accurate_point_within_the_bounds():
     assert pick(parse_bounds("latency<=3,size<=2", ("latency", "size")), accuracy, costs) == 2
     with pytest.raises(UserError, match=r"no point of the front has latency<1; the cheapest: latency 1$"):
         pick(parse_bounds("latency<1", ("latency",)), accuracy, costs)
-    with pytest.raises(UserError, match=r"latency<=2 and size<=2; each is met by some, but not together$"):
+    with pytest.raises(UserError, match=r"latency<=2 and size<=2; each bound is met by some, but not all together$"):
         pick(parse_bounds("latency<=2,size<=2", ("latency", "size")), accuracy, costs)

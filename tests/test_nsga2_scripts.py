@@ -1,4 +1,4 @@
-"""`search.py --mode nsga2` end to end, and picking from a front that is there."""
+"""`search.py --mode nsga2` end to end, and picks from an existing front."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def searches(monkeypatch):
-    """What every search that is started gets as its state."""
+    """The `Resume` of every search that is started."""
     started, real = [], front_finder.find_front
 
     def counted(*args, **kwargs):
@@ -196,7 +196,7 @@ def test_overwrite_searches_anew(here, searches):
         (["--objectives", "accuracy,speed"], "'speed'.*bitops"),
         (
             ["--objectives", "accuracy,latency", "--pick", "energy<=3"],
-            "'energy' is no cost of this front; known: latency",
+            "'energy' is not a cost of this front; known: latency",
         ),
         (
             ["--population", "9", "--pick", "latency<=0.001"],
@@ -236,7 +236,7 @@ def test_mistakes_get_one_clear_line(here, searches, flags, match):
         (["--scope", "published", "--seed", "3"], "another scope, seed"),
         (["--acc_predictor_dir", "models/glyphs"], "another acc_predictor_dir"),
         (["--config", "wide.json"], "another config or table"),
-        (["--pick", "size<=3"], "'size' is no cost of this front"),
+        (["--pick", "size<=3"], "'size' is not a cost of this front"),
     ],
 )
 def test_a_pick_from_a_front_of_another_search_is_refused(here, searches, flags, match):

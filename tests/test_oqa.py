@@ -1,4 +1,4 @@
-"""OQA's spaces and the complexity that the paper states of their networks."""
+"""OQA's spaces, and the complexity of their networks in the paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An OQA supernet by the scripts: 4 bits, inherited by 3, from a float one; and what they say to mistakes."""
+"""OQA supernets by the scripts: of 4 bits, of 3 bits from that, from a float one; and error messages."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def test_a_subnet_is_finetuned_and_reported_with_its_own_quantizers(here, capsys
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--space", "four.json", "--start_from", "models/small-oqa-3bit"], "4 cannot inherit from fewer"),
+        (["--space", "four.json", "--start_from", "models/small-oqa-3bit"], "4 bits cannot inherit from fewer"),
         (["--space", "four.json", "--start_from", "models/small-oqa", "--quantizer", "float"], "cannot start from"),
-        (["--space", "digits", "--start_from", "models/small-oqa"], "architectures are others"),
-        (["--space", "digits", "--quantizer", "lsq"], "space digits has more"),
+        (["--space", "digits", "--start_from", "models/small-oqa"], "has other architectures"),
+        (["--space", "digits", "--quantizer", "lsq"], "space digits has several"),
         (["--space", "four.json", "--start_from", "absent"], "absent"),
         (["--space", "three.json", "--recipe", "oqa-glyphs-3bit"], "give a supernet to start from"),
         (["--model", "mobilenet_v1_small", "--start_from", "models/small-oqa"], "--start_from belongs to --space"),

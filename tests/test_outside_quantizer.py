@@ -76,7 +76,7 @@ def test_a_supernet_is_trained_and_its_subnets_are_kept(scheme, few, tmp_path):
     torch.manual_seed(0)
     start, recipe = DynamicProxylessNASNets(space=DIGITS), RECIPES["tiny-qfa"]
     check_start(start, DIGITS, scheme)
-    check_recipe(recipe, scheme, from_nothing=False)
+    check_recipe(recipe, scheme, from_scratch=False)
     net = first_supernet(DIGITS, scheme, start, few, 64, CPU)
     assert all(quantizer.started for quantizer in quantizers(net))
     phase, rng = recipe.phases[0], np.random.default_rng(0)

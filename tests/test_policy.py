@@ -1,4 +1,4 @@
-"""Policies, their costs and the budget wall, against published values."""
+"""Policies, their costs and how bits are lowered to a budget, against published values."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_published_linear_policies(golden, networks, image_bits):
 
 
 def test_published_ratio_with_both_readings(golden, networks):
-    """The ratio over all layers: those that the table lacks by their published cost, the first by either reading."""
+    """The ratio over all layers; those that the table lacks have their published cost, the first either reading."""
     costs = published_costs(golden, networks)
     case = golden("haq.json")["linear_policies"][0]
     policy = policy_from_strategy("linear", networks["mobilenetv2"], case["strategy"])
@@ -99,7 +99,7 @@ def test_published_ratio_with_both_readings(golden, networks):
 
 
 def test_published_linear_wall(golden, networks):
-    """Every step of the sweeps, on the published totals: the layers that the table lacks weigh the same here."""
+    """Every step of the sweeps, on the published totals, with the published cost of layers that the table lacks."""
     layers = networks["mobilenetv2"]
     costs = linear_costs(layers, "bitops", BITFUSION)
     for case in golden("haq.json")["linear_action_wall"]:
@@ -139,7 +139,7 @@ def test_wall_fits_the_budget_and_never_raises_bits(seed, ratio, keep_ends):
 
 
 def test_wall_steps_equal_one_at_a_time(networks):
-    """The cumulative sums against the plain loop."""
+    """Cumulative sums against a plain loop."""
     layers, rng = networks["mobilenetv2"], np.random.default_rng(0)
     costs = linear_costs(layers, "latency", BITFUSION)
     fixed = fixed_bits(len(layers), activations=True, keep_ends=True)
@@ -248,7 +248,7 @@ def test_strategies_within_a_file(tmp_path):
 
 
 def test_layers_of_an_agent_are_those_of_the_costs():
-    """A module that runs again later keeps the place of its first run."""
+    """A module that runs again later keeps the position of its first run."""
     layers = [ConvLayer(8, 8, 4, 1, 1, 1, 8, 8, name=name) for name in "abcbd"]
     task = Task(net=None, spec=None, layers=layers, costs=None, cost_model=None)
     assert tuple(layer.name for layer in task.own_layers) == layer_names(layers) == ("a", "b", "c", "d")
@@ -262,7 +262,7 @@ def test_nothing_to_choose():
 
 
 def test_wall_leaves_what_single_bits_cannot(networks):
-    """2-bit depthwise layers are dearer than 3-bit ones here: only some of them get their cheapest bits."""
+    """Here 2-bit depthwise layers cost more than 3-bit ones: only some of them get their cheapest bits."""
     layers = networks["mobilenetv2"]
     costs = linear_costs(layers, "latency", BITFUSION)
     fixed = fixed_bits(len(layers), activations=True, keep_ends=True)

@@ -19,7 +19,7 @@ QUICK = PredictorConfig(epochs=40, hidden=64, lr=1e-3, weight_decay=3.0)
 
 
 def accuracy_of(genes, *, policy=True, seed=0):
-    """A made-up accuracy around 0.8: a saturating sum over the one-hot vector."""
+    """A synthetic accuracy around 0.8: a saturating sum over the one-hot vector."""
     converter = Converter(DIGITS)
     weights = np.random.default_rng(seed).uniform(0, 0.3, converter.full_dim)
     features = converter.encode(genes)

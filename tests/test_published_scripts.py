@@ -27,7 +27,7 @@ def layout(state):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """models/ and dataset/imagenet: a thousand classes, a few of which have images."""
+    """models/ and dataset/imagenet: a thousand classes, a few of them with images."""
     root = tmp_path_factory.mktemp("published")
     (root / "models").mkdir()
     supernet = filled(layout(DynamicProxylessNASNets().published_state_dict()), 1)

@@ -196,9 +196,9 @@ def test_published_figures_of_an_experiment_and_of_genes(tmp_path, capsys):
     assert shown["macs"] == [sum(layer.macs for layer in layers_of(QFA_MBV3, subnet)) for subnet in subnets]
     write_found(tmp_path / "e", QFA_MBV3, subnets[1])
     show_published([str(tmp_path / "e")])
-    said = capsys.readouterr().out
-    assert " ".join(map(str, published[1])) in said
-    assert f"{published_flops(published)[1] / 1e6:.3f}" in said
+    printed = capsys.readouterr().out
+    assert " ".join(map(str, published[1])) in printed
+    assert f"{published_flops(published)[1] / 1e6:.3f}" in printed
     write_json(tmp_path / "genes.json", [["a"]])
     with pytest.raises(UserError, match="must hold a list of lists"):
         show_published([str(tmp_path / "genes.json")])

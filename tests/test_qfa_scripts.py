@@ -1,4 +1,4 @@
-"""QFA by the scripts: float supernet, mixed precision, pairs, predictor, front, a point of it measured as it is."""
+"""QFA by the scripts: float supernet, mixed precision, pairs, predictor, front, a picked point without finetune."""
 
 from __future__ import annotations
 
@@ -97,7 +97,10 @@ def test_a_point_is_measured_as_it_is_and_may_be_finetuned(here, capsys):
         (["--space", "small.json", "--start_from", "models/small-qfa"], "starts from a float one"),
         (["--space", "small.json", "--start_from", "absent"], "absent"),
         (["--space", "small.json", "--quantizer", "float", "--start_from", "models/small-qfa"], "cannot start from"),
-        (["--space", "digits", "--quantizer", "float", "--start_from", "models/small-qfa-float"], "are others"),
+        (
+            ["--space", "digits", "--quantizer", "float", "--start_from", "models/small-qfa-float"],
+            "has other architectures",
+        ),
     ],
 )
 def test_mistakes_of_training(here, flags, match):
@@ -134,7 +137,7 @@ def test_full_precision_needs_quantizers_to_mix_with(here):
 
 
 def test_float_pairs_of_a_quantized_supernet_are_refused(here):
-    with pytest.raises(UserError, match="trained quantized: its pairs are gathered by --prepare acc_quant"):
+    with pytest.raises(UserError, match="trained quantized: gather its pairs with --prepare acc_quant"):
         search(["--prepare", "acc", *MODELS, "--recipe", "tiny-qfa"])
 
 

@@ -1,4 +1,4 @@
-"""Swapping the layers of any network for quantized ones, scoring policies, and their files."""
+"""Quantized layers in any network, accuracy of policies, and their files."""
 
 from __future__ import annotations
 

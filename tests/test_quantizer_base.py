@@ -1,4 +1,4 @@
-"""What all quantizers have in common: codes and scales, calibration that adds up, switches that are restored."""
+"""Properties of all quantizers: codes and scales, calibration that adds up, contexts that restore attributes."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_what_is_learned():
 
 
 def interrupted(context, look):
-    """What is seen inside a context that an exception ends."""
+    """Values inside a context that ends by an exception."""
     try:
         with context:
             inside = look()

@@ -1,4 +1,4 @@
-"""Linear quantizers against published values and their stated rules."""
+"""Linear quantizers against published values and their rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which recipe a space, a model or a data set has."""
+"""The recipes of spaces, models and data sets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IN_FLOAT = {"qfa-imagenet": "oqa-imagenet", "qfa-glyphs": "oqa-glyphs"}
 
 
 def recipe_at(name, bits):
-    """The recipe of a preset at so many bits: OQA's at 2 and 3 bits start from a supernet of more."""
+    """The recipe of a preset at a bit-width. OQA's at 2 and 3 bits start from a supernet of more bits."""
     return f"{RECIPE_OF[name]}-{bits}bit" if name.startswith("oqa") and bits in (2, 3) else RECIPE_OF[name]
 
 

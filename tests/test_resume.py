@@ -1,4 +1,4 @@
-"""Unfinished work continues where it was, and only its own state is taken for it."""
+"""Unfinished work continues from its state, and never from that of other work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts end to end on a tiny training, and what they say to mistakes."""
+"""The scripts end to end on a tiny training, and their error messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ search, quant_aware, report, train = (script(name) for name in ("search", "quant
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder in which everything was made from nothing by the tiny recipe."""
+    """A folder in which everything was made from scratch by the tiny recipe."""
     root = tmp_path_factory.mktemp("pipeline")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -116,7 +116,7 @@ def test_costs_are_reported_as_the_search_priced_them(here, capsys):
 
 
 def table_of_digits(folder):
-    """Keys of the published scope only."""
+    """Keys of the published scope alone."""
     from lut.table import build
 
     return build(replace(DIGITS, budget_scope="published"))

@@ -1,4 +1,4 @@
-"""What a search found is written whole, read back equal, and refused in one line where it is damaged."""
+"""Search results are written whole and read back equal. Damaged ones are one-line errors."""
 
 from __future__ import annotations
 

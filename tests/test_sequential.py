@@ -1,4 +1,4 @@
-"""The sequential baseline: channel surgery, widths within budgets, and the whole way, killed and continued."""
+"""The sequential baseline: pruning, mid channels within budgets, and whole runs, killed and continued."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LARGEST = largest_subnet(DIGITS)
 
 
 def random_net(space, seed):
-    """A subnet at the highest bits, its float network with statistics of no meaning, and a generator."""
+    """A subnet at the highest bits, its float network with random statistics, and a generator."""
     rng = np.random.default_rng(seed)
     subnet = subnets_of(space, sample(space, 1, rng))[0]
     subnet = replace(subnet, bits=largest_subnet(space).bits)
@@ -101,7 +101,7 @@ def test_surgery_refuses_what_it_cannot_do():
 
 @pytest.mark.parametrize("quantity", UNITS)
 def test_all_stages_count_alike(quantity):
-    """Tables of genes, the list of layers and the running network give one cost."""
+    """Gene tables, the list of layers and the traced network give the same cost."""
     for seed in range(3):
         subnet, net, _ = random_net(GLYPHS, seed)
         traced = layer_quantity(traced_layers(net, subnet.resolution, in_channels=1), quantity, COST_MODEL).sum()
@@ -268,7 +268,7 @@ def test_runs_are_not_mixed(few, whole, tmp_path):
 
 def test_a_hopeless_last_budget_leaves_no_state(few, tmp_path):
     hopeless = replace(CONFIG, min_bit=8)  # no bits to save
-    with pytest.raises(UserError, match=r"leaves bits too much to do: the budget of .* raise --preserve_ratio"):
+    with pytest.raises(UserError, match=r"are within the budget: the budget of .* raise --preserve_ratio"):
         whole_way(few, tmp_path, hopeless)
     assert not list(tmp_path.iterdir())
 

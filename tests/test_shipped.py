@@ -1,4 +1,4 @@
-"""The artefacts in the repository belong together and are as good as their records say."""
+"""The files in the repository belong together and have the accuracies in their records."""
 
 from __future__ import annotations
 

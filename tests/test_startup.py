@@ -1,4 +1,4 @@
-"""Front doors answer before anything heavy is imported. Times are in benchmarks/startup.py."""
+"""Scripts answer --help before they import slow libraries. benchmarks/startup.py measures the times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks traced into layers: counts that everybody knows, odd modules, and the command that prints their costs."""
+"""Networks traced into layers: well-known counts, unusual modules, and the command that prints costs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def printed(capsys, *flags):
 
 
 def macs_by_hooks(net, resolution):
-    """Multiply-accumulates counted apart from the trace: from the weights and outputs of the modules themselves."""
+    """MACs counted independently of the trace, from the weights and outputs of the modules."""
     counts = []
 
     def count(module, args, output):
@@ -263,7 +263,7 @@ def test_empty_weights_leave_other_tensors_alone():
 
 @pytest.fixture
 def experiment(tmp_path):
-    """A found network of the digits space, priced on an accelerator of its own."""
+    """The result of a search in the digits space, priced on an accelerator other than the published one."""
     subnet = subnets_of(DIGITS, sample(DIGITS, 1, np.random.default_rng(5)))[0]
     slow = {"accelerator": {"clock_mhz": 250}, "table": None}
     return write_found(tmp_path / "exps" / "mine", DIGITS, subnet, cost_model=slow), subnet
@@ -340,7 +340,7 @@ def test_command_on_a_table(capsys, tmp_path):
     ("flags", "message"),
     [
         (["--model", "mobilnet_v2"], "unknown model 'mobilnet_v2'; nearest of torchvision: mobilenet_v2, "),
-        (["--model", "zzz"], "known of torchvision: alexnet, .*wide_resnet50_2; or the folder .*exps/NAME"),
+        (["--model", "zzz"], "known of torchvision: alexnet, .*wide_resnet50_2; or name the folder .*exps/NAME"),
         (["--model", "digits"], "digits is a space: .*digits:largest"),
         (["--model", "digits:huge"], "known: smallest, largest"),
         (["--model", "mars:largest"], "unknown space 'mars'"),

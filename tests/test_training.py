@@ -56,7 +56,7 @@ def test_norms_biases_ranges_and_steps_are_not_decayed(scheme):
 
 
 def test_ranges_are_clipped_apart(few):
-    """A huge gradient of one range leaves the weights' step as it is, and the other way round."""
+    """A huge gradient of one range does not change the step of the weights, and vice versa."""
 
     class Net(nn.Module):
         def __init__(self, scale):
@@ -126,7 +126,7 @@ def test_diverged_training_is_an_error(few):
 
 
 def test_later_phases_have_a_teacher_and_sorted_channels(few, monkeypatch):
-    """All phases but the first are taught by the largest net as that left it; channels are sorted once, for width."""
+    """The largest subnet after the first phase is the teacher of all others. Channels are sorted once, for width."""
     calls, sorts = [], []
     train = progressive_shrinking.train_one_epoch
 
@@ -148,7 +148,7 @@ def test_later_phases_have_a_teacher_and_sorted_channels(few, monkeypatch):
 
 
 def test_distillation_pulls_towards_the_teacher(few):
-    """Labels all wrong, teacher right: only with a teacher does the net learn the truth."""
+    """All labels are wrong and the teacher is right: only with the teacher does the network learn the classes."""
     lies = TensorImages(few.train.images, (few.train.labels + 1) % 10)
 
     class Teacher(nn.Module):
@@ -182,7 +182,7 @@ def test_a_step_trains_the_same_subnets_however_its_batch_is_cut(few, monkeypatc
 
 
 def test_accumulated_parts_add_up_to_the_batch(few):
-    """Without BatchNorm the gradient of a batch in parts is that of the whole."""
+    """Without BatchNorm the gradient of a batch in parts equals that of the whole batch."""
     weights = []
     data = TensorImages(few.train.images.double(), few.train.labels)
     for parts in (1, 5):
@@ -227,7 +227,7 @@ def test_phases_vary_only_what_is_elastic(elastic):
 
 
 def test_killed_supernet_training_ends_the_same(few, tmp_path, monkeypatch):
-    """A run stopped after its third epoch and started again gives the weights of a run that was not."""
+    """A run that is stopped after its third epoch and continued gives the weights of a run without a stop."""
 
     def train(name, seed=3):
         session = Session(splits=few, device=CPU, seed=seed)

@@ -1,7 +1,7 @@
-"""The accuracy predictor: an MLP from one-hot subnets to top-1 accuracy, and the fast form of it that searches use.
+"""The accuracy predictor: an MLP from one-hot subnets to top-1, and its fast form for searches.
 
 APQ (Wang et al., CVPR 2020, arXiv 2006.08509), section 3.2: a predictor trained on many full-precision subnets is
-transferred to quantized ones, which are dear to measure, by adding an input for the bits.
+transferred to quantized ones, which are expensive to measure, by adding an input for the bits.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ from lut.gene_tables import GeneTables, gene_column
 from utils.converter import Converter
 from utils.encoding_layout import chooses_as_qfa
 
-CHUNK = 512  # candidates at a time: their activations (0.8 MB a layer) stay in cache
+CHUNK = 512  # candidates at a time, so that their activations (0.8 MB a layer) stay in cache
 MOST_ROWS_A_TABLE = 256
 
 
 class AccuracyPredictor(nn.Module):
-    """relu(W x_arch + b) + Q x_policy + q, then `n_layers - 1` relu layers and a linear regressor.
+    """MLP with the first layer relu(W x_arch + b) + Q x_policy + q, then `n_layers - 1` ReLU layers and a regressor.
 
-    In spaces that choose as QFA does, whose predictor is a plain MLP, the first layer is relu(W x_arch + b + Q x_policy
-    + q).
+    In spaces with QFA's choices it is a plain MLP, with the first layer relu(W x_arch + b + Q x_policy + q).
 
-    `quantize=False` builds the full-precision predictor, which has no Q and reads only the architecture half. State
-    dict keys are the published ones: `layers.<i>.0.*`, `quantize_fc.*`, `regressor.*`.
+    `quantize=False` builds the full-precision predictor, without Q, which reads the architecture half alone. State dict
+    keys are the published ones: `layers.<i>.0.*`, `quantize_fc.*`, `regressor.*`.
     """
 
     def __init__(
@@ -68,23 +67,23 @@ class AccuracyPredictor(nn.Module):
         return self.regressor(x).squeeze(1)
 
     def predict_accuracy(self, specs: Sequence[Mapping[str, Any] | Subnet]) -> np.ndarray:
-        """(specs,) float32 accuracies of published specs or subnets; the policy is always encoded as it is."""
+        """(specs,) float32 accuracies of published specs or subnets, with their policies."""
         return self.predict(self.converter.genes_of_specs(list(specs)))
 
     def predict(self, genes: np.ndarray) -> np.ndarray:
-        """(n,) float32 accuracies of a gene matrix. For many calls take `fast()` once: each call folds the weights."""
+        """(n,) float32 accuracies of a gene matrix. Each call folds the weights: for many calls, call `fast()` once."""
         return self.fast()(genes)
 
     def fast(self) -> FastPredictor:
-        """The function of the present weights, folded for speed; later changes of the weights do not reach it."""
+        """The predictor with its present weights folded for speed. It does not follow later changes of the weights."""
         return FastPredictor(self)
 
 
 class FastPredictor:
-    """An `AccuracyPredictor` with its first layer turned into row gathers: genes `(n, genes)` -> float32 `(n,)`.
+    """An `AccuracyPredictor` whose first layer is a gather of rows: genes `(n, genes)` -> float32 `(n,)`.
 
-    A one-hot vector times a matrix is a sum of its rows. The rows of genes of one slot that always come together are
-    summed beforehand, (kernel, width) and all bits, so that a candidate sums two rows a slot rather than six.
+    A one-hot vector times a matrix is a sum of rows. The rows of a slot's kernel and mid channels are summed in
+    advance, and so are those of its bits. A candidate then sums two rows a slot, not six.
     """
 
     def __init__(self, predictor: AccuracyPredictor) -> None:
@@ -115,16 +114,16 @@ class FastPredictor:
                 rows += rows_of(what, slot).view([-1 if a == axis else 1 for a in range(len(shape))] + [first.shape[1]])
             if slot == 0 and group < 2:  # the first slot always runs, so it can carry the bias
                 rows += biases[group]
-        self._fixed_rows = [  # (gene column, its rows) of the bits of layers that every network has
-            (column, rows_of_column(column)) for column in _fixed_columns(space) if predictor.quantize
+        self._shared_rows = [  # (gene column, its rows) of the bits of shared operands
+            (column, rows_of_column(column)) for column in _shared_columns(space) if predictor.quantize
         ]
-        self._depth_rows = [  # (gene column, its rows) of stages whose depth is said apart
+        self._depth_rows = [  # (gene column, its rows) of depths, where they have features of their own
             (column, first[start : start + width].cumsum(0)[torch.tensor(stage.depths) - 1])
             for (column, start, width), stage in zip(converter.depths, space.stages, strict=False)
         ]
         self._plain = predictor.plain and predictor.quantize
-        said = len(cardinalities(space)) - 1 in sections  # where there is more than one resolution, and in QFA's layout
-        self._resolution_rows = rows_of("resolution", 0) if said else None
+        has_resolution = len(cardinalities(space)) - 1 in sections  # of several resolutions, and in QFA's layout
+        self._resolution_rows = rows_of("resolution", 0) if has_resolution else None
         self._hidden = [
             (weights[f"layers.{i}.0.weight"].T.contiguous(), weights[f"layers.{i}.0.bias"])
             for i in range(1, predictor.n_layers)
@@ -141,16 +140,16 @@ class FastPredictor:
                 self._predict_chunks(genes, starts, out)
             else:
                 with ThreadPoolExecutor(n_workers) as pool:
-                    shares = [
+                    parts = [
                         pool.submit(self._predict_chunks, genes, starts[i::n_workers], out) for i in range(n_workers)
                     ]
-                    for share in shares:
-                        share.result()
+                    for part in parts:
+                        part.result()
         return out.numpy()
 
     def _predict_chunks(self, genes: np.ndarray, starts: Sequence[int], out: Tensor) -> None:
         with torch.inference_mode():
-            # All products go to two buffers: fresh memory for each would cost as much as a layer.
+            # Two buffers hold all products: new memory for each would take as long as a layer.
             buffers = torch.empty(2, min(CHUNK, len(genes)), self._rows.shape[1])
             for start in starts:
                 chunk = genes[start : start + CHUNK]
@@ -167,7 +166,7 @@ class FastPredictor:
             x.relu_()
         for group in policy:
             x += F.embedding_bag(group, self._rows, mode="sum")
-        for column, rows in self._fixed_rows:
+        for column, rows in self._shared_rows:
             x += rows[_index(genes[:, column])]
         if self._plain:
             x.relu_()
@@ -178,16 +177,16 @@ class FastPredictor:
 
 
 def _index(genes: np.ndarray) -> Tensor:
-    """A column of genes, whose numbers searches keep small, as torch wants an index."""
+    """A column of genes, which may be small integers, as an index for torch."""
     return torch.from_numpy(genes.astype(np.int64))
 
 
 @contextlib.contextmanager
 def one_thread_an_operation() -> Iterator[int]:
-    """Let torch run each operation on one thread, and tell how many it had.
+    """Context in which torch runs each operation on one thread. Yields the number of threads before.
 
-    Layers this small are over before threads have met. Whole chunks a thread need no meeting; the difference is a
-    factor of ten where other programs keep a core busy.
+    These layers are too small for several threads, whose synchronisation takes longer than the work. If other programs
+    keep a core busy it takes ten times as long.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -198,10 +197,10 @@ def one_thread_an_operation() -> Iterator[int]:
 
 
 def transfer(predictor: AccuracyPredictor) -> AccuracyPredictor:
-    """A quantized predictor that starts as the full-precision one: shared weights copied, the bits' layer zero.
+    """A quantized predictor that starts from a full-precision one: weights are copied, the layer of the bits is zero.
 
-    It then gives every policy the full-precision accuracy. Zero claims nothing about bits before there is data, and
-    unlike a zero hidden layer it still learns: its gradient passes through the trained layers behind it.
+    At first it predicts the full-precision accuracy for every policy. The zero layer can learn, because its gradient
+    passes through the trained layers after it.
     """
     weights = predictor.state_dict()
     quantized = AccuracyPredictor(predictor.space, predictor.hidden, predictor.n_layers, quantize=True)
@@ -213,19 +212,19 @@ def transfer(predictor: AccuracyPredictor) -> AccuracyPredictor:
 
 @torch.no_grad()
 def scale_output(predictor: AccuracyPredictor, factor: float, shift: float) -> None:
-    """Change a predictor, in place, to output `factor * accuracy + shift`, by its regressor alone."""
+    """Make a predictor output `factor * accuracy + shift`, by changing its regressor in place."""
     predictor.regressor.weight.mul_(factor)
     predictor.regressor.bias.mul_(factor).add_(shift)
 
 
-def _fixed_columns(space: SearchSpace) -> range:
-    """Gene columns of the shared operands: those before the resolution."""
+def _shared_columns(space: SearchSpace) -> range:
+    """Gene columns of the shared operands, which are before the resolution."""
     last = len(cardinalities(space)) - 1
     return range(last - len(space.shared_operands), last)
 
 
 def _kind_groups(space: SearchSpace) -> list[tuple[int, ...]]:
-    """Operand kinds in groups whose combinations of bits are few enough for a table a slot."""
+    """Groups of operand kinds, each with few enough combinations of bits for one table a slot."""
     groups: list[tuple[int, ...]] = [()]
     n_rows = 1
     for k, kind in enumerate(space.operands):

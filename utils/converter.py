@@ -17,11 +17,11 @@ from utils.encoding_layout import layout_of
 
 
 class Converter:
-    """One-hot encoding of the subnets of a space, laid out as published for APQ (CVPR 2020) or QFA (NeurIPS 2021).
+    """One-hot encoding of the subnets of a space, with the published layout of APQ (CVPR 2020) or QFA (NeurIPS 2021).
 
-    The architecture half (`half_dim` entries) says kernels, widths and the resolution, the policy half bits; see
-    `encoding_layout`. A slot that does not run is all zeros. `apq-imagenet` has 520 + 252 = 772 entries, `qfa-mbv3`
-    165 + 390 = 555. `seed` is for `random_spec` alone.
+    The architecture half (`half_dim` entries) has kernels, mid channels and the resolution, the policy half has bits;
+    see `encoding_layout`. Idle slots are all zeros. `apq-imagenet` has 520 + 252 = 772 entries, `qfa-mbv3` has 165 +
+    390 = 555. `seed` is for `random_spec` alone.
     """
 
     def __init__(self, space: SearchSpace = APQ_IMAGENET, seed: int | None = None) -> None:
@@ -37,13 +37,13 @@ class Converter:
         self.choices = np.array([section.width for section, _ in one_hot])  # (sections,)
         self.offsets = np.array([start for _, start in one_hot])  # (sections,) first entry of each
         per_slot, slots = (2 + len(space.operands)) * len(space.slots), len(space.slots)
-        self.slot_of_section = np.where(self.columns < per_slot, self.columns % slots, -1)  # -1: always there
-        # Where depths are said apart, (gene column, first entry, entries) of every stage; entries that are always 1.
+        self.slot_of_section = np.where(self.columns < per_slot, self.columns % slots, -1)  # -1: not in a slot
+        # (gene column, first entry, entries) of depths that have entries of their own; entries that are always 1
         self.depths = [(section.column, start, section.width) for section, start in placed if section.kind == "depth"]
         self.always = [start + section.width - 1 for section, start in placed if section.kind == "unused"]
 
     def _one_hots(self, genes: np.ndarray) -> np.ndarray:
-        """(n, sections) int64 indices of the one-hots' ones; `full_dim` pads those of slots that do not run."""
+        """(n, sections) int64 indices of the ones of all one-hots; `full_dim` for those of idle slots."""
         runs = np.ones((len(genes), len(self.space.slots) + 1), dtype=bool)  # the last column serves section slot -1
         runs[:, :-1] = active(self.space, genes)
         return np.where(runs[:, self.slot_of_section], genes[:, self.columns] + self.offsets, self.full_dim)
@@ -58,7 +58,7 @@ class Converter:
         return features[:, :-1]
 
     def decode(self, features: np.ndarray) -> np.ndarray:
-        """(n, genes) canonical rows; inverse of `encode`. UserError for rows that `encode` cannot have made."""
+        """(n, genes) canonical rows. Inverse of `encode`. UserError for rows that encode no subnet."""
         features = np.asarray(features)
         if features.ndim != 2 or features.shape[1] != self.full_dim:
             raise UserError(
@@ -78,28 +78,28 @@ class Converter:
         return genes
 
     def genes_of_specs(self, specs: list[Mapping[str, Any] | Subnet]) -> np.ndarray:
-        """(n, genes) of published spec objects or subnets; UserError says what is wrong with a spec."""
+        """(n, genes) of published specs or subnets. UserError says what is wrong with a spec."""
         return genes_of(self.space, [s if isinstance(s, Subnet) else subnet_from_spec(self.space, s) for s in specs])
 
     def spec2feature(self, spec: Mapping[str, Any] | Subnet, quantize: bool = True) -> np.ndarray:
-        """(full_dim,) float32 vector of one spec; ratios between two choices go to the nearest allowed width.
+        """(full_dim,) float32 vector of one spec. Expansions between two choices are rounded to the nearest one.
 
-        `quantize=False` reproduces a quirk of the published code, which its published accuracies of searched networks
-        rest on: every bit-width is encoded as the highest (8), so that the predictor never sees the policy.
+        `quantize=False` reproduces a quirk of the published code, which the published accuracies of searched networks
+        depend on: all bits are encoded as the highest (8), so that the predictor ignores the policy.
         """
         genes = self.genes_of_specs([spec])
         return self.encode(genes if quantize else with_highest_bits(self.space, genes))[0]
 
     def feature2spec(self, vector: np.ndarray) -> Record:
-        """The published spec of a `(full_dim,)` vector. Idle slots get the smallest kernel and width and 8 bits."""
+        """The published spec of a `(full_dim,)` vector. Idle slots have the smallest choices and 8 bits."""
         return self._spec(self.decode(np.asarray(vector)[None]))
 
     def random_spec(self, rng: np.random.Generator | None = None) -> Record:
-        """A legal spec, every choice drawn uniformly (from the constructor's seed if no generator is given)."""
+        """A legal spec, every choice drawn uniformly by `rng`, or else by a generator with the constructor's seed."""
         return self._spec(sample(self.space, 1, self._rng if rng is None else rng))
 
     def is_valid(self, spec: Mapping[str, Any]) -> bool:
-        """Whether every slot of a published spec, running or not, holds legal values and no forbidden combination."""
+        """Whether all slots of a published spec, running and idle, have legal values in legal combinations."""
         if not isinstance(spec, Mapping):
             return False
         try:

@@ -1,4 +1,4 @@
-"""How the features of an accuracy predictor are laid out: APQ's published way, or QFA's."""
+"""Layouts of the features of accuracy predictors: APQ's, or QFA's."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from apq.operands import BLOCK_LAYERS, SHARED_LAYERS
 from apq.space import SearchSpace
 
 BLOCK_BITS = 2 * len(BLOCK_LAYERS)  # bits of a block: weights and activations of each layer
-UNUSED = 2  # of the first block's: the expand layer that it lacks
+UNUSED = 2  # of these for the first block, which has no expand layer
 
 
 @dataclass(frozen=True)
 class Section:
-    """A run of features.
+    """Consecutive features, `width` of them.
 
-    `kind` says what they tell: the "choice" of gene `column`, one-hot; the "depth" of a stage, whose gene is `column`,
-    as so many leading ones; what is "unused", always the last one.
+    Kinds: "choice" is gene `column` as a one-hot; "depth" is the depth of a stage, with gene `column`, as that number
+    of leading ones; "unused" is a one in the last place.
     """
 
     kind: str
@@ -30,14 +30,14 @@ class Section:
 def layout_of(space: SearchSpace) -> tuple[list[Section], list[Section]]:
     """The sections of the architecture half and of the policy half.
 
-    APQ's: kernel and width of every slot, the resolution where there are several; bits of every slot, one operand kind
-    after the other, then those of shared operands. QFA's, for spaces that choose as it does: kernels, widths, depths,
-    resolution; bits of the first block, of every slot, of the last layers.
+    APQ's layout: kernels and mid channels of all slots, the resolution if there are several; bits of all slots, one
+    operand kind after the other, then those of shared operands. QFA's layout, for spaces with its choices: kernels, mid
+    channels, depths, resolution; bits of the first block, of all slots, of the last layers.
     """
     counts, slots, kinds, stages = cardinalities(space), len(space.slots), len(space.operands), len(space.stages)
     per_slot = (2 + kinds) * slots
     widths, bits = np.arange(2 * slots), np.arange(2 * slots, per_slot)
-    depths, fixed = np.split(np.arange(per_slot, len(counts) - 1), [stages])
+    depths, shared = np.split(np.arange(per_slot, len(counts) - 1), [stages])
     resolution = len(counts) - 1
 
     def choices(columns: np.ndarray | list[int]) -> list[Section]:
@@ -45,7 +45,7 @@ def layout_of(space: SearchSpace) -> tuple[list[Section], list[Section]]:
 
     if not chooses_as_qfa(space):
         several = [resolution] if len(space.resolutions) > 1 else []
-        return choices(widths) + choices(several), choices(bits) + choices(fixed)
+        return choices(widths) + choices(several), choices(bits) + choices(shared)
     of_first = BLOCK_BITS - UNUSED
     unused = [Section("unused", -1, len(space.operands[0].choices))] * UNUSED
     of_depths = [
@@ -54,12 +54,12 @@ def layout_of(space: SearchSpace) -> tuple[list[Section], list[Section]]:
     by_slot = bits.reshape(kinds, slots).T.ravel()
     return (
         choices(widths) + of_depths + choices([resolution]),
-        unused + choices(fixed[:of_first]) + choices(by_slot) + choices(fixed[of_first:]),
+        unused + choices(shared[:of_first]) + choices(by_slot) + choices(shared[of_first:]),
     )
 
 
 def chooses_as_qfa(space: SearchSpace) -> bool:
-    """Whether a space chooses what QFA's do: whole expansion ratios, and for every operand among the same bits."""
+    """Whether a space has QFA's choices: whole expansions, and the same bits for every operand of every layer."""
     layers = [(layer, operand) for layer in SHARED_LAYERS for operand in "wa"]
     kinds = [((layer,), operand) for layer in BLOCK_LAYERS for operand in "wa"]
     return (

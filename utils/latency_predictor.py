@@ -1,4 +1,4 @@
-"""What a subnet costs, under the published name."""
+"""The cost of a subnet, under the published name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lut.table import PublishedTable
 
 
 class LatencyPredictor(PopulationCost):
-    """`PopulationCost` as APQ's scripts call it: `type` is its quantity, by default on the published scope.
+    """`PopulationCost` under the published name: `type` is the quantity, and the scope is `published` by default.
 
-    `table` (measured or published costs of layers) replaces the accelerator model for latency and energy.
+    A `table` replaces the accelerator as the source of latency and energy.
     """
 
     def __init__(
@@ -37,6 +37,6 @@ class LatencyPredictor(PopulationCost):
         return self.quantity
 
     def predict_lat(self, spec: Mapping[str, Any] | Subnet) -> float:
-        """Cost of one published spec, in `unit`: the published name, although `type` decides what it is."""
+        """Cost of one published spec, in `unit`. Despite its published name it is the cost of `type`."""
         subnet = spec if isinstance(spec, Subnet) else subnet_from_spec(self.space, spec)
         return float(self.predict(genes_of(self.space, [subnet]))[0])

@@ -1,4 +1,4 @@
-"""Predictor files: weights, the space they speak of, and where they came from."""
+"""Predictor files: weights, space and origin."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ FIRST, POLICY, LAST = "layers.0.0.weight", "quantize_fc.weight", "regressor.weig
 
 
 def save_predictor(path: Path, predictor: AccuracyPredictor, record: Mapping[str, Any] | None = None) -> None:
-    """Write a predictor of accuracies in fractions 0..1, whole or not at all.
+    """Write a predictor, whose accuracies are from 0 to 1.
 
-    `record` is plain data about its origin; by custom `data` (file, number of pairs, seed) and `scores` (held out).
+    `record` is plain data about its origin, usually `data` (folder, number of pairs, seed) and `scores` (held out).
+    UserError if it has keys of the file itself.
     """
     data = {
         "state_dict": {key: value.detach().cpu() for key, value in predictor.state_dict().items()},
@@ -34,9 +35,9 @@ def save_predictor(path: Path, predictor: AccuracyPredictor, record: Mapping[str
 
 
 def load_predictor(path: Path, space: SearchSpace | None = None) -> AccuracyPredictor:
-    """The predictor of a file. UserError where it is of another space than `space`, naming both.
+    """Load the predictor of a file. UserError if its space is not `space`.
 
-    A published file, which is a state dict and nothing else, is a predictor of `apq-imagenet`.
+    A published file, which is a state dict alone, has a predictor of `apq-imagenet`.
     """
     data = load_checkpoint(path)
     published = FIRST in data
@@ -49,13 +50,13 @@ def load_predictor(path: Path, space: SearchSpace | None = None) -> AccuracyPred
 
 
 def load_record(path: Path) -> Record:
-    """What a predictor's file says of its origin; empty for a published one."""
+    """The record of a predictor's origin; empty for a published file."""
     data = load_checkpoint(path)
     return {} if FIRST in data else {key: value for key, value in data.items() if key not in ("state_dict", "space")}
 
 
 def different_spaces(what: str, its: SearchSpace, asked: SearchSpace) -> str:
-    """Message for something that belongs to another space."""
+    """The message for something that belongs to another space."""
     if its.name == asked.name:
         return f"{what} belongs to another version of space {its.name}: their choices differ"
     return f"{what} belongs to space {its.name}, not to {asked.name}"

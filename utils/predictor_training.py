@@ -1,4 +1,4 @@
-"""Training accuracy predictors on <subnet, accuracy> pairs, few or many, from scratch or transferred."""
+"""Training of accuracy predictors on <subnet, accuracy> pairs, from scratch or transferred."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from utils.converter import Converter
 from utils.predictor_files import different_spaces
 
 FEWEST_PAIRS = 10
-SAVE_SECONDS = 2.0  # between saved states of a training, which is faster than a disk
+SAVE_SECONDS = 2.0  # between saves of the state: an epoch may be faster than a disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorConfig:
-    """Settings of a predictor's training; the defaults suit a few hundred to a few thousand pairs."""
+    """Settings of a predictor's training. The defaults are for hundreds to thousands of pairs. UserError where one is
+    out of range."""
 
     epochs: int = 200
     lr: float = 3e-4
-    weight_decay: float = 1.0  # AdamW: strong, or a few hundred pairs are learned by heart
+    weight_decay: float = 1.0  # of AdamW: strong, because a few hundred pairs are easily overfitted
     batch_size: int = 64
     holdout: float = 0.2
     hidden: int = 400
@@ -47,7 +48,7 @@ class PredictorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorScores:
-    """How well predictions agree with measured accuracies on held-out pairs; `rmse` in the unit of the accuracies."""
+    """Agreement of predicted and measured accuracies on held-out pairs. `rmse` is in the unit of the accuracies."""
 
     n_train: int
     n_holdout: int
@@ -57,7 +58,7 @@ class PredictorScores:
 
 
 def holdout_split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices 0..n-1 shuffled and cut: for training, and held out (about `fraction`, at least 2)."""
+    """Split indices 0 to n - 1 at random into those for training and those held out (about `fraction`, at least 2)."""
     order = np.random.default_rng(seed).permutation(n)
     n_holdout = min(max(2, round(n * fraction)), n - 2)
     return np.sort(order[n_holdout:]), np.sort(order[:n_holdout])
@@ -71,7 +72,7 @@ def training_record(
     initial: AccuracyPredictor | None = None,
     config: PredictorConfig | None = None,
 ) -> Record:
-    """All that a trained predictor depends on, as plain data: for the `Resume` of its training."""
+    """All that a trained predictor depends on, as plain data, for the `Resume` of its training."""
     pairs = genes.astype(np.int64).tobytes() + np.asarray(accuracies, dtype=np.float64).tobytes()
     return {
         "config": asdict(config or PredictorConfig()),
@@ -92,12 +93,16 @@ def train_predictor(
     device: torch.device | str = "cpu",
     resume: Resume = NOT_KEPT,
 ) -> tuple[AccuracyPredictor, PredictorScores]:
-    """Fit a predictor to pairs: genes `(n, genes)` and accuracies `(n,)`, fractions from 0 to 1.
+    """Fit a predictor to pairs: genes `(n, genes)` and accuracies `(n,)` from 0 to 1.
 
-    `quantize=False` takes float accuracies and ignores the bits. `initial` is trained further instead of random
-    weights; a full-precision one is transferred first if `quantize` is set (APQ, section 3.2). The held-out pairs only
-    score. The same seed gives the same weights on one machine. Returns the predictor, on the CPU and in the scale of
-    the accuracies. UserError for too few pairs, accuracies that are not finite, or another space.
+    Returns the predictor, on the CPU, and its scores on the held-out pairs, which it was not trained on. The same seed
+    gives the same weights on one machine. UserError for too few pairs, for accuracies that are not finite, and for an
+    `initial` predictor that does not fit.
+
+    Args:
+        quantize: False for accuracies of float subnets, whose bits are ignored.
+        initial: predictor to start from (None: random weights). A full-precision one is transferred first if `quantize`
+            is set (APQ, section 3.2).
     """
     config, accuracies = config or PredictorConfig(), np.asarray(accuracies, dtype=np.float64)
     if len(genes) != len(accuracies):
@@ -109,7 +114,7 @@ def train_predictor(
 
     train, held_out = holdout_split(len(genes), config.holdout, config.seed)
     predictor = _start(space, quantize, initial, config)
-    # Targets are in units of their own spread, so that lr and weight decay mean the same in every space.
+    # Targets are standardised, so that learning rate and weight decay mean the same in every space.
     mean, std = float(accuracies[train].mean()), float(accuracies[train].std()) or 1.0
     if initial is not None:
         scale_output(predictor, 1 / std, -mean / std)
@@ -122,7 +127,7 @@ def train_predictor(
 
 
 def score(predictor: AccuracyPredictor, genes: np.ndarray, accuracies: np.ndarray, n_train: int = 0) -> PredictorScores:
-    """Scores on pairs; a rank correlation is 0 where one side is constant."""
+    """Scores of a predictor on pairs. Rank correlations are 0 if predictions or accuracies are constant."""
     predicted = predictor.predict(genes).astype(np.float64)
     constant = len(genes) < 2 or not np.ptp(predicted) or not np.ptp(accuracies)
     return PredictorScores(

@@ -1,11 +1,12 @@
-"""QFA's published forms of a subnet: a gene of 176 numbers, and the FLOPs that its search counted.
+"""QFA's published form of a subnet, a gene of 176 numbers, and the FLOPs that its search counted.
 
-QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952). A gene lists the kernel and expansion of every slot, the depth of
-every stage and the resolution, then weight and activation bits: six numbers a block (expand, depthwise, project) and
-two for each of the last 1x1 convolutions. The first block has no expand layer; its first two numbers are unused.
+QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952). A published gene lists the kernel and expansion of every slot, the
+depth of every stage and the resolution, then weight and activation bits: six numbers a block (expand, depthwise,
+project) and two for each of the last 1x1 convolutions. The first block has no expand layer; its first two numbers are
+unused.
 
-  python -m utils.qfa exps/A           an experiment's subnet as a published gene, and its FLOPs as published
-  python -m utils.qfa genes.json       the same of published genes, a JSON list of them
+  python -m utils.qfa exps/A           the subnet of an experiment as a published gene, and its FLOPs as published
+  python -m utils.qfa genes.json       the same for a JSON list of published genes
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from apq.space import SearchSpace
 from apq.stages import make_divisible
 from utils.encoding_layout import BLOCK_BITS, UNUSED, chooses_as_qfa
 
-# What the published table counts with: widths 1.2 times those of MobileNetV3, not rounded to multiples of 8. The
-# channels of the image and the classes are widened too.
+# Widths in the published count of FLOPs: 1.2 times those of MobileNetV3, not rounded to multiples of 8. The channels of
+# the image and the classes are widened too.
 COUNTED_WIDTHS = (19, 29, 48, 96, 134, 192)  # first convolution and first block, then the five stages
 COUNTED_IMAGE = 4  # channels: round(3 x 1.2)
 COUNTED_CLASSES = 1200
 
 
 def published_of_genes(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
-    """(n, published) numbers as in the published files: 176 a subnet of `qfa-mbv3`."""
+    """(n, numbers) published genes of a gene matrix: 176 numbers a subnet of `qfa-mbv3`."""
     _check_layout(space)
     parts, bits = view(space, genes), np.array(space.operands[0].choices)
     d = [np.array(stage.depths)[gene] for stage, gene in zip(space.stages, parts.d.T, strict=True)]
@@ -54,11 +55,11 @@ def published_of_genes(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
 
 
 def genes_of_published(space: SearchSpace, published: np.ndarray) -> np.ndarray:
-    """(n, genes) canonical rows of published numbers; UserError where one is no choice of the space."""
+    """(n, genes) canonical rows of published genes. UserError where a number is not a choice of the space."""
     _check_layout(space)
-    slots, stages, fixed = len(space.slots), len(space.stages), BLOCK_BITS - UNUSED
+    slots, stages, of_first = len(space.slots), len(space.stages), BLOCK_BITS - UNUSED
     bits, wide = space.operands[0].choices, tuple(int(ratio) for ratio in space.ratios)
-    lengths = [slots, slots, stages, 1, UNUSED, fixed, BLOCK_BITS * slots, len(space.shared_operands) - fixed]
+    lengths = [slots, slots, stages, 1, UNUSED, of_first, BLOCK_BITS * slots, len(space.shared_operands) - of_first]
     published = np.asarray(published)
     if published.ndim != 2 or published.shape[1] != sum(lengths):
         raise UserError(f"published genes of {space.name} have shape (n, {sum(lengths)}), not {published.shape}")
@@ -77,11 +78,11 @@ def genes_of_published(space: SearchSpace, published: np.ndarray) -> np.ndarray:
 
 
 def published_flops(published: np.ndarray) -> np.ndarray:
-    """(n,) float64 operations, in 8-bit equivalents, that the published search counted for published genes `(n, 176)`.
+    """(n,) float64 FLOPs, in 8-bit equivalents, that the published search counted for published genes `(n, 176)`.
 
-    Not multiply-accumulates of the network (those are sums over `layers_of`): widths are not rounded to multiples of 8,
-    the image and the classes are widened too, BatchNorm adds two operations an output, and maps of odd sides shrink to
-    the smaller half but for the depthwise layer's. A layer counts times w x a / 64, where bits above 8 count as 8.
+    They are not the MACs of the network (sums over `layers_of`): widths are not rounded to multiples of 8, the image
+    and the classes are widened too, BatchNorm adds two operations an output, and odd sides are halved downwards except
+    in depthwise layers. A layer counts times w x a / 64, where bits above 8 count as 8.
     """
     space, roles = QFA_MBV3, len(BLOCK_LAYERS)
     slots, ends = len(space.slots), [len(space.slots), 2 * len(space.slots), 2 * len(space.slots) + len(space.stages)]
@@ -123,7 +124,7 @@ def _indices(what: str, values: np.ndarray, choices: tuple[int, ...]) -> np.ndar
 
 def _check_layout(space: SearchSpace) -> None:
     if not chooses_as_qfa(space):
-        raise UserError(f"space {space.name} does not choose the bits of every convolution apart, as QFA does")
+        raise UserError(f"space {space.name} does not choose the bits of every convolution, as QFA does")
 
 
 def main(argv: list[str] | None = None) -> None:

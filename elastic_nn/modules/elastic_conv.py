@@ -1,7 +1,7 @@
-"""One elastic convolution for every precision.
+"""The elastic convolution, in full precision or quantized.
 
-Weights are sliced, never copied. Fewer channels are the first ones. A smaller depthwise kernel is the centre of the
-next larger one, multiplied by a learned matrix (once-for-all, Cai et al., ICLR 2020, arXiv 1908.09791).
+Weights are sliced, never copied: fewer channels are the first ones. A smaller depthwise kernel is the centre of the
+next larger one times a learned matrix (once-for-all, Cai et al., ICLR 2020, arXiv 1908.09791).
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ from elastic_nn.quantizers import QuantScheme
 
 
 class ElasticConv2d(QuantizedLayer, nn.Module):
-    """Convolution with "same" padding whose output channels and kernel are chosen at run time.
+    """Convolution with "same" padding whose output channels and kernel size are chosen at run time.
 
-    A depthwise convolution has as many channels as its input. `kernel_sizes` ascend; more than one needs `depthwise`.
-    `signed_input` says whether the activations may be negative; `quantize_input=False` leaves them raw.
+    Args:
+        kernel_sizes: ascending choices; more than one needs `depthwise`.
+        scheme: makes the quantizers.
+        depthwise: one filter for each channel of the input.
+        signed_input: whether the input may be negative.
+        quantize_input: False leaves the input in full precision, as for images.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class ElasticConv2d(QuantizedLayer, nn.Module):
         self.active_kernel, self.active_out = largest, out_channels
 
     def active_weight(self, in_channels: int) -> Tensor:
-        """The full-precision filter in use for inputs of this many channels."""
+        """The full-precision weights in use for inputs with `in_channels` channels."""
         if self.depthwise:
             return self._centre_kernel(first(self.weight, in_channels))
         w = first(self.weight, self.active_out)

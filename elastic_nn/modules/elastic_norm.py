@@ -1,4 +1,4 @@
-"""BatchNorm over however many channels arrive."""
+"""BatchNorm for inputs with any number of channels."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.autograd.function import FunctionCtx
 
 
 def first(tensor: Tensor, n: int) -> Tensor:
-    """The first n rows. If these are all, the tensor itself, which spares the backward pass a copy."""
+    """The first n rows. If these are all rows, it is the tensor itself, which saves a copy in the backward pass."""
     return tensor if tensor.size(0) == n else tensor[:n]
 
 
 class ElasticBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d that normalises an input of C channels with its first C scales, shifts and statistics.
 
-    The statistics of a supernet mix those of all subnets that it was trained with: recalibrate after choosing one. With
-    `synchronised` a training step takes the statistics over the images of all processes.
+    The statistics of a supernet mix those of all its subnets: recalibrate after choosing one. With `synchronised`,
+    training steps take statistics over the images of all processes.
     """
 
     synchronised = False
@@ -34,15 +34,15 @@ class ElasticBatchNorm2d(nn.BatchNorm2d):
         return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
-        """Any number of channels up to `num_features` is fine."""
+        """Allow any number of channels up to `num_features`."""
 
 
 def _synchronised_norm(
     x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor, bias: Tensor, momentum: float, eps: float
 ) -> Tensor:
-    """Batch normalisation over all processes: torch's own needs a GPU and a fixed number of channels.
+    """Batch normalisation over all processes. torch's own needs a GPU and a fixed number of channels.
 
-    Statistics of half-precision images are computed in float32, as torch does.
+    Statistics of half-precision inputs are computed in float32, as torch does.
     """
     dtype, x = x.dtype, x.to(weight.dtype)
     count = _SumOverProcesses.apply(x.new_tensor([x.numel() / x.size(1)]))
@@ -56,7 +56,7 @@ def _synchronised_norm(
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Every process has the sum, so the gradient of each part is the sum of all processes' gradients."""
+    """Sum over processes. Each process has the sum, so the gradient of a part is the sum of all gradients."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, part: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The elastic inverted-residual block (MobileNetV2, Sandler et al., CVPR 2018) and the units it is made of."""
+"""The elastic inverted-residual block (MobileNetV2, Sandler et al., CVPR 2018) and its parts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ ACTIVATIONS = {"relu6": nn.ReLU6, "relu": nn.ReLU, "h_swish": nn.Hardswish}  # b
 class BlockShape:
     """Largest size of a block. `kernel_sizes` ascend.
 
-    Without `expand` the block is depthwise + project. With `squeeze`, squeeze-and-excitation stands between these two.
+    Without `expand` the block has no expand layer. With `squeeze` it has squeeze-and-excitation after the depthwise
+    layer.
     """
 
     in_channels: int
@@ -35,7 +36,7 @@ class BlockShape:
 
 
 class ConvNormAct(nn.Module):
-    """Elastic convolution, BatchNorm, and the activation of this name; None for a linear bottleneck."""
+    """Elastic convolution, BatchNorm, activation by name (None: no activation, as in a linear bottleneck)."""
 
     def __init__(self, conv: ElasticConv2d, activation: str | None) -> None:
         super().__init__()
@@ -48,7 +49,7 @@ class ConvNormAct(nn.Module):
 
 
 class ElasticMBConv(nn.Module):
-    """Expand, depthwise, squeeze, project; with a shortcut where input and output have the same shape."""
+    """Expand, depthwise, squeeze-and-excitation, project; with a shortcut where input and output shapes agree."""
 
     def __init__(self, shape: BlockShape, scheme: QuantScheme) -> None:
         super().__init__()
@@ -65,20 +66,20 @@ class ElasticMBConv(nn.Module):
         self.shortcut = shape.expand and shape.stride == 1 and c == d
 
     def set_shape(self, kernel_size: int, mid_channels: int) -> None:
-        """Choose the depthwise kernel and the number of channels after expansion."""
+        """Choose the depthwise kernel size and the mid channels."""
         self.depthwise.conv.active_kernel = kernel_size
         self.expand.conv.active_out = self.depthwise.conv.active_out = mid_channels
 
     def layers(self) -> dict[str, ConvNormAct]:
-        """The convolution units by their role in the space's vocabulary."""
+        """The convolutional layers by role: "expand", "depthwise", "project"."""
         named = {"expand": self.expand, "depthwise": self.depthwise, "project": self.project}
         return {role: unit for role, unit in named.items() if isinstance(unit, ConvNormAct)}
 
     @torch.no_grad()
     def sort_channels(self) -> None:
-        """Order the expanded channels by importance (L1 norm of the project weights), so that slicing keeps the best.
+        """Sort the mid channels by importance (L1 norm of the project weights), so that slicing keeps the best.
 
-        The function of the full-width block does not change.
+        The output of the full-width block does not change.
         """
         order = self.project.conv.weight.abs().sum((0, 2, 3)).argsort(descending=True, stable=True)
         self.project.conv.weight.copy_(self.project.conv.weight[:, order])

@@ -1,4 +1,4 @@
-"""Layers with quantizers, and what is done with the quantizers of a whole network."""
+"""Layers with quantizers, and functions on all quantizers of a network."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from elastic_nn.quantizers import NoQuantizer, Quantizer, QuantScheme
 
 
 class QuantizedLayer:
-    """Mixin of a layer whose weights and inputs pass through quantizers, in full precision through `NoQuantizer`."""
+    """Mixin for layers whose weights and inputs pass through quantizers (`NoQuantizer` in full precision)."""
 
     weight: nn.Parameter
     weight_quant: Quantizer
     act_quant: Quantizer
 
     def set_quantizers(self, scheme: QuantScheme, *, signed_input: bool, quantize_input: bool = True) -> None:
-        """Give the layer fresh quantizers of a scheme. `quantize_input=False` leaves the input raw, as images are."""
+        """Give the layer new quantizers. `quantize_input=False` leaves the input in full precision, as for images."""
         self.weight_quant = scheme.weight()
         self.act_quant = scheme.activation(signed_input) if quantize_input else NoQuantizer()
 
     def operands(self) -> dict[str, Quantizer]:
-        """The quantizers of the operands that are quantized: "weight_quant", "act_quant"."""
+        """The quantizers of the quantized operands, by "weight_quant" and "act_quant"."""
         both = {"weight_quant": self.weight_quant, "act_quant": self.act_quant}
         return {kind: quantizer for kind, quantizer in both.items() if quantizer.quantizes}
 
     def set_bits(self, w_bits: int, a_bits: int) -> None:
-        """Choose the bit-widths of weights and inputs. Operands in full precision ignore theirs."""
+        """Set the bits of weights and inputs. Operands in full precision ignore them."""
         self.weight_quant.bits, self.act_quant.bits = w_bits, a_bits
 
     def active_weight(self, in_channels: int) -> Tensor:
-        """The full-precision weights in use for inputs of this many channels; all of them by default."""
+        """The full-precision weights in use for inputs with `in_channels` channels; by default all weights."""
         return self.weight
 
 
 class QuantConv2d(QuantizedLayer, nn.Conv2d):
-    """Convolution with quantizers; `quantize_input=False` leaves the input raw, as images are."""
+    """Convolution with quantizers. `quantize_input=False` leaves the input in full precision, as for images."""
 
     def __init__(
         self, *args: Any, scheme: QuantScheme, signed_input: bool = False, quantize_input: bool = True, **kwargs: Any
@@ -73,23 +73,23 @@ class QuantLinear(QuantizedLayer, nn.Linear):
 
 
 def quantized_layers(net: nn.Module) -> dict[str, QuantizedLayer]:
-    """Every layer that has places for quantizers, by its path, in module order."""
+    """Every `QuantizedLayer` by its path, in module order."""
     return {name: module for name, module in net.named_modules() if isinstance(module, QuantizedLayer)}
 
 
 def quantizers(net: nn.Module) -> list[Quantizer]:
-    """The quantizer of every quantized operand, in module order, weights before inputs; none in a float network."""
+    """The quantizers of all quantized operands, in module order, weights before inputs."""
     return [quantizer for layer in quantized_layers(net).values() for quantizer in layer.operands().values()]
 
 
 def learned_parameters(net: nn.Module) -> list[nn.Parameter]:
-    """The ranges, steps and offsets that the quantizers of a network learn, each once."""
+    """The ranges, steps and offsets that the quantizers of a network learn."""
     found = (parameter for quantizer in _all_quantizers(net) for parameter in quantizer.learned_parameters())
     return list(dict.fromkeys(found))
 
 
 def quantizer_keys(net: nn.Module) -> set[str]:
-    """Names of the quantizers' tensors in the network's state dict."""
+    """Keys of all quantizers' tensors in the state dict of the network."""
     operands = (
         (f"{name}.{kind}.", quantizer)
         for name, layer in quantized_layers(net).items()
@@ -99,7 +99,7 @@ def quantizer_keys(net: nn.Module) -> set[str]:
 
 
 def name_quantizers(net: nn.Module) -> None:
-    """Tell every quantizer which layer it belongs to, for messages."""
+    """Set the `label` of every quantizer to its layer, for messages."""
     for name, layer in quantized_layers(net).items():
         for operand in layer.operands().values():
             for quantizer in _all_quantizers(operand):
@@ -108,14 +108,14 @@ def name_quantizers(net: nn.Module) -> None:
 
 @contextlib.contextmanager
 def quantizers_off(net: nn.Module) -> Iterator[None]:
-    """Run in full precision within this context."""
+    """Context in which the network runs in full precision."""
     with _attribute(quantizers(net), "enabled", False):
         yield
 
 
 @contextlib.contextmanager
 def collecting(net: nn.Module) -> Iterator[None]:
-    """Let quantizers collect the statistics that they need from what runs within this context."""
+    """Context in which quantizers collect the statistics that they need from the inputs of the network."""
     parts = [quantizer for quantizer in _all_quantizers(net) if quantizer.needs_statistics]
     try:
         for quantizer in parts:
@@ -128,7 +128,7 @@ def collecting(net: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared_batch(net: nn.Module, world_size: int) -> Iterator[None]:
-    """Let BatchNorm and quantizers take statistics over the images of all processes, which share each batch."""
+    """Context in which BatchNorm and quantizers take statistics over the images of all processes."""
     if world_size == 1:
         yield
         return
@@ -139,9 +139,9 @@ def shared_batch(net: nn.Module, world_size: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def part_of_batch(net: nn.Module, share: float) -> Iterator[None]:
-    """Tell the quantizers of inputs that forward passes hold only this share of a training step's images.
+    """Context in which a forward pass has only `share` (0 to 1) of the images of a training step.
 
-    The gradients of learned steps must not depend on how a batch is cut. `share` is in 0 to 1.
+    The quantizers of inputs need this: the gradients of learned steps must not depend on how a batch is cut.
     """
     if share == 1:
         yield
@@ -152,13 +152,13 @@ def part_of_batch(net: nn.Module, share: float) -> Iterator[None]:
 
 
 def _all_quantizers(net: nn.Module) -> list[Quantizer]:
-    """Every quantizer, also those that are part of another one."""
+    """Every quantizer, also those inside another one."""
     return [module for module in net.modules() if isinstance(module, Quantizer)]
 
 
 @contextlib.contextmanager
 def _attribute(modules: Iterable[nn.Module], name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of modules within this context."""
+    """Context in which an attribute of modules has another value."""
     before = [(module, getattr(module, name)) for module in modules]
     try:
         for module, _ in before:

@@ -1,5 +1,7 @@
-"""Squeeze-and-excitation over however many channels arrive (Hu et al., CVPR 2018; its place and gate: MobileNetV3,
-Howard et al., ICCV 2019). Never quantized."""
+"""Squeeze-and-excitation for inputs with any number of channels, in full precision.
+
+Hu et al., CVPR 2018; position and gate as in MobileNetV3 (Howard et al., ICCV 2019).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from elastic_nn.modules.elastic_norm import first
 
 
 class ElasticSqueezeExcite(nn.Module):
-    """Scales each channel by a gate in 0..1 that depends on the means of all channels. Fewer channels are the first."""
+    """Scales each channel by a gate from 0 to 1, computed from the means of all channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -27,7 +29,7 @@ class ElasticSqueezeExcite(nn.Module):
 
     @torch.no_grad()
     def reorder(self, order: Tensor) -> None:
-        """Follow a new order of the block's channels, and order the inner channels by importance too."""
+        """Follow a new order of the block's mid channels, and sort the inner channels by importance."""
         self.reduce.weight.copy_(self.reduce.weight[:, order])
         for tensor in self.excite.parameters():
             tensor.copy_(tensor[order])
@@ -38,7 +40,7 @@ class ElasticSqueezeExcite(nn.Module):
 
     @torch.no_grad()
     def copy_first(self, source: ElasticSqueezeExcite) -> None:
-        """Take over the first channels of a wider one."""
+        """Copy the first channels of a wider one."""
         for own, other in zip(self.parameters(), source.parameters(), strict=True):
             own.copy_(other[tuple(slice(n) for n in own.shape)])
 

@@ -1,4 +1,4 @@
-"""Networks assembled from a search space."""
+"""Networks built from a search space."""
 
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets

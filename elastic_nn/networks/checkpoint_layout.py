@@ -1,7 +1,7 @@
-"""The one map between our keys and those of the published checkpoints.
+"""The map between our keys and those of published checkpoints.
 
-Published supernets wrap their elastic layers once more (`conv.conv`, `bn.bn`) than their fixed layers and than
-published stand-alone subnets, which have no elastic layers at all.
+Published supernets wrap elastic layers in one more module (`conv.conv`, `bn.bn`). Their other layers and published
+stand-alone subnets have no such wrapper.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from elastic_nn.quantizers.functional import LARGEST_CLIP
 
 ROLES = {"expand": "inverted_bottleneck", "depthwise": "depth_conv", "project": "point_linear"}
 RANGES = ("activation_range", "weight_range")
-# Published first convolutions hold the range of an input that they never quantize; ours has none.
+# Published first convolutions have a range for an input that they never quantize; ours have none.
 RAW_INPUT_RANGE = "first_conv.conv.activation_range"
 CLASSIFIER = "classifier.linear.weight"
 
 
 def published_state(path: Path, data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weights of a published file: its `state_dict`, or all of it. UserError if they are not a network's."""
+    """The weights of a published file: its `state_dict`, or all of it. UserError if they are not those of a network."""
     state = data.get("state_dict", data)
     state = without_prefix(state) if isinstance(state, dict) else {}
     if not isinstance(state.get(CLASSIFIER), Tensor) or state[CLASSIFIER].ndim != 2:
-        raise UserError(f"{path} is neither one of this project's networks nor a published one: no {CLASSIFIER}")
+        raise UserError(f"{path} is neither one of this project's networks nor a published one: it has no {CLASSIFIER}")
     return state
 
 
@@ -48,7 +48,7 @@ def published_key(key: str, *, elastic: bool) -> str:
     if other_quantizer or parts[0] == "pooled_mix_layer" or (parts[0] == "blocks" and parts[2] not in ROLES):
         raise UserError(f"the published layout has no place for {key}")
     if parts[0] == "blocks":
-        twice = elastic and parts[1] != "0"  # the first block is fixed
+        twice = elastic and parts[1] != "0"  # the first block is not elastic
         parts = [*parts[:2], "mobile_inverted_conv", ROLES[parts[2]], *parts[3:]]
     elif parts[0] == "classifier":
         parts = ["classifier", "linear", *parts[1:]]
@@ -63,7 +63,7 @@ def published_key(key: str, *, elastic: bool) -> str:
 
 
 def to_published(net: nn.Module, *, elastic: bool = True) -> dict[str, Tensor]:
-    """A network's weights under their published names, in the published order."""
+    """The weights of a network under their published names, in the published order."""
     named = {published_key(key, elastic=elastic): tensor for key, tensor in net.state_dict().items()}
     if "first_conv.conv.weight_range" in named:
         named[RAW_INPUT_RANGE] = torch.full((1,), LARGEST_CLIP)
@@ -76,10 +76,10 @@ def to_published(net: nn.Module, *, elastic: bool = True) -> dict[str, Tensor]:
 
 
 def from_published(state: Mapping[str, Any], net: nn.Module, *, elastic: bool = True) -> dict[str, Tensor]:
-    """Published weights under the names of `net`. They must hold exactly its keys, in its shapes.
+    """Published weights under the names of `net`.
 
-    The file of a float network may lack all ranges. UserError names the first keys that are missing, extra or
-    misshapen.
+    They must have exactly its keys and shapes; those of a float network may lack all ranges. UserError names the first
+    keys that are missing, extra or misshapen.
     """
     found = without_prefix(state)
     ours = {published_key(key, elastic=elastic): key for key in net.state_dict()}
@@ -94,7 +94,10 @@ def from_published(state: Mapping[str, Any], net: nn.Module, *, elastic: bool = 
 
 
 def without_prefix(state: Mapping[Any, Any]) -> dict[str, Any]:
-    """The weights without the prefix `module.` that data-parallel training adds to each key."""
+    """The weights without the prefix `module.`, which data-parallel training adds to each key.
+
+    UserError where a key occurs with and without it.
+    """
     found = {str(key).removeprefix("module."): value for key, value in state.items()}
     if len(found) < len(state):
         raise UserError("weights have keys twice, with and without the prefix `module.`")

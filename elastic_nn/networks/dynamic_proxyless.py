@@ -22,10 +22,10 @@ from elastic_nn.quantizers import FLOAT, QuantScheme
 
 
 class DynamicProxylessNASNets(MBConvNet):
-    """A network that contains every subnet of the space. It starts as its largest subnet.
+    """A supernet: its parts are all subnets of a space. At first its largest subnet is active.
 
-    Choose a subnet with `activate` (a Subnet) or with the published calls, which take the lists of an `arch` file. The
-    positional arguments are the published ones and describe a space; any other space is given as `space`.
+    Choose a subnet with `activate`, or with the published calls, which take the lists of an `arch` file. The positional
+    arguments are the published ones and describe a space; give any other space as `space`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class DynamicProxylessNASNets(MBConvNet):
     ) -> None:
         if space is None:
             if len(_as_tuple(width_mult_list)) != 1:
-                raise UserError(f"width_mult_list {width_mult_list}: width multipliers are not searched, give one")
+                raise UserError(f"width_mult_list is {width_mult_list}; width multipliers are not searched: give one")
             (width_mult,) = _as_tuple(width_mult_list)
             choices = (_as_tuple(values) for values in (ks_list, expand_ratio_list, depth_list))
             space = published_space(n_classes, base_stage_width, width_mult, *choices)
@@ -55,7 +55,7 @@ class DynamicProxylessNASNets(MBConvNet):
         self.activate(self.active)
 
     def activate(self, subnet: Subnet) -> None:
-        """Run as this subnet (of the network's space, canonical) from now on."""
+        """Run as this subnet from now on. It must be a canonical one of the network's space."""
         if subnet != self.active:
             self.forget_ranges()
         blocks = [0]
@@ -67,7 +67,7 @@ class DynamicProxylessNASNets(MBConvNet):
         self.set_shared_bits(self.space, subnet.shared_bits)
         self.active_blocks = tuple(blocks)
         self.active = subnet
-        self._said = {**architecture_of(self.space, subnet), **policy_of(self.space, subnet)}
+        self._spec = {**architecture_of(self.space, subnet), **policy_of(self.space, subnet)}
 
     def set_active_subnet(
         self,
@@ -77,27 +77,27 @@ class DynamicProxylessNASNets(MBConvNet):
         d: int | Sequence[int] | None = None,
         resolution: int | None = None,
     ) -> None:
-        """Choose the architecture by the lists of a published spec, or by one number for all; None keeps what is.
+        """Choose the architecture by the lists of a published spec, or by one number for all entries.
 
-        The policy stays. Where a rule forbids its bits with the new kernel, the block gets its highest bits until a
-        policy is given. UserError if the architecture is illegal.
+        None keeps the present choice. The policy stays, but blocks whose bits a rule forbids with the new kernel run at
+        their highest bits until a policy is set. UserError if the architecture is illegal.
         """
         lengths = {"ks": len(self.space.slots), "e": len(self.space.slots), "d": len(self.space.stages)}
         given = {"wid": wid, "ks": ks, "e": e, "d": d, "resolution": resolution}
-        said = {
-            **self._said,
+        spec = {
+            **self._spec,
             **{
                 key: [value] * lengths[key] if isinstance(value, (int, float)) and key in lengths else value
                 for key, value in given.items()
                 if value is not None
             },
         }
-        self._activate_as_said(said, {**said, **_mended_policy(self.space, said)})
+        self._activate_spec(spec, {**spec, **_legal_policy(self.space, spec)})
 
-    def _activate_as_said(self, said: Mapping[str, Any], legal: Mapping[str, Any]) -> None:
-        """Run as a legal spec, and remember the settings of slots that do not run for the next partial call."""
+    def _activate_spec(self, spec: Mapping[str, Any], legal: Mapping[str, Any]) -> None:
+        """Run as the legal spec, and keep `spec`, with its idle slots, for the next call that changes a part of it."""
         self.activate(subnet_from_spec(self.space, legal))
-        self._said = dict(said)
+        self._spec = dict(spec)
 
     def set_bn_param(self, momentum: float, eps: float) -> None:
         """Set momentum and epsilon of every BatchNorm."""
@@ -106,24 +106,24 @@ class DynamicProxylessNASNets(MBConvNet):
                 module.momentum, module.eps = momentum, eps
 
     def load_weights_from_proxylessnas(self, state: Mapping[str, Any]) -> None:
-        """Load weights in the published layout, quantized or float: all of them or none.
+        """Load weights in the published layout, quantized or float; all of them or none.
 
-        A float file leaves the quantizers' ranges as they are. UserError names missing, extra and misshapen keys.
+        Float weights leave the ranges of quantizers as they are. UserError names missing, extra and misshapen keys.
         """
         self.load_state_dict(from_published(state, self), strict=False)
 
     def published_state_dict(self) -> dict[str, Tensor]:
-        """The weights in the published layout: inverse of `load_weights_from_proxylessnas`."""
+        """The weights in the published layout. Inverse of `load_weights_from_proxylessnas`."""
         return to_published(self)
 
     def sample_active_subnet(self, rng: np.random.Generator) -> Record:
-        """Choose an architecture at random and return its published spec; a float network has no policy to draw."""
+        """Choose an architecture at random and return its published spec, without a policy."""
         genes = with_highest_bits(self.space, sample(self.space, 1, rng))
         self.activate(subnets_of(self.space, genes)[0])
         return architecture_of(self.space, self.active)
 
     def get_active_subnet(self) -> MBConvNet:
-        """The active subnet as a network of its own, with copies of the weights, statistics and ranges."""
+        """The active subnet as a network of its own, with copies of weights, statistics and ranges."""
         return extract_subnet(self, self.space, self.active)
 
 
@@ -131,8 +131,8 @@ def _as_tuple(values: Any) -> tuple[Any, ...]:
     return tuple(values) if isinstance(values, (list, tuple)) else (values,)
 
 
-def _mended_policy(space: SearchSpace, spec: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The spec's policy with the highest bits where a rule forbids its own with the spec's kernels."""
+def _legal_policy(space: SearchSpace, spec: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The policy of a spec, with the highest bits where a rule forbids its bits with its kernels."""
     policy = {kind.setting: list(spec[kind.setting]) for kind in space.operands}
     for rule in space.forbidden:
         kind = next(kind for kind in space.operands if kind.name == rule.operand)

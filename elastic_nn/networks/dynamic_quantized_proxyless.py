@@ -1,4 +1,4 @@
-"""The elastic supernet with quantizers: the same network, built with another scheme."""
+"""The elastic supernet with quantizers: the same network with another scheme."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class DynamicQuantizedProxylessNASNets(DynamicProxylessNASNets):
         super().__init__(*published, space=space, scheme=scheme, **named)
 
     def set_quantization_policy(self, **settings: Sequence[int]) -> None:
-        """Choose the bits by the lists of a published policy; the architecture stays. UserError if illegal."""
-        said = {**self._said, **settings}
-        self._activate_as_said(said, said)
+        """Choose the bits by the lists of a published policy. The architecture stays. UserError if they are illegal."""
+        spec = {**self._spec, **settings}
+        self._activate_spec(spec, spec)
 
     def sample_active_subnet(self, rng: np.random.Generator) -> Record:
-        """Choose architecture and policy at random and return both in one published spec."""
+        """Choose architecture and policy at random and return their published spec."""
         self.activate(subnets_of(self.space, sample(self.space, 1, rng))[0])
         return {**architecture_of(self.space, self.active), **policy_of(self.space, self.active)}
 
     def load_float_weights(self, state: Mapping[str, Any]) -> None:
-        """Load a float supernet's weights; the quantizers keep their ranges and steps."""
+        """Load the weights of a float supernet. The quantizers keep their ranges and steps."""
         missing, unexpected = self.load_state_dict(state, strict=False)
         own = quantizer_keys(self)
         if wrong := [key for key in (*missing, *unexpected) if key not in own]:
-            raise UserError(f"not a float supernet of space {self.space.name}: first key that does not fit {wrong[0]}")
+            raise UserError(f"not a float supernet of space {self.space.name}: {wrong[0]} does not fit")

@@ -1,4 +1,4 @@
-"""The one network class: a supernet and a stand-alone subnet are the same assembly of different shapes."""
+"""The network of a search space. Supernets and stand-alone subnets are built by this class, with other shapes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from elastic_nn.quantizers import FLOAT, QuantScheme
 
 
 def supernet_blocks(space: SearchSpace) -> list[BlockShape]:
-    """The blocks of the largest network of a space, with every kernel choice."""
+    """The blocks of the largest subnet of a space, with all choices of kernel sizes."""
     slots = (_slot_block(space, slot, slot.mid_channels[-1], space.kernel_sizes) for slot in space.slots)
     return [_first_block(space), *slots]
 
 
 def subnet_blocks(space: SearchSpace, subnet: Subnet) -> list[BlockShape]:
-    """The blocks of one subnet: only those that run, each with its one kernel and width."""
+    """The blocks that a subnet runs, each with its kernel size and mid channels."""
     slots = (
         _slot_block(space, slot, subnet.mid_channels(slot), (subnet.ks[slot.index],))
         for slot in subnet.running_slots(space)
@@ -55,9 +55,9 @@ def _first_block(space: SearchSpace) -> BlockShape:
 class MBConvNet(nn.Module):
     """First convolution, inverted-residual blocks, last 1x1, pooling, in some spaces another 1x1, classifier.
 
-    The quantizers come with the scheme. What is not searched runs at the space's `fixed_bits` (the last 1x1's input at
-    its `mix_activation_bits`) and `end_bits`. The image enters unquantized. `active_blocks` are the indices of the
-    blocks that run.
+    The scheme makes the quantizers. Shared operands that are not searched have the `fixed_bits` of the space (the input
+    of the last 1x1: `mix_activation_bits`), the ends its `end_bits`. The image is not quantized. `active_blocks` are
+    the indices of the blocks that run.
     """
 
     def __init__(self, space: SearchSpace, blocks: list[BlockShape], scheme: QuantScheme) -> None:
@@ -93,7 +93,7 @@ class MBConvNet(nn.Module):
         return self.classifier(self.dropout(x))
 
     def set_shared_bits(self, space: SearchSpace, shared_bits: tuple[int, ...]) -> None:
-        """Give the layers that every network has their bits: the space's, or what a subnet chose."""
+        """Set the bits of the shared layers and the ends: those of the space, or those that a subnet chose."""
         for part in (self.blocks[0], self.feature_mix_layer, self.pooled_mix_layer):
             for layer in quantized_layers(part).values():
                 layer.set_bits(space.fixed_bits, space.fixed_bits)
@@ -106,11 +106,11 @@ class MBConvNet(nn.Module):
             {"w": layer.weight_quant, "a": layer.act_quant}[shared.operand].bits = bits
 
     def forget_ranges(self) -> None:
-        """Drop the statistics of one subnet's activations before another one runs. Other ranges and steps stay."""
+        """Drop the statistics of the active subnet before another one runs. Learned ranges and steps stay."""
         for quantizer in self._with_statistics:
             quantizer.invalidate()
 
     def set_block_bits(self, index: int, space: SearchSpace, bits: tuple[int, ...]) -> None:
-        """Give a block its bits, one for each operand kind of the space. A float network ignores them."""
+        """Set the bits of a block, one number for each operand kind of the space. A float network ignores them."""
         for role, unit in self.blocks[index].layers().items():
             unit.conv.set_bits(bits[space.kind_of(role, "w")], bits[space.kind_of(role, "a")])

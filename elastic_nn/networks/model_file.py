@@ -1,4 +1,4 @@
-"""The file of a float network that is not a supernet: weights and spec, or the plain weights of a named network."""
+"""The file of a float network other than a supernet: weights and spec, or the plain weights of a named network."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from elastic_nn.networks.named_models import build_model, named_model
 def save_model(
     path: Path, spec: ModelSpec, state_dict: Mapping[str, torch.Tensor], images: Record, **facts: Any
 ) -> None:
-    """Write a network's weights with its spec, the identity of its training images, and other facts."""
+    """Write the weights of a network with its spec, the identity of its training images, and other facts."""
     save_checkpoint(path, {"model": model_to_dict(spec), "state_dict": dict(state_dict), "images": images, **facts})
 
 
 def load_model(
     path: Path, name: str | None = None, n_classes: int | None = None
 ) -> tuple[nn.Module, ModelSpec, Record | None]:
-    """The network of a file, its spec, and the identity of its images where that is known.
+    """Load the network of a file, its spec, and the identity of its images, if known.
 
-    A file without a spec holds plain weights: those of the network `name` for ImageNet's channels and resolution, with
-    as many classes as its classifier has outputs. UserError where the file does not fit, or holds another network than
-    asked for.
+    A file without a spec has the plain weights of the network `name` for ImageNet's channels and resolution, with as
+    many classes as its classifier has outputs. UserError where the weights do not fit, or where `name` or `n_classes`
+    differ from the file.
     """
     data = load_checkpoint(path)
     if "model" not in data:
@@ -43,7 +43,7 @@ def load_model(
         raise UserError(f"{path}: {error}") from error
     for what, asked in (("name", name), ("n_classes", n_classes)):
         if asked is not None and asked != getattr(spec, what):
-            raise UserError(f"{path} holds a network of {what} {getattr(spec, what)}, not {asked} as asked")
+            raise UserError(f"{path} holds a network of {what} {getattr(spec, what)}, not {asked}")
     net = build_model(spec)
     _load(path, spec, net, data.get("state_dict"))
     return net, spec, data.get("images")
@@ -51,7 +51,7 @@ def load_model(
 
 def _from_plain(path: Path, data: Record, name: str | None, n_classes: int | None) -> tuple[nn.Module, ModelSpec]:
     if name is None:
-        raise UserError(f"{path} does not say what network it holds: name it")
+        raise UserError(f"{path} does not say which network it holds: give its name")
     state = data.get("state_dict", data)
     if isinstance(state, Mapping):
         try:
@@ -70,7 +70,7 @@ def _from_plain(path: Path, data: Record, name: str | None, n_classes: int | Non
 
 
 def _classes(net: nn.Module, state: Any) -> int:
-    """Number of outputs of the classifier, the last matrix: that of the weights, or else the network's own."""
+    """Number of outputs of the classifier, which is the last matrix: in the weights, or else in the network."""
     key, own = [(key, value) for key, value in net.state_dict().items() if value.ndim >= 2][-1]
     saved = state.get(key) if isinstance(state, Mapping) else None
     fits = isinstance(saved, torch.Tensor) and saved.ndim >= 2 and len(saved) > 0
@@ -79,7 +79,7 @@ def _classes(net: nn.Module, state: Any) -> int:
 
 def _load(path: Path, spec: ModelSpec, net: nn.Module, state: Any) -> None:
     own = net.state_dict()
-    if isinstance(state, Mapping):  # files from before torch 0.4.1 do not count batches
+    if isinstance(state, Mapping):  # files of torch before 0.4.1 have no counts of batches
         state = {**{key: value for key, value in own.items() if key.endswith("num_batches_tracked")}, **state}
     try:
         check_fit(state, {key: value.shape for key, value in own.items()})

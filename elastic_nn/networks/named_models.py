@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's classification models, MobileNetV1, and small ones for 32-pixel images."""
+"""Networks by name: torchvision's classification models, MobileNetV1, and small networks for 32-pixel images."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT
 
-# Output channels and stride of each depthwise-separable block: Howard et al., arXiv 1704.04861, table 1. The last
-# stride there is a misprint: the map stays at 7 pixels.
+# Output channels and stride of each depthwise-separable block (Howard et al., arXiv 1704.04861, table 1). The last
+# stride in that table is a misprint: the map stays at 7 pixels.
 V1_BLOCKS = (
     *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
     *((512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1)),
 )
 V1_SMALL_BLOCKS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1))  # maps of 16, 8, 4, 2 pixels
-# Expansion, channels, blocks, stride of each stage: as in torchvision's MobileNetV2.
-# Narrow bottlenecks are bound by memory: at full expansion fewer bits would hardly make the network faster.
+# Expansion, channels, blocks, stride of each stage, as in torchvision's MobileNetV2. Narrow bottlenecks are bound by
+# memory: with larger expansions fewer bits would hardly make the network faster.
 V2_SMALL_STAGES = ((1, 8, 1, 1), (2, 16, 3, 2), (4, 16, 2, 1), (2, 48, 1, 2))  # maps of 16, 8, 8, 4 pixels
 V1_SMALL_STEM, V2_SMALL_HEAD = 8, 96
-SMALL, SMALL_SIDE = ("mobilenet_v1_small", "mobilenet_v2_small"), 32  # ours; torchvision's small ones are for 224
+SMALL, SMALL_SIDE = ("mobilenet_v1_small", "mobilenet_v2_small"), 32  # torchvision's small networks are for 224 pixels
 AUXILIARY = ("googlenet", "inception_v3")  # they return several outputs in training
 
 
 def named_model(name: str, images: str | None = None) -> ModelSpec:
-    """The spec of a named network for a data set; None: glyphs for small networks, ImageNet for others."""
+    """The spec of a named network for a data set (None: glyphs for small networks, ImageNet for others)."""
     dataset = get_dataset(images or ("glyphs" if name in SMALL else "imagenet"))
     return ModelSpec(
         name=name,
@@ -47,9 +47,9 @@ def named_model(name: str, images: str | None = None) -> ModelSpec:
 
 
 def build_model(spec: ModelSpec) -> nn.Module:
-    """The network with fresh weights. Its BatchNorm layers can be recalibrated and synchronised between processes.
+    """The network with new weights. Its BatchNorm layers can be recalibrated and synchronised between processes.
 
-    UserError for an unknown name, with similar ones, and where the network does not run on images of its resolution.
+    UserError for an unknown name, and where the network does not run on images of its resolution.
     """
     if spec.space is not None:
         return build_subnet(spec.space, spec.subnet, FLOAT)
@@ -61,14 +61,14 @@ def build_model(spec: ModelSpec) -> nn.Module:
 
 
 def use_elastic_norms(net: nn.Module) -> None:
-    """Make every BatchNorm2d an ElasticBatchNorm2d, in place: it has the same attributes and tensors."""
+    """Turn every BatchNorm2d into an ElasticBatchNorm2d, in place. Both have the same attributes and tensors."""
     for module in net.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = ElasticBatchNorm2d
 
 
 def mobilenet_v1(n_classes: int, stem: int = 32, blocks: tuple[tuple[int, int], ...] = V1_BLOCKS) -> nn.Sequential:
-    """MobileNetV1: a stem of stride 2 and depthwise-separable blocks, given as (channels, stride)."""
+    """MobileNetV1: a first convolution of stride 2, then depthwise-separable blocks, given as (channels, stride)."""
     layers: list[nn.Module] = [Conv2dNormActivation(3, stem, stride=2)]
     width = stem
     for channels, stride in blocks:
@@ -92,7 +92,7 @@ def mobilenet_v1_small(n_classes: int) -> nn.Sequential:
 
 
 def mobilenet_v2_small(n_classes: int) -> MobileNetV2:
-    """MobileNetV2's layout for 32-pixel images, its own stem and a narrow head: 22 convolutions."""
+    """MobileNetV2's layout for 32-pixel images, with a narrow last layer: 22 convolutions."""
     net = MobileNetV2(n_classes, inverted_residual_setting=[list(s) for s in V2_SMALL_STAGES], dropout=0.0)
     width = V2_SMALL_STAGES[-1][1]
     net.features[-1] = Conv2dNormActivation(width, V2_SMALL_HEAD, kernel_size=1, activation_layer=nn.ReLU6)
@@ -108,7 +108,7 @@ OWN: dict[str, Callable[[int], nn.Module]] = {
 
 
 def check_known(name: str) -> None:
-    """UserError for an unknown name, with the nearest known ones."""
+    """UserError for an unknown name. It lists the nearest known ones."""
     known = [*OWN, *models.list_models(module=models)]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=5)
@@ -124,12 +124,12 @@ def _own_or_torchvision(spec: ModelSpec) -> nn.Module:
     sized = {"image_size": spec.resolution} if spec.name.startswith("vit_") else {}
     try:
         return models.get_model(spec.name, weights=None, num_classes=spec.n_classes, **sized)
-    except (ValueError, RuntimeError) as error:  # say, an image size that its patches do not divide
+    except (ValueError, RuntimeError) as error:  # for example a resolution that the patches do not divide
         raise UserError(f"{spec.name} cannot be built for images of {spec.resolution} pixels: {error}") from error
 
 
 def _fit_input(net: nn.Module, spec: ModelSpec) -> None:
-    """Replace the first convolution by one for the images' channels."""
+    """Replace the first convolution by one for the channels of the images."""
     path, conv = next((path, module) for path, module in net.named_modules() if isinstance(module, nn.Conv2d))
     if conv.in_channels == spec.in_channels:
         return
@@ -147,7 +147,7 @@ def _fit_input(net: nn.Module, spec: ModelSpec) -> None:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Initial weights as torchvision draws those of MobileNetV2."""
+    """Draw initial weights as torchvision does for MobileNetV2."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out")
         if module.bias is not None:
@@ -158,7 +158,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _check_runs(net: nn.Module, spec: ModelSpec) -> None:
-    """UserError unless the network runs on images of this resolution: some networks need larger ones than others."""
+    """UserError unless the network runs on images of this resolution, which may be too small for it."""
     image = torch.zeros(1, spec.in_channels, spec.resolution, spec.resolution)
     net.eval()
     try:

@@ -1,4 +1,4 @@
-"""The file of a network that was finetuned with a policy: weights, ranges or clusters, spec and bits."""
+"""The file of a network that was finetuned with a policy: weights, ranges or clusters, spec, policy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from elastic_nn.quantizers import scheme_named
 
 
 class PolicyModel(NamedTuple):
-    """A quantized network with its spec and policy. `images` is the identity of its training images, if it is known."""
+    """A quantized network with its spec and policy. `images` identifies its training images, if they are known."""
 
     net: nn.Module
     spec: ModelSpec
@@ -41,13 +41,16 @@ def save_policy_model(
     state: Mapping[str, Tensor],
     **facts: Any,
 ) -> None:
-    """Write a quantized network with all that is needed to rebuild it, and facts about its training."""
+    """Write a quantized network with all that rebuilding it needs, and facts about its training.
+
+    `signed` says for each layer whether its input may be negative.
+    """
     described = {"model": model_to_dict(spec), "quantization": policy_to_dict(policy, layers), "signed": dict(signed)}
     save_checkpoint(path, {**described, "state_dict": dict(state), **facts})
 
 
 def load_policy_model(path: Path) -> PolicyModel:
-    """The network of a file; UserError where the file holds no such network, or its parts do not fit together."""
+    """Load the network of a file. UserError where it holds no such network, or where its parts do not fit together."""
     data = load_checkpoint(path, ("model", "quantization", "signed", "state_dict"))
     try:
         spec = model_from_dict(data["model"])
@@ -68,7 +71,7 @@ def load_policy_model(path: Path) -> PolicyModel:
 
 
 def load_finetuned_policy(experiment: Experiment) -> PolicyModel:
-    """The finetuned network of an experiment; UserError unless it has the policy of the experiment's policy file."""
+    """Load the finetuned network of an experiment. UserError unless its policy is that of `policy.json`."""
     found = load_policy_model(experiment.best_checkpoint)
     if (found.policy, found.layers) != read_policy(experiment):
         raise UserError(f"{experiment.policy} is not the policy of {experiment.best_checkpoint}; finetune it again")
@@ -76,7 +79,7 @@ def load_finetuned_policy(experiment: Experiment) -> PolicyModel:
 
 
 def _check_state(net: nn.Module, state: Any) -> None:
-    """UserError unless the weights fit. Tensors whose shapes depend on the data, as clusters, the quantizer checks."""
+    """UserError unless the weights fit. Quantizers check their own data-dependent tensors, such as clusters."""
     if not isinstance(state, Mapping):
         raise UserError("it has no weights")
     layers = quantized_layers(net)

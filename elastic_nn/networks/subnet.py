@@ -1,4 +1,4 @@
-"""A subnet as a network of its own: cut out of a supernet, or built empty to load a checkpoint into."""
+"""A subnet as a network of its own: cut out of a supernet, or built to load a checkpoint into."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elastic_nn.quantizers import QuantScheme
 
 
 def build_subnet(space: SearchSpace, subnet: Subnet, scheme: QuantScheme) -> MBConvNet:
-    """The subnet with fresh weights and its bits set."""
+    """The subnet with new weights, at its bits."""
     net = MBConvNet(space, subnet_blocks(space, subnet), scheme)
     for index, slot in enumerate(subnet.running_slots(space), start=1):
         net.set_block_bits(index, space, tuple(row[slot.index] for row in subnet.bits))
@@ -25,8 +25,8 @@ def build_subnet(space: SearchSpace, subnet: Subnet, scheme: QuantScheme) -> MBC
 
 @torch.no_grad()
 def extract_subnet(supernet: MBConvNet, space: SearchSpace, subnet: Subnet) -> MBConvNet:
-    """Cut a subnet out of a supernet that runs it: weights, BatchNorm statistics and quantizer ranges, copied."""
-    with torch.device("meta"):  # every tensor is copied below: none need be drawn first
+    """Cut the active subnet out of a supernet, with copies of weights, BatchNorm statistics and ranges."""
+    with torch.device("meta"):  # every tensor is copied below, so none needs initial values
         net = build_subnet(space, subnet, supernet.scheme)
     like = next(supernet.parameters())
     net = net.to(like.dtype).to_empty(device=like.device)

@@ -24,7 +24,7 @@ from elastic_nn.quantizers import FLOAT, LINEAR, QuantScheme, scheme_named
 
 
 class FinetunedSubnet(NamedTuple):
-    """A network with its space and subnet. `images` is the identity of its training images, if the file knows it."""
+    """A network with its space and subnet. `images` identifies its training images, if they are known."""
 
     net: MBConvNet
     space: SearchSpace
@@ -41,21 +41,21 @@ def save_subnet(
     scheme: QuantScheme = LINEAR,
     **facts: Any,
 ) -> None:
-    """Write a quantized subnet with all that is needed to rebuild it, and facts about its training."""
+    """Write a quantized subnet with all that rebuilding it needs, and facts about its training."""
     described = {"space": space_to_dict(space), "scheme": scheme.name, **spec_of(space, subnet)}
     save_checkpoint(path, {**described, "state_dict": state, **facts})
 
 
 def load_subnet(path: Path) -> tuple[MBConvNet, SearchSpace, Subnet]:
-    """The network of a file, its space and its spec; UserError where the weights do not fit."""
+    """Load the network of a file, its space and its subnet. UserError where the weights do not fit."""
     return _rebuild(path, load_checkpoint(path))
 
 
 def load_finetuned(experiment: Experiment) -> FinetunedSubnet:
-    """The finetuned network of an experiment; UserError unless it is the network of the `arch` file.
+    """Load the finetuned network of an experiment. UserError unless it is the network of the `arch` file.
 
-    A checkpoint in the published layout does not record its architecture. It has that of the `arch` file, in
-    `apq-imagenet`, with as many classes as its classifier has outputs.
+    A checkpoint in the published layout does not record its architecture, which is then that of the `arch` file, in
+    `apq-imagenet` with as many classes as the classifier has outputs.
     """
     path = experiment.best_checkpoint
     data = load_checkpoint(path)
@@ -70,7 +70,7 @@ def load_finetuned(experiment: Experiment) -> FinetunedSubnet:
 
 
 def load_float_subnet(experiment: Experiment) -> tuple[MBConvNet, ModelSpec, Record | None]:
-    """The finetuned network of an experiment without its quantizers, its spec, and the identity of its images."""
+    """Load the finetuned network of an experiment without quantizers, its spec, and the identity of its images."""
     net, space, subnet, images = load_finetuned(experiment)
     bare = build_subnet(space, subnet, FLOAT)
     state = net.state_dict()

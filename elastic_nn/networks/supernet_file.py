@@ -1,4 +1,4 @@
-"""The file of a trained supernet, and the quantized supernet that takes a float one's weights."""
+"""The file of a trained supernet; and the quantized supernet made from a float one."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from elastic_nn.quantizers import FLOAT, QuantScheme, scheme_named
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """How the supernet of a file was trained: the name of its recipe and the identity of its images, if known."""
+    """How a supernet was trained: the name of its recipe and the identity of its images, if known."""
 
     recipe: str | None = None
     images: Record | None = None
 
 
 def save_supernet(path: Path, net: DynamicProxylessNASNets, recipe: str, images: Record, **facts: Any) -> None:
-    """Write a supernet with its space, the name of its quantizers' scheme, its origin and other facts."""
+    """Write a supernet with its space, the name of its scheme, its origin and other facts."""
     own = {"space": space_to_dict(net.space), "scheme": net.scheme.name, "state_dict": net.state_dict()}
     save_checkpoint(path, {**own, "recipe": recipe, "images": images, **facts})
 
 
 def build_supernet(space: SearchSpace, scheme: QuantScheme) -> DynamicProxylessNASNets:
-    """A fresh supernet of a space with the quantizers of a scheme."""
+    """A new supernet of a space, with the quantizers of a scheme."""
     if scheme == FLOAT:
         return DynamicProxylessNASNets(space=space)
     return DynamicQuantizedProxylessNASNets(space=space, scheme=scheme)
 
 
 def load_supernet(path: Path) -> tuple[DynamicProxylessNASNets, Origin]:
-    """The supernet of a file, float or with the quantizers that it was trained with, and its origin.
+    """Load the supernet of a file, float or with the quantizers that it was trained with, and its origin.
 
-    A file without a scheme holds a float supernet. A file in the published layout holds one of `apq-imagenet`, with as
-    many classes as its classifier has outputs and of unknown origin. UserError where a file is damaged or does not fit.
+    A file without a scheme has a float supernet. A file in the published layout has one of `apq-imagenet`, with as many
+    classes as its classifier has outputs, of unknown origin. UserError where the file is damaged or does not fit.
     """
     data = load_checkpoint(path)
     if "space" not in data:
@@ -61,13 +61,13 @@ def load_supernet(path: Path) -> tuple[DynamicProxylessNASNets, Origin]:
 def load_quantized_supernet(
     path: Path, space: SearchSpace | None = None
 ) -> tuple[DynamicQuantizedProxylessNASNets, Origin]:
-    """As `load_supernet`, but a float supernet gets linear quantizers. One that was trained quantized keeps its own.
+    """Like `load_supernet`, but a float supernet gets linear quantizers.
 
-    UserError if it has another space than asked for.
+    UserError if its space is not `space`.
     """
     source, origin = load_supernet(path)
     if space is not None and source.space != space:
-        raise UserError(f"{path} is a supernet of space {source.space.name}, not of {space.name} as asked")
+        raise UserError(f"{path} is a supernet of space {source.space.name}, not of {space.name}")
     if isinstance(source, DynamicQuantizedProxylessNASNets):
         return source, origin
     net = DynamicQuantizedProxylessNASNets(space=source.space)

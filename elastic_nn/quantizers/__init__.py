@@ -1,4 +1,4 @@
-"""Quantizers, and the schemes that a network is built with."""
+"""Quantizers, and the schemes that networks are built with."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """How layers get their quantizers: one call for each operand of a layer.
+    """Which quantizers a network is built with. A scheme from outside is put into SCHEMES under its name.
 
-    `activation` takes whether the activations may be negative. `mixed_precision`: one supernet serves all bit-widths.
-    `learned_steps`: a supernet is trained at one bit-width, and fewer bits inherit its ranges. `quick_weight` makes
-    weight quantizers that calibrate faster, for comparing policies.
-
-    A scheme from outside is put into SCHEMES under its name.
+    Attributes:
+        weight, activation: functions that make the quantizer of an operand. `activation` takes whether the activations
+            may be negative.
+        mixed_precision: one supernet serves all bit-widths.
+        learned_steps: a supernet has one bit-width, and one of fewer bits inherits its ranges.
+        quick_weight: like `weight`, but faster to calibrate, for comparing policies.
     """
 
     name: str
@@ -56,11 +57,11 @@ class QuantScheme:
 
     @property
     def trains_supernets(self) -> bool:
-        """Whether supernets are trained with these quantizers; others are added to float supernets afterwards."""
+        """Whether supernets are trained with these quantizers. Others are added to trained float supernets."""
         return self == FLOAT or self.mixed_precision or self.learned_steps
 
     def quick(self) -> QuantScheme:
-        """The scheme for comparing policies."""
+        """The same scheme with `quick_weight`, for comparing policies."""
         return self if self.quick_weight is None else replace(self, weight=self.quick_weight)
 
 
@@ -69,7 +70,7 @@ LINEAR = QuantScheme("linear", weight=LinearWeightQuantizer, activation=LinearAc
 KMEANS = QuantScheme(
     "kmeans", weight=KMeansWeightQuantizer, quick_weight=partial(KMeansWeightQuantizer, max_iter=QUICK_ITER)
 )
-# OQA rounds every activation to codes from 0 up, so that what is negative in a linear bottleneck or an h-swish is lost.
+# OQA has codes from 0 up for all activations: negative values of linear bottlenecks and h-swish are lost.
 LSQ = QuantScheme(
     "lsq",
     weight=lambda: LsqQuantizer(signed=True),
@@ -79,7 +80,7 @@ LSQ = QuantScheme(
 
 
 def _mixed(name: str, activation: Callable[[bool], Quantizer]) -> QuantScheme:
-    """Mixed precision: steps for each bit-width, over shared float weights."""
+    """A scheme of mixed precision: a quantizer for each bit-width, over shared float weights."""
     return QuantScheme(
         name,
         weight=lambda: PerBits(lambda: LsqQuantizer(signed=True)),
@@ -94,7 +95,7 @@ def _batch(estimate: RangeEstimator, momentum: float | None = None) -> Callable[
 
 RUNNING_MOMENTUM = 0.1  # as BatchNorm's
 BATCHQUANT = _mixed("batchquant", _batch(channel_range))
-# What BatchQuant is compared with: other estimates of the range, a running range, and learned steps.
+# BatchQuant, and what it is compared with: other estimates of the range, a running range, learned steps.
 MIXED = {
     scheme.name: scheme
     for scheme in (
@@ -109,7 +110,7 @@ SCHEMES = {scheme.name: scheme for scheme in (FLOAT, LINEAR, KMEANS, LSQ)} | MIX
 
 
 def scheme_named(name: str) -> QuantScheme:
-    """The scheme of this name in SCHEMES. UserError names the known ones."""
+    """The scheme of this name. UserError names the known ones."""
     if name not in SCHEMES:
         raise UserError(f"unknown quantizers {name!r}; known: {', '.join(SCHEMES)}")
     return SCHEMES[name]

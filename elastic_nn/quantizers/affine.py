@@ -1,4 +1,4 @@
-"""Affine fake quantization: a range as step and zero point, a learned gain and offset, straight-through gradients."""
+"""Affine fake quantization: step and zero point of a range, learned gain and offset, straight-through gradients."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SMALLEST_STEP = torch.finfo(torch.float32).eps
 
 
 def affine_of_range(low: Tensor, high: Tensor, bits: int, *, signed: bool) -> tuple[Tensor, Tensor]:
-    """Step and zero point, float64 in the shape of `low`, with which the codes of `bits` bits cover the range and 0.
+    """Step and zero point, float64 of the shape of `low`, at which the codes of `bits` bits cover the range and 0.
 
-    0 has a code of its own, so that the zeros of padding and ReLU are exact. An empty range has step 1, zero point 0.
+    0 has a code of its own, so that zeros of padding and ReLU are exact. An empty range has step 1 and zero point 0.
 
     >>> step, zero = affine_of_range(torch.tensor(-1.25), torch.tensor(2.5), 2, signed=True)
     >>> step.item(), zero.item()
@@ -32,7 +32,7 @@ def affine_of_range(low: Tensor, high: Tensor, bits: int, *, signed: bool) -> tu
 
 
 def gain_of_scale(scale: Tensor) -> Tensor:
-    """The factor by which a learned scale multiplies the codes: log2(1 + 2^scale), which is 1 for 0.
+    """The factor by which a learned scale multiplies the codes: log2(1 + 2^scale), which is 1 at 0.
 
     >>> [round(gain_of_scale(torch.tensor(scale)).item(), 3) for scale in (0.0, 1.0, -1.0)]
     [1.0, 1.585, 0.585]
@@ -51,20 +51,20 @@ def quantize_affine(
     signed: bool,
     gradient_factor: float = 1.0,
 ) -> Tensor:
-    """`x` rounded to the codes of `bits` bits, round(clip(x gain / step + zero_point + offset)), and back.
+    """Round `x` to codes of `bits` bits, round(clip(x gain / step + zero_point + offset)), and back to values.
 
-    Gradient of x: 1 strictly inside the range of the codes, else 0. So the zeros of a ReLU pass none where their code
-    is the lowest. Gain and offset learn too, with their gradients multiplied by `gradient_factor`; step and zero point
-    are constants.
+    Gradient of x: 1 strictly inside the range of the codes, else 0. So zeros of a ReLU have no gradient where their
+    code is the lowest. The gradients of gain and offset are multiplied by `gradient_factor`. Step and zero point are
+    constants.
     """
     first, last = code_range(bits, signed=signed)
-    dtype = torch.promote_types(x.dtype, gain.dtype)  # codes of half precision would be rounded twice
+    dtype = torch.promote_types(x.dtype, gain.dtype)  # in half precision codes would be rounded twice
     affine = (step.to(dtype), zero_point.to(dtype), gain, offset)
     return _QuantizeAffine.apply(x, *affine, first, last, gradient_factor)
 
 
 class _QuantizeAffine(torch.autograd.Function):
-    """Written out because autograd would keep six full-size tensors for what needs one."""
+    """Written out because autograd would keep six full-size tensors where one is enough."""
 
     @staticmethod
     def forward(
@@ -104,10 +104,10 @@ class _QuantizeAffine(torch.autograd.Function):
 
 
 def _exact_codes(x: Tensor, step: Tensor, zero_point: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
-    # One operation after the other, as published: codes that lie on an edge between two then round the same way.
+    # Single operations, as published, so that values on the edge between two codes round in the same way.
     return (x * gain).div_(step).add_(zero_point).add_(offset)
 
 
 def _values(codes: Tensor, step: Tensor, zero_point: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
-    """In place."""
+    """The values of codes, in place."""
     return codes.sub_(zero_point).sub_(offset).mul_(step).div_(gain)

@@ -1,4 +1,4 @@
-"""What every quantizer is and does, and the quantizer of an operand that stays in floating point."""
+"""The base class of quantizers, and the quantizer of an operand in full precision."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from elastic_nn.quantizers.functional import code_range
 
 
 class Quantizer(nn.Module, ABC):
-    """Base class of quantizers: rounds a tensor to the values that its codes stand for.
+    """Base class of quantizers, which round tensors to the values of codes.
 
-    `bits` and `enabled` are run-time state. With `enabled` off, or with FULL_PRECISION bits, tensors pass unchanged.
+    `bits` and `enabled` are run-time state. If `enabled` is off or `bits` is FULL_PRECISION, tensors pass unchanged.
     `signed` says whether there are codes below zero. Ranges, steps and clusters are parameters or buffers, so that
-    they are saved with a network.
+    they are saved with the network.
 
-    A subclass implements `quantize`, `calibrate`, `forget` and `scale_and_zero_point`. It overrides the rest where the
-    default does not fit.
+    A subclass implements `quantize`, `calibrate`, `forget` and `scale_and_zero_point`, and overrides other methods
+    where the default does not fit.
     """
 
-    label = "a layer"  # the layer that messages name
+    label = "a layer"  # name of the layer in messages
     quantizes = True  # False: every tensor passes unchanged
     needs_statistics = False  # True: the range comes from a pass over images, see `begin_statistics`
-    data_dependent: tuple[str, ...] = ()  # names of tensors whose shapes depend on what was quantized
-    synchronised = False  # processes share each batch: statistics are those of the whole batch
-    batch_share = 1.0  # part of a training step's images that is in one forward pass
+    data_dependent: tuple[str, ...] = ()  # names of tensors whose shapes depend on the quantized values
+    synchronised = False  # True: take statistics over the images of all processes, which share each batch
+    batch_share = 1.0  # fraction of a training step's images in one forward pass
 
     def __init__(self, signed: bool) -> None:
         super().__init__()
@@ -44,11 +44,11 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def quantize(self, v: Tensor) -> Tensor:
-        """`v` rounded to the values of the codes, with the gradients that training needs."""
+        """Round `v` to the values of codes, with gradients for training."""
 
     @abstractmethod
     def calibrate(self, v: Tensor) -> None:
-        """Choose the range from these values. Calls after construction or `forget` add up: the range covers all."""
+        """Choose the range from values. Calls since construction or `forget` add up: the range is for all values."""
 
     @abstractmethod
     def forget(self) -> None:
@@ -56,10 +56,10 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of the current range: real value = scale * (code - zero_point).
+        """Scale and zero point of the present range: value = scale * (code - zero point).
 
-        Both broadcast against the quantized tensor; the zero point need not be whole. `v` is the tensor to quantize,
-        needed where the range follows its values. UserError where there is no range, or no such scale.
+        Both broadcast against the quantized tensor. The zero point need not be a whole number. `v` is the tensor to
+        quantize, which is needed where the range follows its values. UserError where there is no range or no scale.
         """
 
     @property
@@ -69,37 +69,37 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def started(self) -> bool:
-        """Whether a range that is learned is set. Calibration of a network leaves such ranges alone."""
+        """Whether there is a learned range. Calibration of a network leaves it alone."""
         return False
 
     def learned_parameters(self) -> list[nn.Parameter]:
-        """Ranges, steps and offsets that training learns. They are not decayed; their gradients are clipped apart."""
+        """Ranges, steps and offsets that training learns, without weight decay and with gradients clipped apart."""
         return list(self.parameters())
 
     def inherit(self, from_bits: int, to_bits: int) -> None:
-        """Turn the range of a network of more bits into the one that fewer bits start from. Clip ranges stay."""
+        """Turn the range of a network of more bits into one for fewer bits. By default it stays."""
 
     def restrict(self, choices: Collection[int]) -> None:
-        """Drop what only other bit-widths than these need."""
+        """Drop what only bit-widths other than `choices` need."""
 
     def begin_statistics(self) -> None:
-        """Collect statistics from now on: the tensors of a pass over images follow."""
+        """Start to collect statistics, before a pass over images."""
 
     def end_statistics(self) -> None:
-        """Stop collecting: the pass is over."""
+        """Stop collecting statistics, after the pass."""
 
     def invalidate(self) -> None:
-        """Drop statistics of activations that are no longer those of the network: its weights or layers changed."""
+        """Drop statistics of activations, because the weights or the active layers of the network change."""
 
     def check_state(self, state: Mapping[str, Any], shape: torch.Size) -> None:
-        """UserError unless the `data_dependent` tensors of a state fit an operand of this shape at these bits."""
+        """UserError unless the `data_dependent` tensors of a state fit an operand of this shape at the present bits."""
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, signed={self.signed}"
 
 
 class NoQuantizer(Quantizer):
-    """The quantizer of an operand in floating point. It has no tensors; its bits are always FULL_PRECISION."""
+    """The quantizer of an operand in full precision. It has no tensors. Its bits are always FULL_PRECISION."""
 
     quantizes = False
 
@@ -125,10 +125,10 @@ class NoQuantizer(Quantizer):
 
     @property
     def code_range(self) -> tuple[int, int]:
-        raise UserError("an operand in floating point has no codes")
+        raise UserError("an operand in full precision has no codes")
 
     def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        raise UserError("an operand in floating point has no scale")
+        raise UserError("an operand in full precision has no scale")
 
     def extra_repr(self) -> str:
         return ""

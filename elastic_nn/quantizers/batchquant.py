@@ -1,7 +1,7 @@
-"""BatchQuant: activations quantized by the range of their own batch, which a learned scale and offset correct.
+"""BatchQuant: activations quantized by the range of their batch, with a learned scale and offset.
 
-QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952). The subnets of a supernet have activations of very different sizes, so
-that one learned range cannot serve them all. The range of the batch at hand does, as BatchNorm's mean and variance do.
+QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952). The activations of the subnets of a supernet differ too much for one
+learned range. The range of the present batch fits each subnet, as the mean and variance of BatchNorm do.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ NOT_CALIBRATED = "has no statistics of this network's activations at {bits} bits
 class BatchQuantizer(Quantizer):
     """Activation quantizer of one bit-width whose range comes from its inputs.
 
-    In training the range is that of the batch at hand, or with a `momentum` the running average of the batches' ranges.
-    In evaluation it is `low` to `high`: the average over the `seen` images of a pass that collects them, or the running
-    average. Evaluation without statistics is a UserError. A batch that processes share has the range of the whole
-    batch, or the mean of the processes' estimates.
+    In training the range is that of the present batch, or with a `momentum` the running average over batches. In
+    evaluation it is `low` to `high`: the average over the `seen` images of a pass that collects statistics, or the
+    running average. UserError for evaluation without statistics. If processes share a batch, its range is that of the
+    whole batch, or the mean over the processes.
 
-    Collected statistics are those of one subnet and its weights; running ones, like the learned `scale` and `offset`,
-    serve all subnets.
+    Collected statistics are those of one subnet and its weights. Running ones, like the learned `scale` and `offset`,
+    are for all subnets.
     """
 
     needs_statistics = True
@@ -41,7 +41,7 @@ class BatchQuantizer(Quantizer):
         for edge in ("low", "high"):
             self.register_buffer(edge, torch.zeros(1))
         self.register_buffer("seen", torch.zeros(1, dtype=torch.int64))
-        self._calibrated: bool | None = False  # None: as `seen` says; spares a GPU the wait for it in every call
+        self._calibrated: bool | None = False  # None: read it from `seen`, for which a GPU must wait
         self._collecting = self._holding = False
 
     def quantize(self, v: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class BatchQuantizer(Quantizer):
         if self._collecting:
             self._collect(low, high, len(x))
         elif self.momentum is None:
-            self.invalidate()  # weights that change change the activations
+            self.invalidate()  # training changes the activations
         else:
             self._average(low, high, torch.where(self.seen > 0, self.momentum, 1.0))
             self.seen.add_(len(x))
@@ -86,14 +86,14 @@ class BatchQuantizer(Quantizer):
 
     @property
     def calibrated(self) -> bool:
-        """Whether there are statistics to evaluate with."""
+        """Whether there are statistics for evaluation."""
         if not self._calibrated:
             self._calibrated = bool(self.seen.item())
         return self._calibrated
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
-        """Take the statistics from this batch. Several calls give the average, weighted by their images."""
+        """Take statistics from a batch. Several calls give the average, weighted by their numbers of images."""
         self._collect(*self._estimated(v), len(v))
 
     @torch.no_grad()
@@ -108,7 +108,7 @@ class BatchQuantizer(Quantizer):
             self.forget()
 
     def begin_statistics(self) -> None:
-        """Collect anew, each batch quantized by its own range. A running range that is there holds still instead."""
+        """Start to collect anew, each batch quantized by its own range; or use the running range if there is one."""
         self._holding = self.momentum is not None and self.calibrated
         self._collecting = not self._holding
         if self._collecting:
@@ -119,9 +119,9 @@ class BatchQuantizer(Quantizer):
 
     @torch.no_grad()
     def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As of every quantizer: scale = step / gain, zero point = that of the range + learned offset, not whole.
+        """See `Quantizer`. The scale is step / gain. The zero point, not whole, is that of the range + the offset.
 
-        Without statistics it is the range of the batch `v`, as in training.
+        Without statistics the range is that of the batch `v`, as in training.
         """
         if v is None and not self.calibrated:
             raise UserError(f"the activation quantizer of {self.label} {NOT_CALIBRATED.format(bits=self.bits)}")

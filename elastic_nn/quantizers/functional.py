@@ -1,7 +1,7 @@
-"""Fake quantization as pure functions: codes, forward rules, straight-through gradients, range choice.
+"""Linear fake quantization as pure functions: codes, forward rules, straight-through gradients, choice of the clip.
 
-PACT (Choi et al., arXiv 1805.06085) learns the clipping range of activations; HAQ (Wang et al., CVPR 2019) and APQ
-quantize weights by their largest magnitude, or by a threshold that loses little information at few bits.
+PACT (Choi et al., arXiv 1805.06085) learns the clip of activations. HAQ (Wang et al., CVPR 2019) and APQ clip weights
+at their largest magnitude, or at few bits where little information is lost.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-LARGEST_CLIP = 6.0  # activations are bounded by ReLU6
+LARGEST_CLIP = 6.0  # of activations, which ReLU6 bounds
 PIECE = 1 << 20  # elements: 4 MB in float32
-FEW_BITS = 5  # below this many bits a clipped range loses less information than the full one
+FEW_BITS = 5  # below this many bits a smaller clip loses less information than the largest magnitude
 
 
 def highest_code(bits: int, *, signed: bool) -> int:
-    """Highest code of the linear quantizers. Signed codes are symmetric: the lowest one is its negative.
+    """Highest code of the linear quantizers. Signed codes are symmetric: the lowest code is its negative.
 
     >>> highest_code(8, signed=False), highest_code(8, signed=True), highest_code(4, signed=True)
     (255, 127, 7)
@@ -28,7 +28,7 @@ def highest_code(bits: int, *, signed: bool) -> int:
 
 
 def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
-    """Lowest and highest code in two's complement. A single signed bit holds the sign: -1, 0 or 1.
+    """Lowest and highest code in two's complement. One signed bit has the codes -1, 0 and 1.
 
     >>> code_range(4, signed=True), code_range(4, signed=False), code_range(1, signed=True)
     ((-8, 7), (0, 15), (-1, 1))
@@ -39,33 +39,33 @@ def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
 
 
 def quantize_activation(x: Tensor, clip: Tensor, bits: int, *, signed: bool, learn_clip: bool = True) -> Tensor:
-    """Clamp to [0, clip] or [-clip, clip] and round to `bits` bits (the sign's included).
+    """Clamp to [0, clip] or [-clip, clip] and round to `bits` bits, sign included.
 
-    Gradient of x: 1 inside the range, 0 outside, 1/2 on an edge (0 on an edge if the range is not learned).
-    Gradient of clip: 1 above the range, -1 below a signed one, half of it on an edge; the step size carries none.
+    Gradient of x: 1 inside the range, 0 outside, 1/2 on an edge (0 on an edge if the clip is not learned).
+    Gradient of clip: 1 above the range, -1 below a signed one, half of that on an edge. The scale has no gradient.
     """
     return _QuantizeActivation.apply(x, clip, highest_code(bits, signed=signed), signed, learn_clip)
 
 
 def quantize_weight(w: Tensor, clip: Tensor, bits: int) -> Tensor:
-    """Clamp to [-clip, clip] and round to `bits` bits, sign included; the gradient passes everywhere."""
+    """Clamp to [-clip, clip] and round to `bits` bits, sign included. The gradient passes everywhere."""
     return _QuantizeWeight.apply(w, clip, highest_code(bits, signed=True))
 
 
 def weight_step(clip: Tensor, top: int, dtype: torch.dtype) -> Tensor:
-    """Distance between two values of a quantized weight; never 0, so that an all-zero filter stays zero."""
+    """Distance between the values of neighbouring codes. It is never 0, so that an all-zero filter stays zero."""
     return (clip / top).clamp_min(torch.finfo(dtype).tiny)
 
 
 class _QuantizeActivation(torch.autograd.Function):
-    """Written out because autograd would keep six full-size tensors for what needs one."""
+    """Written out because autograd would keep six full-size tensors where one is enough."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, clip: Tensor, top: int, signed: bool, learn_clip: bool) -> Tensor:
         ctx.save_for_backward(x, clip)
         ctx.signed, ctx.learn_clip = signed, learn_clip
         step = clip / top
-        # The bounds as numbers are faster, but on a GPU a number would have to be waited for.
+        # Bounds as numbers are faster, but a GPU would have to wait for them.
         high = clip.item() if x.device.type == "cpu" else clip
         low = -high if signed else (0.0 if x.device.type == "cpu" else torch.zeros_like(clip))
         return torch.clamp(x, low, high).div_(step).round_().mul_(step)
@@ -89,14 +89,14 @@ class _QuantizeActivation(torch.autograd.Function):
 
 
 def pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """Equal tensors in matching flat pieces that stay in a CPU's cache; in one piece on a GPU."""
+    """Split tensors of one shape into matching flat pieces that stay in the cache of a CPU; one piece on a GPU."""
     if tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
         return [tensors]
     return zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products, without writing the products out where the layout allows it."""
+    """Sum of products, without an array of products where the layout allows it."""
     if a.ndim == 1 and a.dtype == b.dtype:
         return torch.dot(a, b)
     return (a * b).sum()
@@ -114,32 +114,31 @@ class _QuantizeWeight(torch.autograd.Function):
 
 
 def kl_clip(data: np.ndarray, bits: int) -> float:
-    """Clipping threshold of |data| whose quantized cumulative histogram diverges least from the clipped one.
+    """The clip of |data| at which the quantized cumulative histogram diverges least from the clipped one.
 
-    Candidates are the right ends of histogram bins (as many bins as numpy's "sqrt" rule makes on [0, max]), from
-    2^(bits-1) + 1 bins on; the score is a Kullback-Leibler-like sum over the cumulative distributions.
-    All-zero data: 0.
+    Candidates are the right ends of histogram bins (numpy's "sqrt" rule on [0, max]), from 2^(bits-1) + 1 bins on. The
+    divergence is a Kullback-Leibler-like sum over the cumulative distributions. All-zero data gives 0.
     """
     magnitude = np.abs(np.asarray(data).ravel())
     largest = float(magnitude.max(initial=0.0))
     if largest == 0.0:
         return 0.0
     counts, edges = np.histogram(magnitude, bins="sqrt", range=(0.0, largest))
-    n_levels, n_bins = 2 ** (bits - 1), len(counts)
-    if n_levels + 1 > n_bins:
+    n_codes, n_bins = 2 ** (bits - 1), len(counts)
+    if n_codes + 1 > n_bins:
         return largest
     cumulative = np.cumsum(counts) / counts.sum()
     bin_width = edges[1] - edges[0]
-    best_score, best = np.inf, largest
-    for kept in range(n_levels + 1, n_bins + 1):
+    least, best = np.inf, largest
+    for kept in range(n_codes + 1, n_bins + 1):
         reference = cumulative.copy()
         reference[kept - 1 :] = 1.0
-        coarse = _resample(reference[:kept], n_levels)
+        coarse = _resample(reference[:kept], n_codes)
         candidate = reference.copy()
         candidate[:kept] = _resample(coarse, kept)
-        score = _divergence(cumulative, candidate)
-        if score < best_score:
-            best_score, best = score, (kept + 0.5) * bin_width
+        divergence = _divergence(cumulative, candidate)
+        if divergence < least:
+            least, best = divergence, (kept + 0.5) * bin_width
     return float(best)
 
 

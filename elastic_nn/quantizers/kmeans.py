@@ -1,7 +1,7 @@
-"""Weights that share a few values: k-means quantization (Han et al., arXiv 1510.00149; HAQ, CVPR 2019).
+"""k-means quantization of weights (Han et al., arXiv 1510.00149; HAQ, CVPR 2019).
 
 A layer of b bits stores 2^b values, its centroids, and for each weight the index of its centroid, the label. Training
-moves the centroids; the labels are chosen once.
+changes the centroids. The labels are chosen once.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch.autograd.function import FunctionCtx
 from apq.errors import UserError
 from elastic_nn.quantizers.base import Quantizer
 
-MAX_ITER, QUICK_ITER = 50, 3  # HAQ's iterations before a finetune, and while policies are compared
+MAX_ITER, QUICK_ITER = 50, 3  # iterations before a finetune, and to compare policies (HAQ)
 
 
 def fit_kmeans(values: np.ndarray, bits: int, *, max_iter: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster scalars by scikit-learn's k-means into 2^bits groups, or into fewer if there are fewer different values.
+    """Cluster numbers by scikit-learn's k-means into 2^bits groups, or fewer if there are fewer distinct values.
 
-    Returns uint8 labels in the shape of `values`, and (groups,) float32 centroids in ascending order.
+    Returns uint8 labels of the shape of `values`, and (groups,) float32 centroids in ascending order.
     """
-    from sklearn.cluster import KMeans  # takes a second, and only this needs it
+    from sklearn.cluster import KMeans  # slow to import, and needed here only
     from sklearn.exceptions import ConvergenceWarning
 
     flat = np.asarray(values, dtype=np.float32).reshape(-1, 1)
     groups = min(2**bits, len(np.unique(flat)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # two centroids of equal value do no harm
+        warnings.simplefilter("ignore", ConvergenceWarning)  # equal centroids do no harm
         fitted = KMeans(groups, init="k-means++", n_init=1, max_iter=max_iter, random_state=seed).fit(flat)
     order = np.argsort(fitted.cluster_centers_[:, 0])
     rank = np.empty(groups, dtype=np.uint8)
@@ -41,9 +41,9 @@ def fit_kmeans(values: np.ndarray, bits: int, *, max_iter: int, seed: int) -> tu
 
 
 class KMeansWeightQuantizer(Quantizer):
-    """Replaces weights by their centroids, which training moves. `calibrate` clusters the weights anew.
+    """Replaces weights by their centroids, which training changes. `calibrate` clusters the weights anew.
 
-    `max_iter` bounds the iterations of k-means.
+    `max_iter` is the most iterations of k-means.
     """
 
     data_dependent = ("centroids", "labels")
@@ -61,7 +61,7 @@ class KMeansWeightQuantizer(Quantizer):
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
-        """Cluster the weights. The same weights always give the same clusters."""
+        """Cluster the weights. Equal weights give equal clusters."""
         labels, centroids = fit_kmeans(v.float().cpu().numpy(), self.bits, max_iter=self.max_iter, seed=self.seed)
         self.labels = torch.from_numpy(labels).to(v.device)
         self.centroids.data = torch.from_numpy(centroids).to(v)
@@ -72,7 +72,7 @@ class KMeansWeightQuantizer(Quantizer):
         self.centroids.data = self.centroids.data.new_zeros(0)
 
     def learned_parameters(self) -> list[nn.Parameter]:
-        """None: centroids are weights and train as these do."""
+        """None, because centroids are trained as weights."""
         return []
 
     @property
@@ -81,7 +81,7 @@ class KMeansWeightQuantizer(Quantizer):
         return 0, 2**self.bits - 1
 
     def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        raise UserError(f"the weights of {self.label} are centroids of k-means, which have no scale and zero point")
+        raise UserError(f"the weights of {self.label} are k-means centroids, which have no scale and no zero point")
 
     def check_state(self, state: Mapping[str, Any], shape: torch.Size) -> None:
         centroids, labels = (state.get(name) for name in self.data_dependent)
@@ -92,7 +92,7 @@ class KMeansWeightQuantizer(Quantizer):
             raise UserError(f"the clusters of layer {self.label} do not fit its weights and bits")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take the number of clusters and their shape from the state: they depend on the bits and the layer."""
+        """Resize the clusters to those of the state, because their number depends on bits and weights."""
         for name in self.data_dependent:
             saved, own = state_dict.get(prefix + name), getattr(self, name)
             if isinstance(saved, Tensor) and saved.shape != own.shape:
@@ -101,8 +101,8 @@ class KMeansWeightQuantizer(Quantizer):
 
 
 class _Shared(torch.autograd.Function):
-    """Centroids spread over the weights. The gradient of a centroid is the mean over its weights, not the sum, so that
-    one learning rate serves large and small clusters (HAQ)."""
+    """The centroid of each weight. The gradient of a centroid is the mean over its weights, not the sum, so that one
+    learning rate fits large and small clusters (HAQ)."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, centroids: Tensor, labels: Tensor) -> Tensor:

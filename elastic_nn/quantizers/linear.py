@@ -1,4 +1,4 @@
-"""Linear quantizers as modules: they own the range and the bits, `functional` does the arithmetic."""
+"""Linear quantizers as modules. They hold the clip and the bits; the arithmetic is in `functional`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from elastic_nn.quantizers.functional import (
     weight_step,
 )
 
-SAMPLE = 1_000_000  # activations that a threshold is chosen on
-SMALLEST_RANGE = 1e-4  # a learned range that training drove to zero would divide by zero
+SAMPLE = 1_000_000  # most activations that a clip is chosen on
+SMALLEST_RANGE = 1e-4  # a learned clip of zero would divide by zero
 
 
 class LinearActivationQuantizer(Quantizer):
-    """PACT-style activation quantizer with one learned clipping range per layer.
+    """PACT-style activation quantizer with one learned clip a layer, the parameter `range`.
 
-    `signed` activations (the linear bottlenecks) spend one of their bits on the sign.
+    `signed` activations (linear bottlenecks) spend one bit on the sign.
     """
 
     def __init__(self, signed: bool) -> None:
@@ -41,9 +41,9 @@ class LinearActivationQuantizer(Quantizer):
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
-        """Set the range to the largest magnitude, at few bits to the KL threshold, at most to 6.
+        """Set the clip to the largest magnitude, or at few bits to the KL clip, but at most to 6.
 
-        Of several calls the largest range counts.
+        Of several calls the largest clip counts.
         """
         magnitude_bits = self.bits - 1 if self.signed else self.bits
         largest = v.abs().max().item()
@@ -70,10 +70,10 @@ class LinearActivationQuantizer(Quantizer):
 
 
 class LinearWeightQuantizer(Quantizer):
-    """Weight quantizer whose range is the largest magnitude of the filter in use, or a calibrated threshold.
+    """Weight quantizer whose clip is the largest magnitude of the weights in use, or a calibrated one.
 
-    A `range` of 0 or less means: not calibrated, use the largest magnitude of each filter. No subnet then depends on
-    what another one did.
+    A `range` of 0 or less means that it is not calibrated: the clip follows the weights, so that subnets of a supernet
+    do not depend on each other.
     """
 
     def __init__(self) -> None:
@@ -88,14 +88,14 @@ class LinearWeightQuantizer(Quantizer):
 
     @property
     def calibrated(self) -> bool:
-        """Whether the range is a threshold and does not follow the weights."""
+        """Whether the clip is calibrated and does not follow the weights."""
         return bool(self.range > 0)
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
-        """Set the range to the KL threshold of the filter at few bits, otherwise follow its largest magnitude.
+        """At few bits set the clip to the KL clip of the weights, otherwise let it follow their largest magnitude.
 
-        Of several calls the largest threshold counts.
+        Of several calls the largest clip counts.
         """
         if self.bits < FEW_BITS:
             self.range.fill_(max(kl_clip(v.float().cpu().numpy(), self.bits), self.range.item()))
@@ -113,7 +113,7 @@ class LinearWeightQuantizer(Quantizer):
 
     @torch.no_grad()
     def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As of every quantizer. Without a calibrated threshold the range follows the weights `v`, which are needed."""
+        """See `Quantizer`. Without a calibrated clip the weights `v` are needed."""
         if v is None and not self.calibrated:
             raise UserError(f"the weight range of {self.label} follows its weights: give the weights")
         clip = self.range if v is None else self._clip(v)
@@ -122,7 +122,7 @@ class LinearWeightQuantizer(Quantizer):
 
 
 def _sample(x: Tensor) -> np.ndarray:
-    """At most `SAMPLE` values of a tensor, always the same positions: a histogram needs no more."""
+    """At most `SAMPLE` values of a tensor, always from the same positions. That is enough for a histogram."""
     flat = x.flatten()
     if flat.numel() > SAMPLE:
         generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Learned step size quantization, and the inheritance of steps by fewer bits.
+"""Learned step size quantization (LSQ), and the inheritance of steps by fewer bits.
 
 LSQ (Esser et al., ICLR 2020, arXiv 1902.08153) in the form of OQA (Shen et al., arXiv 2010.04354).
 """
@@ -19,33 +19,34 @@ from elastic_nn.quantizers.functional import code_range, dot, pieces
 
 
 def quantize_lsq(v: Tensor, step: Tensor, bits: int, *, signed: bool, share: float = 1.0) -> Tensor:
-    """`v` rounded to whole multiples of |step|, a (1,) tensor that may be negative, within the codes of `bits` bits.
+    """Round `v` to whole multiples of |step|, a (1,) tensor that may be negative, within the codes of `bits` bits.
 
-    Gradient of v: 1 strictly inside the codes' range, else 0. Gradient of |step|: round(u) - u inside and the code
-    outside, u = v / |step|, summed and divided by sqrt(n x highest code): undivided it would dwarf a weight's gradient.
-    n is the number of elements, those of the whole batch: `share` is the part of them that v holds.
+    Gradient of v: 1 strictly inside the range of the codes, else 0. Gradient of |step|: round(u) - u inside and the
+    code outside, where u = v / |step|, summed over elements and divided by sqrt(n x highest code). Without the division
+    it would dwarf the gradients of weights. n is the number of elements of the whole batch; `v` has the fraction
+    `share` of them.
     """
     return _QuantizeLsq.apply(v, step, *code_range(bits, signed=signed), bits == 1 and signed, share)
 
 
 def initial_step(v: Tensor, bits: int, *, signed: bool) -> Tensor:
-    """(1,) step that LSQ starts from: 2 mean|v| / sqrt(highest code)."""
+    """(1,) initial step of LSQ: 2 mean|v| / sqrt(highest code)."""
     highest = code_range(bits, signed=signed)[1]
     return (2 / math.sqrt(highest)) * v.float().abs().mean().reshape(1)
 
 
 def initial_step_of_spread(v: Tensor, bits: int, *, signed: bool) -> Tensor:
-    """(1,) step that LSQ+ (Bhalgat et al. 2020) starts weights from: codes reach three deviations off the mean."""
+    """(1,) initial step of weights in LSQ+ (Bhalgat et al. 2020): codes reach three deviations from the mean."""
     deviation, mean = torch.std_mean(v.float())
     furthest = torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs())
     return furthest.reshape(1) / (code_range(bits, signed=signed)[1] + 1)
 
 
 def inherited_step(step: Tensor, from_bits: int, to_bits: int) -> Tensor:
-    """The step that fewer bits start from: doubled for each bit less.
+    """The initial step of a quantizer of fewer bits: doubled for each bit less.
 
-    The codes then cover the same range, and every other one of them stays. So for one bit less no value moves further
-    than |step|. This holds down to 2 bits (1 unsigned): a single signed bit has no code between its two and 0.
+    The codes then cover the same range, and every second value stays. With one bit less no value moves by more than
+    |step|. This holds down to 2 bits (1 bit if unsigned). UserError unless the bits are fewer and at least 1.
     """
     if not 1 <= to_bits <= from_bits:
         raise UserError(f"{to_bits} bits cannot inherit the step of {from_bits}: they must be fewer, and at least 1")
@@ -55,16 +56,16 @@ def inherited_step(step: Tensor, from_bits: int, to_bits: int) -> Tensor:
 class LsqQuantizer(Quantizer):
     """Learned-step quantizer of weights (`signed`) or activations.
 
-    A step of exactly 0 means: not started. `calibrate`, or the first call with gradients, starts it from the values at
-    hand and the bits of that moment. Until then a call without gradients uses the step that these values would give and
-    keeps nothing. Processes that train together must calibrate first, or each would start from its own images.
+    A step of exactly 0 is not set. `calibrate`, or else the first call with gradients, sets it from the present values
+    and bits. Before that a call without gradients uses the step of its own values and does not keep it. Processes that
+    train together must calibrate first, or each would start from its own images.
     """
 
     def __init__(self, signed: bool, initial: Callable[..., Tensor] = initial_step) -> None:
         super().__init__(signed)
         self.initial = initial
         self.step = nn.Parameter(torch.zeros(1))
-        self._started = False  # spares a GPU the wait for the step in every call
+        self._started = False  # so that a GPU need not wait for the step in every call
         self._count = 0  # values that the step was calibrated on
 
     def quantize(self, v: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class LsqQuantizer(Quantizer):
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
-        """Set the step by the rule `initial`. Several calls give the mean of their steps, weighted by their values."""
+        """Set the step by `initial`. Several calls give the mean of their steps, weighted by numbers of values."""
         step = self.initial(v, self.bits, signed=self.signed).to(self.step)
         if self._count:
             self.step.lerp_(step, v.numel() / (self._count + v.numel()))
@@ -106,7 +107,7 @@ class LsqQuantizer(Quantizer):
 
     @torch.no_grad()
     def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As of every quantizer. A step that is not started is the one that the values `v` would give."""
+        """See `Quantizer`. If the step is not set, it is that of the values `v`, which are needed then."""
         if v is None and not self.started:
             raise UserError(f"the step of {self.label} is not set: calibrate the network first, or give the values")
         scale = _size(self.step if self.started else self.initial(v, self.bits, signed=self.signed))
@@ -118,7 +119,7 @@ class LsqQuantizer(Quantizer):
 
 
 class _QuantizeLsq(torch.autograd.Function):
-    """Written out because autograd would keep six full-size tensors for what needs one."""
+    """Written out because autograd would keep six full-size tensors where one is enough."""
 
     @staticmethod
     def forward(
@@ -144,13 +145,13 @@ class _QuantizeLsq(torch.autograd.Function):
 
 
 def where_inside(values: Tensor, exact: Tensor, low: int, high: int, **out: Tensor) -> Tensor:
-    """The values where low < exact < high, else 0. Many times faster than a mask."""
+    """The values where low < exact < high, 0 elsewhere. Many times faster than a mask."""
     kernel = torch.ops.aten.hardtanh_backward
     return kernel.grad_input(values, exact, low, high, **out) if out else kernel(values, exact, low, high)
 
 
 def _codes(exact: Tensor, low: int, high: int, sign_only: bool) -> Tensor:
-    """Rounded in place."""
+    """Round to codes, in place."""
     exact.clamp_(low, high)
     return exact.sign_() if sign_only else exact.round_()
 

@@ -1,4 +1,4 @@
-"""A quantizer for each bit-width over one shared tensor: what a mixed-precision supernet needs."""
+"""A quantizer for each bit-width of one operand, for supernets of mixed precision."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ BITS = tuple(range(2, 9))
 
 
 class PerBits(Quantizer):
-    """Holds a quantizer for each bit-width, all made by one call. `bits` chooses the one that works."""
+    """Holds a quantizer for each bit-width, made by `make`. `bits` chooses the active one."""
 
     def __init__(self, make: Callable[[], Quantizer], choices: Sequence[int] = BITS) -> None:
-        made = {str(bits): make() for bits in choices}
-        super().__init__(signed=made[str(choices[-1])].signed)
-        self.of_bits = nn.ModuleDict(made)
-        for bits, quantizer in made.items():
+        by_bits = {str(bits): make() for bits in choices}
+        super().__init__(signed=by_bits[str(choices[-1])].signed)
+        self.of_bits = nn.ModuleDict(by_bits)
+        for bits, quantizer in by_bits.items():
             quantizer.bits = int(bits)
         self.bits = choices[-1]
 
     @property
     def active(self) -> Quantizer:
-        """The quantizer of the current bits."""
+        """The quantizer of the present bits. UserError if there is none."""
         if (key := str(self.bits)) not in self.of_bits:
             raise UserError(f"no quantizer of {self.bits} bits; there are {', '.join(self.of_bits)}")
         return self.of_bits[key]
@@ -34,7 +34,7 @@ class PerBits(Quantizer):
         return self.active(v)
 
     def calibrate(self, v: Tensor) -> None:
-        """Calibrate the quantizers of all bits on these values."""
+        """Calibrate the quantizers of all bit-widths on these values."""
         for quantizer in self.of_bits.values():
             quantizer.calibrate(v)
 
@@ -47,7 +47,7 @@ class PerBits(Quantizer):
             quantizer.invalidate()
 
     def inherit(self, from_bits: int, to_bits: int) -> None:
-        """Nothing: each bit-width has learned its own range."""
+        """Nothing to do: each bit-width has a range of its own."""
 
     def restrict(self, choices: Collection[int]) -> None:
         """Drop the quantizers of other bit-widths."""

@@ -1,6 +1,6 @@
-"""Estimates of the range of activations, from the batch at hand.
+"""Estimates of the range of activations from one batch.
 
-An estimator returns lowest and highest values of any shape; a quantizer averages them.
+An estimator returns lowest and highest values in tensors of any shape, which a quantizer averages.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from elastic_nn.quantizers.affine import affine_of_range, quantize_affine
 Rows = Callable[[Tensor], Tensor]  # (n, C) rows of this process's images -> (N, C) of all processes'
 RangeEstimator = Callable[[Tensor, int, Rows], tuple[Tensor, Tensor]]  # activations, bits -> lowest, highest values
 
-GROUP = 64  # images whose extremes are taken together, whatever the batch: the published code has 64 on each GPU
-SAMPLE, TRIED = 1 << 16, 1 << 13  # activations that a percentile, and an error, are estimated on
-STRIDE = 1_000_003  # between these activations: a prime
-PERCENT = 99.9  # of the activations that the percentile estimator keeps, on each side
-SHRUNK = tuple(i / 20 for i in range(20, 0, -1))  # parts of the full range that the least-error estimator tries
+GROUP = 64  # images whose extremes are taken together, as on each GPU of the published code
+SAMPLE, TRIED = 1 << 16, 1 << 13  # most activations for a percentile, and for an error
+STRIDE = 1_000_003  # a prime: the distance between these activations
+PERCENT = 99.9  # percentage of activations that the percentile estimator keeps on each side
+SHRUNK = tuple(i / 20 for i in range(20, 0, -1))  # fractions of the full range that the least-error estimator tries
 
 
 def own_rows(rows: Tensor) -> Tensor:
-    """The rows of a process that shares its batch with no other."""
+    """The rows themselves, for a process that does not share its batches."""
     return rows
 
 
 def rows_of_all(rows: Tensor) -> Tensor:
     """(N, C) rows of all processes, in the order of the batch that they share.
 
-    `rows`, (n, C), are this process's own: of `world` processes, process r has the rows r, r + world, r + 2 world, ...
+    `rows` (n, C) are those of this process. Of `world` processes, process r has the rows r, r + world, r + 2 world, ...
     """
     world, counts = dist.get_world_size(), torch.tensor([len(rows)], device=rows.device)
     dist.all_reduce(total := counts.clone())
@@ -43,10 +43,10 @@ def rows_of_all(rows: Tensor) -> Tensor:
 
 
 def channel_range(x: Tensor, bits: int, of_all: Rows = own_rows) -> tuple[Tensor, Tensor]:
-    """Each channel's lowest and highest value in every group of about 64 images, both (groups, C). `x` is (N, C, ...).
+    """Lowest and highest value of each channel of `x` (N, C, ...) in groups of about 64 images, both (groups, C).
 
-    Extremes grow with the number of images; groups make those of training and of calibration comparable. They are
-    groups of the whole batch, however many processes share it.
+    Extremes grow with the number of images, so groups make training and calibration comparable. They are groups of the
+    whole batch, however many processes share it.
 
     >>> [edge.tolist() for edge in channel_range(torch.tensor([[-1.0, 2.0], [3.0, -4.0]]), 4)]
     [[[-1.0, -4.0]], [[3.0, 2.0]]]
@@ -60,14 +60,14 @@ def channel_range(x: Tensor, bits: int, of_all: Rows = own_rows) -> tuple[Tensor
 
 
 def percentile_range(x: Tensor, bits: int, of_all: Rows = own_rows) -> tuple[Tensor, Tensor]:
-    """The range without the outermost 0.1 % of the values on each side."""
+    """The range without the 0.1 % outermost values on each side."""
     kept = torch.tensor([1 - PERCENT / 100, PERCENT / 100], device=x.device)
     low, high = _thinned(x, SAMPLE).float().quantile(kept)
     return low, high
 
 
 def least_error_range(x: Tensor, bits: int, of_all: Rows = own_rows) -> tuple[Tensor, Tensor]:
-    """The part of the full range, in steps of 5 %, with the least squared error of rounding and clipping."""
+    """The fraction of the full range, in steps of 5 %, with the least squared error of rounding and clipping."""
     values = _thinned(x, TRIED).float()
     low, high = (edge * torch.tensor(SHRUNK, device=x.device)[:, None] for edge in values.aminmax())  # (candidates, 1)
     step, zero_point = affine_of_range(low, high, bits, signed=False)
@@ -82,5 +82,5 @@ def _thinned(x: Tensor, n: int) -> Tensor:
     flat = x.detach().flatten()
     if flat.numel() <= n:
         return flat
-    # A prime stride, unlike a round one, is no multiple of a row or a map.
+    # A prime stride is not a multiple of a row or a map.
     return flat[torch.arange(n, device=x.device) * STRIDE % flat.numel()]

@@ -1,4 +1,4 @@
-"""Recalibration: give a chosen subnet the statistics of its own activations, for BatchNorm and for quantizers."""
+"""Recalibration: statistics of a chosen subnet's own activations, for BatchNorm and for quantizers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ RECALIBRATION_BATCH = 64
 
 @torch.no_grad()
 def recalibrate(net: nn.Module, loader: DataLoader, device: torch.device, n_images: int | None = None) -> None:
-    """Replace every running mean and variance, and the ranges of quantizers that need statistics, by their averages
-    over a loader's first `n_images`, or over all.
+    """Replace BatchNorm's statistics, and the ranges of quantizers that need statistics, by averages over a pass.
 
-    Each batch of the pass is normalised and quantized by its own statistics. Whole batches are used, weighted by their
-    images.
+    The pass is over the first `n_images` of a loader (None: all), in whole batches, weighted by numbers of images.
+    Each batch is normalised and quantized by its own statistics.
     """
     norms = [module for module in net.modules() if isinstance(module, ElasticBatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -34,7 +33,7 @@ def recalibrate(net: nn.Module, loader: DataLoader, device: torch.device, n_imag
 
 @torch.no_grad()
 def collect_ranges(net: nn.Module, loader: DataLoader, device: torch.device, n_images: int | None = None) -> None:
-    """Replace the ranges of quantizers that need statistics, in evaluation mode: training has changed the activations.
+    """Replace the ranges of quantizers that need statistics, in evaluation mode, after training.
 
     A network without such quantizers is not run.
     """
@@ -49,7 +48,7 @@ def _pass(
     n_images: int | None,
     norms: Sequence[ElasticBatchNorm2d],
 ) -> None:
-    """Run the network on the images, and collect the statistics of its quantizers and of `norms`."""
+    """Run the network on the images and collect the statistics of its quantizers and of `norms`."""
     was_training, seen = net.training, 0
     net.train(bool(norms))
     try:
@@ -59,7 +58,7 @@ def _pass(
                     break
                 seen += len(images)
                 for norm in norms:
-                    norm.momentum = len(images) / seen  # the newest batch's weight in a cumulative average
+                    norm.momentum = len(images) / seen  # weight of a new batch in a cumulative average
                 net(to_device(images, device))
     finally:
         net.train(was_training)

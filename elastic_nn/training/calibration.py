@@ -1,4 +1,4 @@
-"""Quantizer calibration: choose ranges or clusters from what one full-precision pass shows."""
+"""Quantizer calibration: ranges or clusters from one full-precision pass."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from elastic_nn.quantizers import Quantizer
 
 
 def steps_learned(net: nn.Module) -> bool:
-    """Whether the network has learned steps that are set. Calibration must leave these alone."""
+    """Whether the network has learned steps, which calibration must leave alone."""
     return any(quantizer.started for quantizer in quantizers(net))
 
 
 def calibrate_ranges(net: nn.Module, images: Tensor) -> None:
-    """Set the range of every quantizer of the active network from a batch of images: (N, C, H, W).
+    """Choose the range of every quantizer of the active network from a batch of images (N, C, H, W).
 
-    Each layer is calibrated when its inputs arrive, so that the inputs of one layer at most are in memory. A layer that
-    runs several times gets ranges for all of its inputs. Layers that do not run keep their ranges.
+    Each layer is calibrated when its inputs arrive, so that inputs of one layer at most are in memory. A layer that
+    runs several times gets ranges for all its inputs. Layers that do not run keep their ranges.
     """
     seen: set[str] = set()
 
@@ -40,9 +40,9 @@ def calibrate_ranges(net: nn.Module, images: Tensor) -> None:
 def calibration_table(
     net: nn.Module, images: Tensor, choices: Iterable[int]
 ) -> dict[tuple[str, str, int], dict[str, Tensor]]:
-    """The states that calibration would give each quantizer at each bit-width; the network's own stay as they are.
+    """The states that calibration would give each quantizer at each bit-width. The network does not change.
 
-    Returns (layer, "weight_quant" or "act_quant", bits) -> state dict, for the operands that are quantized.
+    Returns (layer, "weight_quant" or "act_quant", bits) -> state dict, for all quantized operands.
     """
     table: dict[tuple[str, str, int], Quantizer] = {}
     choices = tuple(choices)
@@ -68,32 +68,32 @@ def _forgotten(quantizer: Quantizer, bits: int) -> Quantizer:
 
 
 def signed_inputs(net: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, bool]:
-    """Whether the inputs of each named layer take both signs on these images."""
+    """Whether the inputs of each named layer are ever negative on these images."""
     signed = dict.fromkeys(names, False)
 
-    def look(name: str, layer: nn.Module, x: Tensor) -> None:
+    def check_sign(name: str, layer: nn.Module, x: Tensor) -> None:
         signed[name] = signed[name] or bool(x.min() < 0)
 
-    _observe(net, {name: net.get_submodule(name) for name in names}, images, look)
+    _observe(net, {name: net.get_submodule(name) for name in names}, images, check_sign)
     return signed
 
 
 def _operands(layer: QuantizedLayer, x: Tensor) -> dict[str, tuple[Quantizer, Tensor]]:
-    """The layer's quantizers, each with the values that it quantizes for inputs `x`."""
+    """The quantizers of a layer, each with the values that it quantizes for inputs `x`."""
     values = {"weight_quant": layer.active_weight(x.size(1)), "act_quant": x}
     return {kind: (quantizer, values[kind]) for kind, quantizer in layer.operands().items()}
 
 
 @torch.no_grad()
 def _observe(
-    net: nn.Module, layers: Mapping[str, nn.Module], images: Tensor, look: Callable[[str, nn.Module, Tensor], None]
+    net: nn.Module, layers: Mapping[str, nn.Module], images: Tensor, observe: Callable[[str, nn.Module, Tensor], None]
 ) -> None:
-    """Run the network in evaluation mode and show each layer its inputs as they arrive."""
+    """Run the network in evaluation mode and call `observe` with each layer and its inputs as they arrive."""
     modes = [(module, module.training) for module in net.modules()]
     with contextlib.ExitStack() as afterwards:
         for module, training in modes:
             afterwards.callback(setattr, module, "training", training)
         for name, layer in layers.items():
-            hook = layer.register_forward_pre_hook(lambda layer, args, name=name: look(name, layer, args[0]))
+            hook = layer.register_forward_pre_hook(lambda layer, args, name=name: observe(name, layer, args[0]))
             afterwards.callback(hook.remove)
         net.eval()(images)

@@ -1,4 +1,4 @@
-"""Several processes under torchrun: their numbers, whether they agree, sums over all of them."""
+"""Several processes under torchrun: their ranks, checks that they agree, sums over all of them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from elastic_nn.training.session import ONE_PROCESS, Execution
 
 @contextlib.contextmanager
 def processes(device: torch.device, execution: Execution = ONE_PROCESS) -> Iterator[Execution]:
-    """The execution with the rank and number of the processes that torchrun started; one process without torchrun.
+    """Context that yields the execution with this process's rank and the world size, as torchrun set them.
 
-    The processes can communicate inside the block.
+    The processes can communicate in the block. Without torchrun there is one process.
     """
     if "WORLD_SIZE" not in os.environ:
         yield execution
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # One process may measure subnets for hours while the others wait for it.
+    # The timeout is long because one process may measure subnets for hours while the others wait.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
     try:
         yield replace(execution, rank=dist.get_rank(), world_size=dist.get_world_size())
@@ -38,13 +38,13 @@ def processes(device: torch.device, execution: Execution = ONE_PROCESS) -> Itera
 
 
 def wait(execution: Execution) -> None:
-    """Wait until every process is here."""
+    """Wait for all processes."""
     if execution.world_size > 1:
         dist.barrier()
 
 
 def check_agreement(record: Mapping[str, Any], execution: Execution) -> None:
-    """UserError, in all processes, if their records differ: it names what differs."""
+    """UserError in all processes if their records differ. It names what differs."""
     if execution.world_size == 1:
         return
     everyone: list[Any] = [None] * execution.world_size
@@ -55,7 +55,7 @@ def check_agreement(record: Mapping[str, Any], execution: Execution) -> None:
 
 
 def sum_over(values: Tensor, execution: Execution) -> Tensor:
-    """The sum of a tensor over all processes."""
+    """Sum a tensor over all processes, in place."""
     if execution.world_size > 1:
         dist.all_reduce(values)
     return values

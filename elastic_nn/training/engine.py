@@ -1,4 +1,4 @@
-"""One way to train (a step, an epoch) and one way to evaluate: all recipes are built on these."""
+"""Training steps and epochs, and evaluation, for all recipes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Choose = Callable[[], Sequence[Activate]]  # draws the subnets of a step
 
 
 class DivergedError(UserError):
-    """A network whose loss is no longer a number."""
+    """The loss of a network is not finite."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,21 @@ class Accuracy:
 
 
 def seed_epoch(seed: int, epoch: int) -> None:
-    """Make an epoch's shuffling and augmentation depend on the seed and its number alone: a resumed run repeats it."""
+    """Make shuffling and augmentation depend on the seed and the epoch alone, so that a resumed run repeats them."""
     torch.manual_seed(derived_seed(seed, epoch))
 
 
 def derived_seed(*key: int) -> int:
-    """One seed from several numbers, hashed so that neighbouring keys have nothing in common."""
+    """Hash several numbers into one seed, so that neighbouring keys give unrelated seeds."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD in three named groups: decayed weights; what has no reason to shrink; quantizer ranges, steps and offsets.
+    """SGD with three named groups of parameters: "decayed", "free", "ranges".
 
-    Norms, biases and kernel transforms, which start as the identity, are not decayed, nor are ranges and steps: a
-    smaller one is no simpler. These have a group of their own because their gradients, sums over all that they clip or
-    round, are clipped apart: together with the weights' they would eat up the norm that clipping leaves.
+    Weights are decayed. Norms, biases and kernel transforms, which start as the identity, are free of decay. Ranges,
+    steps and offsets of quantizers are not decayed either. Their gradients are sums over all values that they clip or
+    round, so large that they would dominate the norm of all gradients: they have a group that is clipped apart.
     """
     ranges = {id(parameter) for parameter in learned_parameters(net)}
     groups: dict[str, list[nn.Parameter]] = {"decayed": [], "free": [], "ranges": []}
@@ -76,7 +76,7 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.SGD:
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
-    """Cosine from `lr` to 0, after a linear warm-up; `epoch` counts parts of epochs."""
+    """Cosine from `lr` to 0, after a linear warm-up. `epoch` includes the fraction of the present epoch."""
     if epoch < config.warmup_epochs:
         return config.lr * (epoch + 1e-3) / config.warmup_epochs
     done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
@@ -84,14 +84,14 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross-entropy against the teacher's softened labels (temperature 1)."""
+    """Cross-entropy with the teacher's probabilities as labels (temperature 1)."""
     return F.cross_entropy(logits, teacher_logits.softmax(1))
 
 
 class Training:
-    """A network in training, with all that stays the same from step to step.
+    """A network in training, with its new optimizer.
 
-    Its optimizer is new. The outputs of a `teacher` are learned beside the labels. An `average` follows the weights.
+    With a `teacher`, its outputs are learned beside the labels. `average` is a moving average of the weights.
     """
 
     def __init__(
@@ -109,11 +109,11 @@ class Training:
 
     @property
     def result(self) -> nn.Module:
-        """The network that counts: the moving average where there is one."""
+        """The trained network: the moving average, if there is one."""
         return self.net if self.average is None else self.average.module
 
     def state_dict(self) -> State:
-        """All that the steps have changed, to continue from."""
+        """All that training steps change: network, optimizer, moving average."""
         return {
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -131,10 +131,10 @@ class Training:
 def train_one_epoch(
     training: Training, loader: DataLoader, epoch: int, choose: Choose = lambda: (lambda: None,)
 ) -> float:
-    """Train one epoch and return its mean loss. UserError if the loss stops being a number.
+    """Train one epoch and return its mean loss. UserError if the loss is not finite.
 
-    A step calls `choose` for its subnets and adds up their gradients; by default the network runs as it is. Each of
-    several processes has its part of every batch in `loader`; the weights stay the same in all of them.
+    A step calls `choose` for its subnets and adds up their gradients. By default the network runs as it is. Each
+    process has its part of every batch in `loader`; the weights stay equal in all processes.
     """
     training.net.train()
     with shared_batch(training.net, training.execution.world_size):
@@ -152,7 +152,7 @@ def train_one_epoch(
 
 
 class _Subnets(nn.Module):
-    """Several subnets in one forward pass, as DistributedDataParallel needs them."""
+    """Runs several subnets in one forward pass, as DistributedDataParallel needs it."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -171,14 +171,14 @@ class _Steps:
 
     def __init__(self, training: Training, choose: Choose) -> None:
         self.training, self.choose, self.execution, self.device = training, choose, training.execution, training.device
-        # Several processes run all subnets of a step in one pass. Alone, one subnet after the other needs less memory.
+        # Several processes run all subnets of a step in one pass. One process runs them one by one, to save memory.
         several, net = self.execution.world_size > 1, _Subnets(training.net)
         self.parallel = DistributedDataParallel(net, find_unused_parameters=True) if several else None
-        self.total = torch.zeros((), dtype=torch.float64, device=self.device)  # there, so that no step waits for it
+        self.total = torch.zeros((), dtype=torch.float64, device=self.device)  # on the device: no step waits for it
         self.n_seen = 0
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One step on this process's part of a batch: (n, C, H, W) and (n,)."""
+        """Take one step on this process's part of a batch: (n, C, H, W) and (n,)."""
         images, labels = to_device(images, self.device), labels.to(self.device, non_blocking=True)
         n_all, world_size = len(labels), self.execution.world_size
         if self.parallel is not None:
@@ -198,7 +198,7 @@ class _Steps:
         self._update()
 
     def mean_loss(self) -> float:
-        """Mean over the images and subnets of all processes."""
+        """Mean loss over the images and subnets of all processes."""
         seen = torch.tensor(float(self.n_seen), dtype=torch.float64, device=self.device)
         total, seen = sum_over(torch.stack([self.total, seen]), self.execution)
         if seen == 0:
@@ -206,18 +206,18 @@ class _Steps:
         return (total / seen).item()
 
     def _backward_each(self, x: Tensor, y: Tensor, subnets: Sequence[Activate], weight: float) -> None:
-        taught = self._teacher_logits(x)
+        teacher_logits = self._teacher_logits(x)
         for activate in subnets:
             activate()
             with self.execution.autocast(self.device):
                 logits = self.training.net(x)
-            (self._loss(logits, y, taught) * weight).backward()
+            (self._loss(logits, y, teacher_logits) * weight).backward()
 
     def _backward_together(self, x: Tensor, y: Tensor, subnets: Sequence[Activate], weight: float) -> None:
-        taught = self._teacher_logits(x)
+        teacher_logits = self._teacher_logits(x)
         with self.execution.autocast(self.device):
             outputs = self.parallel(x, subnets)
-        (sum(self._loss(logits, y, taught) for logits in outputs) * weight).backward()
+        (sum(self._loss(logits, y, teacher_logits) for logits in outputs) * weight).backward()
 
     def _teacher_logits(self, x: Tensor) -> Tensor | None:
         with self.execution.autocast(self.device), torch.no_grad():
@@ -234,7 +234,7 @@ class _Steps:
         return loss
 
     def _update(self) -> None:
-        """Clip the gradients, those of ranges apart, and change the weights."""
+        """Clip the gradients, those of ranges apart, and update the weights."""
         optimizer, clip_norm = self.training.optimizer, self.training.config.clip_norm
         groups = {group["name"]: group["params"] for group in optimizer.param_groups}
         nn.utils.clip_grad_norm_([*groups["decayed"], *groups["free"]], clip_norm)
@@ -245,7 +245,7 @@ class _Steps:
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Images on the device that computes; channels last on a GPU, whose convolutions are faster with it."""
+    """Move images to a device. On a GPU the layout is channels last, for faster convolutions."""
     layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
     return images.to(device, non_blocking=True, memory_format=layout)
 
@@ -254,16 +254,16 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
 def evaluate(
     net: nn.Module, loader: DataLoader, device: torch.device, *, execution: Execution = ONE_PROCESS
 ) -> Accuracy:
-    """Accuracy of a network in evaluation mode; its training mode is restored afterwards.
+    """Accuracy of a network in evaluation mode. Its training mode is restored afterwards.
 
-    Each of several processes has its part of every batch in `loader`; all return the accuracy over all images.
-    UserError if there are no images or if the outputs are not finite.
+    Each process has its part of every batch in `loader`, and returns the accuracy over all images. UserError if there
+    are no images or if the outputs are not finite.
     """
     was_training = net.training
     net.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # hits in one, hits in five, loss, images
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # top-1 hits, top-5 hits, loss, images
     for images, labels in loader:
-        if not len(labels):  # this process's part of a short batch, or nothing that could be read
+        if not len(labels):  # no part of a short batch, or no image that can be read
             continue
         images, labels = to_device(images, device), labels.to(device, non_blocking=True)
         with execution.autocast(device):
@@ -271,8 +271,8 @@ def evaluate(
         logits = logits.float() if execution.amp else logits
         hits = logits.topk(min(5, logits.size(1)), dim=1).indices == labels[:, None]  # (N, 5)
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        found = [hits[:, 0].sum(), hits.any(1).sum(), loss, torch.tensor(len(labels), device=device)]
-        sums += torch.stack([value.double() for value in found])
+        batch_sums = [hits[:, 0].sum(), hits.any(1).sum(), loss, torch.tensor(len(labels), device=device)]
+        sums += torch.stack([value.double() for value in batch_sums])
     net.train(was_training)
     top1, top5, loss, n = sum_over(sums, execution).tolist()
     if n == 0:

@@ -1,4 +1,4 @@
-"""Finetune what a search found: the work of `quant_aware.py`."""
+"""The work of `quant_aware.py`: finetune the result of a search."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from elastic_nn.training.session import Execution, Session
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRequest:
-    """An experiment to finetune, and changes to its recipe. None leaves the default."""
+    """An experiment to finetune, and changes to the defaults (None: the default)."""
 
     experiment: Experiment
     supernet: Path | None = None
@@ -57,7 +57,7 @@ class FinetuneRequest:
 class FinetunePlan:
     """A calibrated network and how it is finetuned.
 
-    `origin` describes what it was made of, as plain data. `save` writes its weights with facts about them.
+    `origin` is what it was made from, as plain data. `save` writes its weights with facts about them.
     """
 
     net: nn.Module
@@ -69,7 +69,7 @@ class FinetunePlan:
 
 
 def finetune_experiment(request: FinetuneRequest, device: torch.device, execution: Execution) -> tuple[float, int]:
-    """Finetune and write the best weights; returns their validation top-1 (0 to 1) and the number of epochs."""
+    """Finetune and write the best weights. Returns their validation top-1 (0 to 1) and the number of epochs."""
     experiment = request.experiment
     if experiment.acc.exists() and not request.overwrite:
         raise UserError(f"{experiment.path} has weights already, of a finetune or its search; give --overwrite")
@@ -86,7 +86,7 @@ def finetune_experiment(request: FinetuneRequest, device: torch.device, executio
     top1, weights = finetune(plan.net, session, plan.train, side=plan.side, resume=resume)
     if execution.main:
         report_unreadable(plan.splits)
-        experiment.acc.unlink(missing_ok=True)  # it says that the checkpoint beside it is finished
+        experiment.acc.unlink(missing_ok=True)  # it marks the checkpoint beside it as finished
         facts = {"train": asdict(plan.train), "seed": request.seed, "val_top1": top1}
         plan.save(state=weights, images=plan.splits.source, **facts)
         write_json(experiment.acc, [top1])

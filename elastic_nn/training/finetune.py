@@ -1,4 +1,4 @@
-"""Training of one network: a quantized subnet from a supernet's weights, or any other from its own."""
+"""Training of one network: a quantized subnet from the weights of its supernet, or any other network."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.session import Session
 
 CALIBRATION_IMAGES = 256
-RANGE_IMAGES = 1024  # that BatchQuant's ranges are collected on between the epochs of a finetune
+RANGE_IMAGES = 1024  # on which BatchQuant's ranges are collected after each epoch of a finetune
 
 
 def quantized_subnet(
     supernet: DynamicQuantizedProxylessNASNets, subnet: Subnet, splits: Splits, n_images: int, device: torch.device
 ) -> MBConvNet:
-    """Cut a subnet out and calibrate it at its bits: ready to finetune or, with learned steps, to be used."""
+    """Cut a subnet out and calibrate it at its bits. It can be finetuned or, with learned steps, used."""
     supernet.activate(subnet)
     net = supernet.get_active_subnet().to(device)
     calibrate(net, splits, subnet.resolution, n_images, device)
@@ -39,9 +39,9 @@ def quantized_subnet(
 def calibrate(net: MBConvNet, splits: Splits, side: int, n_images: int, device: torch.device) -> None:
     """Choose the ranges of a network's quantizers, unless they are learned steps; recalibrate BatchNorm at its bits.
 
-    The ranges of BatchQuant are recalibrated together with BatchNorm. Before ranges are chosen BatchNorm is
-    recalibrated in full precision: under the statistics of another network, such as the supernet that a subnet is cut
-    out of, the activations have other magnitudes and every range would be wrong.
+    BatchQuant's ranges are recalibrated together with BatchNorm. Before ranges are chosen, BatchNorm is recalibrated in
+    full precision. Under the statistics of another network, such as the supernet, activations would have other
+    magnitudes and every range would be wrong.
     """
     batches = _calibration_batches(splits, side)
     if not steps_learned(net):
@@ -53,9 +53,9 @@ def calibrate(net: MBConvNet, splits: Splits, side: int, n_images: int, device: 
 
 
 def averaged(net: nn.Module, decay: float | None) -> AveragedModel | None:
-    """An exponential moving average of a network's weights and statistics, to be updated after each step.
+    """An exponential moving average of a network's weights and statistics, to update after each step.
 
-    Integers, such as the clusters that weights belong to, are not averaged: the latest ones count. None without decay.
+    Integers, such as labels of clusters, are copied, not averaged. Without a decay it is None.
     """
     if decay is None:
         return None
@@ -74,10 +74,10 @@ def averaged(net: nn.Module, decay: float | None) -> AveragedModel | None:
 def train_epochs(
     net: nn.Module, session: Session, config: TrainConfig, *, side: int, n_images: int | None = None
 ) -> None:
-    """Train a network for all epochs and leave it as the last one made it. The validation images are not looked at.
+    """Train a network for all epochs, without validation. It is left as the last epoch made it.
 
-    With `n_images` an epoch has that many training images, drawn anew. The ranges of BatchQuant, which training drops,
-    are collected at the end.
+    With `n_images` an epoch has that many training images, drawn anew. BatchQuant's ranges, which training drops, are
+    collected at the end.
     """
     training = Training(net, config, session.device, execution=session.execution)
     batches = _train_batches(session, config, side, n_images)
@@ -96,11 +96,11 @@ def finetune(
     resume: Resume = NOT_KEPT,
     log: Callable[[Record], None] = lambda record: None,
 ) -> tuple[float, dict[str, Tensor]]:
-    """Train a network on images of `side` pixels and return its best validation top-1 (0 to 1) and those weights.
+    """Train a network on images of `side` pixels. Returns its best validation top-1 (0 to 1) and the weights then.
 
-    It is measured before the first epoch and after each one; with a moving average, that is measured and returned. The
-    ranges of BatchQuant, which training drops, are collected after each epoch: a network with them must be calibrated.
-    The network itself is left as the last epoch made it. The state is saved after every epoch.
+    It is measured before the first epoch and after each one. A moving average, if there is one, is measured and
+    returned instead. BatchQuant's ranges, which training drops, are collected after each epoch; before the first one
+    the network must be calibrated. The network is left as the last epoch made it. The state is saved after every epoch.
     """
     execution, device = session.execution, session.device
     training = Training(net, config, device, execution=execution, average=averaged(net, execution.ema))
@@ -123,7 +123,7 @@ def finetune(
         top1 = evaluate(training.result, val, device, execution=execution).top1
         bar.set_postfix(loss=f"{loss:.3f}", val_top1=f"{top1:.4f}")
         log({"epoch": epoch + 1, "loss": loss, "val_top1": top1})
-        if top1 >= best_top1:  # of equals the later one: it has seen more
+        if top1 >= best_top1:  # of equal epochs the later one is kept
             best, best_top1 = _copy(training.result), top1
         resume.save({"epoch": epoch + 1, "training": training.state_dict(), "best": best, "best_top1": best_top1})
     return best_top1, best

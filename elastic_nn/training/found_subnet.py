@@ -1,4 +1,4 @@
-"""The subnet of an experiment as it is in its supernet: cut out and calibrated, before any finetune."""
+"""The subnet of an experiment, cut out of its supernet and calibrated, before a finetune."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from elastic_nn.training.recipes import get_recipe
 
 @dataclass(frozen=True, kw_only=True)
 class FoundSubnet:
-    """A subnet, the supernet that it is part of and that one's file, images and recipe."""
+    """A subnet and its supernet, with the supernet's file, images and recipe."""
 
     space: SearchSpace
     subnet: Subnet
@@ -36,7 +36,7 @@ class FoundSubnet:
     recipe: Recipe
 
     def network(self, device: torch.device) -> MBConvNet:
-        """The subnet by itself, its quantizers and BatchNorm calibrated."""
+        """The subnet as a network of its own, calibrated."""
         supernet = self.supernet.to(device)
         return quantized_subnet(supernet, self.subnet, self.splits, self.recipe.recalibration_images, device)
 
@@ -49,10 +49,15 @@ def load_found(
     recipe: str | None = None,
     finetuned: bool = True,
 ) -> FoundSubnet:
-    """The subnet of an experiment, with its supernet: the file `supernet`, or else the one in its folder of models.
+    """Load the subnet of an experiment with its supernet.
 
-    `data` is the image folder, for spaces that need one. `recipe` is a name; the default is the supernet's recipe.
-    UserError where they do not fit together, or where the subnet will not be `finetuned` and the supernet is in float.
+    UserError where the parts do not fit together, or where the supernet is float and the subnet will not be finetuned.
+
+    Args:
+        supernet: file of the supernet (default: the one in the folder of models).
+        data: image folder, for spaces that need one.
+        recipe: name of a recipe (default: the supernet's).
+        finetuned: whether the subnet will be finetuned.
     """
     choice = read_result(experiment).found_subnet
     space = choice.space
@@ -60,10 +65,10 @@ def load_found(
         supernet = ModelFolder(supernet).supernet
     file = supernet or ModelFolder(choice.models).supernet
     net, origin = load_quantized_supernet(file, space)
-    if not finetuned and net.scheme == LINEAR:  # added to a float supernet
+    if not finetuned and net.scheme == LINEAR:  # quantizers were added to a float supernet
         raise UserError(
-            f"{experiment.path} has no checkpoint, and {file} is a float supernet, whose subnets are nothing before a "
-            "finetune: run quant_aware.py first"
+            f"{experiment.path} has no checkpoint, and {file} is a float supernet, whose subnets need a finetune: "
+            "run quant_aware.py first"
         )
     chosen, splits = get_recipe(recipe or origin.recipe, space), load_splits(space, data)
     check_classes(splits, origin.images, file)

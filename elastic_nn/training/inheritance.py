@@ -1,4 +1,5 @@
-"""The start of a supernet's training: nothing, a float supernet, or one of more bits (OQA, arXiv 2010.04354)."""
+"""The start of a supernet's training: from scratch, from a float supernet, or from one of more bits (OQA, arXiv
+2010.04354)."""
 
 from __future__ import annotations
 
@@ -19,41 +20,41 @@ from elastic_nn.training.finetune import calibrate
 from elastic_nn.training.recipe import Recipe
 
 
-def check_recipe(recipe: Recipe, scheme: QuantScheme, *, from_nothing: bool) -> None:
+def check_recipe(recipe: Recipe, scheme: QuantScheme, *, from_scratch: bool) -> None:
     """UserError unless the recipe can train a supernet with these quantizers."""
-    if from_nothing and recipe.phases[0].sandwich:
+    if from_scratch and recipe.phases[0].sandwich:
         raise UserError(f"recipe {recipe.name} trains all sizes at once from the start: give a supernet to start from")
     if not scheme.mixed_precision and any(phase.float_share for phase in recipe.phases):
         raise UserError(f"recipe {recipe.name} mixes full precision with bits: {scheme.name} quantizers cannot")
     if scheme.mixed_precision and not any("bits" in phase.elastic for phase in recipe.phases):
-        raise UserError(f"recipe {recipe.name} never varies the bits, as a supernet of mixed precision must learn to")
+        raise UserError(f"recipe {recipe.name} never varies the bits, which a supernet of mixed precision needs")
 
 
 def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, scheme: QuantScheme) -> None:
-    """UserError unless a supernet of this space and these quantizers can be trained, from `start` where it is given."""
+    """UserError unless a supernet of this space and scheme can be trained, from `start` if it is given."""
     bits = bits_throughout(space)
     if not scheme.trains_supernets:
         raise UserError(
             f"supernets are not trained with {scheme.name} quantizers, but with float, lsq or mixed-precision ones"
         )
     if scheme.learned_steps and bits is None:
-        raise UserError(f"a supernet with learned steps has one number of bits throughout; space {space.name} has more")
+        raise UserError(f"a supernet with learned steps has one bit-width throughout; space {space.name} has several")
     if scheme.mixed_precision and (start is None or start.scheme != FLOAT):
         raise UserError(
-            f"a supernet of mixed precision ({scheme.name}) starts from a float one, which teaches it: train that with "
-            "--quantizer float, then name it by --start_from"
+            f"a supernet of mixed precision ({scheme.name}) starts from a float one, its teacher: train that with "
+            "--quantizer float, then give it with --start_from"
         )
     if start is None:
         return
     if not same_architectures(start.space, space):
-        raise UserError(f"the supernet to start from is of space {start.space.name}, whose architectures are others")
+        raise UserError(f"the supernet to start from is of space {start.space.name}, which has other architectures")
     if start.scheme == FLOAT:
         return
     if start.scheme != scheme:
         raise UserError(f"a {scheme.name} supernet cannot start from a quantized one ({start.scheme.name})")
     if start.space.fixed_bits < bits:
         raise UserError(
-            f"the supernet to start from has {start.space.fixed_bits} bits: {bits} cannot inherit from fewer"
+            f"the supernet to start from has {start.space.fixed_bits} bits: {bits} bits cannot inherit from fewer"
         )
     if not all(quantizer.started for quantizer in quantizers(start)):
         raise UserError("the supernet to start from has steps that were never trained")
@@ -67,10 +68,10 @@ def first_supernet(
     n_images: int,
     device: torch.device,
 ) -> DynamicProxylessNASNets:
-    """The supernet before its first step, the same in every process.
+    """The supernet before its first training step, equal in all processes.
 
-    A float supernet hands down its weights, one of more bits also its steps, doubled for each bit less. Other steps
-    start from the largest subnet, which runs all layers. BatchNorm is recalibrated at the new bits.
+    A float `start` passes on its weights, one of more bits also its steps, doubled for each bit less. Other steps are
+    calibrated with the largest subnet, which runs all layers. BatchNorm is recalibrated at the new bits.
     """
     net = build_supernet(space, scheme)
     if start is not None and start.scheme == FLOAT != scheme:
@@ -86,13 +87,13 @@ def first_supernet(
 
 
 def frozen_largest(net: DynamicProxylessNASNets, device: torch.device) -> nn.Module:
-    """A copy of the largest subnet, to teach the others."""
+    """A frozen copy of the largest subnet, the teacher of the others."""
     net.activate(largest_subnet(net.space))
     return net.get_active_subnet().to(device).eval().requires_grad_(False)
 
 
 def first_teacher(start: DynamicProxylessNASNets, splits: Splits, n_images: int, device: torch.device) -> nn.Module:
-    """The frozen largest subnet of a trained supernet, with statistics of its own over images of all resolutions."""
+    """The frozen largest subnet of a trained supernet, recalibrated on images of all resolutions."""
     teacher = frozen_largest(start, device)
     batches = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=start.space.resolutions)
     recalibrate(teacher, batches, device, n_images)

@@ -1,4 +1,4 @@
-"""Train a network by its name into its folder: what `train.py --model` does."""
+"""The work of `train.py --model`: train a network by name and write its file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from elastic_nn.training.session import Execution, Session
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
-    """A network by its name, what it is for, and what differs from the usual training: None is the usual."""
+    """A network by name, its data set, and changes to the defaults (None: the default)."""
 
     name: str
     images: str | None = None
@@ -43,7 +43,7 @@ class ModelRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """The file of a trained network, its best validation top-1 (0 to 1), the epochs of its training."""
+    """The file of a trained network, its best validation top-1 (0 to 1), its number of epochs."""
 
     file: Path
     top1: float
@@ -87,12 +87,12 @@ def model_record(spec: ModelSpec, config: TrainConfig, session: Session) -> Reco
 
 
 def model_plan(request: ModelRequest) -> tuple[ModelSpec, str, TrainConfig]:
-    """What is trained, the name of the recipe, and its first phase with the requested changes."""
+    """The spec of the network, the name of the recipe, and the recipe's first phase with the requested changes."""
     if request.data and request.images not in (None, "imagenet"):
-        raise UserError(f"--data brings its own images: leave --images {request.images} out")
+        raise UserError(f"--data has its own images: leave --images {request.images} out")
     preset = named_model(request.name, "imagenet" if request.data else request.images)
     spec = image_folder_model(preset, request.data) if request.data else preset
-    # A folder of as many classes as ImageNet is taken for it, as with --space; another has no recipe of its own.
+    # As with --space, a folder with the number of classes of ImageNet has ImageNet's recipe; others have none.
     own = APQ_IMAGENET.recipe if spec == preset and spec.dataset == APQ_IMAGENET.dataset else None
     recipe = get_recipe(request.recipe or own, spec)
     config = adjusted(recipe.phases[0].train, epochs=request.epochs, lr=request.lr, batch_size=request.batch_size)

@@ -1,6 +1,6 @@
-"""<Subnet, accuracy> pairs of a trained supernet: how a subnet is measured, and many of them.
+"""<subnet, accuracy> pairs of a trained supernet: measurement of one subnet, and of many.
 
-Pair i depends on the seed and i alone. Each process measures its own pairs by itself.
+Pair i depends on the seed and on i alone. Each process measures its own pairs by itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOG_SECONDS = 60
 
 
 def pair_subnet(space: SearchSpace, seed: int, index: int, *, quantized: bool) -> Subnet:
-    """The subnet of pair `index`; a float pair has no policy, its bits are the highest."""
+    """The subnet of pair `index`. That of a float pair has the highest bits."""
     genes = sample(space, 1, np.random.default_rng([seed, index, int(quantized)]))
     return subnets_of(space, genes if quantized else with_highest_bits(space, genes))[0]
 
@@ -39,9 +39,9 @@ def pair_subnet(space: SearchSpace, seed: int, index: int, *, quantized: bool) -
 def subnet_top1(
     supernet: DynamicProxylessNASNets, subnet: Subnet, session: Session, images: Dataset, recalibration_images: int
 ) -> float:
-    """Top-1 (0 to 1) on `images` of a subnet that is cut out, recalibrated on training images and not trained.
+    """Top-1 (0 to 1) on `images` of a subnet that is cut out and recalibrated on training images, not trained.
 
-    The supernet's quantizers must have their ranges or steps.
+    The quantizers of the supernet must have their ranges or steps.
     """
     supernet.activate(subnet)
     net, sides = supernet.get_active_subnet(), (subnet.resolution,)
@@ -54,7 +54,7 @@ def subnet_top1(
 def short_finetune_top1(
     supernet: DynamicQuantizedProxylessNASNets, subnet: Subnet, session: Session, recipe: Recipe
 ) -> float:
-    """Validation top-1 after the recipe's short finetune: its end, not its best epoch, which would flatter noise."""
+    """Validation top-1 at the end of the recipe's short finetune. The best epoch would be biased by noise."""
     seed_epoch(session.seed, 0)
     net = quantized_subnet(supernet, subnet, session.splits, recipe.recalibration_images, session.device)
     side = subnet.resolution
@@ -66,9 +66,9 @@ def short_finetune_top1(
 def gather_as_is(
     supernet: DynamicProxylessNASNets, session: Session, recipe: Recipe, store: PairStore, indices: Sequence[int]
 ) -> None:
-    """Append the pairs of these indices: subnets as they are in the supernet, recalibrated and evaluated.
+    """Append the pairs of these indices: subnets as they are in the supernet, recalibrated, not finetuned.
 
-    Pairs of a float supernet have no policy. Those of a supernet that was trained quantized need no finetune.
+    Those of a float supernet have no policy.
     """
     quantized, alone = supernet.scheme != FLOAT, session.alone()
     for index in _with_pace(indices, f"{'quantized' if quantized else 'float'} pairs", store.rank):
@@ -92,12 +92,12 @@ def gather_finetuned(
 
 
 def _with_pace(indices: Sequence[int], what: str, rank: int) -> Iterator[int]:
-    """The indices, with a progress bar on a terminal or a line a minute in a log, by the first process alone."""
-    started = said = time.monotonic()
+    """Yield the indices. The first process shows a progress bar on a terminal, or prints a line a minute to a log."""
+    started = printed = time.monotonic()
     for done, index in enumerate(tqdm(indices, desc=what, unit="subnet", disable=None if rank == 0 else True)):
         now = time.monotonic()
-        if rank == 0 and done and now - said > LOG_SECONDS and not sys.stderr.isatty():
-            pace, said = done / (now - started), now
+        if rank == 0 and done and now - printed > LOG_SECONDS and not sys.stderr.isatty():
+            pace, printed = done / (now - started), now
             left = (len(indices) - done) / pace
             print(
                 f"{what}: {done} of {len(indices)} here, {60 * pace:.1f} a minute, {left / 60:.0f} minutes left",

@@ -1,6 +1,6 @@
-"""Networks quantized by a policy: their accuracy after a short finetune, and preparation for a long one.
+"""Networks quantized by a policy: accuracy after a short finetune, and preparation for a long one.
 
-HAQ (Wang et al., CVPR 2019) scores each policy of a search by a short finetune from the same trained network.
+HAQ (Wang et al., CVPR 2019) scores each policy of a search after a short finetune from the same trained network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from elastic_nn.training.session import Session
 
 
 def calibration_images(splits: Splits, side: int, device: torch.device) -> Tensor:
-    """The images that ranges are chosen on: (N, C, side, side)."""
+    """The images on which ranges are chosen: (N, C, side, side)."""
     images, _ = next(iter(make_loader(splits.calibration, CALIBRATION_IMAGES, sides=(side,))))
     return to_device(images, device)
 
@@ -33,9 +33,9 @@ def calibration_images(splits: Splits, side: int, device: torch.device) -> Tenso
 def quantized_model(
     net: nn.Module, policy: Policy, splits: Splits, side: int, n_images: int, device: torch.device
 ) -> dict[str, bool]:
-    """Quantize a trained float network in place, ready to finetune. Returns which layers have inputs of both signs.
+    """Quantize a trained float network in place, ready to finetune. Returns which layers have signed inputs.
 
-    Ranges or clusters are chosen; BatchNorm is recalibrated at the policy's bits on `n_images`.
+    Ranges or clusters are chosen, and BatchNorm is recalibrated at the bits of the policy on `n_images`.
     """
     net.to(device)
     images = calibration_images(splits, side, device)
@@ -49,9 +49,9 @@ def quantized_model(
 
 @dataclass(frozen=True, kw_only=True)
 class ShortFinetune:
-    """How a policy is scored: one epoch of `train` on `train_images`, drawn anew; top-1 on `val_images`.
+    """How a policy is scored: one epoch of `train` on `train_images`, then top-1 on `val_images`.
 
-    Images have `side` pixels.
+    The resolution is `side` pixels.
     """
 
     train: TrainConfig
@@ -63,9 +63,9 @@ class ShortFinetune:
 class PolicyScorer:
     """Validation top-1 of policies of one trained network, each after the same short finetune from its float weights.
 
-    The network is quantized in place. The ranges or clusters of all its layers (`names`) at every bit-width are chosen
-    once, at construction. Every policy sees the same batches, which depend on the session's seed: equal policies have
-    equal scores, and others differ by their bits alone. `original` is the float network's top-1 on the same images.
+    The network is quantized in place. The ranges or clusters of its layers `names` are chosen once for all bit-widths,
+    at construction. All policies train on the same batches, which depend on the seed of the session, so that accuracies
+    differ by the bits alone. `original` is the top-1 of the float network on the same images.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Supernet training by progressive shrinking (once-for-all, Cai et al., ICLR 2020, arXiv 1908.09791).
 
-The largest network is trained alone first. Then kernel, depth and width become elastic one after the other, or all at
-once by the sandwich rule; the largest network teaches every subnet. If the training starts from another supernet, the
-largest network of that one teaches from the beginning.
+The largest subnet is trained alone first. Then kernels, depths and mid channels become elastic one after the other, or
+all at once by the sandwich rule, with the largest subnet as the teacher. If training starts from another supernet, the
+largest subnet of that one is the teacher from the beginning.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from elastic_nn.training.session import Session
 def sample_phase(
     space: SearchSpace, elastic: tuple[str, ...], n: int, rng: np.random.Generator, reach: float = 1.0
 ) -> list[Subnet]:
-    """Random subnets that differ from the largest one only in the elastic gene parts ("ks", "d", "e", "bits").
+    """Random subnets that differ from the largest one only in the elastic parts of the genes ("ks", "d", "e", "bits").
 
-    Of the last part only the largest choices are drawn, a fraction `reach` of them. Bits are those of the blocks and of
-    the layers that all networks share.
+    For the last part only the largest choices are drawn, a fraction `reach` of all. "bits" includes those of shared
+    operands.
     """
     largest = genes_of(space, [largest_subnet(space)])
     genes = np.repeat(largest, n, axis=0)
@@ -58,11 +58,10 @@ def sample_phase(
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetPlan:
-    """Which supernet is trained, how, and from what.
+    """Which supernet is trained, by which recipe, and from which start.
 
-    It starts from nothing or from `start`, a trained supernet of the same architectures: a float one, or one with
-    learned steps and no fewer bits. One of mixed precision starts from a float one. UserError if that does not fit or
-    if the recipe needs one.
+    `start` is a trained supernet of the same architectures (None: from scratch): a float one, or one with learned steps
+    and no fewer bits. A supernet of mixed precision needs a float one. UserError if the parts do not fit together.
     """
 
     space: SearchSpace
@@ -72,12 +71,12 @@ class SupernetPlan:
 
     def __post_init__(self) -> None:
         check_start(self.start, self.space, self.scheme)
-        check_recipe(self.recipe, self.scheme, from_nothing=self.start is None)
+        check_recipe(self.recipe, self.scheme, from_scratch=self.start is None)
 
     def newly_narrow(self, index: int) -> bool:
-        """Whether widths become elastic in a phase, before which channels are sorted so that the best survive slicing.
+        """Whether mid channels become elastic in a phase. They are sorted before it, so that slicing keeps the best.
 
-        Those of a supernet to start from are sorted already.
+        Those of a `start` are sorted already.
         """
         narrow = ["e" in phase.elastic for phase in self.recipe.phases]
         return self.start is None and narrow[index] and not (index and narrow[index - 1])
@@ -104,12 +103,12 @@ def train_supernet(
     resume: Resume = NOT_KEPT,
     log: Callable[[Record], None] = lambda record: None,
 ) -> tuple[DynamicProxylessNASNets, list[Record]]:
-    """Train a supernet through all phases; returns it and one record a phase.
+    """Train a supernet through all phases. Returns it and one record a phase.
 
-    A record has the validation top-1 (0 to 1) of the largest and the smallest subnet after the phase. Where the recipe
-    says so, its "epochs" have that of the largest after every epoch, on fewer images; epoch 0 is the net before any
-    training, with what came from the start. With a moving average the net that comes back is that of the last phase.
-    The state is saved after every epoch. All processes sample the same subnets.
+    A record has the validation top-1 (0 to 1) of the largest and the smallest subnet after the phase. If the recipe has
+    `epoch_val_images`, "epochs" in it has that of the largest subnet after every epoch, on these images; epoch 0 is the
+    start before any training. With a moving average the result is that of the last phase. The state is saved after each
+    epoch. All processes draw the same subnets.
     """
     torch.manual_seed(session.seed)
     run = _SupernetTraining(plan, session, resume, log)
@@ -129,7 +128,7 @@ def train_supernet(
 
 
 class _SupernetTraining:
-    """A supernet's training under way: the net, its teacher, the records of phases and of the present one's epochs."""
+    """The training of a supernet: network, teacher, records of phases and of the epochs of the present phase."""
 
     def __init__(self, plan: SupernetPlan, session: Session, resume: Resume, log: Callable[[Record], None]) -> None:
         self.plan, self.session, self.resume, self.log = plan, session, resume, log
@@ -142,14 +141,14 @@ class _SupernetTraining:
         self.epochs: list[Record] = []
 
     def restore(self, state: State) -> None:
-        """Continue from a saved state; the phase that it was saved in restores the net."""
+        """Continue from a state. `phase` restores the network."""
         self.records, self.epochs = state["records"], state["epochs"]
         if state["teacher"] is not None:
             self.teacher = frozen_largest(self.net, self.session.device) if self.teacher is None else self.teacher
             self.teacher.load_state_dict(state["teacher"])
 
     def phase(self, index: int, state: State | None) -> nn.Module:
-        """Train a phase, or the rest of one from a state of it; returns the net or its moving average."""
+        """Train a phase, or the rest of it from a state. Returns the network or its moving average."""
         phase, session, last = self.plan.recipe.phases[index], self.session, len(self.plan.recipe.phases) - 1
         if state is None and self.plan.newly_narrow(index):
             for block in self.net.blocks[1:]:
@@ -174,7 +173,7 @@ class _SupernetTraining:
         return training.result
 
     def epoch(self, index: int, epoch: int, training: Training, batches: DataLoader) -> float:
-        """Train an epoch, record what it reached, save the state; returns its loss."""
+        """Train an epoch, record its accuracy, save the state. Returns its loss."""
         phases = self.plan.recipe.phases
         phase, number = phases[index], sum(earlier.train.epochs for earlier in phases[:index]) + epoch
         seed_epoch(self.session.seed, number)
@@ -197,7 +196,7 @@ class _SupernetTraining:
         return loss
 
     def score_epoch(self, net: DynamicProxylessNASNets, facts: Record) -> None:
-        """Record an epoch with the largest subnet's top-1 on part of the validation images, if the recipe says so."""
+        """Record an epoch with the top-1 of the largest subnet, if the recipe has `epoch_val_images`."""
         if self.few is not None:
             self.epochs.append({**facts, "largest_top1": self.top1(net, largest_subnet(net.space), self.few)})
 
@@ -211,15 +210,15 @@ class _SupernetTraining:
         self.log(self.records[-1])
 
     def top1(self, net: DynamicProxylessNASNets, subnet: Subnet, images: Dataset) -> float:
-        """Top-1 of a subnet, recalibrated."""
+        """Top-1 of a recalibrated subnet."""
         return subnet_top1(net, subnet, self.session, images, self.plan.recipe.recalibration_images)
 
 
 def draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Generator) -> list[Activate]:
-    """The subnets of a step, as calls that activate them.
+    """The subnets of a step, as functions that activate them.
 
-    Where the phase mixes in full precision, that is one more bit-width, the highest: the largest subnet has it in all
-    operands, the smallest in none, a random one in a random part of them.
+    In a phase with `float_share`, full precision is one more bit-width, the highest: the largest subnet has it in all
+    operands, the smallest in none, random ones in a random part of them.
     """
     always = [largest_subnet(net.space), smallest_subnet(net.space)] if phase.sandwich else []
     n_random = phase.subnets_per_step - len(always)
@@ -235,7 +234,7 @@ def draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Gene
 
 
 def activate_partly_float(net: DynamicProxylessNASNets, subnet: Subnet, stays_float: np.ndarray) -> None:
-    """Run as this subnet until the next is activated, with the operands `(operands,)` that stay in full precision."""
+    """Run as this subnet until the next one is activated, with some of the `(operands,)` in full precision."""
     net.activate(subnet)
     for operand, stays in zip(quantizers(net), stays_float, strict=True):
         if stays:

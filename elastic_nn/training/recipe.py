@@ -1,4 +1,4 @@
-"""Training recipes as data: how to train, one phase of a supernet, and all that a space needs."""
+"""Training recipes as data: settings of one training, one phase of a supernet, and all settings for a space."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from apq.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train: SGD with Nesterov momentum and one cosine from `lr` to 0 over all epochs.
+    """How to train: SGD with Nesterov momentum, and one cosine from `lr` to 0 over all epochs.
 
-    `batch_size` is that of all processes together. `kd_ratio` weights the distillation loss relative to the labels' (1:
-    both equally), where there is a teacher.
+    `batch_size` is that of all processes together. With a teacher, `kd_ratio` is the weight of the distillation loss
+    relative to that of the labels. UserError where a field is out of range.
     """
 
     epochs: int
@@ -32,15 +32,15 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One phase of a supernet's training.
+    """One phase of a supernet's training. UserError where a field is out of range.
 
     Attributes:
-        elastic: parts of the genes that vary, of "ks", "d", "e" and "bits"; the part that became elastic last is last.
-        subnets_per_step: subnets whose gradients a step adds up.
-        reach: fraction of the choices of the last elastic part, the largest ones, that subnets are drawn from.
-        sandwich: whether every step has the largest and the smallest subnet among its subnets.
-        float_share: in mixed precision, the fraction of a random subnet's operands that are not quantized.
-        epoch_images: number of training images that each epoch draws; None means all.
+        elastic: parts of the genes that vary: "ks", "d", "e", "bits". The part that became elastic last comes last.
+        subnets_per_step: number of subnets whose gradients a step adds up.
+        reach: fraction of the choices of the last elastic part, from the largest down, that subnets are drawn from.
+        sandwich: whether the largest and the smallest subnet are among the subnets of every step.
+        float_share: in mixed precision, the fraction of the operands of a random subnet in full precision.
+        epoch_images: number of training images an epoch, drawn anew (None: all).
     """
 
     name: str
@@ -61,24 +61,24 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All settings from training a supernet, from scratch or from another one, to accuracy predictors."""
+    """All settings of training for a space, from the supernet to accuracy predictors and the final finetune."""
 
     name: str
     phases: tuple[Phase, ...]
-    pair_finetune: TrainConfig  # the short finetune of each quantized pair
-    finetune: TrainConfig  # the finetune of a found subnet by quant_aware.py
+    pair_finetune: TrainConfig  # short finetune of each quantized pair
+    finetune: TrainConfig  # finetune of a found subnet by quant_aware.py
     recalibration_images: int
     pairs_float: int
     pairs_quant: int
-    episode_images: int  # training images of the short finetune (by `pair_finetune`) that scores a policy
-    episode_val_images: int  # validation images that score it
-    pair_epoch_images: int | None = None  # training images that each epoch of `pair_finetune` draws; None: all
-    epoch_val_images: int | None = None  # validation images that score every epoch of a supernet; None: no scores
-    predictor_hidden: int = 400  # width of the accuracy predictor's three layers
+    episode_images: int  # training images of the short finetune (by `pair_finetune`) of a policy
+    episode_val_images: int  # validation images that a policy is scored on
+    pair_epoch_images: int | None = None  # training images an epoch of `pair_finetune`, drawn anew (None: all)
+    epoch_val_images: int | None = None  # validation images after every epoch of a supernet (None: not measured)
+    predictor_hidden: int = 400  # width of the three layers of the accuracy predictor
 
 
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
-    """The recipe with another batch size in every phase and unchanged learning rates."""
+    """The recipe with another batch size in every phase. Learning rates do not change."""
     phases = (replace(phase, train=replace(phase.train, batch_size=batch_size)) for phase in recipe.phases)
     return replace(recipe, phases=tuple(phases))
 
@@ -86,6 +86,6 @@ def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
 def adjusted(
     config: TrainConfig, *, epochs: int | None = None, lr: float | None = None, batch_size: int | None = None
 ) -> TrainConfig:
-    """The settings with those that are not None changed."""
+    """The settings with changes; None leaves a setting as it is."""
     changes = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
     return replace(config, **{name: value for name, value in changes.items() if value is not None})

@@ -1,4 +1,4 @@
-"""The training recipes: supernet, finetune and pair gathering, by name."""
+"""The training recipes by name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DIGITS_RECIPE = Recipe(
     episode_val_images=1000,
 )
 
-# Twenty times the images of digits, so fewer epochs, fewer pairs, and short finetunes on a part of the images.
+# Glyphs have twenty times the images of digits: fewer epochs, fewer pairs, and short finetunes on part of the images.
 GLYPHS_RECIPE = Recipe(
     name="glyphs",
     phases=_phases(
@@ -64,7 +64,7 @@ GLYPHS_RECIPE = Recipe(
     pair_epoch_images=2000,
 )
 
-# For tests and for trying out a setup: it runs through everything in seconds and trains nothing well.
+# For tests and to try a setup: all steps run in seconds, and nothing is trained well.
 TINY_RECIPE = Recipe(
     name="tiny",
     phases=tuple(
@@ -84,7 +84,7 @@ TINY_RECIPE = Recipe(
 def _published_phases() -> tuple[Phase, ...]:
     """Once-for-all's schedule (ICLR 2020, section 4.1): batch size 2,048, warm-up of 5 epochs in the long phases.
 
-    Depth and width become elastic in two steps, first down to the middle choice, then to the smallest.
+    Depths and mid channels become elastic in two phases: first down to the middle choice, then to the smallest.
     """
 
     def train(epochs: int, lr: float, warmup_epochs: int = 0) -> TrainConfig:
@@ -106,7 +106,7 @@ APQ_IMAGENET_RECIPE = Recipe(
     name="apq-imagenet",
     phases=_published_phases(),
     pair_finetune=TrainConfig(epochs=1, lr=1e-3, batch_size=256, weight_decay=4e-5),
-    pair_epoch_images=256_000,  # a fifth of ImageNet: else 5,000 pairs would cost 5,000 epochs
+    pair_epoch_images=256_000,  # a fifth of ImageNet, because there are 5,000 pairs
     finetune=TrainConfig(epochs=30, lr=1e-3, batch_size=256, weight_decay=4e-5, label_smoothing=0.1),
     recalibration_images=2000,
     pairs_float=80_000,
@@ -117,7 +117,7 @@ APQ_IMAGENET_RECIPE = Recipe(
 
 
 def _sandwich(train: TrainConfig, epoch_images: int | None = None) -> Phase:
-    """All sizes at once: the largest, the smallest and two random subnets a step."""
+    """A phase by the sandwich rule: the largest, the smallest and two random subnets a step."""
     return Phase(
         name="sandwich",
         elastic=("ks", "d", "e"),
@@ -140,9 +140,9 @@ def _oqa_imagenet(epochs: int, lr: float, warmup_epochs: int = 0) -> TrainConfig
     return TrainConfig(epochs=epochs, lr=lr, batch_size=1024, warmup_epochs=warmup_epochs)
 
 
-# OQA (arXiv 2010.04354): epochs, batch size, learning rates at 3 and 2 bits, and images of recalibration are the
-# paper's. Ours are the learning rates at 4 bits (half of once-for-all's in its first and last phases, for half the
-# batch size) and everything about predictors, which OQA does not have.
+# OQA (arXiv 2010.04354): epochs, batch size, learning rates at 3 and 2 bits and recalibration images are the paper's.
+# Ours are the learning rates at 4 bits (half of those of once-for-all's first and last phases, for half the batch size)
+# and all settings of predictors, which OQA does not have.
 OQA_IMAGENET_RECIPE = replace(
     APQ_IMAGENET_RECIPE,
     name="oqa-imagenet",
@@ -160,7 +160,7 @@ OQA_IMAGENET_2BIT_RECIPE = replace(
     OQA_IMAGENET_RECIPE, name="oqa-imagenet-2bit", phases=(_sandwich(_oqa_imagenet(120, 0.0256)),)
 )
 
-# The same for glyphs on one CPU core: minutes instead of GPU weeks.
+# The same for glyphs, in minutes on one CPU core.
 OQA_GLYPHS_RECIPE = replace(
     GLYPHS_RECIPE,
     name="oqa-glyphs",
@@ -179,7 +179,7 @@ OQA_GLYPHS_2BIT_RECIPE = replace(
 
 
 def _qfa_phases(with_float: TrainConfig, bits: TrainConfig, epoch_images: int | None = None) -> tuple[Phase, ...]:
-    """QFA's two stages: full precision is among the choices of bits at first, then not. Four random subnets a step."""
+    """QFA's two phases, with four random subnets a step. In the first, full precision is one of the choices of bits."""
     both = {"elastic": ("ks", "d", "e", "bits"), "subnets_per_step": 6, "sandwich": True, "epoch_images": epoch_images}
     return (
         Phase(name="bits and float", train=with_float, float_share=1 / 4, **both),
@@ -187,7 +187,7 @@ def _qfa_phases(with_float: TrainConfig, bits: TrainConfig, epoch_images: int | 
     )
 
 
-# QFA (arXiv 2105.08952): epochs, learning rate (2.5e-3 for every 64 images) and weight decay are the paper's; the batch
+# QFA (arXiv 2105.08952): epochs, learning rate (2.5e-3 for every 64 images) and weight decay are the paper's. The batch
 # size of 1,024 and the settings of pairs are ours.
 QFA_IMAGENET_RECIPE = replace(
     OQA_IMAGENET_RECIPE,
@@ -231,7 +231,7 @@ RECIPES = {
         TINY_QFA_RECIPE,
     )
 }
-AT_BITS = {  # recipes at one bit-width, of supernets that start from one of more bits
+AT_BITS = {  # recipes of supernets at fewer bits, which start from one of more bits
     ("oqa-imagenet", 3): "oqa-imagenet-3bit",
     ("oqa-imagenet", 2): "oqa-imagenet-2bit",
     ("oqa-glyphs", 3): "oqa-glyphs-3bit",
@@ -240,14 +240,14 @@ AT_BITS = {  # recipes at one bit-width, of supernets that start from one of mor
 FLOAT_FIRST = {
     "qfa-imagenet": "oqa-imagenet",
     "qfa-glyphs": "oqa-glyphs",
-}  # recipes of the float supernets that these start from
+}  # recipe of a supernet of mixed precision -> that of the float supernet that it starts from
 
 
 def get_recipe(name: str | None, spec: ImageSpec, *, in_float: bool = False) -> Recipe:
-    """The recipe of this name, or by default the one of a space or a model. UserError names the known ones.
+    """The recipe of this name, or by default that of a space or a model. UserError names the known ones.
 
-    A space of one bit-width without a recipe for that many bits takes the one for 4. `in_float` asks for the recipe of
-    the float supernet that one of mixed precision starts from.
+    A space of one bit-width has the recipe for 4 bits if there is none for its own. With `in_float` it is the recipe of
+    the float supernet from which a supernet of mixed precision starts.
     """
     known = ", ".join(RECIPES)
     if name is None:
@@ -261,7 +261,7 @@ def get_recipe(name: str | None, spec: ImageSpec, *, in_float: bool = False) -> 
 
 
 def _own_recipe(spec: ImageSpec) -> str | None:
-    """The recipe that a space names, else that of the preset of its name (files record no recipe), else its images'."""
+    """The recipe of a space, or of the preset with its name (files record no recipe), or of the data set."""
     if isinstance(spec, SearchSpace) and (space := spec if spec.recipe else find_preset(spec.name)):
         return AT_BITS.get((space.recipe, bits_throughout(space)), space.recipe)
     return DATASETS[spec.dataset].recipe if spec.dataset in DATASETS else None

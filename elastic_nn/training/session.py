@@ -1,4 +1,4 @@
-"""What a training or a measurement runs in: images, device, seed, processes, precision."""
+"""The session of a training or a measurement: images, device, seed, processes, precision."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from dataset.splits import Splits, make_loader
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How the steps of a training are carried out.
+    """How training steps are executed.
 
-    `amp` computes in bfloat16 where that is safe. `accumulate` cuts a batch into that many parts, which need less
-    memory (BatchNorm and BatchQuant then take each part by itself). `ema`, a decay, ends with the moving average of the
-    weights. `rank` is this process's number among the `world_size` processes that split every batch.
+    Attributes:
+        amp: compute in bfloat16 where that is safe.
+        accumulate: number of parts that a batch is cut into, to save memory. BatchNorm and BatchQuant take statistics
+            of each part by itself.
+        ema: decay of the moving average of the weights that training ends with (None: no average).
+        rank, world_size: number of this process, and of the processes that share every batch.
     """
 
     amp: bool = False
@@ -31,15 +34,15 @@ class Execution:
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes files and shows progress."""
+        """Whether this process writes files and shows progress: the first one does."""
         return self.rank == 0
 
     def record(self) -> Record:
-        """What a continued training must repeat, as plain data. The number of processes may change."""
+        """The settings that the result depends on, as plain data. The number of processes is not one of them."""
         return {"amp": self.amp, "accumulate": self.accumulate, "ema": self.ema}
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The context that forward passes run in."""
+        """Context of forward passes."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.amp)
 
 
@@ -48,7 +51,7 @@ ONE_PROCESS = Execution()
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What a training or a measurement runs in. With `progress` the first process shows bars on a terminal."""
+    """What a training or a measurement runs in. With `progress` the first process shows progress bars."""
 
     splits: Splits
     device: torch.device
@@ -57,15 +60,15 @@ class Session:
     progress: bool = False
 
     def alone(self, *, seed: int | None = None) -> Session:
-        """The same in this process alone, which splits no batch with others; optionally with another seed."""
+        """The session of this process alone, which does not share its batches; optionally with another seed."""
         execution = replace(self.execution, rank=0, world_size=1)
         return replace(self, execution=execution, seed=self.seed if seed is None else seed)
 
     def loader(self, images: Dataset, batch_size: int, **rest: Any) -> DataLoader:
-        """`make_loader` for this process's part of every batch."""
+        """`make_loader` with the rank and world size of this process."""
         part = {"rank": self.execution.rank, "world_size": self.execution.world_size}
         return make_loader(images, batch_size, **part, **rest)
 
     def bar(self, steps: Iterable[int], what: str, **rest: Any) -> tqdm:
-        """The steps, with a progress bar where one is wanted."""
+        """The steps, with a progress bar if the session shows progress."""
         return tqdm(steps, desc=what, disable=None if self.progress and self.execution.main else True, **rest)

@@ -1,4 +1,4 @@
-"""Train the supernet of a space into its folder: what `train.py --space` does."""
+"""The work of `train.py --space`: train the supernet of a space and write its files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from elastic_nn.training.session import Execution, Session
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetRequest:
-    """A supernet by the name of its space, and what differs from the usual: None is the usual."""
+    """A supernet by the name of its space, and changes to the defaults (None: the default)."""
 
     space: str
     data: Path | None = None
@@ -45,7 +45,7 @@ class SupernetRequest:
 
 
 def train_space(request: SupernetRequest, device: torch.device, execution: Execution) -> tuple[Path, list[Record]]:
-    """Train the supernet and write its file and `training.json`; returns the file and a record of each phase."""
+    """Train the supernet, write its file and `training.json`. Returns the file and one record a phase."""
     space = get_space(request.space)
     if request.data:
         space = image_folder_space(space, request.data)
@@ -71,26 +71,26 @@ def train_space(request: SupernetRequest, device: torch.device, execution: Execu
         report_unreadable(splits)
         facts = {"seed": request.seed, **origin}
         write_json(folder.training, {"space": space.name, "recipe": recipe.name, **facts, "phases": records})
-        # The supernet comes last: it says that all is there.
+        # The supernet comes last: where it exists, all is complete.
         save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, records=records, **facts)
         resume.done()
     return folder.supernet, records
 
 
 def usual_scheme(space: SearchSpace) -> QuantScheme:
-    """How a supernet of the space is quantized by default."""
-    if space.shared_operands:  # the bits of every convolution are chosen apart
+    """The default scheme of supernets of a space."""
+    if space.shared_operands:  # the bits of every convolution are chosen
         return BATCHQUANT
     return FLOAT if bits_throughout(space) is None else LSQ
 
 
 def default_folder(space: SearchSpace, scheme: QuantScheme) -> Path:
-    """`models/SPACE`, or `models/SPACE-QUANTIZERS` for quantizers that are not the usual ones of the space."""
+    """`models/SPACE`, or `models/SPACE-SCHEME` if the scheme is not the default of the space."""
     return Path("models") / (space.name if scheme == usual_scheme(space) else f"{space.name}-{scheme.name}")
 
 
 def load_start(given: Path, splits: Splits) -> tuple[DynamicProxylessNASNets, Record]:
-    """The supernet to start from, in a folder or a file, and what the files of the new one say about it."""
+    """Load the supernet to start from, in a folder or a file. Also returns the record of it for the new files."""
     file = ModelFolder(given).supernet if given.is_dir() else given
     start, origin = load_supernet(file)
     check_classes(splits, origin.images, file)
@@ -98,5 +98,5 @@ def load_start(given: Path, splits: Splits) -> tuple[DynamicProxylessNASNets, Re
 
 
 def log_phase(record: Record) -> None:
-    """One line a phase on stderr."""
+    """Print one line to stderr after a phase."""
     print(f"phase {record['phase']}: loss {record['loss']:.3f}", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""Measure random subnets of a supernet that needs no finetune, then vary the kernels of the best ones (OQA).
+"""Measure random subnets of a supernet that needs no finetune, then the best of them with other kernels (OQA).
 
   search.py --mode coarse_to_fine --acc_predictor_dir DIR --exp_name NAME     writes exps/NAME. Next: test.py
 
-Measurements are kept. The same command continues a search that was killed; with another --constraint or --type it
-chooses again among the subnets of a finished search, without measuring. torchrun shares the work among processes.
+Measurements are kept: a killed search continues with the same command, and a finished one chooses again for another
+--constraint or --type without measuring. Under torchrun the processes share the work.
 """
 
 from __future__ import annotations
@@ -26,21 +26,27 @@ def build_parser() -> Parser:
     default = {field.name: field.default for field in fields(CoarseToFineConfig)}
     group.add_argument("--n_coarse", type=at_least(1), default=default["n_coarse"], help="random subnets to measure")
     group.add_argument(
-        "--intervals", type=at_least(1), default=default["intervals"], help="equal FLOPs intervals to spread them over"
+        "--intervals",
+        type=at_least(1),
+        default=default["intervals"],
+        help="intervals of MACs that they are spread over",
     )
     group.add_argument("--flops_min", type=float, help="fewest MACs of a subnet (default: the smallest subnet's)")
     group.add_argument("--flops_max", type=float, help="most MACs of a subnet (default: the largest subnet's)")
     group.add_argument(
-        "--n_fine", type=at_least(0), default=default["n_fine"], help="variants of each skeleton, with other kernels"
+        "--n_fine", type=at_least(0), default=default["n_fine"], help="variants with other kernels for each skeleton"
     )
     group.add_argument(
-        "--kernel_prob", type=float, default=default["kernel_prob"], help="probability that a kernel changes"
+        "--kernel_prob",
+        type=float,
+        default=default["kernel_prob"],
+        help="probability of each kernel to change",
     )
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure what is missing, choose, record, print."""
+    """Search, or choose again among the measured subnets."""
     from methods.coarse_to_fine.search import search
 
     search(args)

@@ -1,7 +1,7 @@
-"""The subnets that a coarse-to-fine search measured, kept on disk, so that a killed search continues.
+"""The measured subnets of a coarse-to-fine search on disk, so that a killed search continues.
 
-`evaluated.json` in the folder of an experiment says what was asked, `evaluated.jsonl` has one line a subnet. Each
-further process writes a file of its own, `evaluated-RANK.jsonl`, until the search ends and all are merged.
+In the folder of the experiment, `evaluated.json` records what was asked and `evaluated.jsonl` has one line a subnet.
+Further processes write files of their own, `evaluated-RANK.jsonl`, which are merged when the search ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REMEDY = "choose another --exp_name or give --overwrite"
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """A measured subnet. `index` is its place in its stage, `flops` are MACs, `top1` is from 0 to 1."""
+    """A measured subnet. `index` is its row in its stage, `flops` are MACs, `top1` is from 0 to 1."""
 
     stage: str
     index: int
@@ -41,7 +41,7 @@ class Evaluated:
 class EvaluatedStore:
     """Measured subnets of a space in the folder of an experiment.
 
-    With `lenient`, a line that describes no subnet of this search counts as not measured instead of as an error.
+    With `lenient`, lines that describe no subnet of this search are ignored; otherwise they are errors.
     """
 
     space: SearchSpace
@@ -53,7 +53,7 @@ class EvaluatedStore:
         self.journal.append(evaluated.record(self.space))
 
     def load(self, stage: str, subnets: Sequence[Subnet]) -> dict[int, float]:
-        """Top-1 of the subnets of a stage that are measured, by index; UserError for a line of another search."""
+        """Index -> top-1 of the subnets of a stage that are measured. UserError for a line of another search."""
         found: dict[int, float] = {}
         for place, _, record in self.journal.records():
             if isinstance(record, dict) and record.get("stage", stage) != stage:
@@ -66,7 +66,7 @@ class EvaluatedStore:
         return found
 
     def _parsed(self, record: Any, stage: str, subnets: Sequence[Subnet]) -> Evaluated | None:
-        """The subnet that a line describes; None if it is not one of `subnets` at its place."""
+        """The subnet that a line describes; None if it is not the one in `subnets` at its index."""
         try:
             index, flops, top1 = record["index"], int(record["flops"]), float(record["top1"])
             evaluated = Evaluated(stage=stage, index=index, subnet=subnets[index], flops=flops, top1=top1)
@@ -77,7 +77,7 @@ class EvaluatedStore:
 
 
 def open_store(experiment: Experiment, space: SearchSpace, *, rank: int, lenient: bool) -> EvaluatedStore:
-    """The measured subnets of an experiment, for the process of this rank to add to."""
+    """The measured subnets of an experiment, to which the process of this rank appends."""
     journal = Journal(experiment.path / ASKED, STEM, "coarse-to-fine search", REMEDY, rank)
     return EvaluatedStore(space=space, journal=journal, lenient=lenient)
 

@@ -1,7 +1,8 @@
-"""Coarse-to-fine search, as OQA (arXiv 2010.04354) describes it: measure many subnets, keep the front, vary kernels.
+"""Coarse-to-fine search (OQA, arXiv 2010.04354): measure many subnets, keep the front, vary its kernels.
 
-Coarse: random subnets, equally many in each of several equal FLOPs intervals, are measured as they are. Fine: the
-front's skeletons (resolution, depths, widths) are measured with other kernel sizes. The front over all is the result.
+Coarse stage: random subnets are measured as they are, equally many in each of several equal intervals of MACs. Fine
+stage: the skeletons of the front (resolution, depths, mid channels) are measured with other kernel sizes. The result is
+the front of both stages.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from apq.errors import UserError
 from apq.genes import active, canonical, cardinalities, legalise, view, with_highest_bits
 from apq.space import SearchSpace
 
-MOST_ROUNDS = 60  # of proposals; intervals that are not full then stay so
-FEWEST_PROPOSALS = 1024  # a round
+MOST_ROUNDS = 60  # rounds of proposals; after them intervals may have too few subnets
+FEWEST_PROPOSALS = 1024  # proposals a round
 STAGES = ("coarse", "fine")
 
 GeneFunction = Callable[[np.ndarray], np.ndarray]  # (n, genes) -> (n,)
@@ -26,10 +27,10 @@ Evaluate = Callable[[str, np.ndarray], np.ndarray]  # stage, (n, genes) -> (n,) 
 
 @dataclass(frozen=True, kw_only=True)
 class CoarseToFineConfig:
-    """How many subnets are measured, and in what range of FLOPs, which are multiply-accumulates.
+    """Settings of a search. UserError where one is out of range.
 
-    Each skeleton gets `n_fine` variants. Each kernel of a variant is changed with probability `kernel_prob`. The paper
-    measures 10,000 subnets from 50 to 300 M.
+    `n_coarse` subnets are spread over `intervals` from `flops_min` to `flops_max` MACs; the paper has 10,000 over 50 to
+    300 M. Each skeleton gets `n_fine` variants, in which each kernel changes with probability `kernel_prob`.
     """
 
     flops_min: float
@@ -50,13 +51,13 @@ class CoarseToFineConfig:
 
     @property
     def edges(self) -> np.ndarray:
-        """(intervals + 1,) FLOPs between which the coarse subnets are spread."""
+        """(intervals + 1,) MACs at the edges of the intervals."""
         return np.linspace(self.flops_min, self.flops_max, self.intervals + 1)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Measured subnets of both stages, the coarse ones first. FLOPs are MACs, top-1 is from 0 to 1."""
+    """Measured subnets of both stages, the coarse ones first. FLOPs are MACs."""
 
     genes: np.ndarray  # (n, genes)
     flops: np.ndarray  # (n,)
@@ -64,22 +65,22 @@ class Measured:
     n_coarse: int
 
     def front(self) -> np.ndarray:
-        """(front,) indices of the best subnets for their FLOPs, by ascending FLOPs."""
+        """(front,) indices of the subnets on the front, by ascending MACs."""
         return pareto_front(self.flops, self.top1)
 
     def coarse_front(self) -> np.ndarray:
-        """(front,) indices of the front of the coarse stage alone."""
+        """The front of the coarse stage alone."""
         return pareto_front(self.flops[: self.n_coarse], self.top1[: self.n_coarse])
 
     def stage_of(self, i: int) -> tuple[str, int]:
-        """The stage of row `i`, and its place in that stage."""
+        """The stage of row `i`, and the row's index in that stage."""
         return ("coarse", i) if i < self.n_coarse else ("fine", i - self.n_coarse)
 
 
 def coarse_to_fine(space: SearchSpace, config: CoarseToFineConfig, flops: GeneFunction, evaluate: Evaluate) -> Measured:
-    """Run both stages. `evaluate` gets all subnets of a stage at once.
+    """Run both stages. `evaluate` gets all subnets of a stage in one call.
 
-    The same settings and the same top-1 give the same subnets.
+    Equal settings and accuracies give equal subnets. UserError where no subnet lies in the range of MACs.
     """
     coarse = spread(space, config.n_coarse, config.edges, flops, np.random.default_rng([config.seed, 0]))
     if not len(coarse):
@@ -99,21 +100,21 @@ def coarse_to_fine(space: SearchSpace, config: CoarseToFineConfig, flops: GeneFu
 
 
 def quotas(n: int, intervals: int) -> np.ndarray:
-    """(intervals,) `n` divided equally among intervals; the cheapest ones take one more each of the remainder."""
+    """(intervals,) numbers of subnets that sum to `n`, as equal as possible, with the remainder in the first ones."""
     return n // intervals + (np.arange(intervals) < n % intervals)
 
 
 def interval_of(flops: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """(n,) interval of each cost, -1 outside all of them. The upper edge belongs to the last interval."""
+    """(n,) interval of each cost, -1 outside. The last interval includes its upper edge."""
     at = np.searchsorted(edges, flops, side="right") - 1
     at = np.where(flops == edges[-1], len(edges) - 2, at)
     return np.where((at >= 0) & (at < len(edges) - 1), at, -1)
 
 
 def spread(space: SearchSpace, n: int, edges: np.ndarray, flops: GeneFunction, rng: np.random.Generator) -> np.ndarray:
-    """(up to n, genes) distinct random subnets, equally many in each interval between `edges`, sorted by interval.
+    """(up to n, genes) distinct random subnets, equally many in each interval between `edges`, by interval.
 
-    An interval stays incomplete if `MOST_ROUNDS` rounds of proposals find too few: a small space may have no more.
+    After `MOST_ROUNDS` rounds of proposals intervals may have fewer: a small space may not have as many.
     """
     left = quotas(n, len(edges) - 1)
     kept, at_kept = np.zeros((0, len(cardinalities(space))), dtype=np.int64), np.zeros(0, dtype=np.int64)
@@ -129,13 +130,13 @@ def spread(space: SearchSpace, n: int, edges: np.ndarray, flops: GeneFunction, r
 
 
 def propose(space: SearchSpace, n: int, number: int, rng: np.random.Generator) -> np.ndarray:
-    """(n, genes) random legal rows at the highest bits, from small to large, for round `number` of a spread.
+    """(n, genes) random legal rows at the highest bits, of all sizes, for round `number` of `spread`.
 
-    Uniform choices rarely give a subnet near either end of the FLOPs. Therefore the kernels, widths, depths and
-    resolution of a row each have a level t, uniform in 0..1. They choose by u^((1 - t) / t), u uniform, whose mean is
-    t: 0 is the smallest choice, 1/2 a uniform one, 1 the largest. In the first round the four levels of a row are
-    independent, so that shallow and wide is as frequent as deep and narrow. Later rounds draw the levels together,
-    which reaches the ends.
+    Uniform choices rarely give a subnet near either end of the range of MACs. So the kernels, mid channels, depths and
+    resolution of a row each have a level t, uniform in 0 to 1, and a choice is the fraction u^((1 - t) / t) of the
+    range, u uniform. Its mean is t: the smallest choice at 0, uniform at 1/2, the largest at 1. In the first round the
+    four levels of a row are independent, so that shallow and wide subnets are as frequent as deep and narrow ones. In
+    later rounds they are correlated, which reaches the ends.
     """
     counts = cardinalities(space)
     together, apart = rng.random((n, 1)), rng.random((n, 4))
@@ -151,14 +152,18 @@ def propose(space: SearchSpace, n: int, number: int, rng: np.random.Generator) -
 
 
 def pareto_front(costs: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Indices of the non-dominated points, by ascending cost. Of equal points the first one stays."""
+    """Indices, by ascending cost, of the points that no other point dominates.
+
+    A point dominates another if it costs no more and is better, or costs less and is as good. Of equal points the first
+    is kept.
+    """
     order = np.lexsort((-values, costs))
     best_before = np.concatenate([[-np.inf], np.maximum.accumulate(values[order])[:-1]])
     return order[values[order] > best_before]
 
 
 def skeletons(space: SearchSpace, found: Measured) -> np.ndarray:
-    """Indices of rows of the coarse front, one for each skeleton: the most accurate of those that share it."""
+    """Indices of rows of the coarse front, one for each skeleton: the most accurate row that has it."""
     front = found.coarse_front()[::-1]  # the most accurate first
     bare = canonical(space, found.genes[front])
     view(space, bare).ks[:] = 0
@@ -169,30 +174,30 @@ def skeletons(space: SearchSpace, found: Measured) -> np.ndarray:
 def perturbed(
     space: SearchSpace, coarse: np.ndarray, bases: np.ndarray, config: CoarseToFineConfig, flops: GeneFunction
 ) -> np.ndarray:
-    """(up to bases x n_fine, genes) rows with other kernels, skeleton by skeleton, distinct and not in `coarse`.
+    """(up to bases x n_fine, genes) distinct rows with other kernels, skeleton by skeleton, none of them in `coarse`.
 
-    They are within the range of FLOPs. A skeleton with few kernels to change may have fewer than `n_fine`.
+    They are within the range of MACs. A skeleton with few kernels may have fewer variants.
     """
     rng = np.random.default_rng([config.seed, 1])
     left = np.full(len(bases), config.n_fine)
-    kept, of_kept = coarse[:0], np.zeros(0, dtype=np.int64)
+    kept, base_of_kept = coarse[:0], np.zeros(0, dtype=np.int64)
     for _ in range(MOST_ROUNDS):
-        of = np.repeat(np.arange(len(bases)), 2 * left)
-        if not len(of):
+        base = np.repeat(np.arange(len(bases)), 2 * left)
+        if not len(base):
             break
-        genes = change_kernels(space, coarse[bases[of]], config.kernel_prob, rng)
-        genes, fresh = _new(np.concatenate([coarse, kept]), genes, return_index=True)
-        of, cost = of[fresh], flops(genes)
+        genes = change_kernels(space, coarse[bases[base]], config.kernel_prob, rng)
+        genes, new = _new(np.concatenate([coarse, kept]), genes, return_index=True)
+        base, cost = base[new], flops(genes)
         chosen = (cost >= config.flops_min) & (cost <= config.flops_max)
-        genes, of = genes[chosen], of[chosen]
-        chosen = _place_in_group(of) < left[of]
-        kept, of_kept = np.concatenate([kept, genes[chosen]]), np.concatenate([of_kept, of[chosen]])
-        left = left - np.bincount(of[chosen], minlength=len(left))
-    return kept[np.argsort(of_kept, kind="stable")]
+        genes, base = genes[chosen], base[chosen]
+        chosen = _place_in_group(base) < left[base]
+        kept, base_of_kept = np.concatenate([kept, genes[chosen]]), np.concatenate([base_of_kept, base[chosen]])
+        left = left - np.bincount(base[chosen], minlength=len(left))
+    return kept[np.argsort(base_of_kept, kind="stable")]
 
 
 def change_kernels(space: SearchSpace, genes: np.ndarray, prob: float, rng: np.random.Generator) -> np.ndarray:
-    """A legal copy in which each kernel that runs is replaced by another size with probability `prob`."""
+    """A legal copy in which each kernel that runs becomes one of the other sizes with probability `prob`."""
     genes, sizes = genes.copy(), len(space.kernel_sizes)
     ks = view(space, genes).ks
     if sizes > 1:
@@ -202,14 +207,14 @@ def change_kernels(space: SearchSpace, genes: np.ndarray, prob: float, rng: np.r
 
 
 def _new(known: np.ndarray, genes: np.ndarray, *, return_index: bool = False):  # noqa: ANN202 - as numpy.unique
-    """The rows that are not known, each once, in order; with `return_index` also their indices."""
+    """The distinct rows of `genes` that are not in `known`, in order; with `return_index` also their indices."""
     _, first = np.unique(np.concatenate([known, genes]), axis=0, return_index=True)
     index = np.sort(first[first >= len(known)]) - len(known)
     return (genes[index], index) if return_index else genes[index]
 
 
 def _place_in_group(group: np.ndarray) -> np.ndarray:
-    """(n,) the number of earlier items in the group of each item."""
+    """(n,) number of earlier items in the group of each item."""
     order = np.argsort(group, kind="stable")
     ordered = group[order]
     place = np.empty(len(group), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Measure subnets of a supernet as they are: results are kept, and processes share the subnets that are missing."""
+"""Measurement of subnets as they are in their supernet. Results are kept; processes share the missing subnets."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from methods.coarse_to_fine.evaluated import REMEDY, Evaluated, EvaluatedStore
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """How a subnet is measured: cut out of the supernet, BatchNorm recalibrated on `recalibration_images` training
-    images, not trained."""
+    """Measures subnets: cut out of the supernet, recalibrated on `recalibration_images` training images, not
+    trained."""
 
     supernet: DynamicQuantizedProxylessNASNets
     splits: Splits
@@ -41,13 +41,13 @@ class Measurement:
         return quantized_subnet(self.supernet, subnet, self.splits, self.recalibration_images, self.device)
 
     def top1(self, subnet: Subnet) -> float:
-        """Its top-1 on the training images that were held out."""
+        """Top-1 of the subnet on the validation images."""
         images = make_loader(self.splits.val, EVALUATION_BATCH, sides=(subnet.resolution,))
         return evaluate(self.network(subnet), images, self.device).top1
 
 
 def can_continue(experiment: Experiment, store: EvaluatedStore, asked: Record, *, overwrite: bool) -> bool:
-    """Whether there are measurements to continue from; UserError if something is in the way of this search."""
+    """Whether there are measurements to continue from. UserError if the folder holds anything else."""
     if overwrite:
         experiment.check_free(overwrite)
         with contextlib.suppress(UserError):
@@ -70,9 +70,9 @@ def measure(
     flops: np.ndarray,
     execution: Execution,
 ) -> np.ndarray:
-    """(n,) top-1 of the subnets `genes` (n, genes) of a stage. Those that are missing are measured now.
+    """(n,) top-1 of the subnets `genes` (n, genes) of a stage.
 
-    Each process measures its part of them.
+    Subnets without a measurement are measured now, each process its part of them.
     """
     subnets = subnets_of(store.space, genes)
     done = store.load(stage, subnets)
@@ -83,7 +83,7 @@ def measure(
         },
         execution,
     )
-    # Resolution by resolution: loaders with worker processes are kept for the last few sizes only.
+    # By resolution, because loaders with worker processes are kept for the latest few resolutions only.
     missing = sorted((i for i in range(len(subnets)) if i not in done), key=lambda i: subnets[i].resolution)
     missing = missing[execution.rank :: execution.world_size]
     for i in tqdm(missing, desc=stage, unit="subnet", disable=None if execution.main else True):

@@ -41,7 +41,10 @@ FRONT_PICTURE = "front.png"
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The choice among measured subnets: the most accurate one whose cost is at most `limit`, if there is a limit."""
+    """Chooses the most accurate measured subnet whose cost is at most `limit` (None: of any cost).
+
+    UserError if no subnet of the space is within the limit.
+    """
 
     cost: PopulationCost
     limit: float | None
@@ -55,13 +58,13 @@ class Choice:
         return "" if self.limit is None else f" for {self.cost.quantity} <= {self.limit:g} {self.cost.unit}"
 
     def pick(self, found: Measured) -> tuple[int, float]:
-        """Index and cost of the chosen subnet, the cheapest of equally accurate ones. UserError where none fits."""
+        """Index and cost of the chosen subnet. Of equally accurate ones it is the cheapest. UserError if none fits."""
         costs = self.cost.predict(found.genes)
         fits = np.flatnonzero(costs <= (np.inf if self.limit is None else self.limit))
         if not len(fits):
             raise UserError(
                 f"the budget of {self.limit:g} {self.cost.unit} is below the cheapest measured subnet, "
-                f"which needs {costs.min():.6g} {self.cost.unit}; they are kept: give another --constraint"
+                f"which needs {costs.min():.6g} {self.cost.unit}; all measurements are kept: give another --constraint"
             )
         best = fits[np.lexsort((costs[fits], -found.top1[fits]))[0]]
         return int(best), float(costs[best])
@@ -69,7 +72,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """All that a search needs. `models` is the folder of the supernet."""
+    """What a search works with. `models` is the folder of the supernet."""
 
     models: Path
     measurement: Measurement
@@ -93,9 +96,9 @@ class Task:
 
 
 def search(args: argparse.Namespace) -> None:
-    """Measure what is missing, on all processes; choose, record and print, on one.
+    """Measure the missing subnets in all processes; choose, record and print in the first.
 
-    The same command with another --constraint or --type chooses again among what a finished search measured.
+    With another --constraint or --type the same command chooses again among the subnets of a finished search.
     """
     experiment, task = get_experiment(args.exp_name, args.exp_dir), load_task(args)
     asked = task.asked()
@@ -135,7 +138,7 @@ def load_task(args: argparse.Namespace) -> Task:
 
 
 def search_config(args: argparse.Namespace, space: SearchSpace) -> CoarseToFineConfig:
-    """The settings that the flags give; the range of FLOPs defaults to the space's."""
+    """The settings in the flags. The range of MACs defaults to that of the space."""
     flops, largest = PopulationCost(space, "flops"), genes_of(space, [largest_subnet(space)])
     return CoarseToFineConfig(
         flops_min=flops.cheapest()[0] if args.flops_min is None else args.flops_min,
@@ -151,11 +154,11 @@ def search_config(args: argparse.Namespace, space: SearchSpace) -> CoarseToFineC
 def measure_stages(
     experiment: Experiment, task: Task, asked: Record, execution: Execution, *, overwrite: bool
 ) -> Measured:
-    """Run the search. What is measured stays in the experiment's folder; what was measured before is not repeated."""
+    """Run both stages. Measurements are kept in the folder of the experiment; those that exist are not repeated."""
     check_agreement(asked, execution)
     store = open_store(experiment, task.space, rank=execution.rank, lenient=overwrite)
     continued = can_continue(experiment, store, asked, overwrite=overwrite)
-    wait(execution)  # nobody writes before all have looked
+    wait(execution)  # no process writes before all have read
     flops = PopulationCost(task.space, "flops")
 
     def evaluate_stage(stage: str, genes: np.ndarray) -> np.ndarray:
@@ -187,7 +190,7 @@ def result_of(task: Task, found: Measured, best: int, cost: float) -> SearchResu
 
 
 def evaluated_of(space: SearchSpace, found: Measured) -> list[Evaluated]:
-    """The rows as subnets, with what was measured."""
+    """The measured subnets, row by row."""
     evaluated = []
     for i, subnet in enumerate(subnets_of(space, found.genes)):
         stage, index = found.stage_of(i)
@@ -197,7 +200,7 @@ def evaluated_of(space: SearchSpace, found: Measured) -> list[Evaluated]:
 
 
 def front_of(space: SearchSpace, found: Measured, evaluated: list[Evaluated]) -> list[Record]:
-    """The points of the front as plain data, by ascending FLOPs."""
+    """The points of the front as plain data, by ascending MACs."""
     front = found.front()
     bitops = PopulationCost(space, "bitops").predict(found.genes[front])
     return [
@@ -213,7 +216,7 @@ def front_of(space: SearchSpace, found: Measured, evaluated: list[Evaluated]) ->
 
 
 def history_of(found: Measured) -> list[Record]:
-    """One record a stage: subnets so far, the best of them, the size of their front."""
+    """One record a stage: the number of subnets so far, the best accuracy, the size of the front."""
     ends = {"coarse": (found.n_coarse, found.coarse_front()), "fine": (len(found.genes), found.front())}
     return [
         {"stage": stage, "subnets": n, "best_accuracy": float(found.top1[:n].max()), "front": len(front)}
@@ -238,7 +241,7 @@ def record(experiment: Experiment, task: Task, found: Measured, asked: Record, r
 
 
 def heading_of(task: Task, found: Measured, best: int) -> Heading:
-    """The front, with a mark at the chosen row, and the numbers of measured subnets."""
+    """The front as a table, with a mark at the chosen row, and the numbers of measured subnets."""
     counts, front = {"coarse": found.n_coarse, "fine": len(found.genes) - found.n_coarse}, found.front()
     rows = [
         (f"{found.flops[i] / 1e6:.3f}", f"{found.top1[i]:.2%}", found.stage_of(i)[0], "<-" if i == best else "")

@@ -1,9 +1,9 @@
 """Choose the bits of each layer of one trained network within a budget, by a reinforcement-learning agent (HAQ).
 
   search.py --mode ddpg --model NAME --quantizer linear --exp_name EXP     writes exps/EXP. Next: quant_aware.py
-  search.py --mode ddpg --model NAME --policy FILE --exp_name EXP          take the bits of a file instead
+  search.py --mode ddpg --model NAME --policy FILE --exp_name EXP          take the bits from a file instead
 
-A search that was killed continues with the same command.
+A killed search continues with the same command.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from methods.search.flags import (
 
 def build_parser() -> Parser:
     parser = mode_parser("ddpg", __doc__)
-    parser.add_argument("--model", metavar="NAME|exps/NAME", help="network of models/NAME, or that of an experiment")
+    parser.add_argument("--model", metavar="NAME|exps/NAME", help="network in models/NAME, or that of an experiment")
     parser.add_argument("--weights", type=Path, help="file of --model's weights (default: models/NAME/model.pt)")
     parser.add_argument(
         "--policy",
         type=Path,
         metavar="FILE[#/POINTER]",
-        help="bits to take instead of searching: a JSON list, HAQ's strategy, or what the pointer leads to in the file",
+        help="take these bits instead of searching: a JSON file with a list (HAQ's strategy), or a pointer to one",
     )
     add_budget_flags(parser, quantities=BIT_QUANTITIES, default=None)
     add_image_flags(parser)
     parser.add_argument(
         "--keep_ends",
         action=argparse.BooleanOptionalAction,
-        help="leave first and last layer at 8 bits (default: yes, of k-means no, as published)",
+        help="keep the first and last layer at 8 bits (default: for linear quantizers, as published)",
     )
     parser.add_argument(
         "--image_bits",
         type=int,
         choices=(7, 8),
         default=FIXED_BITS,
-        help="bits that the first layer's input is priced at (7: as HAQ's code does)",
+        help="bits at which the first layer's input is priced (7: as in HAQ's code)",
     )
     add_bit_flags(
         parser,
-        ratio="budget, share of the 8-bit cost, of k-means of the 32-bit weights "
-        "(default: 0.6, of k-means 0.1; or give --constraint)",
-        fewest="2, of k-means 1",
+        ratio="budget, instead of --constraint: a fraction of the 8-bit cost, or for k-means of the 32-bit size "
+        "(default: 0.6, for k-means 0.1)",
+        fewest="2, for k-means 1",
         most="8",
     )
     add_agent_flags(parser)
@@ -60,7 +60,7 @@ def build_parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Search the bits of a network, or take those of a file; record and print them."""
+    """Search the bits of a network, or take them from a file; record and print them."""
     if args.model is None:
         raise UserError("--mode ddpg needs --model, the network whose bits to choose")
     from methods.ddpg.search import search

@@ -39,29 +39,32 @@ from methods.search.policy_result import choice_of, report, result_of, store
 from methods.search.settings import AgentConfig, BitSearch, PolicySearch
 
 AGENT_STATE = "agent.state.pt"  # in the folder of an unfinished experiment
-DEFAULT_RATIO = {"linear": 0.6, "kmeans": 0.1}  # HAQ's, of the 8-bit cost and of the 32-bit size
+DEFAULT_RATIO = {"linear": 0.6, "kmeans": 0.1}  # HAQ's: fractions of the 8-bit cost and of the 32-bit size
 
 
 def load_float(model: str, weights: Path | None) -> tuple[nn.Module, ModelSpec, Record | None, Path]:
-    """The trained float network, its spec, the identity of its images where known, and the file it came from."""
+    """The trained float network, its spec, the identity of its images if known, and its file.
+
+    `model` is a name or the folder of an experiment. UserError where there are no weights.
+    """
     if "/" in model:
         if weights is not None:
             raise UserError(f"{model} has its own weights: leave --weights out")
         experiment = Experiment(Path(model))
         if experiment.policy.exists():
-            raise UserError(f"{model} holds the policy of a network: name that network, or a found subnet's experiment")
+            raise UserError(f"{model} holds the policy of a network: name that network, or the experiment of a subnet")
         if ModelFolder(Path(model)).model.exists():
-            raise UserError(f"{model} is not an experiment: a network of models/ goes by its name, {Path(model).name}")
+            raise UserError(f"{model} is not an experiment: give a network in models/ by its name, {Path(model).name}")
         return *load_float_subnet(experiment), experiment.best_checkpoint
     file = weights or ModelFolder(Path("models") / model).model
     if not file.exists():
         check_known(model)
-        raise UserError(f"no weights at {file}: train them (train.py --model {model}) or name a file with --weights")
+        raise UserError(f"no weights at {file}: train them (train.py --model {model}) or give a file with --weights")
     return *load_model(file, model), file
 
 
 def search(args: argparse.Namespace) -> None:
-    """Search the bits of a network, or take those of a file; record and print them."""
+    """Search the bits of a network, or take them from a file; record and print them."""
     experiment = get_experiment(args.exp_name, args.exp_dir)
     experiment.check_free(args.overwrite)
     device = resolve_device(args.device)
@@ -71,7 +74,7 @@ def search(args: argparse.Namespace) -> None:
     recipe = get_recipe(args.recipe, spec)
     config = PolicySearch(bits=bit_search(args, recipe), agent=agent_config(args), train=recipe.pair_finetune)
     if args.policy is not None:
-        check_given(args, config)
+        check_no_search_flags(args, config)
     cost_model = cost_model_of(args, layers_of_model(net, spec), config.bits.quantity)
     task = make_task(net, spec, config.bits.quantizer, config.bits.quantity, cost_model)
     weights = {key: tensor.clone() for key, tensor in net.state_dict().items()}  # a search quantizes the network
@@ -98,14 +101,14 @@ def search(args: argparse.Namespace) -> None:
     report(experiment, result, cost_model, as_json=args.json)
 
 
-def check_given(args: argparse.Namespace, config: PolicySearch) -> None:
-    """UserError for flags of a search beside --policy."""
+def check_no_search_flags(args: argparse.Namespace, config: PolicySearch) -> None:
+    """UserError for flags of the search together with --policy."""
     if (config.bits.budget, args.preserve_ratio, config.agent) != (None, None, AgentConfig(seed=args.seed)):
         raise UserError("--policy takes the bits as they are: leave the budget and the agent's flags out")
 
 
 def cost_model_of(args: argparse.Namespace, layers: list[ConvLayer], quantity: str) -> CostModel:
-    """The cost model that the flags name: a --table in CSV form holds costs measured for these layers."""
+    """The cost model that the flags name. A --table in CSV form has costs measured for these layers."""
     if args.table is not None and args.table.suffix == ".csv":
         return load_measured(args.table, layer_names(layers), quantity)
     return cost_model_from_flags(args.config, args.table)
@@ -123,12 +126,12 @@ def asked_of(config: PolicySearch, task: Task, weights: dict[str, Tensor], split
 
 
 def bit_search(args: argparse.Namespace, recipe: Recipe) -> BitSearch:
-    """The settings that the flags give."""
+    """The settings in the flags."""
     kmeans = args.quantizer == "kmeans"
     if args.constraint is not None and args.preserve_ratio is not None:
         raise UserError("give one budget: --constraint or --preserve_ratio")
     if kmeans and (args.table is not None or args.image_bits != FIXED_BITS):
-        raise UserError("k-means weights have no price on an accelerator: leave --table and --image_bits out")
+        raise UserError("k-means weights have no cost on an accelerator: leave --table and --image_bits out")
     return BitSearch(
         quantizer=args.quantizer,
         quantity=args.type or ("size" if kmeans else "latency"),
@@ -144,7 +147,7 @@ def bit_search(args: argparse.Namespace, recipe: Recipe) -> BitSearch:
 
 
 def given_policy(file: Path, task: Task, config: BitSearch) -> FoundPolicy:
-    """The policy of a file, for this network."""
+    """The policy in a file. UserError where it does not fit the network, or has bits without a known cost."""
     strategy = load_strategy(file)
     try:
         policy = policy_from_strategy(config.quantizer, task.layers, strategy)

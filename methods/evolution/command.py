@@ -2,7 +2,7 @@
 
   search.py --constraint 0.05 --type latency --exp_name NAME     writes exps/NAME. Next: quant_aware.py
 
-A search that was killed continues with the same command.
+A killed search continues with the same command.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The published name of evolutionary search. The engine is in `methods.search`, because other methods use it too."""
+"""The published name of evolutionary search. Other methods use the engine too, so it is in `methods.search`."""
 
 from methods.search.evolution_finder import EvolutionConfig, EvolutionFinder, Found
 

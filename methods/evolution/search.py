@@ -1,4 +1,4 @@
-"""The work of `search.py --mode evolution`: from flags to an experiment and what is printed of it."""
+"""The work of `search.py --mode evolution`: search, record, print."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATE = "search.state.pt"
 
 
 def search(args: argparse.Namespace) -> None:
-    """Load predictor and costs, evolve, record, print."""
+    """Load the predictor and the costs, search, record, print."""
     experiment = get_experiment(args.exp_name, args.exp_dir)
     experiment.check_free(args.overwrite)
     config, predictor = evolution_config(args), load_quantized_predictor(args.acc_predictor_dir)

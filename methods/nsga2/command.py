@@ -3,7 +3,7 @@
   search.py --mode nsga2 --objectives accuracy,latency --exp_name NAME     search; writes exps/NAME
   search.py --mode nsga2 --pick 'latency<=0.03' --exp_name NAME            pick a point of that front, without a search
 
-Next: test.py, or for a float supernet quant_aware.py. A search that was killed continues with the same command.
+Next: test.py, or for a float supernet quant_aware.py. A killed search continues with the same command.
 """
 
 from __future__ import annotations
@@ -21,33 +21,31 @@ def build_parser() -> Parser:
     parser, default = mode_parser("nsga2", __doc__), Nsga2Config()
     parser.add_argument(
         "--objectives",
-        help=f"accuracy and 1 to 3 costs of {', '.join(UNITS)}, with commas (default: {','.join(OBJECTIVES)}); flops "
-        "count the same at any bits, bitops do not",
+        help=f"accuracy and 1 to 3 costs of {', '.join(UNITS)}, separated by commas (default: {','.join(OBJECTIVES)}); "
+        "flops are the same at any bits, bitops are not",
     )
     units = ", ".join(f"{name}: {unit}" for name, unit in UNITS.items())
     parser.add_argument(
         "--pick",
-        help=f"bounds such as 'latency<=8.4,size<9000' ({units}); the most accurate point within them becomes arch",
+        help=f"bounds such as 'latency<=8.4,size<9000' ({units}): choose the most accurate point within them",
     )
-    parser.add_argument(
-        "--front", type=Path, help="folder of an experiment whose front to pick from instead of a search"
-    )
+    parser.add_argument("--front", type=Path, help="folder of an experiment: pick from its front instead of searching")
     add_scope_flag(parser)
     add_models_flag(parser)
     group = parser.add_argument_group("NSGA-II")
-    # No defaults here: a pick compares the flags that are given with the search that made the front.
+    # No defaults here: a pick compares only the given flags with the search that made the front.
     for name, kind, meaning in (
         ("population", int, "candidates a generation"),
         ("generations", int, "generations to run"),
-        ("crossover_prob", float, "chance of each gene to come from the second parent"),
-        ("mutation_prob", float, "chance of each gene"),
+        ("crossover_prob", float, "probability of each gene to come from the second parent"),
+        ("mutation_prob", float, "probability of each gene to be redrawn"),
     ):
         group.add_argument(f"--{name}", type=kind, help=f"{meaning} (default: {getattr(default, name)})")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Search a front, or take one that is there; pick a point, record, print."""
+    """Search a front, or load one; pick a point, record, print."""
     from methods.nsga2.search import search_or_pick
 
     search_or_pick(args)

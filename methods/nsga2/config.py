@@ -1,4 +1,4 @@
-"""Settings of the search for a front, as data. This module imports neither torch nor pymoo."""
+"""Settings of the search for a front. This module imports neither torch nor pymoo."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ OBJECTIVES = (ACCURACY, "latency")
 
 @dataclass(frozen=True, kw_only=True)
 class Nsga2Config:
-    """Settings of a search.
+    """Settings of a search. UserError where one is out of range.
 
-    A child takes each gene from its second parent with `crossover_prob`; after that each gene is redrawn with
-    `mutation_prob`.
+    A child takes each gene from its second parent with probability `crossover_prob`; then each gene is redrawn with
+    probability `mutation_prob`.
     """
 
     population: int = 500
@@ -33,12 +33,15 @@ class Nsga2Config:
 
 
 def parse_objectives(text: str | None) -> tuple[str, ...]:
-    """Parse `--objectives`: accuracy, which comes first in the result, and 1 to 3 different costs."""
+    """Parse `--objectives`: accuracy and 1 to 3 different costs. Accuracy comes first in the result.
+
+    UserError for other names and numbers of costs.
+    """
     if text is None:
         return OBJECTIVES
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in (ACCURACY, *UNITS)]:
-        raise UserError(f"--objectives: no {unknown[0]!r}; known: {', '.join((ACCURACY, *UNITS))}")
+        raise UserError(f"--objectives: unknown {unknown[0]!r}; known: {', '.join((ACCURACY, *UNITS))}")
     costs = [name for name in names if name != ACCURACY]
     if len(set(names)) < len(names) or len(costs) == len(names) or not 1 <= len(costs) <= 3:
         raise UserError(f"--objectives {text}: give accuracy and 1 to 3 costs, each once")

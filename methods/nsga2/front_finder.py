@@ -1,6 +1,6 @@
-"""NSGA-II (Deb et al. 2002) on a gene matrix: the front of accuracy and costs, for all budgets, in one search.
+"""NSGA-II (Deb et al. 2002) on gene matrices: the front of accuracy and costs, for all budgets, in one search.
 
-QFA (NeurIPS 2021) searches so: 500 candidates, 1,000 generations. Sorting and crowding are pymoo's.
+QFA (NeurIPS 2021) runs it with 500 candidates and 1,000 generations. Sorting and crowding are pymoo's.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from methods.nsga2.sorting import survivors, tournament
 from methods.search.budget import Seen
 from methods.search.operators import blend, crossover, mutate
 
-SAVE_SECONDS = 1.0  # between saves of a search
-MOST_ROUNDS = 6  # of proposals for one generation: a small space may have no more that are new
-FEWEST_PROPOSALS = 32  # a round
+SAVE_SECONDS = 1.0  # between saves of the state
+MOST_ROUNDS = 6  # rounds of proposals a generation: a small space may have no new candidates left
+FEWEST_PROPOSALS = 32  # proposals a round
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Something to minimise, or to `maximise`: `score` takes genes `(n, genes)` and returns `(n,)`, in `unit`.
+    """A quantity to minimise, or to `maximise`: `score` takes genes `(n, genes)` and returns `(n,)`, in `unit`.
 
-    `cheapest` is the gene row of the lowest score, where it is known; the front then reaches that end.
+    `cheapest` is the gene row of the lowest score, if it is known. The front then reaches that end.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Front:
-    """Candidates of which none is beaten by another, by ascending first cost, and one record a generation."""
+    """The candidates that no other dominates, by ascending first cost, and one record a generation."""
 
     genes: np.ndarray  # (n, genes)
     values: np.ndarray  # (n, objectives)
@@ -65,10 +65,11 @@ def find_front(
     on_generation: Callable[[Record], None] = lambda record: None,
     resume: Resume = NOT_KEPT,
 ) -> Front:
-    """Search the front of 2 to 4 objectives; the same seed gives the same result.
+    """Search the front of 2 to 4 objectives. The same seed gives the same result.
 
-    `on_generation` gets each record as it is made. The search also ends when no new candidate can be found. It
-    continues from the state in `resume`, which it saves when that is due.
+    `on_generation` is called with each record. The search ends early when no new candidate can be found. It continues
+    from the state in `resume`, and saves it when that is due. UserError for other numbers of objectives, and for scores
+    that are not finite.
     """
     if not 2 <= len(objectives) <= 4:
         raise UserError(f"a front has 2 to 4 objectives, not {len(objectives)}")
@@ -98,12 +99,12 @@ def find_front(
 def first_population(
     space: SearchSpace, objectives: Sequence[Objective], n: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """(up to n, genes) different random rows, the cheapest of each objective among them.
+    """(up to n, genes) distinct random rows, the cheapest of each objective among them.
 
-    Uniform choices hardly ever make a cheap subnet. So one part of the rows is uniform, and one part for each objective
-    with a cheapest row is moved towards that, by strengths from 0 to 1: such rows cover the way to that end.
+    Uniform choices rarely give a cheap subnet. So only one part of the rows is uniform. For each objective with a
+    cheapest row, another part is moved towards that row by strengths from 0 to 1, which covers the way to that end.
     """
-    genes = sample(space, 2 * n, rng).astype(np.int16)  # twice what is wanted, since doubles are dropped
+    genes = sample(space, 2 * n, rng).astype(np.int16)  # twice as many as needed, because duplicates are dropped
     targets = [one.cheapest for one in objectives if one.cheapest is not None]
     for i, target in enumerate(targets):
         part = genes[i :: len(targets) + 1]
@@ -115,18 +116,17 @@ def first_population(
 
 
 def scores(objectives: Sequence[Objective], genes: np.ndarray) -> np.ndarray:
-    """(n, objectives) float64 values of candidates; UserError where one is not finite."""
+    """(n, objectives) float64 scores of candidates. UserError where one is not finite."""
     values = np.stack([np.asarray(one.score(genes), dtype=np.float64) for one in objectives], axis=1)
-    if not np.isfinite(values).all():
-        odd = ", ".join(
-            one.name for one, fine in zip(objectives, np.isfinite(values).all(axis=0), strict=True) if not fine
-        )
-        raise UserError(f"{odd} of some subnets is not a finite number; its predictor or table is damaged")
+    finite = np.isfinite(values).all(axis=0)
+    if not finite.all():
+        names = ", ".join(one.name for one, is_finite in zip(objectives, finite, strict=True) if not is_finite)
+        raise UserError(f"{names} of some subnets is not a finite number; its predictor or table is damaged")
     return values
 
 
 def losses_of(objectives: Sequence[Objective], values: np.ndarray) -> np.ndarray:
-    """(n, objectives) values with the sign that makes less better."""
+    """(n, objectives) values whose sign is such that lower is better."""
     return values * np.where([one.maximise for one in objectives], -1.0, 1.0)
 
 
@@ -136,22 +136,22 @@ def _select(objectives: Sequence[Objective], genes: np.ndarray, values: np.ndarr
 
 
 def _children(space: SearchSpace, pool: _Population, config: Nsga2Config, rng: np.random.Generator) -> np.ndarray:
-    """(up to population, genes) rows that are neither in the pool nor twice."""
+    """(up to population, genes) distinct rows that are not in the pool."""
     seen = Seen.empty(space)
     seen = seen.with_keys(seen.key(pool.genes))
-    found, wanted, size = [pool.genes[:0]], config.population, config.population
+    found, missing, size = [pool.genes[:0]], config.population, config.population
     for _ in range(MOST_ROUNDS):
         parents = pool.genes[tournament(pool.ranks, pool.crowding, 2 * size, rng)]
         children = crossover(space, parents[:size], parents[size:], rng, config.crossover_prob)
         children = mutate(space, children, np.full(size, config.mutation_prob), rng)
         keys = seen.key(children)
-        fresh = seen.new(keys)[:wanted]
-        found.append(children[fresh])
-        wanted -= len(fresh)
-        if not wanted:
+        new = seen.new(keys)[:missing]
+        found.append(children[new])
+        missing -= len(new)
+        if not missing:
             break
-        seen = seen.with_keys(keys[fresh])
-        size = max(2 * wanted, FEWEST_PROPOSALS)
+        seen = seen.with_keys(keys[new])
+        size = max(2 * missing, FEWEST_PROPOSALS)
     return np.concatenate(found)
 
 
@@ -169,6 +169,6 @@ def _front(pool: _Population, objectives: Sequence[Objective], history: list[Rec
     best = np.flatnonzero(pool.ranks == 0)
     losses = losses_of(objectives, pool.values[best])
     costs_first = np.argsort([one.maximise for one in objectives], kind="stable")
-    _, first = np.unique(losses[:, costs_first], axis=0, return_index=True)  # sorts, too
+    _, first = np.unique(losses[:, costs_first], axis=0, return_index=True)  # sorted by the first cost
     best = best[first]
     return Front(genes=pool.genes[best], values=pool.values[best], history=history)

@@ -1,4 +1,4 @@
-"""A front as the plain records of a search result, and a search result's front as arrays."""
+"""Fronts as plain records of a search result, and back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODE = "nsga2"
 
 
 def records_of(space: SearchSpace, names: Sequence[str], front: Front) -> list[Record]:
-    """The points of a front by ascending first cost: the objectives by name, `arch` and `policy` of each."""
+    """The points of a front as records: the objectives by name, `arch` and `policy`."""
     return [
         {"objectives": dict(zip(names, values, strict=True)), **spec_of(space, subnet)}
         for values, subnet in zip(front.values.tolist(), subnets_of(space, front.genes), strict=True)
@@ -32,12 +32,12 @@ def has_front(experiment: Experiment) -> bool:
 
 
 def load_front(experiment: Experiment) -> tuple[Front, SearchResult]:
-    """The front of a finished experiment and its result; UserError where it has none."""
+    """The front of a finished experiment, and its result. UserError where there is none."""
     if not (experiment.front.exists() and experiment.arch.exists()):
         raise UserError(f"{experiment.path} has no front: search with search.py --mode {MODE} first")
     result = read_result(experiment)
     if result.method != MODE:
-        raise UserError(f"the front of {experiment.path} is not of --mode {MODE}: it takes budgets as --constraint")
+        raise UserError(f"the front of {experiment.path} is not from --mode {MODE}: give a budget with --constraint")
     space = result.found_subnet.space
     try:
         subnets = [subnet_from_spec(space, {**point["arch"], **point["policy"]}) for point in result.front]

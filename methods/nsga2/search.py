@@ -1,4 +1,4 @@
-"""The work of `search.py --mode nsga2`: search a front or take one that is there, pick a point, record, print."""
+"""The work of `search.py --mode nsga2`: search a front or load one, pick a point, record, print."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ MOST_SHOWN = 12  # points of a printed front
 
 
 def search_or_pick(args: argparse.Namespace) -> None:
-    """Search a front, or take one that is there; pick a point, record, print."""
+    """Search a front, or load one; pick a point, record, print."""
     experiment = get_experiment(args.exp_name, args.exp_dir)
     if args.front is not None:
         pick_from(args, Experiment(args.front), experiment)
     elif args.pick is not None and not args.overwrite and has_front(experiment):
         pick_from(args, experiment, experiment)
     elif args.pick is not None and not args.overwrite and experiment.front.exists() and experiment.arch.exists():
-        load_front(experiment)  # says why it cannot
+        load_front(experiment)  # raises the UserError that says why it has no front to pick from
     elif args.pick is not None and not _asks_for_a_search(args):
         raise UserError(
             f"{experiment.path} has no front to pick from; search one first: search.py --mode {MODE} "
@@ -51,7 +51,10 @@ def search_or_pick(args: argparse.Namespace) -> None:
 
 
 def search(args: argparse.Namespace, experiment: Experiment) -> None:
-    """Search the front and pick a point: without --pick, or where nothing fits it, the most accurate."""
+    """Search the front and pick a point; without --pick the most accurate one.
+
+    UserError if no point is within --pick. The front is kept, with its most accurate point picked.
+    """
     experiment.check_free(args.overwrite)
     given = {name: value for name in CONFIG_FLAGS if (value := getattr(args, name)) is not None}
     config, names = Nsga2Config(**given), parse_objectives(args.objectives)
@@ -84,7 +87,7 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
     )
     try:
         result = picked(searched, front, bounds)
-    except UserError as error:  # what was searched is kept
+    except UserError as error:
         save(experiment, front, picked(searched, front, ()))
         raise UserError(f"{error}; {experiment.path} has the front, with its most accurate point") from error
     save(experiment, front, result)
@@ -100,7 +103,7 @@ def check_bounds(bounds: Sequence[Bound], costs: Mapping[str, PopulationCost]) -
 
 
 def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experiment) -> None:
-    """Pick a point of a front that is there, into its own experiment or into another."""
+    """Pick a point of the front of `origin`, and record it there or in another experiment."""
     front, searched = load_front(origin)
     check_agrees(args, origin, searched)
     same = origin.path.resolve() == experiment.path.resolve()
@@ -111,7 +114,7 @@ def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experime
             f"{origin.path} is finetuned; pick into another experiment: --front {origin.path} --exp_name OTHER"
         )
     result = picked(searched, front, parse_bounds(args.pick, searched.settings["objectives"][1:]))
-    if same:  # the front stays where it is, whatever happens
+    if same:  # the file of the front is not written again
         write_pick(experiment, front, replace(result, front=None))
     else:
         settings = {**result.settings, "front": str(origin.path)}
@@ -121,7 +124,7 @@ def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experime
 
 
 def check_agrees(args: argparse.Namespace, origin: Experiment, searched: SearchResult) -> None:
-    """UserError if a flag asks for another search than the one that made the front. Flags that are not given agree."""
+    """UserError if a flag that is given differs from the search that made the front."""
     asked = {"objectives": args.objectives and list(parse_objectives(args.objectives)), "scope": args.scope}
     asked |= {name: getattr(args, name) for name in CONFIG_FLAGS} | {"seed": args.seed or None}  # 0 is its default
     found = {"scope": searched.scope, **searched.settings, **searched.settings["nsga2"]}
@@ -139,12 +142,12 @@ def check_agrees(args: argparse.Namespace, origin: Experiment, searched: SearchR
 
 
 def cost_model_of(experiment: Experiment, result: SearchResult) -> CostModel:
-    """What the search priced its candidates with."""
+    """The cost model of the search."""
     return cost_model_from_record(result.cost_model, experiment.config)
 
 
 def picked(searched: SearchResult, front: Front, bounds: tuple[Bound, ...]) -> SearchResult:
-    """The result with the most accurate point within the bounds as its choice. UserError where none is within them."""
+    """The result whose choice is the most accurate point within the bounds. UserError if none is within them."""
     names = searched.settings["objectives"]
     accuracy, *costs = front.values.T
     index = pick(bounds, accuracy, dict(zip(names[1:], costs, strict=True)))
@@ -161,13 +164,13 @@ def picked(searched: SearchResult, front: Front, bounds: tuple[Bound, ...]) -> S
 
 
 def save(experiment: Experiment, front: Front, result: SearchResult) -> None:
-    """Write the experiment: the front, and of its chosen point the `arch` that the next scripts take."""
+    """Write the experiment: the front, and the `arch` of its chosen point."""
     with experiment.replaced() as new:
         write_pick(new, front, result)
 
 
 def write_pick(experiment: Experiment, front: Front, result: SearchResult) -> None:
-    """Write what depends on the chosen point, `arch` last: where that was not reached the same pick repeats it."""
+    """Write all that depends on the chosen point, `arch` last: after a kill the same pick repeats it."""
     names, accuracy, costs = result.settings["objectives"], front.values[:, 0], front.values[:, 1:].T
     shown = dict(zip(names[1:], costs, strict=True))
     plot_predicted_front(accuracy, shown, UNITS, index_of(front, result), experiment.path / PLOT)
@@ -175,13 +178,13 @@ def write_pick(experiment: Experiment, front: Front, result: SearchResult) -> No
 
 
 def index_of(front: Front, result: SearchResult) -> int:
-    """Which point of the front was chosen."""
+    """Index of the chosen point of the front."""
     values = [result.settings["picked"][name] for name in result.settings["objectives"]]
     return int(np.flatnonzero((front.values == values).all(axis=1))[0])
 
 
 def report(args: argparse.Namespace, experiment: Experiment, front: Front, result: SearchResult) -> None:
-    """Print the front, its chosen point and that one's costs."""
+    """Print the front, the chosen point and its costs."""
     names, chosen, n = result.settings["objectives"], index_of(front, result), len(front.genes)
     evenly = np.linspace(0, n - 1, min(MOST_SHOWN, n)).round().astype(int).tolist()
     rows = [
@@ -200,6 +203,6 @@ def report(args: argparse.Namespace, experiment: Experiment, front: Front, resul
 
 
 def _asks_for_a_search(args: argparse.Namespace) -> bool:
-    """Whether a flag says which search: a bare --pick with a mistyped --exp_name must not start another one."""
+    """Whether any flag describes a search: --pick with a mistyped --exp_name must not start one."""
     flags = ("objectives", *CONFIG_FLAGS)
     return args.acc_predictor_dir != DEFAULT_MODELS or any(getattr(args, name) for name in flags)

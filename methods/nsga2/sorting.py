@@ -1,4 +1,4 @@
-"""Which candidates NSGA-II keeps and prefers: those of low non-dominated rank, then those with room around them."""
+"""Survival and selection of NSGA-II: low non-dominated rank first, then large crowding distance."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _crowding = get_crowding_function("cd").do
 
 
 def survivors(losses: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best `n` of rows `(candidates, objectives)`, all to be minimised: their indices, ranks and crowding.
+    """Indices, ranks and crowding distances of the best `n` of rows `(candidates, objectives)`; lower is better.
 
-    Whole fronts enter, rank 0 first; of the front that no longer fits those with most room around them. Equal ones
-    enter in the order of their rows, so that nothing here is random.
+    Whole fronts survive, from rank 0 on. Of the first front that does not fit, the rows with the largest crowding
+    distance survive; equal ones in the order of their rows, so that nothing is random.
 
     >>> survivors(np.array([[0.0, 3.0], [2.0, 2.0], [1.0, 1.0], [3.0, 0.0]]), 4)[:2]
     (array([0, 2, 3, 1]), array([0, 0, 0, 1]))
@@ -24,8 +24,8 @@ def survivors(losses: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.nd
         distance = _crowding(losses[front])
         left = n - sum(map(len, kept))
         if len(front) > left:
-            roomiest = np.sort(np.argsort(-distance, kind="stable")[:left])
-            front, distance = front[roomiest], distance[roomiest]
+            least_crowded = np.sort(np.argsort(-distance, kind="stable")[:left])
+            front, distance = front[least_crowded], distance[least_crowded]
         kept.append(front)
         ranks.append(np.full(len(front), rank))
         crowding.append(distance)
@@ -33,7 +33,7 @@ def survivors(losses: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def tournament(ranks: np.ndarray, crowding: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """(n,) indices of winners of random pairs: the lower rank, of equal ranks the larger crowding distance."""
+    """(n,) indices of winners of random pairs, by lower rank, then by larger crowding distance."""
     one, other = rng.integers(len(ranks), size=(2, n))
     same = ranks[one] == ranks[other]
     loses = (ranks[other] < ranks[one]) | (same & (crowding[other] > crowding[one]))

@@ -3,8 +3,8 @@
   search.py --prepare acc                                 gather float pairs, train the float predictor
   search.py --prepare acc_quant --acc_train_sample N      gather N quantized pairs, train the quantized predictor
 
-Pairs are appended to dataset/NetInfo/SPACE: a run that was killed continues with the same command. torchrun shares the
-work among processes.
+Pairs are appended to dataset/NetInfo/SPACE. A killed run continues with the same command. Under torchrun the processes
+share the work.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def build_parser() -> Parser:
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
     parser.add_argument("--overwrite", action="store_true", help="replace a predictor that exists")
     add_common_flags(parser)
-    for published in ("--exp_name", "--exp_dir", "--type"):  # accepted, though there is nothing for them to say
+    for published in ("--exp_name", "--exp_dir", "--type"):  # accepted, without effect
         parser.add_argument(published, help=argparse.SUPPRESS)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Gather the pairs that are missing, train the predictor, save it, print its scores."""
+    """Gather the missing pairs, train the predictor, save it, print its scores."""
     from methods.prepare.predictor import prepare
 
     prepare(args)

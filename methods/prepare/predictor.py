@@ -1,4 +1,4 @@
-"""The work of `search.py --prepare`: gather the pairs that are missing, train the predictor that they are for."""
+"""The work of `search.py --prepare`: gather the missing pairs, train the accuracy predictor."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supe
 from elastic_nn.quantizers import FLOAT, LINEAR
 from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned
+from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Execution, Session
 from utils.predictor_files import load_predictor, save_predictor
@@ -37,7 +38,7 @@ from utils.predictor_training import (
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Gather pairs from the supernet, on all processes, and train the predictor that they are for, on one."""
+    """Gather pairs from the supernet in all processes, and train the predictor in the first."""
     device = resolve_device(args.device)
     with processes(device) as execution:
         gathered = gather(args, device, execution)
@@ -46,44 +47,33 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def gather(args: argparse.Namespace, device: torch.device, execution: Execution) -> tuple[PairStore, int, Record, int]:
-    """Measure the pairs that are missing, each process its part.
+    """Measure the missing pairs, each process its part.
 
-    Returns the store of the pairs, their number and origin, and the width of the predictor to train on them.
+    Returns the store of the pairs, their number and origin, and the width of the predictor to train on them. UserError
+    where the predictor exists, or where the supernet, the images and the flags do not fit together.
     """
     folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
     target = folder.acc_quant if quantized else folder.acc
     if target.exists() and not args.overwrite:
-        raise UserError(f"{target} exists; give --overwrite to train it anew (pairs that are there are kept)")
-    supernet, facts = (load_quantized_supernet if quantized else load_supernet)(folder.supernet)
+        raise UserError(f"{target} exists; give --overwrite to train it anew (existing pairs are kept)")
+    supernet, supernet_origin = (load_quantized_supernet if quantized else load_supernet)(folder.supernet)
     space, as_is = supernet.space, supernet.scheme != LINEAR  # linear quantizers were added to a float supernet
     if supernet.scheme != FLOAT and not quantized:
-        raise UserError(f"{folder.supernet} was trained quantized: its pairs are gathered by --prepare acc_quant")
-    recipe, splits = get_recipe(args.recipe or facts.recipe, space), load_splits(space, args.data)
-    check_classes(splits, facts.images, folder.supernet)
-    n_pairs = recipe.pairs_quant if quantized else recipe.pairs_float
-    if args.acc_train_sample is not None:
-        n_pairs = args.acc_train_sample
-    if n_pairs < FEWEST_PAIRS:
-        raise UserError(f"--acc_train_sample {n_pairs}: a predictor needs at least {FEWEST_PAIRS} pairs")
-    if not as_is:  # before the pairs, which take hours
+        raise UserError(f"{folder.supernet} was trained quantized: gather its pairs with --prepare acc_quant")
+    recipe, splits = get_recipe(args.recipe or supernet_origin.recipe, space), load_splits(space, args.data)
+    check_classes(splits, supernet_origin.images, folder.supernet)
+    n_pairs = number_of_pairs(args, recipe)
+    if not as_is:  # checked before gathering, which takes hours
         load_predictor(folder.acc, space)
     store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, execution.rank)
     check_writable(folder.path)
     check_writable(store.path)
-    made_by: Record = {
-        "seed": args.seed,
-        "recalibration_images": recipe.recalibration_images,
-        "supernet": digest(supernet.state_dict()),
-        "images": splits.source,
-    }
-    if not as_is:
-        made_by["finetune"] = asdict(recipe.pair_finetune)
-        if recipe.pair_epoch_images is not None:
-            made_by["epoch_images"] = recipe.pair_epoch_images
+    weights = digest(supernet.state_dict())
+    made_by = origin_of_pairs(args.seed, recipe, weights, splits.source, finetuned=not as_is)
     check_agreement({"space": space_to_dict(space), "pairs": n_pairs, **made_by}, execution)
     missing = store.open(space, made_by, n_pairs)
     check_agreement({"pairs (their folder must be shared)": missing}, execution)
-    wait(execution)  # nobody adds pairs before all have seen which are missing
+    wait(execution)  # no process appends before all have read which are missing
     started = time.perf_counter()
     session = Session(splits=splits, device=device, seed=args.seed, execution=execution)
     mine = missing[execution.rank :: execution.world_size]
@@ -98,6 +88,31 @@ def gather(args: argparse.Namespace, device: torch.device, execution: Execution)
     return store, n_pairs, made_by, recipe.predictor_hidden
 
 
+def number_of_pairs(args: argparse.Namespace, recipe: Recipe) -> int:
+    """The number of pairs to gather: that of the flag, or else of the recipe. UserError for too few."""
+    n_pairs = recipe.pairs_quant if args.prepare == "acc_quant" else recipe.pairs_float
+    if args.acc_train_sample is not None:
+        n_pairs = args.acc_train_sample
+    if n_pairs < FEWEST_PAIRS:
+        raise UserError(f"--acc_train_sample {n_pairs}: a predictor needs at least {FEWEST_PAIRS} pairs")
+    return n_pairs
+
+
+def origin_of_pairs(seed: int, recipe: Recipe, weights: str, images: Record, *, finetuned: bool) -> Record:
+    """All that the pairs depend on besides the space, as plain data. `weights` is the supernet's digest."""
+    made_by: Record = {
+        "seed": seed,
+        "recalibration_images": recipe.recalibration_images,
+        "supernet": weights,
+        "images": images,
+    }
+    if finetuned:
+        made_by["finetune"] = asdict(recipe.pair_finetune)
+        if recipe.pair_epoch_images is not None:
+            made_by["epoch_images"] = recipe.pair_epoch_images
+    return made_by
+
+
 def fit(
     args: argparse.Namespace,
     device: torch.device,
@@ -108,7 +123,7 @@ def fit(
 ) -> None:
     """Train the predictor on the gathered pairs, save it, print its scores.
 
-    Finetuned pairs are few: their predictor is transferred from the float one. Others start from random weights.
+    For finetuned pairs, which are few, it is transferred from the float predictor. Others start from random weights.
     """
     folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
     target = folder.acc_quant if quantized else folder.acc
@@ -121,7 +136,7 @@ def fit(
         "config": config,
     }
     asked = training_record(genes, accuracies, **how)
-    # A training takes seconds: the state of another one is dropped.
+    # Training takes seconds, so the state of another training is dropped.
     state_file = folder.state_of(target)
     resume = Resume(state_file, asked, "predictor training", restart=True, every_s=SAVE_SECONDS)
     predictor, scores = train_predictor(genes, accuracies, space, **how, device=device, resume=resume)

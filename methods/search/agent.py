@@ -1,7 +1,7 @@
 """The agent of HAQ and AMC: deep deterministic policy gradients (Lillicrap et al., arXiv 1509.02971).
 
-Every step of an episode has one action in 0..1. All of its steps get the episode's reward, less a moving average.
-The agent runs on the CPU: its networks are too small to gain from a GPU.
+Each step of an episode has one action from 0 to 1. All steps get the reward of the episode, less a moving average. The
+agent runs on the CPU, because its networks are too small to gain from a GPU.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from apq.resume import State
 from methods.search.settings import AgentConfig
 
-SMALLEST_NOISE = 1e-6  # sampling divides by the noise, which must not decay to zero
-LAST_LAYER = 3e-3  # bound of its initial weights, so that actions start near 0.5 and values near 0
+SMALLEST_NOISE = 1e-6  # sampling divides by the noise
+LAST_LAYER = 3e-3  # bound of the initial weights: actions start near 0.5, values near 0
 
 
 def truncated_normal(mean: float, width: float, rng: np.random.Generator) -> float:
-    """Draw from a normal distribution truncated to 0..1, by inverting its distribution function."""
+    """Draw from a normal distribution truncated to 0 to 1, by inverting its distribution function."""
     low, high = ndtr((0.0 - mean) / width), ndtr((1.0 - mean) / width)
     return float(np.clip(mean + width * ndtri(low + (high - low) * rng.random()), 0.0, 1.0))
 
 
 class Replay:
-    """The last episodes. All have the same number of steps; each has one reward."""
+    """The latest episodes. All have the same number of steps; each has one reward."""
 
     def __init__(self, n_episodes: int, n_steps: int, state_size: int) -> None:
         self.states = np.zeros((n_episodes, n_steps, state_size), dtype=np.float32)
@@ -43,7 +43,7 @@ class Replay:
         return min(self.seen, len(self.rewards))
 
     def add(self, states: np.ndarray, actions: np.ndarray, reward: float) -> None:
-        """Store an episode in place of the oldest."""
+        """Store an episode, in place of the oldest one if there is no room."""
         at = self.seen % len(self.rewards)
         self.states[at], self.actions[at], self.rewards[at] = states, actions, reward
         self.seen += 1
@@ -60,9 +60,9 @@ class Replay:
 
 
 class Agent:
-    """Actor, critic and their slowly updated target networks.
+    """Actor, critic and their target networks.
 
-    `features` (steps, S - 1) is the known part of each step's state; its last number is the previous action.
+    The state of a step is its `features` (steps, S - 1), followed by the previous action.
     """
 
     def __init__(self, features: np.ndarray, config: AgentConfig) -> None:
@@ -82,12 +82,12 @@ class Agent:
 
     @property
     def noise(self) -> float:
-        """Width of the exploration in the next episode."""
+        """Width of the exploration noise in the next episode."""
         config = self.config
         return max(config.noise * config.noise_decay ** max(0, self.replay.seen - config.warmup), SMALLEST_NOISE)
 
     def act(self) -> tuple[np.ndarray, np.ndarray]:
-        """Act for one episode; returns states (steps, S) float32 and actions (steps,) in 0..1."""
+        """Act for one episode. Returns states (steps, S) float32 and actions (steps,) from 0 to 1."""
         n_steps = len(self.features)
         states = np.concatenate([self.features, np.zeros((n_steps, 1), dtype=np.float32)], axis=1)
         if self.replay.seen < self.config.warmup:
@@ -122,9 +122,9 @@ class Agent:
         with torch.no_grad():
             next_actions = target_actor(following).sigmoid_()
             next_values = target_critic(torch.cat([following, next_actions], dim=1))
-            wanted = rewards - self.average_reward + config.discount * goes_on * next_values
+            target_values = rewards - self.average_reward + config.discount * goes_on * next_values
         values = self.critic(torch.cat([states, actions], dim=1))
-        self._step(self.optimizers[1], F.mse_loss(values, wanted))
+        self._step(self.optimizers[1], F.mse_loss(values, target_values))
         chosen = self.actor(states).sigmoid()
         self._step(self.optimizers[0], -self.critic(torch.cat([states, chosen], dim=1)).mean())
         sources = [*self.actor.parameters(), *self.critic.parameters()]
@@ -133,13 +133,13 @@ class Agent:
 
     def _step(self, optimizer: torch.optim.Adam, loss: Tensor) -> None:
         (group,) = optimizer.param_groups
-        # The actor's loss goes through the critic, whose gradients must not be touched by it.
+        # The actor's loss passes through the critic, whose own gradients it must not change.
         for parameter, grad in zip(group["params"], torch.autograd.grad(loss, group["params"]), strict=True):
             parameter.grad = grad
         optimizer.step()
 
     def state_dict(self) -> State:
-        """Everything that the next episode depends on, as tensors and plain values."""
+        """All that the next episode depends on, as tensors and plain data."""
         replay = self.replay
         return {
             "nets": [net.state_dict() for net in (self.actor, self.critic, self.targets)],

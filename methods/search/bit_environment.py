@@ -1,4 +1,4 @@
-"""From actions to bits within a budget: what the agent of HAQ acts in (Wang et al., CVPR 2019, section 3)."""
+"""The environment of HAQ's agent: from actions to bits within a budget (Wang et al., CVPR 2019, section 3)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from apq.errors import UserError
 from apq.layers import FIXED_BITS, ConvLayer
 from lut.bit_costs import BitCosts
 
-FREE = 0  # in a matrix of fixed bits
+FREE = 0  # marks bits that are chosen, in a matrix of fixed bits
 
 
 def action_to_bits(actions: np.ndarray, min_bit: int, max_bit: int | np.ndarray) -> np.ndarray:
-    """Whole bits of actions in 0..1: every number of bits has an equal stride, halves go to the even neighbour.
+    """Turn actions from 0 to 1 into bits: all bit-widths have equal intervals of actions.
 
-    The most bits may differ from action to action.
+    `max_bit` may differ between actions. Ties are rounded to even.
 
     >>> action_to_bits(np.array([0.0, 0.3, 1.0]), 2, 8)
     array([2, 4, 8])
@@ -27,15 +27,15 @@ def action_to_bits(actions: np.ndarray, min_bit: int, max_bit: int | np.ndarray)
 
 
 def scaled_columns(rows: Sequence[Sequence[float]]) -> np.ndarray:
-    """(rows, columns) float32, each column moved and scaled to 0..1; one that does not vary is 0."""
+    """(rows, columns) float32, each column shifted and scaled to 0 to 1. A constant column becomes 0."""
     table = np.array(rows, dtype=np.float64)
     low, high = table.min(axis=0), table.max(axis=0)
     return ((table - low) / np.where(high > low, high - low, 1)).astype(np.float32)
 
 
 def fixed_bits(n_layers: int, *, activations: bool, keep_ends: bool) -> np.ndarray:
-    """(layers, 2 or 1) bits that are not chosen, else FREE: 8 of the image that enters the first layer, and with
-    `keep_ends` 8 of everything in the first and the last layer."""
+    """(layers, 2 or 1) bits that are not chosen, or FREE: 8 for the input of the first layer, the image, and with
+    `keep_ends` 8 for all operands of the first and the last layer."""
     fixed = np.full((n_layers, 2 if activations else 1), FREE)
     if activations:
         fixed[0, 1] = FIXED_BITS
@@ -46,10 +46,10 @@ def fixed_bits(n_layers: int, *, activations: bool, keep_ends: bool) -> np.ndarr
 
 @dataclass(frozen=True, kw_only=True)
 class BitEnvironment:
-    """Layers that get bits one after the other, first the weights of each, then its activations.
+    """Gives bits to one layer after the other, first to its weights, then to its activations.
 
-    `fixed` says which bits are not chosen. Candidates are bits (layers, 2 or 1) of cost at most `budget`. UserError if
-    not even the cheapest bits are.
+    `fixed` has the bits that are not chosen, see `fixed_bits`. Candidates are bits (layers, 2 or 1) that cost at most
+    `budget`. UserError if even the cheapest bits cost more, or if there is nothing to choose.
     """
 
     layers: Sequence[ConvLayer]  # one a row of `costs`
@@ -61,7 +61,7 @@ class BitEnvironment:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_bit <= self.max_bit <= 8:
-            raise UserError(f"bits go from 1 to 8, not from {self.min_bit} to {self.max_bit}")
+            raise UserError(f"bits must be from 1 to 8, not {self.min_bit} to {self.max_bit}")
         if not len(self.steps):
             raise UserError(f"the network's {len(self.layers)} layers are all kept at 8 bits: nothing to choose")
         cells = self._allowed_cells()
@@ -76,12 +76,12 @@ class BitEnvironment:
 
     @property
     def steps(self) -> np.ndarray:
-        """(steps, 2) layer and operand (0 weights, 1 activations) of each choice."""
+        """(steps, 2) layer and operand (0 weights, 1 activations) of each step."""
         return np.argwhere(self.fixed == FREE)
 
     def features(self) -> np.ndarray:
-        """(steps, 9) float32, each column scaled to 0..1: depthwise, input and output channels, stride, kernel,
-        weights, input side, layer's number, activations or weights."""
+        """(steps, 9) float32, each column scaled to 0 to 1: depthwise, input channels, output channels, stride, kernel
+        size, weights, input side, index of the layer, operand."""
         rows = []
         for i, operand in self.steps:
             layer = self.layers[i]
@@ -91,22 +91,22 @@ class BitEnvironment:
         return scaled_columns(rows)
 
     def decide(self, actions: np.ndarray) -> np.ndarray:
-        """Bits of one action in 0..1 for each step, lowered until they fit the budget."""
+        """The bits of actions (steps,) from 0 to 1, lowered until they fit the budget."""
         bits = self.fixed.copy()
         bits[self.fixed == FREE] = action_to_bits(actions, self.min_bit, self.max_bit)
         return self.lowered(bits)
 
     def lowered(self, bits: np.ndarray) -> np.ndarray:
-        """Bits of cost at most the budget: sweeps from the last layer to the first take one bit of each layer's
-        activations, then of its weights, until the cost fits.
+        """Lower bits until their cost fits the budget.
 
-        On an accelerator fewer bits may cost more: such a bit is not taken. Where no other is left, layers get their
-        cheapest bits, those that save most first.
+        Sweeps go from the last layer to the first. They take one bit from the activations of a layer, then one from its
+        weights. On an accelerator fewer bits may cost more; such a bit is not taken. When no bit can be taken, layers
+        get their cheapest bits, those that save most first.
         """
         bits = bits.copy()
         total = self.costs.total(bits)
         while total > self.budget:
-            # A sweep as one cumulative sum: the cost after each of its steps, from the last layer's activations on.
+            # The cost after each step of a sweep is a cumulative sum, from the last layer's activations on.
             lower, steps = bits, []
             for operand in reversed(range(bits.shape[1])):
                 lower, change = self._step(lower, operand)
@@ -118,7 +118,7 @@ class BitEnvironment:
             if not len(fits):
                 bits, total = lower, self.costs.total(lower)
                 continue
-            n_whole, half = divmod(int(fits[0]) + 1, bits.shape[1])  # layers lowered; has one only its activations?
+            n_whole, half = divmod(int(fits[0]) + 1, bits.shape[1])  # whole layers; one more layer's activations
             at = len(bits) - n_whole
             bits[at:] = lower[at:]
             if half:
@@ -127,7 +127,7 @@ class BitEnvironment:
         return bits
 
     def _cheapened(self, bits: np.ndarray) -> np.ndarray:
-        """As few layers as it takes at their cheapest bits: one bit at a time leads no lower."""
+        """Give as few layers as possible their cheapest bits, where single bits cannot be taken."""
         cheapest = self.cheapest()
         saved = self.costs.per_layer(bits) - self.costs.per_layer(cheapest)
         order = np.argsort(-saved, kind="stable")
@@ -137,22 +137,25 @@ class BitEnvironment:
         return bits
 
     def _step(self, bits: np.ndarray, operand: int) -> tuple[np.ndarray, np.ndarray]:
-        """Bits with one less of an operand where that is allowed and costs no more; (layers,) changes of cost."""
+        """Take one bit from an operand of each layer where that is allowed and costs no more.
+
+        Returns the bits and (layers,) changes of cost.
+        """
         lower = bits.copy()
         lower[:, operand] -= (self.fixed[:, operand] == FREE) & (bits[:, operand] > self.min_bit)
         change = self.costs.per_layer(lower) - self.costs.per_layer(bits)
-        dearer = change > 0
-        return np.where(dearer[:, None], bits, lower), np.where(dearer, 0.0, change)
+        costs_more = change > 0
+        return np.where(costs_more[:, None], bits, lower), np.where(costs_more, 0.0, change)
 
     def cheapest(self) -> np.ndarray:
-        """The bits of lowest cost; of equals the most bits."""
+        """The bits of lowest cost, the most bits of equal ones."""
         cells = self._allowed_cells()
         flat = cells.reshape(len(cells), -1)[:, ::-1]
         place = flat.shape[1] - 1 - flat.argmin(axis=1)
         return np.stack(np.unravel_index(place, cells.shape[1:]), axis=1)[:, : self.fixed.shape[1]] + 1
 
     def _allowed_cells(self) -> np.ndarray:
-        """The cost cells, infinite where a fixed or forbidden number of bits stands."""
+        """The cost cells, infinite for bits that are not allowed."""
         cells = self.costs.cells.copy()
         numbers = np.arange(1, 9)
         for operand in range(self.fixed.shape[1]):

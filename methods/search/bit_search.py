@@ -24,12 +24,12 @@ from methods.search.bit_environment import BitEnvironment, fixed_bits
 from methods.search.episodes import Found, find
 from methods.search.settings import BitSearch, PolicySearch
 
-REWARD_SCALE = 0.1  # a point of accuracy, as in HAQ
+REWARD_SCALE = 0.1  # reward of one percentage point of accuracy, as in HAQ
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A trained float network, its layers as they run, what they cost, and the model that priced them."""
+    """A trained float network, its layers as they run, their costs, and the cost model."""
 
     net: nn.Module
     spec: ModelSpec
@@ -39,7 +39,7 @@ class Task:
 
     @property
     def own_layers(self) -> list[ConvLayer]:
-        """The layers that have bits of their own, in the order of `layer_names`: the first of each name."""
+        """The layers that have bits of their own: the first of each name, in the order of `layer_names`."""
         first: dict[str, ConvLayer] = {}
         for layer in self.layers:
             first.setdefault(layer.name, layer)
@@ -53,9 +53,9 @@ def layers_of_model(net: nn.Module, spec: ModelSpec) -> list[ConvLayer]:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPolicy:
-    """A policy of a network. `episodes` is the search that chose it, None where it was given.
+    """A policy of a network. `episodes` is the search that found it, None for a given policy.
 
-    `original` is the float network's top-1 (0 to 1) on the validation images of an episode.
+    `original` is the top-1 (0 to 1) of the float network on the validation images of an episode.
     """
 
     policy: Policy
@@ -64,7 +64,7 @@ class FoundPolicy:
 
 
 def make_task(net: nn.Module, spec: ModelSpec, quantizer: str, quantity: str, cost_model: CostModel) -> Task:
-    """List a network's layers and price them. A measured table prices the layers it has, whatever the `quantity`."""
+    """List the layers of a network and price them. A measured table has costs of one quantity, whatever `quantity`."""
     layers = layers_of_model(net, spec)
     if quantizer == "kmeans":
         costs = kmeans_costs(layers)
@@ -76,12 +76,12 @@ def make_task(net: nn.Module, spec: ModelSpec, quantizer: str, quantity: str, co
 
 
 def environment_of(task: Task, config: BitSearch) -> BitEnvironment:
-    """What the agent acts in. UserError that names the cheapest cost if the budget is below it."""
+    """The environment of the agent. UserError names the lowest cost if the budget is below it."""
     activations = config.quantizer == "linear"
     costs = task.costs
     if activations and config.image_bits != FIXED_BITS:
         cells = costs.cells.copy()
-        cells[0, :, FIXED_BITS - 1] = cells[0, :, config.image_bits - 1]  # the reference stays that of 8 bits
+        cells[0, :, FIXED_BITS - 1] = cells[0, :, config.image_bits - 1]  # the reference cost stays that of 8 bits
         costs = replace(costs, cells=cells)
     return BitEnvironment(
         layers=task.own_layers,
@@ -94,7 +94,7 @@ def environment_of(task: Task, config: BitSearch) -> BitEnvironment:
 
 
 def policy_of_bits(layers: Sequence[ConvLayer], quantizer: str, bits: np.ndarray) -> Policy:
-    """The policy of a matrix of bits (layers, 2 or 1). The image that enters the first layer is not quantized."""
+    """The policy of a matrix of bits (layers, 2 or 1). The input of the first layer, the image, is not quantized."""
     rows = [tuple(row) for row in np.asarray(bits).tolist()]
     if quantizer == "linear":
         rows[0] = (rows[0][0], NOT_QUANTIZED)
@@ -102,7 +102,7 @@ def policy_of_bits(layers: Sequence[ConvLayer], quantizer: str, bits: np.ndarray
 
 
 def make_scorer(task: Task, config: BitSearch, train: TrainConfig, session: Session) -> PolicyScorer:
-    """A scorer of policies, each after an epoch of `train`. The task's network is quantized in place."""
+    """A scorer of policies, each after one epoch of `train`. The network of the task is quantized in place."""
     finetune = ShortFinetune(
         train=train, side=task.spec.resolution, train_images=config.train_images, val_images=config.val_images
     )
@@ -116,9 +116,10 @@ def search_bits(
     resume: Resume = NOT_KEPT,
     log: Callable[[Record], None] = lambda record: None,
 ) -> FoundPolicy:
-    """The best policy that an agent finds. The agent's seed also draws the images that episodes train on.
+    """Search a policy with an agent.
 
-    The task's network is quantized in place, and left as the last episode trained it. `log` gets a record per episode.
+    The network of the task is quantized in place, and left as the last episode trained it. The seed of the agent also
+    draws the images that episodes train on. `log` is called with one record an episode.
     """
     bits = config.bits
     environment = environment_of(task, bits)

@@ -1,4 +1,4 @@
-"""The episodes of an agent: act, decide on a candidate, score it, learn."""
+"""The episodes of an agent: act, turn the actions into a candidate, score it, learn."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 import torch
 
 from apq.files import Record
-from apq.resume import NOT_KEPT, Resume
+from apq.resume import NOT_KEPT, Resume, State
 from methods.search.agent import Agent
 from methods.search.settings import AgentConfig
 
 SAVE_SECONDS = 2.0  # between saves of the state: an episode may be faster than a disk
-OWN = ("episode", "reward", "best_reward", "noise")  # keys of a record that are not facts of its score
+OWN = ("episode", "reward", "best_reward", "noise")  # keys of a record that do not come from `score`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The best candidate and the number of its episode, with one record per episode.
+    """The best candidate, the number of its episode, and one record an episode.
 
-    A record has the episode's number, its reward, the best reward so far, the width of the exploration, and the facts
-    that came with the score.
+    A record has the number of the episode, its reward, the best reward so far, the width of the exploration noise, and
+    the facts that `score` returned.
     """
 
     candidate: np.ndarray
@@ -47,30 +47,25 @@ def find(
 ) -> Found:
     """Run all episodes of an agent whose steps have these `features` (steps, S - 1).
 
-    `decide` turns an episode's actions (steps,) in 0..1 into a candidate of whole numbers. `score` gives its reward and
-    other facts; a candidate that comes up again keeps its first score. While a candidate is scored, the agent learns
-    from the episodes before, in another thread. The same seed gives the same result.
+    `decide` turns the actions (steps,) of an episode, from 0 to 1, into a candidate of whole numbers. `score` returns
+    its reward and other facts; a candidate that comes up again keeps its first score. While a candidate is scored, the
+    agent learns from earlier episodes in another thread. The same seed gives the same result.
 
-    The state is saved after an episode where that is due. `log` gets each record, also those of a continued search.
+    The state is saved after an episode when that is due. `log` is called with each record, also with those of a state.
     """
     agent = Agent(features, config)
-    candidates: list[np.ndarray] = []
-    history: list[Record] = []
-    if (state := resume.load()) is not None:
-        agent.load_state_dict(state["agent"])
-        candidates, history = list(state["candidates"]), state["history"]
-        for record in history:
-            log(record)
-    known = {candidate.tobytes(): record for candidate, record in zip(candidates, history, strict=True)}
-    # With two cores, or with the network on a GPU, learning beside the scoring takes no time of its own. The agent's
-    # layers are too small to gain from more than one core.
+    candidates, history = _restored(agent, resume.load())
+    for record in history:
+        log(record)
+    scored = {candidate.tobytes(): record for candidate, record in zip(candidates, history, strict=True)}
+    # One thread, because the layers of the agent are too small to gain from more.
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as learner:
         for episode in range(len(history), config.episodes):
             noise = agent.noise if episode >= config.warmup else 1.0
             states, actions = agent.act()
             candidate = np.asarray(decide(actions), dtype=np.int64)
             learning = learner.submit(agent.learn)
-            if (before := known.get(candidate.tobytes())) is None:
+            if (before := scored.get(candidate.tobytes())) is None:
                 reward, facts = score(candidate, episode)
             else:
                 reward, facts = before["reward"], {key: before[key] for key in before if key not in OWN}
@@ -80,9 +75,17 @@ def find(
             record = {"episode": episode, "reward": reward, "best_reward": best, "noise": noise, **facts}
             candidates.append(candidate)
             history.append(record)
-            known[candidate.tobytes()] = record
+            scored[candidate.tobytes()] = record
             log(record)
             if resume.due:
                 resume.save({"agent": agent.state_dict(), "candidates": np.stack(candidates), "history": history})
     best_episode = int(np.argmax([record["reward"] for record in history]))
     return Found(candidate=candidates[best_episode], episode=best_episode, history=history)
+
+
+def _restored(agent: Agent, state: State | None) -> tuple[list[np.ndarray], list[Record]]:
+    """Restore the agent from a state. Returns the candidates and records of its episodes, none without a state."""
+    if state is None:
+        return [], []
+    agent.load_state_dict(state["agent"])
+    return list(state["candidates"]), state["history"]

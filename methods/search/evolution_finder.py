@@ -16,18 +16,22 @@ from apq.subnet import Subnet
 from methods.search.budget import Budget, Seen, check_reachable, fill, newcomers
 from methods.search.operators import crossover, mutate
 
-SAVE_SECONDS = 1.0  # between saves of a search
+SAVE_SECONDS = 1.0  # between saves of the state
 Log = Callable[[Record], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvolutionConfig:
-    """Settings of a search.
+    """Settings of a search. UserError where one is out of range.
 
-    Each generation keeps the best `parent_ratio * population` as parents and makes `population` new children, of which
-    `mutation_ratio` are mutants (each gene redrawn with `mutation_prob`), the rest crossovers; newcomers stand in for
-    what those two cannot provide. `patience` generations
-    without a better subnet end the search; None: never. `max_rounds` caps the tries to fill the first population.
+    Each generation keeps the best `parent_ratio * population` candidates as parents and makes `population` children.
+
+    Attributes:
+        mutation_ratio: fraction of the children that are mutants; the others are crossovers. Newcomers fill the gap
+            where these are too few.
+        mutation_prob: probability that a gene of a mutant is redrawn.
+        patience: generations without a better subnet that end the search; None: never.
+        max_rounds: most rounds of proposals for the first population.
     """
 
     population: int = 100
@@ -45,12 +49,12 @@ class EvolutionConfig:
         if not (0 < self.parent_ratio <= 1 and 0 < self.mutation_prob <= 1 and 0 <= self.mutation_ratio <= 1):
             raise UserError("parent_ratio and mutation_prob lie above 0 and up to 1, mutation_ratio from 0 to 1")
         if self.patience is not None and self.patience < 1:
-            raise UserError("patience is a positive number of generations, or None")
+            raise UserError(f"patience must be a positive number of generations or None, not {self.patience}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The best subnet met, its predicted accuracy and its cost, and one record a generation."""
+    """The best subnet, its predicted accuracy and its cost, and one record a generation."""
 
     subnet: Subnet
     accuracy: float
@@ -60,7 +64,7 @@ class Found:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Scored candidates, best first: what belongs to one of them moves together."""
+    """Scored candidates, best first."""
 
     genes: np.ndarray  # (n, genes)
     accuracies: np.ndarray  # (n,)
@@ -79,11 +83,14 @@ class _Pool:
 
 
 class EvolutionFinder:
-    """Searches `space` for the highest `accuracy` with `cost` at most `constraint`.
+    """Searches a space for the most accurate subnet whose cost is at most `constraint`.
 
-    `accuracy` and `cost` take a gene matrix `(n, genes)` and return `(n,)`. `cheapest` is the gene row of the cheapest
-    subnet, from which tight budgets are reached and which makes a hopeless one fail at once; `unit` is the cost's, for
-    messages. UserError for a constraint that is not positive or that nothing meets, and for accuracies that are NaN.
+    UserError for a constraint that is not positive or that no subnet meets, and for accuracies that are NaN.
+
+    Args:
+        accuracy, cost: functions from a gene matrix `(n, genes)` to `(n,)`.
+        cheapest: gene row of the cheapest subnet. With it tight budgets are reached, and impossible ones fail at once.
+        unit: unit of the cost, for messages.
     """
 
     def __init__(
@@ -103,10 +110,11 @@ class EvolutionFinder:
             check_reachable(space, self.budget, cheapest)
 
     def run(self, on_generation: Log | None = None, resume: Resume = NOT_KEPT) -> Found:
-        """Run the search; the same seed gives the same result. `on_generation` gets each record as it is made.
+        """Run the search. The same seed gives the same result.
 
-        Parents, mutants and crossovers compete in one pool, and no candidate is scored twice. The search also ends when
-        no new candidate can be found. It continues from the state in `resume`, which it saves when that is due.
+        Parents, mutants and crossovers compete in one pool, and no candidate is scored twice. `on_generation` is called
+        with each record. The search ends early when no new candidate can be found. It continues from the state in
+        `resume`, and saves it when that is due.
         """
         config = self.config
         if (state := resume.load()) is None:
@@ -167,15 +175,15 @@ class EvolutionFinder:
             return crossover(self.space, mothers, fathers, rng)
 
         def mutants(size: int, number: int) -> np.ndarray:
-            # Near a tight budget most large steps are too dear: what is still wanted after the first round is tried
-            # with steps of all sizes, down to one gene.
+            # Near a tight budget most large steps cost too much. After the first round steps have all sizes, down to
+            # one gene.
             smallest = min(1.0, 1 / parents.shape[1] / config.mutation_prob)
             scale = smallest ** rng.random(size) if number else np.ones(size)
             chosen = parents[rng.integers(len(parents), size=size)]
             return mutate(self.space, chosen, config.mutation_prob * scale, rng)
 
-        # Crossovers of parents that have become alike are soon all known; mutants make up for them, and for those
-        # newcomers, so that a search that has converged looks elsewhere.
+        # When parents have become alike, few of their crossovers are new. Mutants fill the gap, then newcomers, so that
+        # a search that has converged explores elsewhere.
         n_crossovers = round((1 - config.mutation_ratio) * config.population)
         genes, costs = np.zeros((0, parents.shape[1]), dtype=parents.dtype), np.zeros(0)
         for propose, n, max_rounds in (

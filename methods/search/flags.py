@@ -1,6 +1,6 @@
-"""Flags that several modes of `search.py` share, and the settings that they give.
+"""Flags that several modes of `search.py` share, and the settings in them.
 
-A mode's `build_parser` starts from `mode_parser` and adds what it needs. This module imports no torch.
+The `build_parser` of a mode starts with `mode_parser` and adds flags. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lut.costs import UNITS
 from methods.search.evolution_finder import EvolutionConfig
 from methods.search.settings import AgentConfig
 
-BIT_QUANTITIES = tuple(name for name in UNITS if name != "flops")  # FLOPs are the same at any bits
+BIT_QUANTITIES = tuple(name for name in UNITS if name != "flops")  # MACs are the same at any bits
 
 
 def mode_parser(mode: str, description: str) -> Parser:
@@ -34,28 +34,28 @@ def mode_parser(mode: str, description: str) -> Parser:
 
 
 def add_budget_flags(parser: Parser, *, quantities: Sequence[str] = tuple(UNITS), default: str | None) -> None:
-    """Add --constraint and --type; without a `default` the help says latency, of k-means size."""
+    """Add --constraint and --type. Without a `default` the default is latency, or size for k-means."""
     parser.add_argument("--constraint", type=float, help="budget, in the unit of --type")
     units = ", ".join(f"{name}: {UNITS[name]}" for name in quantities)
-    shown = default or "latency, of k-means size"
+    shown = default or "latency, for k-means size"
     parser.add_argument(
         "--type",
         choices=tuple(quantities),
         default=default,
-        help=f"what the budget limits, in its unit: {units} (default: {shown})",
+        help=f"quantity that the budget limits, and its unit: {units} (default: {shown})",
     )
 
 
 def add_models_flag(parser: Parser) -> None:
     """Add --acc_predictor_dir."""
     parser.add_argument(
-        "--acc_predictor_dir", type=Path, default=DEFAULT_MODELS, help="folder of predictors and supernet"
+        "--acc_predictor_dir", type=Path, default=DEFAULT_MODELS, help="folder of the predictors and the supernet"
     )
 
 
 def add_scope_flag(parser: Parser) -> None:
     """Add --scope."""
-    parser.add_argument("--scope", choices=SCOPES, help="layers that a budget counts (default: the space's own)")
+    parser.add_argument("--scope", choices=SCOPES, help="layers that the budget counts (default: the space's)")
 
 
 def add_image_flags(parser: Parser) -> None:
@@ -63,7 +63,7 @@ def add_image_flags(parser: Parser) -> None:
     from elastic_nn.training.recipes import RECIPES
 
     parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
-    parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the network's own)")
+    parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the network's)")
 
 
 def add_evolution_flags(parser: Parser) -> None:
@@ -71,13 +71,13 @@ def add_evolution_flags(parser: Parser) -> None:
     group, default = parser.add_argument_group("evolution"), EvolutionConfig()
     group.add_argument("--population", type=int, default=default.population, help="candidates a generation")
     group.add_argument("--generations", type=int, default=default.generations, help="generations to run")
-    group.add_argument("--parent_ratio", type=float, default=default.parent_ratio, help="share kept as parents")
-    group.add_argument("--mutation_prob", type=float, default=default.mutation_prob, help="chance of each gene")
-    group.add_argument("--mutation_ratio", type=float, default=default.mutation_ratio, help="mutants among children")
+    group.add_argument("--parent_ratio", type=float, default=default.parent_ratio, help="fraction kept as parents")
+    group.add_argument("--mutation_prob", type=float, default=default.mutation_prob, help="probability of each gene")
+    group.add_argument("--mutation_ratio", type=float, default=default.mutation_ratio, help="fraction of mutants")
 
 
 def evolution_config(args: argparse.Namespace) -> EvolutionConfig:
-    """The settings that the flags of `add_evolution_flags` give."""
+    """The settings in the flags of `add_evolution_flags`."""
     return EvolutionConfig(
         population=args.population,
         generations=args.generations,
@@ -89,40 +89,46 @@ def evolution_config(args: argparse.Namespace) -> EvolutionConfig:
 
 
 def add_bit_flags(parser: Parser, *, ratio: str, fewest: str, most: str) -> None:
-    """Add the flags of a search for bits; `ratio`, `fewest` and `most` describe the defaults in --help."""
+    """Add the flags of a search for bits. `ratio` is the help of --preserve_ratio; `fewest` and `most` are defaults."""
     group = parser.add_argument_group("bits")
-    group.add_argument("--quantizer", choices=tuple(QUANTIZERS), default="linear", help="how values are quantized")
+    group.add_argument("--quantizer", choices=tuple(QUANTIZERS), default="linear", help="quantizer of all layers")
     group.add_argument("--preserve_ratio", type=float, help=ratio)
     group.add_argument("--min_bit", type=int, help=f"fewest bits (default: {fewest})")
     group.add_argument("--max_bit", type=int, help=f"most bits (default: {most})")
     group.add_argument(
-        "--finetune_images", type=at_least(2), help="images that an episode trains on (default: the recipe's)"
+        "--finetune_images", type=at_least(2), help="training images of an episode (default: the recipe's)"
     )
-    group.add_argument(
-        "--val_images", type=at_least(1), help="images that an episode is scored on (default: the recipe's)"
-    )
+    group.add_argument("--val_images", type=at_least(1), help="validation images of an episode (default: the recipe's)")
 
 
 def add_agent_flags(parser: Parser) -> None:
-    """Add the flags of the agent; those that HAQ's code has keep their names."""
+    """Add the flags of the agent, under the names of HAQ's code where it has them."""
     agent, group = AgentConfig(), parser.add_argument_group("agent")
     group.add_argument("--train_episode", type=at_least(1), default=agent.episodes, help="episodes")
-    group.add_argument("--warmup", type=at_least(0), default=agent.warmup, help="episodes that act at random, first")
+    group.add_argument("--warmup", type=at_least(0), default=agent.warmup, help="first episodes, which act at random")
     group.add_argument("--lr_a", type=float, default=agent.actor_lr, help="learning rate of the actor")
     group.add_argument("--lr_c", type=float, default=agent.critic_lr, help="learning rate of the critic")
-    group.add_argument("--tau", type=float, default=agent.target_rate, help="step of the target networks' average")
-    group.add_argument("--discount", type=float, default=agent.discount, help="weight of the value of the next step")
+    group.add_argument(
+        "--tau", type=float, default=agent.target_rate, help="weight of new weights in the target networks"
+    )
+    group.add_argument("--discount", type=float, default=agent.discount, help="weight of the next step's value")
     group.add_argument("--bsize", type=at_least(1), default=agent.batch_size, help="steps in a batch")
-    group.add_argument("--hidden", type=at_least(1), default=agent.hidden, help="units of each of the two layers")
-    group.add_argument("--init_delta", type=float, default=agent.noise, help="width of the exploration after warm-up")
-    group.add_argument("--delta_decay", type=float, default=agent.noise_decay, help="its decay an episode")
-    group.add_argument("--rmsize", type=at_least(1), default=agent.replay_episodes, help="episodes remembered")
+    group.add_argument(
+        "--hidden", type=at_least(1), default=agent.hidden, help="width of each of the two hidden layers"
+    )
+    group.add_argument("--init_delta", type=float, default=agent.noise, help="exploration noise after warm-up")
+    group.add_argument("--delta_decay", type=float, default=agent.noise_decay, help="decay of the noise an episode")
+    group.add_argument(
+        "--rmsize", type=at_least(1), default=agent.replay_episodes, help="episodes in the replay buffer"
+    )
     group.add_argument("--n_update", type=at_least(0), default=agent.updates, help="gradient steps for each action")
-    group.add_argument("--moving_alpha", type=float, default=agent.reward_momentum, help="step of the reward's average")
+    group.add_argument(
+        "--moving_alpha", type=float, default=agent.reward_momentum, help="weight of new rewards in their average"
+    )
 
 
 def agent_config(args: argparse.Namespace) -> AgentConfig:
-    """The settings that the flags of `add_agent_flags` give."""
+    """The settings in the flags of `add_agent_flags`."""
     return AgentConfig(
         episodes=args.train_episode,
         warmup=args.warmup,

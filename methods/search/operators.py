@@ -1,4 +1,4 @@
-"""Search operators on gene matrices: pure functions of arrays and one random generator, legal rows in and out."""
+"""Search operators on gene matrices: functions of arrays and one random generator, from legal rows to legal rows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from apq.space import SearchSpace
 
 
 def mutate(space: SearchSpace, genes: np.ndarray, probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A copy `(n, genes)` in which every gene of row i is drawn anew with `probability[i]`.
+    """A copy `(n, genes)` in which each gene of row i is redrawn with `probability[i]`.
 
-    With a stage's depth all its idle slots are drawn anew, so that a deeper stage gets random blocks, not defaults.
+    If the depth of a stage is redrawn, so are all its idle slots: a deeper stage gets random blocks, not defaults.
     """
     genes = genes.copy()
     redrawn = rng.random(genes.shape, dtype=np.float32) < probability[:, None]
@@ -25,8 +25,10 @@ def mutate(space: SearchSpace, genes: np.ndarray, probability: np.ndarray, rng: 
 def crossover(
     space: SearchSpace, mothers: np.ndarray, fathers: np.ndarray, rng: np.random.Generator, father_prob: float = 0.5
 ) -> np.ndarray:
-    """Children `(n, genes)` with every gene from either parent, the father with `father_prob`; slots that run in one
-    parent come from it."""
+    """Children `(n, genes)` that take each gene from the father with `father_prob`, else from the mother.
+
+    A slot that runs in one parent only comes from that parent.
+    """
     swap = rng.random(mothers.shape, dtype=np.float32) < father_prob
     swap |= _of_slots(space, ~active(space, mothers))
     swap &= ~_of_slots(space, ~active(space, fathers))
@@ -36,13 +38,13 @@ def crossover(
 def blend(
     space: SearchSpace, genes: np.ndarray, target: np.ndarray, strength: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """A copy `(n, genes)` in which each gene of row i becomes the target's with probability `strength[i]`."""
+    """A copy `(n, genes)` in which each gene of row i becomes that of the target with probability `strength[i]`."""
     move = rng.random(genes.shape, dtype=np.float32) < strength[:, None]
     return legalise(space, np.where(move, target, genes), rng)
 
 
 def _of_slots(space: SearchSpace, slots: np.ndarray) -> np.ndarray:
-    """(n, genes) bool: the genes of the marked slots `(n, slots)`; depths and resolution are never marked."""
+    """(n, genes) bool: the genes of the marked slots `(n, slots)`."""
     marked = np.zeros((len(slots), len(cardinalities(space))), dtype=bool)
     n_parts = 2 + len(space.operands)
     marked[:, : n_parts * len(space.slots)].reshape(len(slots), n_parts, -1)[:] = slots[:, None]

@@ -1,4 +1,4 @@
-"""The result of a search of bits, for every method that finds a policy: its record, its files, its report."""
+"""The result of a search for a policy, by any method: its record, its files, its report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from report.search_report import Heading, report_result
 
 
 def choice_of(task: Task, config: BitSearch, found: FoundPolicy, model: str, recipe: str) -> PolicyChoice:
-    """The choice of bits for the network that `model` names, which trains by the recipe of that name."""
+    """The choice of a policy for the network named `model`, whose training recipe is named `recipe`."""
     return PolicyChoice(
         policy=found.policy,
         layers=task.layers,
@@ -37,7 +37,7 @@ def choice_of(task: Task, config: BitSearch, found: FoundPolicy, model: str, rec
 def result_of(
     method: str, choice: PolicyChoice, task: Task, config: BitSearch, found: FoundPolicy, settings: Record
 ) -> SearchResult:
-    """The result of a method; `settings` are those beside the settings of the bits."""
+    """The result of a method. `settings` are added to those of the search for bits."""
     budget = config.ratio * task.costs.reference if config.budget is None else config.budget
     best = found.episodes.record if found.episodes else None
     return SearchResult(
@@ -61,7 +61,7 @@ def store(
     weights: Mapping[str, Tensor],
     images: Record,
 ) -> None:
-    """Write the experiment: the float network's file, pictures, the result."""
+    """Write the experiment: the file of the float network, pictures, the result."""
     choice = result.found_policy
     with experiment.replaced() as new:
         save_model(new.model, spec, weights, images)
@@ -72,7 +72,7 @@ def store(
 
 
 def report(experiment: Experiment, result: SearchResult, cost_model: CostModel, *, as_json: bool) -> None:
-    """Print a policy, its cost and what its episode reached."""
+    """Print a policy, its cost and the accuracy in its episode."""
     best, measured = result.settings["episode"], ""
     if best:
         measured = (

@@ -1,4 +1,4 @@
-"""What searches on predicted accuracies share: the predictor, and what an unfinished one was asked for."""
+"""Searches by predicted accuracy: their predictor, and what they were asked."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from utils.predictor_files import load_predictor
 
 
 def load_quantized_predictor(folder: Path) -> AccuracyPredictor:
-    """The quantized predictor of a folder; UserError where its file is a float one."""
+    """The quantized predictor in a folder. UserError if its file holds a float one."""
     predictor = load_predictor(ModelFolder(folder).acc_quant)
     if not predictor.quantize:
-        raise UserError(f"{folder}/acc_quant.pt is a float predictor: it does not see the bits")
+        raise UserError(f"{folder}/acc_quant.pt is a float predictor: it ignores the bits")
     return predictor
 
 
 def asked_of(settings: Record, predictor: AccuracyPredictor, cost_model: CostModel) -> Record:
-    """All that a search depends on: its settings, the space and weights of its predictor, the prices of layers."""
-    found = {"space": space_to_dict(predictor.space), "predictor": digest(predictor.state_dict())}
-    return {**settings, **found, **cost_model.record(), "prices": cost_model.digest()}
+    """All that a search depends on: its settings, the space and weights of its predictor, the costs of layers."""
+    origin = {"space": space_to_dict(predictor.space), "predictor": digest(predictor.state_dict())}
+    return {**settings, **origin, **cost_model.record(), "prices": cost_model.digest()}

@@ -1,4 +1,4 @@
-"""Settings of searches by an agent, as data. This module imports no torch, so that command lines start fast."""
+"""Settings of searches by an agent. This module does not import torch, so that command lines start fast."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from elastic_nn.training.recipe import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """Settings of an agent (`methods.search.agent.Agent`); the defaults are HAQ's.
+    """Settings of an agent (`methods.search.agent.Agent`). The defaults are HAQ's. UserError where one is out of range.
 
-    The first `warmup` episodes act at random. After that each action is drawn from a truncated normal of width `noise`
-    around the actor's; every episode multiplies the width by `noise_decay`. The agent learns from the last
-    `replay_episodes`, with `updates` gradient steps per action of an episode. `reward_momentum` is the weight of a new
-    batch in the moving average of rewards.
+    The first `warmup` episodes act at random. After them each action is drawn from a truncated normal distribution
+    around the actor's output. Its width is `noise` at first, and every episode multiplies it by `noise_decay`. The
+    agent learns from the latest `replay_episodes`, with `updates` gradient steps for each action of an episode.
+    `reward_momentum` is the weight of a new batch in the moving average of rewards.
     """
 
     episodes: int = 600
@@ -39,24 +39,28 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.batch_size, self.hidden, self.replay_episodes) < 1:
-            raise UserError("an agent needs episodes, batch size, hidden units and replayed episodes of at least 1")
+            raise UserError("episodes, batch size, hidden units and replayed episodes of an agent must be at least 1")
         if min(self.warmup, self.updates) < 0:
             raise UserError("warm-up episodes and updates cannot be negative")
         rates = self.actor_lr, self.critic_lr, self.noise
         if not (all(0 < rate < math.inf for rate in rates) and 0 <= self.discount <= 1):
-            raise UserError("learning rates and exploration must be positive, the discount from 0 to 1")
+            raise UserError("learning rates and noise must be positive, the discount from 0 to 1")
         if not (0 < self.target_rate <= 1 and 0 < self.noise_decay <= 1 and 0 < self.reward_momentum <= 1):
-            raise UserError("target average, decay of exploration and weight of new rewards lie above 0 and up to 1")
+            raise UserError("target rate, decay of the noise and reward momentum must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitSearch:
-    """Settings of a search for the bits of every layer of one network.
+    """Settings of a search for the bits of every layer of one network. UserError where one is out of range.
 
-    Bits of `quantizer` go from `min_bit` to `max_bit`. Without a `budget` it is `ratio` times the reference: the
-    `quantity` of the 8-bit network or, for k-means, the bytes of the 32-bit weights. `keep_ends` keeps the first and
-    last layer at 8 bits. The first layer's input is priced at `image_bits`: 8, or 7, which the published HAQ code reads
-    by mistake. An episode trains on `train_images` and is scored on `val_images`.
+    Attributes:
+        quantizer, min_bit, max_bit: name of the quantizer, and the range of its bits.
+        quantity, budget: the cost that is limited, and the limit.
+        ratio: the budget as a fraction of the reference cost, where `budget` is None. The reference is the cost of the
+            8-bit network or, for k-means, the bytes of the 32-bit weights.
+        keep_ends: whether the first and last layer keep 8 bits.
+        image_bits: bits at which the first layer's input is priced: 8, or 7 as in HAQ's code, by mistake.
+        train_images, val_images: images that an episode trains on, and is scored on.
     """
 
     quantizer: str
@@ -73,23 +77,25 @@ class BitSearch:
     def __post_init__(self) -> None:
         fewest, most = QUANTIZERS[self.quantizer]
         if not fewest <= self.min_bit <= self.max_bit <= most:
-            raise UserError(f"{self.quantizer} bits lie from {fewest} to {most}, not {self.min_bit} to {self.max_bit}")
+            raise UserError(
+                f"{self.quantizer} bits must be from {fewest} to {most}, not {self.min_bit} to {self.max_bit}"
+            )
         if not self.ratio > 0 or (self.budget is not None and not self.budget > 0):
             raise UserError(f"the budget must be positive, not {self.budget or self.ratio}")
         if self.quantizer == "kmeans" and self.quantity != "size":
-            raise UserError("k-means weights are computed with in floating point: their budget is a size (--type size)")
+            raise UserError("k-means weights compute in floating point: their budget is a size, give --type size")
         if self.train_images < 2 or self.val_images < 1:
             raise UserError("an episode needs at least two training images and one validation image")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySearch:
-    """All settings of a search by an agent: the bits, the agent, and how an episode trains (for one epoch)."""
+    """All settings of a search by an agent: the bits, the agent, and the training in an episode (one epoch)."""
 
     bits: BitSearch
     agent: AgentConfig
     train: TrainConfig
 
     def record(self) -> Record:
-        """What a continued search must repeat, as plain data."""
+        """The settings as plain data."""
         return {"search": asdict(self.bits), "agent": asdict(self.agent), "train": asdict(self.train)}

@@ -1,4 +1,4 @@
-"""First stage of the sequential baseline: the most accurate float architecture whose 8-bit cost is within a budget."""
+"""First stage of the sequential baseline: the most accurate float architecture within a budget at 8 bits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lut.population import PopulationCost
 from methods.search.evolution_finder import EvolutionFinder, Found
 from methods.sequential.config import ArchitectureSearch
 
-SCOPE = "full"  # the search of bits traces the network, and so sees all of its layers
+SCOPE = "full"  # as in the search for bits, which traces all layers of the network
 
 
 def at_highest_bits(space: SearchSpace) -> SearchSpace:
-    """The space with only the highest choice of bits: no two of its networks differ in bits alone."""
+    """The space with the highest choice of bits alone."""
     kinds, shared = (
         tuple(replace(operand, choices=operand.choices[-1:]) for operand in operands)
         for operands in (space.operands, space.shared_operands)
@@ -31,7 +31,7 @@ def at_highest_bits(space: SearchSpace) -> SearchSpace:
 
 
 def in_full_space(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
-    """Genes (n, genes) of the same networks in `space`, from those in `at_highest_bits(space)`."""
+    """Turn genes (n, genes) of `at_highest_bits(space)` into genes of the same networks in `space`."""
     full = np.zeros_like(genes)
     theirs, ours = view(at_highest_bits(space), genes), view(space, full)
     for part in ("ks", "e", "d", "resolution"):
@@ -40,7 +40,7 @@ def in_full_space(space: SearchSpace, genes: np.ndarray) -> np.ndarray:
 
 
 def subnet_cost(space: SearchSpace, subnet: Subnet, quantity: str, cost_model: CostModel) -> float:
-    """Cost of a subnet at its bits, in the unit of `quantity`. All three stages count like this."""
+    """Cost of a subnet at its bits, in the unit of `quantity`. All three stages count in this way."""
     return float(layer_quantity(layers_of(space, subnet, SCOPE), quantity, cost_model).sum())
 
 
@@ -51,10 +51,10 @@ def search_architecture(
     config: ArchitectureSearch,
     on_generation: Callable[[Record], None] | None = None,
 ) -> Found:
-    """Evolutionary search among the networks of highest bits. The subnet found is one of the full `space`.
+    """Evolutionary search among the networks of highest bits. The result is a subnet of `space`.
 
-    `accuracy` takes genes (n, genes) of `space` and predicts float networks. `on_generation` gets each record.
-    UserError that names the cheapest cost if the budget is below it.
+    `accuracy` takes genes (n, genes) of `space` and predicts float networks. `on_generation` is called with each
+    record. UserError names the lowest cost if the budget is below it.
     """
     highest = at_highest_bits(space)
     costs = PopulationCost(highest, config.quantity, cost_model, SCOPE)

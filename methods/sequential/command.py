@@ -1,8 +1,8 @@
-"""Search architecture, then channel widths, then bits, each with a budget of its own: the baseline of joint search.
+"""Search architecture, then channels, then bits, each within its own budget: the baseline of joint search.
 
   search.py --mode sequential --constraint 0.05 --exp_name NAME     writes exps/NAME. Next: quant_aware.py
 
-A search that was killed continues with the same command.
+A killed search continues with the same command.
 """
 
 from __future__ import annotations
@@ -36,14 +36,17 @@ def build_parser() -> Parser:
         "(default: --constraint / --preserve_ratio / --prune_ratio)",
     )
     parser.add_argument(
-        "--prune_ratio", type=float, default=split.prune_ratio, help="budget of pruning, share of the architecture's"
+        "--prune_ratio",
+        type=float,
+        default=split.prune_ratio,
+        help="budget of pruning, fraction of the architecture's",
     )
     parser.add_argument("--prune_episode", type=at_least(1), help="episodes of pruning (default: --train_episode)")
     parser.add_argument("--prune_epochs", type=at_least(1), help="float epochs after pruning (default: the recipe's)")
     add_evolution_flags(parser)
     add_bit_flags(
         parser,
-        ratio=f"budget of the bits, share of the pruned network's at 8 bits (default: {split.preserve_ratio})",
+        ratio=f"budget of the bits, fraction of the pruned network's at 8 bits (default: {split.preserve_ratio})",
         fewest="the space's",
         most="the space's",
     )
@@ -52,13 +55,13 @@ def build_parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Search architecture, widths and bits one after the other; record and print the result."""
+    """Search architecture, channels and bits one after the other; record and print the result."""
     if args.constraint is None:
         raise UserError("a search needs --constraint, the budget of the final network")
     if args.quantizer != "linear":
-        raise UserError("the sequential baseline is priced on an accelerator: its quantizer is linear")
+        raise UserError("--mode sequential prices networks on an accelerator: give --quantizer linear")
     if args.table is not None:
-        raise UserError("--mode sequential prices by the BitFusion model: give an accelerator by --config")
+        raise UserError("--mode sequential takes no --table: give an accelerator with --config")
     from methods.sequential.search import search
 
     search(args)

@@ -1,4 +1,4 @@
-"""Settings of the sequential baseline: how its budget is split, and what each stage does. Imports no torch."""
+"""Settings of the sequential baseline: the budgets and settings of its stages. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from methods.search.settings import AgentConfig, BitSearch
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Budgets of the stages on the way to the final one, `constraint`.
+    """Budgets of the three stages. The last one is `constraint`. UserError where a field is out of range.
 
-    The bits get `preserve_ratio` of the pruned network's budget, and pruning gets `prune_ratio` of the architecture's,
-    both at 8 bits. These are limits: a stage that ends below its own leaves the next one less to do. `architecture`
-    replaces the first stage's budget alone.
+    The budget of the bits is `preserve_ratio` times that of pruning, which is `prune_ratio` times that of the
+    architecture; the latter two are at 8 bits. `architecture`, if given, replaces the budget of the first stage.
     """
 
     constraint: float
@@ -26,26 +25,26 @@ class Split:
 
     def __post_init__(self) -> None:
         if not self.constraint > 0 or (self.architecture is not None and not self.architecture > 0):
-            raise UserError("the final and the architecture's budget must be positive")
+            raise UserError("the final budget and that of the architecture must be positive")
         if not (0 < self.prune_ratio <= 1 and 0 < self.preserve_ratio <= 1):
             raise UserError(
-                f"ratios lie above 0 and up to 1, not {self.prune_ratio} of pruning, {self.preserve_ratio} of bits"
+                f"ratios must be above 0, at most 1, not {self.prune_ratio} for pruning, {self.preserve_ratio} for bits"
             )
 
     @property
     def architecture_budget(self) -> float:
-        """Most that the architecture may cost at 8 bits."""
+        """The most that the architecture may cost, at 8 bits."""
         return self.pruning_budget / self.prune_ratio if self.architecture is None else self.architecture
 
     @property
     def pruning_budget(self) -> float:
-        """Most that the pruned network may cost at 8 bits."""
+        """The most that the pruned network may cost, at 8 bits."""
         return self.constraint / self.preserve_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureSearch:
-    """Settings of the first stage: it costs at most `budget`, in the unit of `quantity` (one of UNITS)."""
+    """Settings of the first stage. Its result costs at most `budget`, in the unit of `quantity` (one of UNITS)."""
 
     quantity: str
     budget: float
@@ -54,8 +53,7 @@ class ArchitectureSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class WidthSearch:
-    """Settings of the pruning stage: the network costs at most `budget`, in the unit of `quantity` (one of UNITS).
-
+    """Settings of the pruning stage. The network costs at most `budget`, in the unit of `quantity` (one of UNITS).
     An episode recalibrates BatchNorm on `recalibration_images` and is scored on `val_images`.
     """
 
@@ -67,16 +65,21 @@ class WidthSearch:
 
     def __post_init__(self) -> None:
         if min(self.recalibration_images, self.val_images) < 1:
-            raise UserError("an episode needs images to recalibrate on and validation images")
+            raise UserError("an episode needs at least one image to recalibrate on and one validation image")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequentialConfig:
-    """Settings of all stages. `quantity` is one of UNITS.
+    """Settings of all stages.
 
-    An episode of pruning recalibrates on `recalibration_images`; one of the bits stage trains on `train_images`. Both
-    are scored on `val_images`. `finetune` trains the pruned float network. Bits go from `min_bit` to `max_bit`;
-    `keep_ends` keeps the first and last layer at 8 bits.
+    Attributes:
+        quantity: the cost that is limited, one of UNITS.
+        split, evolution, pruning_agent, bits_agent: budgets, and settings of the three searches.
+        recalibration_images, train_images: images that an episode of pruning recalibrates on, and that one of the
+            search for bits trains on.
+        val_images: validation images that episodes are scored on.
+        finetune: training of the pruned float network.
+        min_bit, max_bit, keep_ends: range of the bits, and whether the first and last layer keep 8 bits.
     """
 
     quantity: str
@@ -115,7 +118,7 @@ class SequentialConfig:
         return BitSearch(
             quantizer="linear",
             quantity=self.quantity,
-            ratio=self.split.preserve_ratio,  # has no effect beside a budget
+            ratio=self.split.preserve_ratio,  # no effect, because there is a budget
             budget=self.split.constraint,
             min_bit=self.min_bit,
             max_bit=self.max_bit,

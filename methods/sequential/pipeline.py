@@ -1,6 +1,6 @@
-"""The sequential baseline that joint search is compared with: architecture, then channels, then bits.
+"""The sequential baseline of joint search: architecture, then channels, then bits.
 
-Each stage has its own budget, all of one quantity and counted over all layers, and knows nothing of those after it.
+Each stage has a budget of its own and knows nothing of later stages. All budgets limit one quantity over all layers.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from methods.sequential.pruning import FloatSubnet, prune_channels, search_width
 from utils.accuracy_predictor import AccuracyPredictor
 
 STATE = "sequential.state.pt"  # in the folder of an unfinished experiment
-STAGES = ("pruning", "finetune", "bits")  # those with states of their own beside it
+STAGES = ("pruning", "finetune", "bits")  # stages with a state of their own beside that file
 
 Log = Callable[[str, Record], None]  # takes a stage's name and one of its records
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What the stages start from: a float supernet, a float predictor of its accuracy, its recipe, and prices.
+    """What the stages start from: a float supernet, its recipe, a float accuracy predictor, and a cost model.
 
     UserError for parts that the baseline cannot use.
     """
@@ -66,9 +66,9 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class StageFacts:
-    """What a stage ended with: its budget and cost in the quantity's unit, and a top-1 (0 to 1).
+    """The budget, cost (in the unit of the quantity) and top-1 (0 to 1) of a stage.
 
-    `measured` says what the accuracy is of.
+    `measured` says how the accuracy was measured.
     """
 
     stage: str
@@ -80,7 +80,7 @@ class StageFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequential:
-    """Result of the baseline: the pruned and finetuned float network, its policy, and what each stage found."""
+    """The result: the pruned and finetuned float network, and what each stage found."""
 
     net: MBConvNet
     spec: ModelSpec
@@ -92,7 +92,7 @@ class Sequential:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pruned:
-    """The finetuned network of the second stage, the search of its widths, and the facts of both stages so far."""
+    """The finetuned network of the second stage, its search, and the facts of the first two stages."""
 
     whole: FloatSubnet
     widths: Found
@@ -119,7 +119,7 @@ def asked_of(config: SequentialConfig, parts: Parts, session: Session) -> Record
 
 
 def remove_states(resume: Resume) -> None:
-    """Remove the states of all stages: the work is finished and its result is stored, or it leads nowhere."""
+    """Remove the states of all stages, once the result is stored or the search has failed."""
     for stage in STAGES:
         resume.stage(stage).done()
     resume.done()
@@ -134,8 +134,8 @@ def run_sequential(
 ) -> Sequential:
     """Run the three stages.
 
-    The searches have their seeds in `config`; the session's seed is that of the float finetune. `resume` keeps the
-    results of finished stages, files beside it the states of unfinished ones. The caller removes them by
+    The seeds of the searches are in `config`; that of the session is for the float finetune. `resume` keeps the results
+    of finished stages, and files beside it keep the states of unfinished ones. The caller removes them with
     `remove_states` when the result is stored.
     """
     return _Run(config, parts, session, resume, log).all()
@@ -143,7 +143,7 @@ def run_sequential(
 
 @dataclass(frozen=True)
 class _Run:
-    """The stages of one run, and what they share."""
+    """The stages of one run, with what they share."""
 
     config: SequentialConfig
     parts: Parts
@@ -152,15 +152,15 @@ class _Run:
     log: Log
 
     def all(self) -> Sequential:
-        """Run what the state does not hold yet."""
+        """Run the stages that are not in the state."""
         state = self.resume.load() or {}
         if "architecture" not in state:
             state["architecture"] = self.architecture()
             self.resume.save(state)
-        architecture = self.known_architecture(state["architecture"])
+        architecture = self.restored_architecture(state["architecture"])
         whole = self.cut_out(architecture.subnet)
         if "pruned" in state:
-            pruned = self.known_pruned(whole, state["pruned"])
+            pruned = self.restored_pruned(whole, state["pruned"])
         else:
             pruned = self.pruned(whole)
             self.resume.save({**state, "pruned": _state_of(pruned)})
@@ -177,7 +177,7 @@ class _Run:
         )
 
     def architecture(self) -> State:
-        """The first stage, as plain data. It takes seconds and has no state of its own."""
+        """Run the first stage and return its result as plain data. It takes seconds and keeps no state."""
         accuracy, space = self.parts.predictor.fast(), self.parts.space
         found = search_architecture(
             space,
@@ -189,18 +189,18 @@ class _Run:
         facts = {"accuracy": found.accuracy, "cost": found.cost, "history": found.history}
         return {"subnet": architecture_of(space, found.subnet) | policy_of(space, found.subnet), **facts}
 
-    def known_architecture(self, known: State) -> evolution_finder.Found:
-        """The result of the first stage from its plain data."""
-        return evolution_finder.Found(**{**known, "subnet": subnet_from_spec(self.parts.space, known["subnet"])})
+    def restored_architecture(self, state: State) -> evolution_finder.Found:
+        """The result of the first stage, from plain data."""
+        return evolution_finder.Found(**{**state, "subnet": subnet_from_spec(self.parts.space, state["subnet"])})
 
     def cut_out(self, subnet: Subnet) -> FloatSubnet:
-        """The architecture with its weights of the supernet."""
+        """The architecture with the weights of the supernet."""
         self.parts.supernet.activate(subnet)
         net = self.parts.supernet.get_active_subnet().to(self.session.device)
         return FloatSubnet(net=net, space=self.parts.space, subnet=subnet)
 
     def pruned(self, whole: FloatSubnet) -> _Pruned:
-        """The second stage with its float finetune."""
+        """Run the second stage and the float finetune."""
         session, side = self.session, whole.subnet.resolution
         self.recalibrate(whole)
         val = session.loader(session.splits.val, EVALUATION_BATCH, sides=(side,))
@@ -213,7 +213,7 @@ class _Run:
             self.resume.stage("pruning"),
             lambda record: self.log("pruning", record),
         )
-        self.check_bits(pruned)  # before the long part
+        self.check_bits(pruned)  # before the finetune, which takes long
         self.recalibrate(pruned)
         top1, weights = finetune(
             pruned.net,
@@ -246,15 +246,15 @@ class _Run:
             for stage, budget, one, top1, measured in rows
         ]
 
-    def known_pruned(self, whole: FloatSubnet, known: State) -> _Pruned:
-        """The result of the second stage from its state."""
-        pruned = prune_channels(whole, known["mid_channels"])
-        pruned.net.load_state_dict(known["weights"])
-        widths = Found(candidate=known["mid_channels"], episode=known["episode"], history=known["history"])
-        return _Pruned(whole=pruned, widths=widths, facts=[StageFacts(**facts) for facts in known["facts"]])
+    def restored_pruned(self, whole: FloatSubnet, state: State) -> _Pruned:
+        """The result of the second stage, from its state."""
+        pruned = prune_channels(whole, state["mid_channels"])
+        pruned.net.load_state_dict(state["weights"])
+        widths = Found(candidate=state["mid_channels"], episode=state["episode"], history=state["history"])
+        return _Pruned(whole=pruned, widths=widths, facts=[StageFacts(**facts) for facts in state["facts"]])
 
     def bits(self, pruned: _Pruned) -> tuple[FoundPolicy, StageFacts]:
-        """The last stage. It quantizes a copy of the network."""
+        """Run the last stage, on a copy of the network."""
         config, quantity = self.config, self.config.quantity
         task = make_task(copy.deepcopy(pruned.whole.net), pruned.spec, "linear", quantity, self.parts.cost_model)
         search = PolicySearch(bits=config.bits, agent=config.bits_agent, train=self.parts.recipe.pair_finetune)
@@ -270,7 +270,7 @@ class _Run:
         )
 
     def check_bits(self, pruned: FloatSubnet) -> None:
-        """UserError, and no state is left of these settings, if not even the cheapest bits reach the last budget."""
+        """UserError if even the cheapest bits are over the last budget. The states are removed then."""
         spec = subnet_model(pruned.space, pruned.subnet)
         try:
             environment_of(
@@ -279,12 +279,12 @@ class _Run:
         except UserError as error:
             remove_states(self.resume)
             raise UserError(
-                f"the pruned network leaves bits too much to do: {error}; "
-                "raise --preserve_ratio, so that pruning takes more, or the constraint"
+                f"no bits of the pruned network are within the budget: {error}; "
+                "raise --preserve_ratio, so that pruning removes more, or --constraint"
             ) from error
 
     def recalibrate(self, whole: FloatSubnet) -> None:
-        """Give a network BatchNorm statistics of its own, on as many images as the recipe says."""
+        """Recalibrate BatchNorm of a network, on the number of images in the recipe."""
         loader = make_loader(self.session.splits.calibration, RECALIBRATION_BATCH, sides=(whole.subnet.resolution,))
         device, n_images = self.session.device, self.parts.recipe.recalibration_images
         recalibrate(whole.net.to(device), loader, device, n_images)

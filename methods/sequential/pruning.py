@@ -1,7 +1,7 @@
-"""Second stage of the sequential baseline: an agent prunes the channels of a trained float subnet (AMC).
+"""Second stage of the sequential baseline: an agent prunes the channels of a trained float subnet.
 
-He et al., ECCV 2018, arXiv 1802.03494: each candidate is cut out of the trained network, which keeps the input channels
-of largest L1 norm, and is scored without any finetune.
+AMC (He et al., ECCV 2018, arXiv 1802.03494): a candidate keeps the channels of largest L1 norm of the trained network,
+and is scored without a finetune.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from methods.sequential.widths import width_environment, widths_of, with_widths
 
 @dataclass(frozen=True, kw_only=True)
 class FloatSubnet:
-    """A trained float network, and the subnet of a space that it is."""
+    """A trained float network, and its subnet of a space."""
 
     net: MBConvNet
     space: SearchSpace
@@ -43,14 +43,14 @@ class FloatSubnet:
 
 @torch.no_grad()
 def prune_channels(whole: FloatSubnet, mid_channels: np.ndarray) -> FloatSubnet:
-    """A copy with fewer channels (blocks,) after expansion.
+    """A copy with these mid channels (blocks,).
 
-    Each block keeps the channels whose projection weights have the largest L1 norm, in their old order. UserError for
-    widths that the space does not have or that are above the present ones.
+    Each block keeps the channels whose projection weights have the largest L1 norm, in their order. UserError for
+    channels that the space does not have, or that are more than the present ones.
     """
     net, space, subnet, mid_channels = whole.net, whole.space, whole.subnet, np.asarray(mid_channels)
     if (mid_channels > (present := widths_of(space, subnet))).any():
-        raise UserError(f"channels can only be pruned: {mid_channels.tolist()} are asked of {present.tolist()}")
+        raise UserError(f"channels can only be pruned: {present.tolist()} cannot become {mid_channels.tolist()}")
     pruned_subnet = with_widths(space, subnet, mid_channels)
     state = net.state_dict()
     for i, mid in enumerate(mid_channels.tolist(), start=1):
@@ -63,7 +63,7 @@ def prune_channels(whole: FloatSubnet, mid_channels: np.ndarray) -> FloatSubnet:
                 else:
                     cut = tensor[kept] if tensor.ndim else tensor  # BatchNorm counts its batches in a scalar
                 state[f"blocks.{i}.{role}.{key}"] = cut
-    with torch.device("meta"):  # every tensor is copied below, so none is drawn at random
+    with torch.device("meta"):  # every tensor is copied below, so none needs initial values
         pruned = build_subnet(space, pruned_subnet, FLOAT)
     like = next(net.parameters())
     pruned = pruned.to(like.dtype).to_empty(device=like.device)
@@ -83,10 +83,10 @@ def search_widths(
     resume: Resume = NOT_KEPT,
     log: Callable[[Record], None] = lambda record: None,
 ) -> tuple[FloatSubnet, Found, float]:
-    """Prune a trained subnet to the best widths that an agent finds. The network itself stays as it is.
+    """Prune a trained subnet to the best mid channels that an agent finds. The given network does not change.
 
-    Returns the pruned network as it was scored, the search, and the whole network's own top-1 on the same validation
-    images. `log` gets a record per episode.
+    Returns the pruned network as it was scored, the search, and the top-1 of the given network on the same validation
+    images. `log` is called with one record an episode.
     """
     space, subnet, device, execution = whole.space, whole.subnet, session.device, session.execution
     net = whole.net.to(device)
@@ -96,7 +96,7 @@ def search_widths(
     calibration = make_loader(session.splits.calibration, RECALIBRATION_BATCH, sides=sides)
     original = evaluate(net, val, device, execution=execution).top1
 
-    # Nothing is cut out for an episode: with the best channels in front, elastic layers run any width as a slice.
+    # Episodes need no copies: with the best channels first, elastic layers run any width as a slice.
     sorted_net = copy.deepcopy(net)
     for block in sorted_net.blocks[1:]:
         block.sort_channels()

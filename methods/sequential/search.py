@@ -37,7 +37,7 @@ DEFAULT_RATIO = Split(constraint=1.0).preserve_ratio
 
 
 def search(args: argparse.Namespace) -> None:
-    """Search architecture, widths and bits one after the other; record and print the result."""
+    """Search architecture, channels and bits one after the other; record and print the result."""
     experiment = get_experiment(args.exp_name, args.exp_dir)
     experiment.check_free(args.overwrite)
     device, folder = resolve_device(args.device), ModelFolder(args.acc_predictor_dir)
@@ -82,7 +82,7 @@ def with_progress(config: SequentialConfig, parts: Parts, session: Session, resu
 
 
 def result_of_stages(found: Sequential, config: SequentialConfig, parts: Parts, model: str) -> SearchResult:
-    """The result as it is recorded; `model` is the folder that supernet and predictor came from."""
+    """The SearchResult of a run. `model` is the folder of the supernet and the predictor."""
     task = make_task(found.net, found.spec, "linear", config.quantity, parts.cost_model)
     choice = choice_of(task, config.bits, found.bits, model, parts.recipe.name)
     settings = {"sequential": asdict(config), "stages": [asdict(stage) for stage in found.stages]}
@@ -90,7 +90,7 @@ def result_of_stages(found: Sequential, config: SequentialConfig, parts: Parts, 
 
 
 def sequential_config(args: argparse.Namespace, space: SearchSpace, recipe: Recipe) -> SequentialConfig:
-    """The settings that the flags and the recipe give; bits lie between the fewest and the most of the space."""
+    """The settings in the flags and the recipe. The range of bits defaults to that of the space."""
     agent, choices = agent_config(args), sorted({bits for kind in space.operands for bits in kind.choices})
     epochs = args.prune_epochs or recipe.finetune.epochs
     return SequentialConfig(

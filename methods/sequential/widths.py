@@ -1,4 +1,4 @@
-"""From actions to widths of blocks within a budget: what the agent of AMC acts in (He et al., ECCV 2018)."""
+"""The environment of AMC's agent: from actions to mid channels within a budget (He et al., ECCV 2018)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from methods.sequential.architecture import SCOPE
 
 
 def widths_of(space: SearchSpace, subnet: Subnet) -> np.ndarray:
-    """(blocks,) channels after expansion of every block that runs."""
+    """(blocks,) mid channels of every block that runs."""
     return np.array([subnet.mid_channels(slot) for slot in subnet.running_slots(space)])
 
 
 def with_widths(space: SearchSpace, subnet: Subnet, mid_channels: np.ndarray) -> Subnet:
-    """The subnet with other channels (blocks,) after expansion. UserError for a width that the space does not have."""
+    """The subnet with these mid channels (blocks,). UserError for channels that the space does not have."""
     ratios = list(subnet.e)
     for slot, mid in zip(subnet.running_slots(space), np.asarray(mid_channels).tolist(), strict=True):
         if mid not in slot.mid_channels:
@@ -35,11 +35,14 @@ def with_widths(space: SearchSpace, subnet: Subnet, mid_channels: np.ndarray) ->
 
 @dataclass(frozen=True, kw_only=True)
 class WidthEnvironment:
-    """Blocks of a subnet that get their widths one after the other, each at most the present one.
+    """Gives mid channels to one block after the other, at most as many as it has.
 
-    Candidates are channels (blocks,) whose network costs at most `budget` at the subnet's bits, in the unit of
-    `quantity`. Every block's cost at every width is in `cells` (blocks, widths), infinite above the present width, and
-    what the other layers cost in `rest`. UserError if not even the cheapest network is within the budget.
+    Candidates are mid channels (blocks,) whose network costs at most `budget`, in the unit of `quantity`, at the bits
+    of the subnet. UserError if even the cheapest network costs more.
+
+    Attributes:
+        cells: (blocks, choices) cost of each block at each choice of mid channels, infinite above the present one.
+        rest: cost of all other layers.
     """
 
     space: SearchSpace
@@ -60,8 +63,8 @@ class WidthEnvironment:
             )
 
     def features(self) -> np.ndarray:
-        """(blocks, 8) float32, each column scaled to 0..1: block's number, input, present and output channels, stride,
-        kernel, input side, MACs."""
+        """(blocks, 8) float32, each column scaled to 0 to 1: index of the block, input, mid and output channels,
+        stride, kernel size, input side, MACs."""
         space, subnet = self.space, self.subnet
         sides, n_first = space.input_sides(subnet.resolution), len(first_layers(space, subnet.resolution, SCOPE))
         layers, n = layers_of(space, subnet, SCOPE), len(BLOCK_LAYERS)
@@ -73,24 +76,24 @@ class WidthEnvironment:
         return scaled_columns(rows)
 
     def decide(self, actions: np.ndarray) -> np.ndarray:
-        """(blocks,) channels of one action in 0..1 a block, narrowed until they fit the budget."""
+        """(blocks,) mid channels of actions (blocks,) from 0 to 1, lowered until they fit the budget."""
         choices = self._lowered(action_to_bits(actions, 0, self._present))
         return np.array([slot.mid_channels[c] for slot, c in zip(self._slots, choices, strict=True)])
 
     def cost_of_widths(self, mid_channels: np.ndarray) -> float:
-        """Cost of the whole network with these channels (blocks,)."""
+        """Cost of the whole network with these mid channels (blocks,)."""
         pairs = zip(self._slots, np.asarray(mid_channels).tolist(), strict=True)
         return self.cost(np.array([slot.mid_channels.index(mid) for slot, mid in pairs]))
 
     def cost(self, choices: np.ndarray) -> float:
-        """Cost of the whole network whose blocks have these choices (blocks,) of width."""
+        """Cost of the whole network with these choices (blocks,) of mid channels."""
         return float(self.cells[np.arange(len(choices)), choices].sum() + self.rest)
 
     def _lowered(self, choices: np.ndarray) -> np.ndarray:
-        """Sweeps from the last block to the first, each taking one width step of a block, until the cost fits.
+        """Lower choices (blocks,) until their cost fits the budget.
 
-        A narrower block may cost more on an accelerator: such a step is not taken, and where no other is left, the
-        cheapest widths are the answer.
+        Sweeps go from the last block to the first and lower each choice by one. On an accelerator fewer channels may
+        cost more; such a step is not taken. When no step can be taken, all blocks get their cheapest choice.
         """
         blocks, total = np.arange(len(choices)), self.cost(choices)
         while total > self.budget:
@@ -107,7 +110,7 @@ class WidthEnvironment:
         return choices
 
     def _cheapest(self) -> np.ndarray:
-        """(blocks,) choices of lowest cost; of equals the widest."""
+        """(blocks,) choices of lowest cost, the widest of equal ones."""
         return self.cells.shape[1] - 1 - self.cells[:, ::-1].argmin(axis=1)
 
     @property
@@ -122,10 +125,10 @@ class WidthEnvironment:
 def width_environment(
     space: SearchSpace, subnet: Subnet, quantity: str, cost_model: CostModel, budget: float
 ) -> WidthEnvironment:
-    """Price every block of a subnet at all widths up to its present one."""
+    """Price every block of a subnet at all choices of mid channels up to the present one."""
     slots, present = subnet.running_slots(space), widths_of(space, subnet)
     most = max(len(slot.mid_channels) for slot in slots)
-    # A network for each choice, of which every block has that one, or its widest where it has fewer.
+    # One network for each choice: every block has that choice, or its last one if it has fewer.
     networks = [[slot.mid_channels[min(j, len(slot.mid_channels) - 1)] for slot in slots] for j in range(most)]
     layers = [layers_of(space, with_widths(space, subnet, widths), SCOPE) for widths in networks]
     costs = layer_quantity([layer for row in layers for layer in row], quantity, cost_model)
