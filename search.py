@@ -40,7 +40,10 @@ def main(argv: list[str] | None = None) -> None:
     if asked.prepare:
         flags += ["--prepare", asked.prepare]
     command = mode.load()
-    command.run(command.build_parser().parse_args(flags))
+    parser = command.build_parser()
+    if asked.mode is None and not asked.prepare:
+        parser.help_command = "search.py --help"  # the flag may be one of another mode
+    command.run(parser.parse_args(flags))
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ def import_plugins() -> None:
     for name in filter(None, map(str.strip, os.environ.get("APQ_PLUGINS", "").split(","))):
         try:
             importlib.import_module(name)
-        except (ImportError, SyntaxError) as error:
-            raise UserError(f"APQ_PLUGINS: cannot import {name}: {error}") from error
+        except Exception as error:  # whatever a user's module raises
+            raise UserError(f"APQ_PLUGINS: cannot import {name}: {type(error).__name__}: {error}") from error
 
 
 def listing(facts: Mapping[str, object]) -> str:

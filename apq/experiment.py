@@ -108,14 +108,17 @@ class Experiment:
         shutil.rmtree(new.path, ignore_errors=True)
         yield new
         written = {item.name for item in new.path.iterdir()}
+        files = {item.name for item in new.path.iterdir() if item.is_file()} | {new.made_by.name}
+        stale = {*self._files_of_search()} - written
         made_by = read_json(new.made_by) if new.made_by.exists() else {}
-        files = {item.name for item in new.path.iterdir() if item.is_file()}
-        write_json(new.made_by, {**made_by, "files": sorted({*files, new.made_by.name})})
-        stale = [name for name in self._files_of_search() if name not in written]  # the others are replaced below
+        # Until all is in place, both results own their files: after a kill the next search removes what this one left.
+        write_json(self.made_by, {**made_by, "files": sorted(files | stale)})
+        write_json(new.made_by, {**made_by, "files": sorted(files)})
         for item in (self.arch, self.policy, self.acc, *(self.path / name for name in stale)):
             item.unlink(missing_ok=True)
         shutil.rmtree(self.best_checkpoint.parent, ignore_errors=True)
-        for item in sorted(new.path.iterdir(), key=lambda item: item.name in (new.arch.name, new.policy.name)):
+        last = (new.made_by.name, new.arch.name, new.policy.name)
+        for item in sorted(new.path.iterdir(), key=lambda item: item.name in last and 1 + last.index(item.name)):
             item.replace(self.path / item.name)
         for state in self.path.glob("*.state.*"):
             state.unlink()
@@ -141,14 +144,17 @@ class Experiment:
             # Names alone: no path may leave the folder.
             listed = [Path(name).name for name in read_json(self.made_by)["files"]]
         except (UserError, KeyError, TypeError):
-            listed = FILES_OF_FORMAT_1
-        return [*listed, *PICTURES, *(file.name for file in self._journals())]
+            listed = []
+        return [*(listed or FILES_OF_FORMAT_1), *PICTURES, *(file.name for file in self._journals())]
 
     def _journals(self) -> list[Path]:
-        """The files of `apq.resume.Journal`s in the folder."""
-        lines = [file for file in self.path.glob("*.jsonl") if file != self.history]
-        asked = [file.with_name(re.split(r"[-.]", file.name)[0] + ".json") for file in lines]
-        return sorted({*lines, *(file for file in asked if file.exists())})
+        """The files of each `apq.resume.Journal` in the folder: STEM.json, STEM.jsonl and STEM-RANK.jsonl."""
+        found: set[Path] = set()
+        for file in self.path.glob("*.jsonl"):
+            asked = file.with_name(re.sub(r"(-\d+)?\.jsonl$", ".json", file.name))
+            if asked.exists() and file != self.history:  # lines alone may be anybody's
+                found |= {asked, file}
+        return sorted(found)
 
 
 def get_experiment(name: str, folder: Path | None = None) -> Experiment:

@@ -43,11 +43,14 @@ def this_run() -> Provenance:
 
 
 def provenance_from_dict(data: Any) -> Provenance:
-    """The provenance in plain data; UserError for other data."""
-    try:
-        return Provenance(**data)
-    except TypeError as error:
-        raise UserError(f"not a record of where a result comes from: {error}") from error
+    """Back from plain data. Keys of later versions are ignored; UserError where a value cannot be one."""
+    kinds = {"command": str, "date": str, "versions": dict, "commit": (str, type(None)), "files": list}
+    if not isinstance(data, dict):
+        raise UserError("a record of where a result comes from is an object")
+    given = {"command": "", "date": "", **{key: value for key, value in data.items() if key in kinds}}
+    if wrong := [key for key, value in given.items() if not isinstance(value, kinds[key])]:
+        raise UserError(f"{wrong[0]} cannot be {given[wrong[0]]!r}")
+    return Provenance(**given)
 
 
 def _commit() -> str | None:

@@ -44,10 +44,17 @@ def _differences(found: Any, asked: Any, path: str) -> Iterator[str]:
                 yield f"{inner} was {'given' if key in found else 'not given'}, is {'given' if key in asked else 'not'}"
             else:
                 yield from _differences(found[key], asked[key], inner)
+    elif found != asked and _short(found, asked):
+        yield f"{path} was {json.dumps(found)}, is {json.dumps(asked)}"
+    elif found != asked and isinstance(found, list) and isinstance(asked, list) and len(found) == len(asked):
+        for i, (then, now) in enumerate(zip(found, asked, strict=True)):
+            yield from _differences(then, now, f"{path}[{i}]")
     elif found != asked:
-        then, now = json.dumps(found), json.dumps(asked)
-        short = max(len(then), len(now)) <= SHOWN
-        yield f"{path} was {then}, is {now}" if short else f"{path} changed"
+        yield f"{path} changed"
+
+
+def _short(*values: Any) -> bool:
+    return all(len(json.dumps(value)) <= SHOWN for value in values)
 
 
 def _plain(value: Any) -> Any:

@@ -23,6 +23,7 @@ from apq.subnet import Subnet, architecture_of, policy_of
 
 FORMAT = 2  # of config.json; files of format 1 have no "format"
 PUBLISHED = "published"  # the method of an experiment that has an `arch` file alone
+TAKEN = ("format", "mode", "space", "acc_predictor_dir", "constraint", "scope", "type", "unit")  # by other facts
 PRICED_BY = ("accelerator", "table", "cost_model", "measured")  # keys of a cost model's record
 
 
@@ -91,6 +92,10 @@ class SearchResult:
     front: Sequence[Record] | None = None
     made_by: Provenance | None = field(default=None, compare=False)
     path: Path | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if taken := set(self.settings) & {*TAKEN, *PRICED_BY}:
+            raise UserError(f"settings cannot be called {', '.join(sorted(taken))}: config.json has keys of that name")
 
     @property
     def found_subnet(self) -> SubnetChoice:

@@ -150,3 +150,5 @@ def _from_dict(data: Any, where: Path) -> CostModel:
         return make(**fields)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    except (TypeError, ValueError) as error:  # a field that holds another type
+        raise UserError(f"{where}: cost model {kind} cannot be made of {fields}: {error}") from error

@@ -6,6 +6,8 @@ import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
+from apq.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
@@ -21,8 +23,11 @@ class Mode:
     summary: str
 
     def load(self) -> ModuleType:
-        """Import the module of the mode."""
-        return importlib.import_module(self.module)
+        """Import the module of the mode; UserError where there is none."""
+        try:
+            return importlib.import_module(self.module)
+        except ModuleNotFoundError as error:
+            raise UserError(f"--mode {self.name}: {error}") from error
 
 
 DEFAULT_MODE = "evolution"

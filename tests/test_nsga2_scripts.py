@@ -205,8 +205,8 @@ def test_overwrite_searches_anew(here, searches):
         (["--front", "exps/none"], "has no front"),
         (["--population", "1"], "population"),
         (["--mutation_prob", "0"], "mutation_prob"),
-        (["--type", "energy"], r"unrecognized arguments: --type energy .*--mode nsga2 --help"),
-        (["--constraint", "0.05"], "unrecognized arguments: --constraint"),
+        (["--type", "energy"], r"--type: .* --objectives names the costs .*--mode nsga2 --help"),
+        (["--constraint", "0.05"], "--constraint: .* --pick gives the bounds"),
         (["--parent_ratio", "0.5"], "unrecognized arguments: --parent_ratio"),
         (["--acc_predictor_dir", "nowhere"], "nowhere"),
         (

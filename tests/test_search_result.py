@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from apq.genes import largest_subnet, smallest_subnet
 from apq.layers import layers_of
 from apq.policy import Policy, layer_names
 from apq.presets import APQ_IMAGENET, DIGITS
+from apq.resume import Journal
 from apq.search_result import PolicyChoice, SearchResult, SubnetChoice, read_result
 from apq.subnet import architecture_of, policy_of
 
@@ -162,3 +164,70 @@ def test_replacing_keeps_to_its_folder(tmp_path):
     with experiment.replaced() as new:
         SUBNET.write(new)
     assert (tmp_path / "precious").exists()
+
+
+def test_lines_of_others_neither_block_a_search_nor_go(tmp_path):
+    experiment = Experiment(tmp_path)
+    (tmp_path / "notes.jsonl").write_text('{"mine": 1}\n')
+    experiment.check_free(overwrite=False)
+    with experiment.replaced() as new:
+        SUBNET.write(new)
+    assert (tmp_path / "notes.jsonl").exists()
+    Journal(tmp_path / "measured.json", "measured", "search", "remove it").start({"seed": 0})
+    Journal(tmp_path / "measured.json", "measured", "search", "remove it", 3).append({"index": 0})
+    with experiment.replaced() as new:
+        SUBNET.write(new)
+    assert not list(tmp_path.glob("measured*"))
+
+
+@pytest.mark.parametrize("moves", range(8))
+def test_a_kill_while_files_are_put_in_place_leaves_none_behind(tmp_path, monkeypatch, moves):
+    """Whatever was moved before the kill, the next result owns the folder alone."""
+    experiment, real, done = Experiment(tmp_path), Path.replace, []
+
+    def killed(self, target):
+        if self.parent.name == ".new" and not self.name.startswith("."):
+            if len(done) == moves:
+                raise KeyboardInterrupt
+            done.append(self)
+        return real(self, target)
+
+    with experiment.replaced() as new:
+        replace(SUBNET, front=None).write(new)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with contextlib.suppress(KeyboardInterrupt), experiment.replaced() as new:
+            SUBNET.write(new)  # with a front
+            (new.path / "front.png").write_text("a picture")
+            done.clear()
+    with experiment.replaced() as new:
+        replace(SUBNET, front=None).write(new)
+    names = {"arch", "config.json", "history.jsonl", "lat", "made_by.json"}
+    assert {item.name for item in tmp_path.iterdir()} == names
+    assert read_result(experiment).front is None
+
+
+def test_an_older_result_that_lists_no_files_is_replaced_whole(tmp_path):
+    experiment = Experiment(tmp_path)
+    SUBNET.write(experiment)  # as a pick writes into an experiment of before: made_by.json has no list
+    (tmp_path / "front.png").write_text("a picture")
+    with experiment.replaced() as new:
+        replace(SUBNET, front=None).write(new)
+    assert not experiment.front.exists()
+    assert not (tmp_path / "front.png").exists()
+
+
+@pytest.mark.parametrize(("data", "fine"), [({}, True), ({"host": "a"}, True), ([], False), ({"files": "all"}, False)])
+def test_where_a_result_comes_from_is_read_with_care(tmp_path, data, fine):
+    SUBNET.write(Experiment(tmp_path))
+    write_json(tmp_path / "made_by.json", data)
+    if fine:
+        assert read_result(Experiment(tmp_path)).made_by.command == ""
+    else:
+        with pytest.raises(UserError, match=r"made_by\.json: "):
+            read_result(Experiment(tmp_path))
+
+
+def test_settings_cannot_stand_for_other_keys(tmp_path):
+    with pytest.raises(UserError, match="settings cannot be called space"):
+        replace(SUBNET, settings={"space": 1}).write(Experiment(tmp_path))

@@ -9,7 +9,9 @@ Next: test.py, or for a float supernet quant_aware.py. A killed search continues
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from apq.cli import Parser
 from lut.costs import UNITS
@@ -32,6 +34,8 @@ def build_parser() -> Parser:
     parser.add_argument("--front", type=Path, help="folder of an experiment: pick from its front instead of searching")
     add_scope_flag(parser)
     add_models_flag(parser)
+    for flag, instead in (("--type", "--objectives names the costs"), ("--constraint", "--pick gives the bounds")):
+        parser.add_argument(flag, type=refused(instead), help=argparse.SUPPRESS)
     group = parser.add_argument_group("NSGA-II")
     # No defaults here: a pick compares only the given flags with the search that made the front.
     for name, kind, meaning in (
@@ -42,6 +46,15 @@ def build_parser() -> Parser:
     ):
         group.add_argument(f"--{name}", type=kind, help=f"{meaning} (default: {getattr(default, name)})")
     return parser
+
+
+def refused(reason: str) -> Callable[[str], NoReturn]:
+    """The `type` of a flag that other modes have and this one has not."""
+
+    def refuse(_: str) -> NoReturn:
+        raise argparse.ArgumentTypeError(f"--mode nsga2 has no such flag: {reason}")
+
+    return refuse
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from apq.genes import genes_of, subnets_of
 from apq.search_result import SearchResult, read_result
 from apq.space import SearchSpace
 from apq.subnet import spec_of, subnet_from_spec
+from methods.nsga2.config import Nsga2Config
 from methods.nsga2.front_finder import Front
 
 MODE = "nsga2"
@@ -41,7 +42,7 @@ def load_front(experiment: Experiment) -> tuple[Front, SearchResult]:
     space = result.found_subnet.space
     try:
         subnets = [subnet_from_spec(space, {**point["arch"], **point["policy"]}) for point in result.front]
-        names = result.settings["objectives"]
+        names, _ = result.settings["objectives"], Nsga2Config(**result.settings["nsga2"])
         values = [[float(point["objectives"][name]) for name in names] for point in result.front]
         if not subnets:
             raise UserError("it has no points")

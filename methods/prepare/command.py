@@ -17,7 +17,7 @@ from methods.search.flags import add_image_flags, add_models_flag
 
 
 def build_parser() -> Parser:
-    parser = Parser(__doc__, prog="search.py --prepare acc")
+    parser = Parser(__doc__, prog="search.py --prepare acc|acc_quant")
     parser.add_argument("--prepare", choices=("acc", "acc_quant"), required=True, help=argparse.SUPPRESS)
     add_models_flag(parser)
     add_image_flags(parser)
@@ -25,7 +25,7 @@ def build_parser() -> Parser:
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
     parser.add_argument("--overwrite", action="store_true", help="replace a predictor that exists")
     add_common_flags(parser)
-    for published in ("--exp_name", "--exp_dir", "--type"):  # accepted, without effect
+    for published in ("--exp_name", "--exp_dir", "--type", "--config", "--table"):  # accepted, without effect
         parser.add_argument(published, help=argparse.SUPPRESS)
     return parser
 
