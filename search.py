@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import sys
 
-from apq.cli import Parser, listing, run
+from apq.cli import Parser, run
 from methods import DEFAULT_MODE, MODES, PREPARE
 
 
 def build_parser() -> Parser:
     """The parser of --mode and --prepare. All other flags go to the parser of the mode."""
-    modes = listing({f"--mode {name}": mode.summary for name, mode in MODES.items()} | {"--prepare": PREPARE.summary})
+    summaries = {f"--mode {name}": mode.summary for name, mode in MODES.items()} | {"--prepare": PREPARE.summary}
+    modes = "\n".join(f"  {name:24} {summary}" for name, summary in summaries.items())
     parser = Parser(
-        f"{__doc__}\nmodes (search.py --mode MODE --help shows the flags of one):\n{modes}",
+        f"{__doc__}\nmodes (search.py --mode MODE --help shows the flags of one; all have --seed, --device and --json):\n{modes}",
         usage="search.py [--help] [--mode MODE | --prepare PREDICTOR] [flags of the mode]",
         add_help=False,
     )

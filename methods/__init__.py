@@ -39,7 +39,7 @@ MODES: dict[str, Mode] = {
         Mode(
             name="evolution",
             module="methods.evolution.command",
-            summary="architecture, channel widths and bits together, under one budget (the default)",
+            summary="architecture, channel pruning and bits together, under one budget (the default)",
         ),
         Mode(
             name="nsga2",

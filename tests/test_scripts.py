@@ -53,7 +53,8 @@ def test_everything_is_there(here):
     assert len(read_jsonl(here / "dataset/NetInfo/digits/acc/pairs.jsonl")) == 24
     assert len(read_jsonl(here / "dataset/NetInfo/digits/acc_quant/pairs.jsonl")) == 12
     names = {p.name for p in (here / "exps/demo").iterdir()}
-    assert names == {"arch", "lat", "acc", "config.json", "history.jsonl", "history.png", "checkpoint"}
+    files = {"arch", "lat", "acc", "config.json", "history.jsonl", "history.png", "made_by.json"}
+    assert names == {*files, "checkpoint"}
     assert [p.name for p in (here / "exps/demo/checkpoint").iterdir()] == ["model_best.pth.tar"]
 
 
@@ -61,6 +62,7 @@ def test_search_keeps_the_budget_and_repeats(here, capsys):
     for name in ("a", "b"):
         search([*SEARCH, "--exp_name", name, "--json", "--seed", "4"])
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (first.pop("exp_dir"), second.pop("exp_dir")) == ("exps/a", "exps/b")
     assert first == second
     assert 0 < first["cost"] <= 0.05
     assert first["cost"] == pytest.approx(first["costs"]["full"]["latency_ms"])
