@@ -112,4 +112,4 @@ def test_a_plugin_that_cannot_be_imported_is_one_line(text, tmp_path, monkeypatc
         run(search, "search.py")
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("search.py: APQ_PLUGINS: cannot import no_plugin: No module named")
+    assert line.startswith("search.py: APQ_PLUGINS: cannot import no_plugin: ModuleNotFoundError: No module")

@@ -1,4 +1,4 @@
-"""Search architecture, channel widths and bits together under one budget, by evolution on predicted accuracy.
+"""Search architecture, channel pruning and bits together under one budget, by evolution on predicted accuracy.
 
   search.py --constraint 0.05 --type latency --exp_name NAME     writes exps/NAME. Next: quant_aware.py
 
