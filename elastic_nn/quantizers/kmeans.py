@@ -61,7 +61,11 @@ class KMeansWeightQuantizer(Quantizer):
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
-        """Cluster the weights. Equal weights give equal clusters."""
+        """Cluster the weights. Equal weights give equal clusters.
+
+        Of several calls the last counts, because there is one label for each weight. In a network all calls for a layer
+        have the same weights.
+        """
         labels, centroids = fit_kmeans(v.float().cpu().numpy(), self.bits, max_iter=self.max_iter, seed=self.seed)
         self.labels = torch.from_numpy(labels).to(v.device)
         self.centroids.data = torch.from_numpy(centroids).to(v)

@@ -34,7 +34,7 @@ class PerBits(Quantizer):
         return self.active(v)
 
     def calibrate(self, v: Tensor) -> None:
-        """Calibrate the quantizers of all bit-widths on these values."""
+        """Calibrate the quantizers of all bit-widths. Calls are combined as by those quantizers."""
         for quantizer in self.of_bits.values():
             quantizer.calibrate(v)
 
