@@ -97,8 +97,11 @@ class Quantizer(nn.Module, ABC):
     def invalidate(self) -> None:
         """Drop statistics of activations, because the weights or the active layers of the network change."""
 
-    def check_state(self, state: Mapping[str, Any], shape: torch.Size) -> None:
-        """UserError unless the `data_dependent` tensors of a state fit an operand of this shape at the present bits."""
+    def check_state(self, state: Mapping[str, Any], shape: torch.Size | None) -> None:
+        """UserError unless the `data_dependent` tensors of a state fit the operand at the present bits.
+
+        `shape` is that of the operand, or None for activations, whose shape varies.
+        """
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, signed={self.signed}"

@@ -87,7 +87,7 @@ class KMeansWeightQuantizer(Quantizer):
     def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raise UserError(f"the weights of {self.label} are k-means centroids, which have no scale and no zero point")
 
-    def check_state(self, state: Mapping[str, Any], shape: torch.Size) -> None:
+    def check_state(self, state: Mapping[str, Any], shape: torch.Size | None) -> None:
         centroids, labels = (state.get(name) for name in self.data_dependent)
         if not (isinstance(centroids, Tensor) and isinstance(labels, Tensor)):
             raise UserError(f"layer {self.label} lacks its clusters")
