@@ -293,7 +293,10 @@ def test_two_calls_of_calibrate_count_both(name, bits, scale, swapped, seed):
 
 def test_the_last_call_of_kmeans_counts():
     first, second = torch.randn(4, 3), torch.randn(5, 3)
-    last, alone = calibrated_on(KMeansWeightQuantizer, 2, first, second), calibrated_on(KMeansWeightQuantizer, 2, second)
+    last, alone = (
+        calibrated_on(KMeansWeightQuantizer, 2, first, second),
+        calibrated_on(KMeansWeightQuantizer, 2, second),
+    )
     assert torch.equal(last(second), alone(second))
 
 

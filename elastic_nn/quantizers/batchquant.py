@@ -140,8 +140,8 @@ class BatchQuantizer(Quantizer):
     def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `Quantizer`. The scale is step / gain. The zero point, not whole, is that of the range + the offset.
 
-        With `v` the range is the one at which `quantize` would round `v` now: in training it depends on `v`. Without `v`
-        it is that of the statistics.
+        With `v` the range is the one at which `quantize` would round `v` now, which depends on `v` in training. Without
+        `v` it is that of the statistics.
         """
         step, zero_point = affine_of_range(*self._range(v), self.bits, signed=self.signed)
         return step.to(self.scale) / gain_of_scale(self.scale), zero_point.to(self.scale) + self.offset
