@@ -37,6 +37,7 @@ from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.pairs import subnet_top1
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
+from lut.bitfusion import BitFusion
 from lut.costs import UNITS
 from lut.population import PopulationCost
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     predictor = load_predictor(ModelFolder(args.models).acc_quant)
     space, accuracy = predictor.space, predictor.fast()
-    cost = PopulationCost(space, args.cost, scope=space.budget_scope)
+    cost = PopulationCost(space, args.cost, BitFusion(), space.budget_scope)
     budgets, rows, found = np.zeros(0), [], []
     for seed in tqdm(args.seeds, disable=None):
         config = Nsga2Config(population=args.population, generations=args.generations, seed=seed)
