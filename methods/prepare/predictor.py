@@ -13,7 +13,7 @@ import torch
 from apq.checkpoint import digest
 from apq.device import resolve_device
 from apq.errors import UserError
-from apq.files import Record, check_writable
+from apq.files import SAVE_SECONDS, Record, check_writable
 from apq.model_folder import ModelFolder
 from apq.resume import Resume
 from apq.space import space_to_dict
@@ -30,7 +30,6 @@ from elastic_nn.training.session import Execution, Session
 from utils.predictor_files import load_predictor, save_predictor
 from utils.predictor_training import (
     FEWEST_PAIRS,
-    SAVE_SECONDS,
     PredictorConfig,
     train_predictor,
     training_record,
