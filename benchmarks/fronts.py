@@ -33,7 +33,6 @@ from apq.model_folder import ModelFolder
 from benchmarks.markdown import markdown
 from dataset import load_splits
 from elastic_nn.networks.supernet_file import load_supernet
-from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.pairs import subnet_top1
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
@@ -148,7 +147,7 @@ def measured(folder: ModelFolder, found: Sequence[Points]) -> np.ndarray | None:
     if not folder.supernet.exists():
         return None
     supernet, origin = load_supernet(folder.supernet)
-    if supernet.scheme == FLOAT:
+    if not supernet.scheme.quantizes:
         return None
     space, device = supernet.space, resolve_device("auto")
     session = Session(splits=load_splits(space), device=device)
