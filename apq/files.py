@@ -16,6 +16,7 @@ import numpy as np
 from apq.errors import UserError
 
 Record = dict[str, Any]  # plain data, as JSON holds it
+SAVE_SECONDS = 1.0  # between saves of the state of a loop that may be faster than a disk
 
 
 def cache_folder() -> Path:

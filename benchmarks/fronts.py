@@ -33,10 +33,10 @@ from apq.model_folder import ModelFolder
 from benchmarks.markdown import markdown
 from dataset import load_splits
 from elastic_nn.networks.supernet_file import load_supernet
-from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.pairs import subnet_top1
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
+from lut.bitfusion import BitFusion
 from lut.costs import UNITS
 from lut.population import PopulationCost
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     predictor = load_predictor(ModelFolder(args.models).acc_quant)
     space, accuracy = predictor.space, predictor.fast()
-    cost = PopulationCost(space, args.cost, scope=space.budget_scope)
+    cost = PopulationCost(space, args.cost, BitFusion(), space.budget_scope)
     budgets, rows, found = np.zeros(0), [], []
     for seed in tqdm(args.seeds, disable=None):
         config = Nsga2Config(population=args.population, generations=args.generations, seed=seed)
@@ -147,7 +147,7 @@ def measured(folder: ModelFolder, found: Sequence[Points]) -> np.ndarray | None:
     if not folder.supernet.exists():
         return None
     supernet, origin = load_supernet(folder.supernet)
-    if supernet.scheme == FLOAT:
+    if not supernet.scheme.quantizes:
         return None
     space, device = supernet.space, resolve_device("auto")
     session = Session(splits=load_splits(space), device=device)

@@ -24,6 +24,7 @@ import torch
 from apq.cli import Parser, run, table
 from apq.presets import get_space
 from benchmarks.machine import describe
+from lut.bitfusion import BitFusion
 from lut.costs import UNITS
 from lut.population import PopulationCost
 from methods.nsga2 import front_finder
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     watch, predictor = Stopwatch(), AccuracyPredictor(space, args.hidden).fast()
     objectives = [Objective(name="accuracy", score=watch.timed("accuracy predictor", predictor), maximise=True)]
     for name in args.costs:
-        cost = PopulationCost(space, name, scope=space.budget_scope)
+        cost = PopulationCost(space, name, BitFusion(), space.budget_scope)
         score = watch.timed("costs", cost.predict)
         objectives.append(Objective(name=name, score=score, unit=cost.unit, cheapest=cost.cheapest_genes()))
     config = Nsga2Config(population=args.population, generations=args.generations)

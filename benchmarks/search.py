@@ -22,6 +22,7 @@ from apq.cli import table
 from apq.genes import sample
 from apq.presets import APQ_IMAGENET
 from benchmarks.machine import describe
+from lut.bitfusion import BitFusion
 from lut.population import PopulationCost
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
 from utils.accuracy_predictor import AccuracyPredictor
@@ -38,7 +39,7 @@ def main() -> None:
 
     space = APQ_IMAGENET
     torch.manual_seed(0)
-    predictor, cost = AccuracyPredictor(space).fast(), PopulationCost(space, "latency", scope="published")
+    predictor, cost = AccuracyPredictor(space).fast(), PopulationCost(space, "latency", BitFusion(), "published")
     genes = sample(space, N_CANDIDATES, np.random.default_rng(0))
     finder = EvolutionFinder(
         space, predictor, cost.predict, args.constraint, EvolutionConfig(), cost.cheapest_genes(), cost.unit

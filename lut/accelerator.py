@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from apq.errors import UserError
-from apq.files import read_json
 
 WHOLE = ("rows", "columns", "max_bits", "min_bits", "accumulator_bits")
 
@@ -50,18 +48,6 @@ class Accelerator:
                 f"accelerator: min_bits {self.min_bits} and max_bits {self.max_bits} must be powers of two, with "
                 "max_bits not below min_bits"
             )
-
-
-def accelerator_from_json(path: Path) -> Accelerator:
-    """An accelerator from a JSON object of some of its fields; the others keep BitFusion's values.
-
-    UserError where the file is missing or broken, a field is unknown or a value is bad.
-    """
-    data = read_json(path)
-    try:
-        return accelerator_from_dict(data)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def accelerator_from_dict(data: Any) -> Accelerator:

@@ -12,10 +12,10 @@ from apq.errors import UserError
 from apq.layers import ConvLayer, layers_of
 from apq.space import SCOPES, SearchSpace
 from apq.subnet import Subnet
-from lut.bitfusion import BitFusion
 from lut.cost_model import CostModel
 
 UNITS = {"latency": "ms", "energy": "mJ", "bitops": "BitOps", "size": "bytes", "flops": "MACs"}
+PRICED = ("latency", "energy")  # quantities that a cost model gives; the others are counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,26 +65,28 @@ def known_costs(layers: Sequence[ConvLayer], cost_model: CostModel) -> np.ndarra
 def layer_quantity(layers: Sequence[ConvLayer], quantity: str, cost_model: CostModel | None = None) -> np.ndarray:
     """(layers,) float64 cost of each layer in `UNITS[quantity]`.
 
-    Latency and energy come from `cost_model` (None: the published BitFusion); the other quantities are counted.
-    UserError for an unknown quantity, and where the model does not cover a layer.
+    Latency and energy come from `cost_model`; the other quantities are counted and need none. UserError for an unknown
+    quantity, for latency or energy without a cost model, and where the model does not cover a layer.
     """
-    check_quantity(quantity)
+    check_quantity(quantity, cost_model)
     if quantity == "bitops":
         return np.array([layer.bitops for layer in layers], dtype=np.float64)
     if quantity == "flops":  # MACs, the same at any bits
         return np.array([layer.macs for layer in layers], dtype=np.float64)
     if quantity == "size":
         return np.array([layer.size_bytes for layer in layers], dtype=np.float64)
-    costs = (cost_model or BitFusion()).price(layers)[:, 0 if quantity == "latency" else 1]
+    costs = cost_model.price(layers)[:, 0 if quantity == "latency" else 1]
     if np.isnan(costs).any():  # a table of measured latencies has no energies
         raise UserError(f"{cost_model} has no {quantity} of layers")
     return costs
 
 
-def check_quantity(quantity: str) -> None:
-    """UserError for a quantity that `UNITS` does not have."""
+def check_quantity(quantity: str, cost_model: CostModel | None) -> None:
+    """UserError for a quantity that `UNITS` does not have, and for latency or energy without a cost model."""
     if quantity not in UNITS:
         raise UserError(f"unknown cost type {quantity!r}; known: {', '.join(UNITS)}")
+    if quantity in PRICED and cost_model is None:
+        raise UserError(f"{quantity} needs a cost model")
 
 
 def by_scope(costs: dict[str, NetworkCost]) -> dict[str, NetworkCost]:

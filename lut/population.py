@@ -35,14 +35,14 @@ class PopulationCost:
 
     Args:
         quantity: one of `UNITS`; `unit` is that of the costs.
-        cost_model: prices latency and energy (None: the published BitFusion).
+        cost_model: prices latency and energy, which need one; the other quantities are counted.
         scope: `published` leaves out the first inverted-residual block and the classifier, as APQ's totals do.
     """
 
     def __init__(
         self, space: SearchSpace, quantity: str, cost_model: CostModel | None = None, scope: str = "full"
     ) -> None:
-        check_quantity(quantity)
+        check_quantity(quantity, cost_model)
         self.space, self.quantity, self.unit, self.scope = space, quantity, UNITS[quantity], scope
         self._axes = [_axes_of(space, roles) for roles in GROUPS]
         self._tables = GeneTables(space, [("resolution", *axes) for axes in self._axes])

@@ -15,7 +15,6 @@ from apq.files import Record, read_json
 from apq.layers import ConvLayer, first_layers, last_layers, searchable_layers
 from apq.space import SearchSpace
 from lut.accelerator import Accelerator
-from lut.bitfusion import BitFusion
 from lut.cost_model import CostModel, digest_of
 
 PUBLISHED_KEY = re.compile(r"head|tail|\(\d+(, \d+){6}\)-W\d+A\d+")
@@ -83,10 +82,10 @@ def load(path: Path) -> PublishedTable:
     return PublishedTable(path, rows)
 
 
-def build(space: SearchSpace, cost_model: CostModel | None = None) -> dict[str, dict[str, float]]:
+def build(space: SearchSpace, cost_model: CostModel) -> dict[str, dict[str, float]]:
     """The cost table of a space in the published form: every searchable layer, `head` and `tail` (W8A8).
 
-    Values are {"latency": ms, "energy": mJ}, by default of the published BitFusion. `head` and `tail` are those of the
+    Values are {"latency": ms, "energy": mJ}. `head` and `tail` are those of the
     largest resolution. Where the budgets of the space count every layer (scope `full`), the first block and the
     classifier have rows too.
     """
@@ -96,7 +95,7 @@ def build(space: SearchSpace, cost_model: CostModel | None = None) -> dict[str, 
             layers += [*first_layers(space, resolution)[1:], *last_layers(space, resolution)[1:]]
     ends = [part(space, space.resolutions[-1], "published")[0] for part in (first_layers, last_layers)]
     keys = [*(layer_key(layer) for layer in layers), "head", "tail"]
-    costs = (cost_model or BitFusion()).price([*layers, *ends]).tolist()
+    costs = cost_model.price([*layers, *ends]).tolist()
     return {key: {"latency": ms, "energy": mj} for key, (ms, mj) in zip(keys, costs, strict=True)}
 
 

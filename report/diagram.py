@@ -12,7 +12,6 @@ from apq.space import SearchSpace
 from apq.subnet import Subnet
 from report.plots import new_figure, write_figure
 
-SHORT = {"expand": "pw", "project": "pw", "depthwise": "dw"}
 GAP = 0.6  # between stages, in boxes
 TALLEST = 2.4
 

@@ -9,13 +9,11 @@ from dataclasses import asdict, dataclass, field
 from apq.cli import listing, table
 from apq.experiment import Experiment
 from apq.files import Record
+from apq.policy import Policy
 from apq.search_result import SearchResult, SubnetChoice
 from apq.subnet import shown_spec, spec_of
 from lut.cost_model import CostModel
-from lut.costs import by_scope, cost_rows, network_costs
-from report.tables import bit_rows
-
-PRICED = ("latency", "energy")  # quantities that a cost model gives
+from lut.costs import PRICED, by_scope, cost_rows, network_costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +88,16 @@ def _subnet_lines(result: SearchResult, cost_model: CostModel, heading: Heading)
         table(cost_rows(by_scope(network_costs(space, subnet, cost_model)))),
         f"latency and energy: {cost_model}",
     ]
+
+
+def bit_rows(policy: Policy) -> list[tuple[str, ...]]:
+    """Rows of a printed table: the bits of every layer of a policy."""
+    titles = ("layer", "weight bits", "activation bits")[: 1 + len(policy.bits[0])]
+    rows: Sequence[tuple[str, ...]] = [
+        (name, *("image" if b < 0 else str(b) for b in row))
+        for name, row in zip(policy.names, policy.bits, strict=True)
+    ]
+    return [titles, *rows]
 
 
 def _policy_lines(result: SearchResult, cost_model: CostModel, heading: Heading) -> tuple[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Imports: a module imports only from rooms on lower floors. The rules are the data below."""
+"""Rooms and their promises. A module imports only from rooms on lower floors; the rules are the data below."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 
 import pytest
 from conftest import ROOT
+
+from elastic_nn import quantizers
 
 # A room imports itself and rooms of lower floors; rooms of one floor never import each other.
 FLOOR = {"apq": 0, "dataset": 1, "lut": 1, "elastic_nn": 2, "report": 3, "utils": 3, "methods": 4}
@@ -22,6 +24,15 @@ SHARED_BY_METHODS = "search"
 VOCABULARY = {"apq", "numpy", *sys.stdlib_module_names}
 LOADS_TORCH = {"checkpoint.py", "device.py"}
 TORCH_IN_VOCABULARY = {*LOADS_TORCH, "resume.py"}  # this one where a state is read or written
+# Unfinished work is kept by `Resume` and `Journal`. What was asked and where it is kept goes into them, not through
+# signatures.
+KEPT_BY_RESUME, RESUME = {"state_file", "asked", "restart"}, "apq/resume.py"
+# A function fits a screen, and its call a few lines. A function that needs more is several, or takes a dataclass.
+MOST_LINES, MOST_PARAMETERS = 60, 10  # parameters without self
+# The kinds of quantizers and schemes are known in their own room, so that one from outside is not second-class. Others
+# ask for facts. Only `quant_layers` finds quantizers by their base class.
+QUANTIZERS, FINDS_QUANTIZERS = "elastic_nn/quantizers", "elastic_nn/modules/quant_layers.py"
+COMPARES_SCHEMES = {"methods/sequential/search.py"}  # with FLOAT; `scheme.quantizes` says the same
 
 
 def imports_of(file):
@@ -95,6 +106,56 @@ def test_the_vocabulary_alone_knows_which_blocks_run_and_how_wide_they_are():
     files = [*(ROOT / room for room in FLOOR if room != "apq"), ROOT / "benchmarks"]
     sources = [file for folder in files for file in sorted(folder.rglob("*.py"))] + [ROOT / name for name in SCRIPTS]
     assert not [f"{file.relative_to(ROOT)}" for file in sources if own_sum.search(file.read_text())]
+
+
+PRODUCT = [*(file for room in FLOOR for file in files_of(room)), *(ROOT / name for name in SCRIPTS)]
+KINDS = {name for name in dir(quantizers) if name.endswith("Quantizer")} | {"PerBits"}
+SCHEME_CONSTANTS = {name for name in dir(quantizers) if isinstance(getattr(quantizers, name), quantizers.QuantScheme)}
+
+
+def functions_of(file):
+    """The functions of a file, each with its parameters but self and cls."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            own = node.args
+            several = [arg for arg in (own.vararg, own.kwarg) if arg]
+            names = [arg.arg for arg in (*own.posonlyargs, *own.args, *own.kwonlyargs, *several)]
+            yield node, [name for name in names if name not in ("self", "cls")]
+
+
+def names_in(node):
+    """Names and attributes in an expression."""
+    parts = list(ast.walk(node))
+    names = {part.id for part in parts if isinstance(part, ast.Name)}
+    return names | {part.attr for part in parts if isinstance(part, ast.Attribute)}
+
+
+@pytest.mark.parametrize("file", PRODUCT, ids=name_of)
+def test_functions_fit_a_screen(file):
+    for function, parameters in functions_of(file):
+        where = f"{name_of(file)}, {function.name}"
+        assert function.end_lineno - function.lineno < MOST_LINES, where
+        assert len(parameters) <= MOST_PARAMETERS, where
+
+
+@pytest.mark.parametrize("file", PRODUCT, ids=name_of)
+def test_unfinished_work_is_kept_by_resume_alone(file):
+    if name_of(file) != RESUME:
+        assert not [f.name for f, parameters in functions_of(file) if KEPT_BY_RESUME & {*parameters}]
+
+
+@pytest.mark.parametrize("file", [f for f in PRODUCT if not name_of(f).startswith(QUANTIZERS)], ids=name_of)
+def test_quantizers_and_schemes_are_asked_for_facts(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        where = f"{name_of(file)}, line {getattr(node, 'lineno', 0)}"
+        called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+        assert called != "hasattr", where
+        if called in ("isinstance", "issubclass"):
+            own = {"Quantizer"} if name_of(file) == FINDS_QUANTIZERS else set()
+            assert not names_in(node.args[1]) & KINDS - own, where
+        if isinstance(node, ast.Compare) and name_of(file) not in COMPARES_SCHEMES:
+            compared = [part for part in (node.left, *node.comparators) if isinstance(part, (ast.Name, ast.Attribute))]
+            assert not {getattr(part, "id", getattr(part, "attr", "")) for part in compared} & SCHEME_CONSTANTS, where
 
 
 def test_what_command_lines_need_is_light():

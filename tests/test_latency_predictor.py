@@ -16,6 +16,7 @@ from apq.subnet import architecture_of, policy_of
 from lut.accelerator import Accelerator
 from lut.bitfusion import BitFusion
 from lut.costs import UNITS, layer_quantity
+from lut.population import PopulationCost
 from lut.table import build, load
 from utils.converter import Converter
 from utils.latency_predictor import LatencyPredictor
@@ -49,7 +50,8 @@ def test_equals_the_sum_over_the_layers_that_run(space, quantity, seed, scope):
     genes = sample(space, 4, np.random.default_rng(seed))
     predicted = predictor_of(space, quantity, scope).predict(genes)
     assert predicted.dtype == np.float64
-    direct = [layer_quantity(layers_of(space, net, scope), quantity).sum() for net in subnets_of(space, genes)]
+    networks = [layers_of(space, net, scope) for net in subnets_of(space, genes)]
+    direct = [layer_quantity(layers, quantity, BitFusion()).sum() for layers in networks]
     assert predicted == pytest.approx(direct, rel=1e-12)
 
 
@@ -137,7 +139,7 @@ def test_another_accelerator_costs_otherwise():
 
 
 def test_a_table_of_ones_own_device_replaces_the_model(tmp_path):
-    rows = {key: {"latency": 2.0, "energy": 3.0} for key in build(DIGITS)}
+    rows = {key: {"latency": 2.0, "energy": 3.0} for key in build(DIGITS, BitFusion())}
     write_json(tmp_path / "own.json", rows)
     table = load(tmp_path / "own.json")
     net = subnets_of(DIGITS, sample(DIGITS, 1, np.random.default_rng(0)))[0]
@@ -150,7 +152,21 @@ def test_a_table_of_ones_own_device_replaces_the_model(tmp_path):
 
 def test_layer_quantities_are_the_cost_models_own():
     layers = layers_of(DIGITS, subnets_of(DIGITS, sample(DIGITS, 1, np.random.default_rng(0)))[0])
-    assert np.array_equal(layer_quantity(layers, "energy"), BitFusion().cost(layers).energy_mj)
+    assert np.array_equal(layer_quantity(layers, "energy", BitFusion()), BitFusion().cost(layers).energy_mj)
+
+
+@pytest.mark.parametrize("quantity", ["latency", "energy"])
+def test_a_price_needs_a_cost_model(quantity):
+    """A forgotten argument must not price on another chip. What is counted needs none."""
+    layers = layers_of(DIGITS, subnets_of(DIGITS, sample(DIGITS, 1, np.random.default_rng(0)))[0])
+    with pytest.raises(UserError, match=f"{quantity} needs a cost model"):
+        layer_quantity(layers, quantity)
+    with pytest.raises(UserError, match=f"{quantity} needs a cost model"):
+        PopulationCost(TINY, quantity)
+    with pytest.raises(TypeError, match="cost_model"):
+        build(DIGITS)
+    for counted in set(UNITS) - {"latency", "energy"}:
+        assert layer_quantity(layers, counted).tolist() == layer_quantity(layers, counted, BitFusion()).tolist()
 
 
 @pytest.mark.parametrize(("arguments", "message"), [({"type": "speed"}, "latency, energy"), ({"scope": "all"}, "full")])

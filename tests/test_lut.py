@@ -17,8 +17,9 @@ from apq.layers import ConvLayer, first_layers, last_layers, searchable_layers
 from apq.presets import APQ_IMAGENET, DIGITS
 from lut import bitfusion, table
 from lut.__main__ import main
-from lut.accelerator import Accelerator, accelerator_from_json
+from lut.accelerator import Accelerator
 from lut.bitfusion import BitFusion
+from lut.cost_model import cost_model_from_flags
 
 LAYERS = [
     ConvLayer(24, 96, 14, 1, 1, 1, 8, 8),
@@ -68,10 +69,10 @@ def test_accelerator_checks_itself(changes, message):
         Accelerator(**changes)
 
 
-def test_accelerator_from_json(tmp_path):
+def test_accelerator_file(tmp_path):
     path = tmp_path / "chip.json"
     path.write_text('{"rows": 32, "clock_mhz": 250.5}')
-    assert accelerator_from_json(path) == Accelerator(rows=32, clock_mhz=250.5)
+    assert cost_model_from_flags(path, None) == BitFusion(Accelerator(rows=32, clock_mhz=250.5))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_accelerator_file_errors(tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=message):
-        accelerator_from_json(path)
+        cost_model_from_flags(path, None)
 
 
 # Cache
@@ -162,13 +163,13 @@ def test_cache_that_cannot_be_written_is_no_loss(tmp_path, monkeypatch):
 @pytest.fixture
 def digits_table(tmp_path):
     """Path and data of the table of the digits space."""
-    path, data = tmp_path / "digits.json", table.build(DIGITS)
+    path, data = tmp_path / "digits.json", table.build(DIGITS, BitFusion())
     path.write_text(json.dumps(data))
     return path, data
 
 
 def test_published_keys_and_values(golden):
-    built = table.build(APQ_IMAGENET)
+    built = table.build(APQ_IMAGENET, BitFusion())
     assert len(built) == 6567 + 2
     with golden("apq_lut.csv").open() as file:
         for row in csv.DictReader(file):

@@ -18,7 +18,7 @@ from elastic_nn.networks.named_models import build_model, named_model
 from elastic_nn.networks.policy_file import load_policy_model, save_policy_model
 from elastic_nn.networks.subnet_file import load_subnet, save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet, save_supernet
-from elastic_nn.quantizers import LINEAR, SCHEMES, Quantizer, QuantScheme
+from elastic_nn.quantizers import LINEAR, SCHEMES, KMeansWeightQuantizer, PerBits, Quantizer, QuantScheme
 from elastic_nn.training.engine import Training, train_one_epoch
 from elastic_nn.training.finetune import quantized_subnet
 from elastic_nn.training.inheritance import check_recipe, check_start, first_supernet
@@ -121,6 +121,67 @@ def test_a_policy_uses_it_by_name(scheme, few, tmp_path):
     loaded = load_policy_model(tmp_path / "p.pt")[0]
     with torch.no_grad():
         assert torch.equal(loaded.eval()(few.val.images), net.eval()(few.val.images))
+
+
+class Levels(Quantizer):
+    """Rounds activations to a table of up to 2^bits of their quantiles, whose length depends on them."""
+
+    data_dependent = ("levels",)
+
+    def __init__(self, signed):
+        super().__init__(signed)
+        self.register_buffer("levels", torch.zeros(0))
+
+    def quantize(self, v):
+        return self.levels[(v[..., None] - self.levels).abs().argmin(dim=-1)]
+
+    def calibrate(self, v):
+        quantiles = torch.quantile(v.flatten()[:1000], torch.linspace(0, 1, 2**self.bits))
+        self.levels = torch.cat([self.levels, quantiles]).unique()
+
+    def forget(self):
+        self.levels = self.levels.new_zeros(0)
+
+    def scale_and_zero_point(self, v=None):
+        raise UserError("levels have no scale")
+
+    def check_state(self, state, shape):
+        assert shape is None  # activations have no shape of their own
+        if len(state.get("levels", ())) == 0:
+            raise UserError(f"layer {self.label} has no levels")
+
+    def _load_from_state_dict(self, state, prefix, *args):
+        self.levels = torch.zeros_like(state[prefix + "levels"])
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+def test_files_of_policies_have_tensors_that_depend_on_data(monkeypatch, few, tmp_path):
+    """Of both operands, also inside a quantizer for each bit-width."""
+    clusters = QuantScheme("levels", weight=lambda: PerBits(KMeansWeightQuantizer, choices=(2, 3)), activation=Levels)
+    monkeypatch.setitem(SCHEMES, clusters.name, clusters)
+    monkeypatch.setitem(QUANTIZERS, clusters.name, (2, 8))
+    spec, file = named_model("mobilenet_v1_small", "digits"), tmp_path / "p.pt"
+    net = build_model(spec)
+    layers = traced_layers(net, 32, in_channels=1)
+    policy = policy_from_strategy(clusters.name, layers, [[3, -1], *([2, 3] for _ in layer_names(layers)[1:])])
+    signed = quantized_model(net, policy, few, 32, 64, CPU)
+
+    def saved(state):
+        save_policy_model(file, spec, policy, layers, signed, state)
+        return load_policy_model(file).net.eval()
+
+    state = net.state_dict()
+    with torch.no_grad():
+        assert torch.equal(saved(state)(few.val.images[:20]), net.eval()(few.val.images[:20]))
+    levels, labels = "classifier.act_quant.levels", "classifier.weight_quant.of_bits.2.labels"
+    for key, value, message in (
+        (levels, torch.zeros(0), "p.pt: layer classifier has no levels"),
+        (labels, state[labels][:1], "p.pt: the clusters of layer classifier do not fit"),
+        (labels.replace("2", "3"), None, "p.pt: layer classifier lacks its clusters"),
+    ):
+        broken = {name: tensor for name, tensor in {**state, key: value}.items() if tensor is not None}
+        with pytest.raises(UserError, match=message):
+            saved(broken)
 
 
 def test_the_facts_of_a_scheme_decide_what_it_trains():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import script
 
+from apq.checkpoint import load_checkpoint
 from apq.errors import UserError
 from apq.files import read_json, write_json
 from apq.presets import QFA_MBV3_GLYPHS
@@ -16,7 +17,7 @@ from apq.space import space_to_dict
 from elastic_nn.modules.quant_layers import quantizers
 from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.quantizers import BATCHQUANT, FLOAT, LsqQuantizer
-from utils.predictor_files import load_predictor, load_record
+from utils.predictor_files import load_predictor
 
 train, search, quant_aware, report = (script(name) for name in ("train", "search", "quant_aware", "test"))
 
@@ -61,7 +62,7 @@ def test_the_supernets(here):
 def test_pairs_are_measured_without_a_finetune(here):
     predictor = load_predictor(here / "models/small-qfa/acc_quant.pt", SPACE)
     assert (predictor.n_layers, predictor.plain, predictor.quantize) == (3, True, True)
-    data = load_record(here / "models/small-qfa/acc_quant.pt")["data"]
+    data = load_checkpoint(here / "models/small-qfa/acc_quant.pt")["data"]
     assert data["n_pairs"] == 12
     assert "finetune" not in data
     assert not (here / "models/small-qfa/acc.pt").exists()

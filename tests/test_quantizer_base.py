@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -237,3 +239,102 @@ def test_names_without_torch_are_those_of_the_schemes():
     assert set(QUANTIZERS) <= set(SCHEMES)
     assert [scheme.name for scheme in SCHEMES.values()] == list(SCHEMES)
     assert quantizers(QuantLinear(3, 2, FLOAT)) == []
+
+
+WHOLE = {  # kinds for which two calls are as one, and the bits from which on they are
+    "linear activation": (lambda: LinearActivationQuantizer(signed=False), 5),
+    "signed linear activation": (lambda: LinearActivationQuantizer(signed=True), 6),  # one bit is the sign
+    "linear weight": (LinearWeightQuantizer, 5),
+    "lsq": (lambda: LsqQuantizer(signed=True), 1),
+    "lsq per bits": (lambda: PerBits(lambda: LsqQuantizer(signed=True), choices=range(1, 9)), 1),
+}
+COVERING = {  # the others; k-means has a test of its own
+    "linear activation": lambda: LinearActivationQuantizer(signed=False),
+    "signed linear activation": lambda: LinearActivationQuantizer(signed=True),
+    "linear weight": LinearWeightQuantizer,
+    "batchquant": lambda: BatchQuantizer(signed=True),
+}
+
+
+def calibrated_on(make, bits, *values):
+    quantizer = make().eval()
+    quantizer.bits = bits
+    for v in values:
+        quantizer.calibrate(v)
+    return quantizer
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(WHOLE)), st.integers(0, 7), st.integers(1, 5), st.floats(0.1, 5), st.integers(0, 1000))
+def test_two_calls_of_calibrate_are_as_one_with_all_values(name, more_bits, n, scale, seed):
+    make, fewest = WHOLE[name]
+    bits, whole = min(fewest + more_bits, 8), drawn(seed, True)
+    whole[:n] *= scale
+    once, twice = calibrated_on(make, bits, whole), calibrated_on(make, bits, whole[:n], whole[n:])
+    torch.testing.assert_close(twice.scale_and_zero_point(whole), once.scale_and_zero_point(whole), rtol=1e-6, atol=0)
+    if "lsq" not in name:
+        assert torch.equal(twice(whole), once(whole))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(COVERING)), st.integers(2, 4), st.floats(1.1, 5), st.booleans(), st.integers(0, 1000))
+def test_two_calls_of_calibrate_count_both(name, bits, scale, swapped, seed):
+    first, second = drawn(seed, True, 0.5), drawn(seed + 1, True, 0.5 * scale)
+    if swapped:
+        first, second = second, first
+    make = COVERING[name]
+    both, ends = calibrated_on(make, bits, first, second), [calibrated_on(make, bits, v) for v in (first, second)]
+    if name == "batchquant":  # as many images in both
+        assert both.high.item() == pytest.approx(sum(end.high.item() for end in ends) / 2)
+        assert both.low.item() == pytest.approx(sum(end.low.item() for end in ends) / 2)
+    else:
+        assert both.range.item() == max(end.range.item() for end in ends)
+
+
+def test_the_last_call_of_kmeans_counts():
+    first, second = torch.randn(4, 3), torch.randn(5, 3)
+    last, alone = (
+        calibrated_on(KMeansWeightQuantizer, 2, first, second),
+        calibrated_on(KMeansWeightQuantizer, 2, second),
+    )
+    assert torch.equal(last(second), alone(second))
+
+
+@pytest.mark.parametrize("name", [*WHOLE, "few bits", "batchquant", "k-means"])
+def test_calibration_starts_anew_after_loading(name):
+    make, bits = WHOLE.get(name, (LinearWeightQuantizer, 2))
+    make = {"batchquant": lambda: BatchQuantizer(signed=True), "k-means": KMeansWeightQuantizer}.get(name, make)
+    large, small = drawn(0, True, 2.0), drawn(1, True, 0.2)
+    kept = calibrated_on(make, bits, large)
+    expected = calibrated_on(make, bits, small)(small)
+    for again in (kept, make().eval()):
+        again.bits = bits
+        again.load_state_dict(kept.state_dict())
+        again.calibrate(small)
+        assert torch.equal(again(small), expected)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.1])
+@pytest.mark.parametrize("mode", ["training", "evaluation", "collecting"])
+def test_batchquant_says_the_scale_that_it_uses(mode, momentum):
+    """One condition decides for `quantize` and for `scale_and_zero_point` whether the range is that of the batch."""
+    quantizer = BatchQuantizer(signed=True, momentum=momentum)
+    quantizer.calibrate(drawn(0, True, 3.0))
+    quantizer.bits, x = 4, drawn(1, True, 0.5)
+    quantizer.train(mode == "training")
+    with collecting(quantizer) if mode == "collecting" else contextlib.nullcontext():
+        step, zero_point = quantizer.scale_and_zero_point(x)
+        y = quantizer(x)
+    assert quantizer.calibrated == (mode != "training" or momentum is not None)
+    codes = y / step + zero_point
+    torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)
+    low, high = quantizer.code_range
+    nearest = (x / step + zero_point).clamp(low, high).round()
+    torch.testing.assert_close(step * (nearest - zero_point), y, atol=1e-5, rtol=1e-5)
+
+
+def test_evaluation_without_statistics_has_no_scale():
+    quantizer, x = BatchQuantizer(signed=True).eval(), drawn(0, True)
+    for use in (quantizer, quantizer.scale_and_zero_point):
+        with pytest.raises(UserError, match="no statistics"):
+            use(x)

@@ -119,9 +119,10 @@ def test_costs_are_reported_as_the_search_priced_them(here, capsys):
 
 def table_of_digits(folder):
     """Keys of the published scope alone."""
+    from lut.bitfusion import BitFusion
     from lut.table import build
 
-    return build(replace(DIGITS, budget_scope="published"))
+    return build(replace(DIGITS, budget_scope="published"), BitFusion())
 
 
 def test_report_is_measured(here, capsys):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from apq.checkpoint import digest
+from apq.checkpoint import digest, load_checkpoint
 from apq.experiment import Experiment
 from apq.files import read_json
 from apq.genes import largest_subnet, subnets_of
@@ -22,7 +22,7 @@ from elastic_nn.training.batchnorm import recalibrate
 from elastic_nn.training.engine import evaluate
 from elastic_nn.training.finetune import quantized_subnet
 from elastic_nn.training.recipes import get_recipe
-from utils.predictor_files import load_predictor, load_record
+from utils.predictor_files import load_predictor
 from utils.predictor_training import holdout_split, score
 
 CPU, MODELS = torch.device("cpu"), ROOT / "models/digits"
@@ -64,7 +64,7 @@ def test_oqa_experiments_have_what_their_search_measured(bits):
 def test_predictors_belong_to_pairs_and_supernet(space, part):
     store, models = PairStore(ROOT / "dataset/NetInfo" / space.name / part), ROOT / "models" / space.name
     genes, accuracies = store.load(space)
-    record = load_record(models / f"{part}.pt")
+    record = load_checkpoint(models / f"{part}.pt")
     assert record["data"]["n_pairs"] == len(genes) >= 300
     load = load_quantized_supernet if part == "acc_quant" else load_supernet
     weights = digest(load(models / "supernet.pt")[0].state_dict())

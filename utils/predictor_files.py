@@ -10,7 +10,6 @@ import torch
 
 from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
-from apq.files import Record
 from apq.presets import APQ_IMAGENET
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from utils.accuracy_predictor import AccuracyPredictor
@@ -49,17 +48,11 @@ def load_predictor(path: Path, space: SearchSpace | None = None) -> AccuracyPred
     return _from_weights(path, own_space, data if published else data["state_dict"])
 
 
-def load_record(path: Path) -> Record:
-    """The record of a predictor's origin; empty for a published file."""
-    data = load_checkpoint(path)
-    return {} if FIRST in data else {key: value for key, value in data.items() if key not in ("state_dict", "space")}
-
-
-def different_spaces(what: str, its: SearchSpace, asked: SearchSpace) -> str:
+def different_spaces(what: str, its: SearchSpace, wanted: SearchSpace) -> str:
     """The message for something that belongs to another space."""
-    if its.name == asked.name:
+    if its.name == wanted.name:
         return f"{what} belongs to another version of space {its.name}: their choices differ"
-    return f"{what} belongs to space {its.name}, not to {asked.name}"
+    return f"{what} belongs to space {its.name}, not to {wanted.name}"
 
 
 def _from_weights(path: Path, space: SearchSpace, weights: Mapping[str, Any]) -> AccuracyPredictor:

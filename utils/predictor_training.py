@@ -22,7 +22,6 @@ from utils.converter import Converter
 from utils.predictor_files import different_spaces
 
 FEWEST_PAIRS = 10
-SAVE_SECONDS = 2.0  # between saves of the state: an epoch may be faster than a disk
 
 
 @dataclass(frozen=True, kw_only=True)

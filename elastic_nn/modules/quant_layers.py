@@ -99,7 +99,10 @@ def quantizer_keys(net: nn.Module) -> set[str]:
 
 
 def name_quantizers(net: nn.Module) -> None:
-    """Set the `label` of every quantizer to its layer, for messages."""
+    """Set the `label` of every quantizer to its layer, for messages.
+
+    Whatever puts quantizers into a network calls it once, as its last step: `MBConvNet` and `quantize_model`.
+    """
     for name, layer in quantized_layers(net).items():
         for operand in layer.operands().values():
             for quantizer in _all_quantizers(operand):

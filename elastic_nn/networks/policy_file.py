@@ -82,14 +82,14 @@ def _check_state(net: nn.Module, state: Any) -> None:
     """UserError unless the weights fit. Quantizers check their own data-dependent tensors, such as clusters."""
     if not isinstance(state, Mapping):
         raise UserError("it has no weights")
-    layers = quantized_layers(net)
-    free = {
-        name: {f"{name}.weight_quant.{key}": key for key in layer.weight_quant.data_dependent}
-        for name, layer in layers.items()
-    }
-    of_data = {path for keys in free.values() for path in keys}
+    operands = [
+        (f"{name}.{kind}.", quantizer, layer.weight.shape if kind == "weight_quant" else None)
+        for name, layer in quantized_layers(net).items()
+        for kind, quantizer in layer.operands().items()
+    ]
+    of_data = {prefix + key for prefix, quantizer, _ in operands for key in quantizer.data_dependent}
     own = {path: tensor.shape for path, tensor in net.state_dict().items() if path not in of_data}
     check_fit({path: value for path, value in state.items() if path not in of_data}, own)
-    for name, layer in layers.items():
-        found = {key: state[path] for path, key in free[name].items() if path in state}
-        layer.weight_quant.check_state(found, layer.weight.shape)
+    for prefix, quantizer, shape in operands:
+        found = {key: state[prefix + key] for key in quantizer.data_dependent if prefix + key in state}
+        quantizer.check_state(found, shape)

@@ -32,7 +32,7 @@ def save_supernet(path: Path, net: DynamicProxylessNASNets, recipe: str, images:
 
 def build_supernet(space: SearchSpace, scheme: QuantScheme) -> DynamicProxylessNASNets:
     """A new supernet of a space, with the quantizers of a scheme."""
-    if scheme == FLOAT:
+    if not scheme.quantizes:
         return DynamicProxylessNASNets(space=space)
     return DynamicQuantizedProxylessNASNets(space=space, scheme=scheme)
 

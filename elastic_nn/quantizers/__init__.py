@@ -56,9 +56,14 @@ class QuantScheme:
     quick_weight: Callable[[], Quantizer] | None = None
 
     @property
+    def quantizes(self) -> bool:
+        """Whether any operand is quantized. Otherwise networks are float."""
+        return not (self.weight is NoQuantizer and self.activation is NoQuantizer)
+
+    @property
     def trains_supernets(self) -> bool:
         """Whether supernets are trained with these quantizers. Others are added to trained float supernets."""
-        return self == FLOAT or self.mixed_precision or self.learned_steps
+        return not self.quantizes or self.mixed_precision or self.learned_steps
 
     def quick(self) -> QuantScheme:
         """The same scheme with `quick_weight`, for comparing policies."""

@@ -48,7 +48,13 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def calibrate(self, v: Tensor) -> None:
-        """Choose the range from values. Calls since construction or `forget` add up: the range is for all values."""
+        """Choose the range from values at the present bits.
+
+        The range depends on the values of all calls since construction, `forget` or the loading of a state, as a layer
+        that runs several times needs. `calibrate` of each kind says how calls are combined. Where it can, the result is
+        that of one call with all values; otherwise it covers them or is their average. An exception are clusters of
+        weights, which belong to one tensor: the last call counts.
+        """
 
     @abstractmethod
     def forget(self) -> None:
@@ -91,8 +97,11 @@ class Quantizer(nn.Module, ABC):
     def invalidate(self) -> None:
         """Drop statistics of activations, because the weights or the active layers of the network change."""
 
-    def check_state(self, state: Mapping[str, Any], shape: torch.Size) -> None:
-        """UserError unless the `data_dependent` tensors of a state fit an operand of this shape at the present bits."""
+    def check_state(self, state: Mapping[str, Any], shape: torch.Size | None) -> None:
+        """UserError unless the `data_dependent` tensors of a state fit the operand at the present bits.
+
+        `shape` is that of the operand, or None for activations, whose shape varies.
+        """
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, signed={self.signed}"

@@ -42,29 +42,45 @@ class BatchQuantizer(Quantizer):
             self.register_buffer(edge, torch.zeros(1))
         self.register_buffer("seen", torch.zeros(1, dtype=torch.int64))
         self._calibrated: bool | None = False  # None: read it from `seen`, for which a GPU must wait
-        self._collecting = self._holding = False
+        self._collecting = self._holding = self._loaded = False
 
     def quantize(self, v: Tensor) -> Tensor:
-        step, zero_point = affine_of_range(*self._range(v), self.bits, signed=self.signed)
+        low, high = self._range(v)
+        self._keep(low, high, v)
+        step, zero_point = affine_of_range(low, high, self.bits, signed=self.signed)
         gain = gain_of_scale(self.scale)
         return quantize_affine(v, step, zero_point, gain, self.offset, self.bits, signed=self.signed)
 
+    @property
+    def _follows_batch(self) -> bool:
+        """Whether the range depends on the values to quantize. Otherwise it is `low` to `high`."""
+        return not self._holding and (self.training or self._collecting)
+
     @torch.no_grad()
-    def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:  # both (1,)
-        if self._holding or not (self.training or self._collecting):
-            if not self.calibrated and not x.is_meta:
+    def _range(self, x: Tensor | None) -> tuple[Tensor, Tensor]:  # both (1,)
+        """The range at which `x` is quantized now; of the statistics if `x` is None. Nothing is kept."""
+        if x is None or not self._follows_batch:
+            if not self.calibrated and (x is None or not x.is_meta):
                 raise UserError(f"the activation quantizer of {self.label} {NOT_CALIBRATED.format(bits=self.bits)}")
             return self.low, self.high
         low, high = self._estimated(x)
+        if self.momentum is None or self._collecting:
+            return low, high
+        share = torch.where(self.seen > 0, self.momentum, 1.0).to(self.low.dtype)
+        return self.low.lerp(low.to(self.low.dtype), share), self.high.lerp(high.to(self.high.dtype), share)
+
+    @torch.no_grad()
+    def _keep(self, low: Tensor, high: Tensor, x: Tensor) -> None:
+        """Update the statistics, after `x` was quantized at its range."""
         if self._collecting:
             self._collect(low, high, len(x))
-        elif self.momentum is None:
+        elif self._follows_batch and self.momentum is None:
             self.invalidate()  # training changes the activations
-        else:
-            self._average(low, high, torch.where(self.seen > 0, self.momentum, 1.0))
+        elif self._follows_batch:
+            self.low.copy_(low)
+            self.high.copy_(high)
             self.seen.add_(len(x))
-            return self.low.clone(), self.high.clone()
-        return low, high
+            self._calibrated = True
 
     def _estimated(self, x: Tensor) -> tuple[Tensor, Tensor]:  # both (1,)
         low, high = self.estimate(x, self.bits, rows_of_all if self.synchronised else own_rows)
@@ -77,11 +93,9 @@ class BatchQuantizer(Quantizer):
 
     def _collect(self, low: Tensor, high: Tensor, n_images: int) -> None:
         self.seen.add_(n_images)
-        self._average(low, high, n_images / self.seen)
-
-    def _average(self, low: Tensor, high: Tensor, share: Tensor) -> None:
-        self.low.lerp_(low.to(self.low.dtype), share.to(self.low.dtype))
-        self.high.lerp_(high.to(self.high.dtype), share.to(self.high.dtype))
+        share = (n_images / self.seen).to(self.low.dtype)
+        self.low.lerp_(low.to(self.low.dtype), share)
+        self.high.lerp_(high.to(self.high.dtype), share)
         self._calibrated = True
 
     @property
@@ -93,14 +107,19 @@ class BatchQuantizer(Quantizer):
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
-        """Take statistics from a batch. Several calls give the average, weighted by their numbers of images."""
+        """Take statistics from a batch. Several calls give the average, weighted by their numbers of images.
+
+        That is not the range of all images together: extremes grow with the size of a batch.
+        """
+        if self._loaded:
+            self.forget()
         self._collect(*self._estimated(v), len(v))
 
     @torch.no_grad()
     def forget(self) -> None:
         for statistic in (self.low, self.high, self.seen):
             statistic.zero_()
-        self._calibrated = False
+        self._calibrated = self._loaded = False
 
     def invalidate(self) -> None:
         """Drop collected statistics; running ones stay."""
@@ -121,17 +140,15 @@ class BatchQuantizer(Quantizer):
     def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `Quantizer`. The scale is step / gain. The zero point, not whole, is that of the range + the offset.
 
-        Without statistics the range is that of the batch `v`, as in training.
+        With `v` the range is the one at which `quantize` would round `v` now, which depends on `v` in training. Without
+        `v` it is that of the statistics.
         """
-        if v is None and not self.calibrated:
-            raise UserError(f"the activation quantizer of {self.label} {NOT_CALIBRATED.format(bits=self.bits)}")
-        low, high = (self.low, self.high) if self.calibrated else self._estimated(v)
-        step, zero_point = affine_of_range(low, high, self.bits, signed=self.signed)
+        step, zero_point = affine_of_range(*self._range(v), self.bits, signed=self.signed)
         return step.to(self.scale) / gain_of_scale(self.scale), zero_point.to(self.scale) + self.offset
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._calibrated = None
+        self._calibrated, self._loaded = None, True
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, estimate={self.estimate.__name__}, momentum={self.momentum}"

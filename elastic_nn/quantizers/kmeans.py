@@ -61,7 +61,11 @@ class KMeansWeightQuantizer(Quantizer):
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
-        """Cluster the weights. Equal weights give equal clusters."""
+        """Cluster the weights. Equal weights give equal clusters.
+
+        Of several calls the last counts, because there is one label for each weight. In a network all calls for a layer
+        have the same weights.
+        """
         labels, centroids = fit_kmeans(v.float().cpu().numpy(), self.bits, max_iter=self.max_iter, seed=self.seed)
         self.labels = torch.from_numpy(labels).to(v.device)
         self.centroids.data = torch.from_numpy(centroids).to(v)
@@ -83,7 +87,7 @@ class KMeansWeightQuantizer(Quantizer):
     def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raise UserError(f"the weights of {self.label} are k-means centroids, which have no scale and no zero point")
 
-    def check_state(self, state: Mapping[str, Any], shape: torch.Size) -> None:
+    def check_state(self, state: Mapping[str, Any], shape: torch.Size | None) -> None:
         centroids, labels = (state.get(name) for name in self.data_dependent)
         if not (isinstance(centroids, Tensor) and isinstance(labels, Tensor)):
             raise UserError(f"layer {self.label} lacks its clusters")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ class LinearActivationQuantizer(Quantizer):
     def __init__(self, signed: bool) -> None:
         super().__init__(signed)
         self.range = nn.Parameter(torch.full((1,), LARGEST_CLIP))
-        self._calibrated = False
+        self._calibrated = False  # by calls since the last `forget` or loading
 
     def quantize(self, v: Tensor) -> Tensor:
         return quantize_activation(v, self._clip(), self.bits, signed=self.signed)
@@ -43,7 +45,7 @@ class LinearActivationQuantizer(Quantizer):
     def calibrate(self, v: Tensor) -> None:
         """Set the clip to the largest magnitude, or at few bits to the KL clip, but at most to 6.
 
-        Of several calls the largest clip counts.
+        Of several calls the largest clip counts. That is the clip of all values together, except for KL clips.
         """
         magnitude_bits = self.bits - 1 if self.signed else self.bits
         largest = v.abs().max().item()
@@ -56,6 +58,10 @@ class LinearActivationQuantizer(Quantizer):
     @torch.no_grad()
     def forget(self) -> None:
         self.range.fill_(LARGEST_CLIP)
+        self._calibrated = False
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
         self._calibrated = False
 
     @property
@@ -79,6 +85,7 @@ class LinearWeightQuantizer(Quantizer):
     def __init__(self) -> None:
         super().__init__(signed=True)
         self.register_buffer("range", torch.full((1,), -1.0))
+        self._loaded = False  # the range is from a state
 
     def quantize(self, v: Tensor) -> Tensor:
         return quantize_weight(v, self._clip(v), self.bits)
@@ -95,16 +102,21 @@ class LinearWeightQuantizer(Quantizer):
     def calibrate(self, v: Tensor) -> None:
         """At few bits set the clip to the KL clip of the weights, otherwise let it follow their largest magnitude.
 
-        Of several calls the largest clip counts.
+        Of several calls at few bits the largest KL clip counts. A clip that follows the weights covers all calls.
         """
+        if self._loaded or self.bits >= FEW_BITS:
+            self.forget()
         if self.bits < FEW_BITS:
             self.range.fill_(max(kl_clip(v.float().cpu().numpy(), self.bits), self.range.item()))
-        else:
-            self.forget()
 
     @torch.no_grad()
     def forget(self) -> None:
         self.range.fill_(-1.0)
+        self._loaded = False
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._loaded = True
 
     @property
     def code_range(self) -> tuple[int, int]:

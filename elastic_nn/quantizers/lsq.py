@@ -6,7 +6,6 @@ LSQ (Esser et al., ICLR 2020, arXiv 1902.08153) in the form of OQA (Shen et al.,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,13 +34,6 @@ def initial_step(v: Tensor, bits: int, *, signed: bool) -> Tensor:
     return (2 / math.sqrt(highest)) * v.float().abs().mean().reshape(1)
 
 
-def initial_step_of_spread(v: Tensor, bits: int, *, signed: bool) -> Tensor:
-    """(1,) initial step of weights in LSQ+ (Bhalgat et al. 2020): codes reach three deviations from the mean."""
-    deviation, mean = torch.std_mean(v.float())
-    furthest = torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs())
-    return furthest.reshape(1) / (code_range(bits, signed=signed)[1] + 1)
-
-
 def inherited_step(step: Tensor, from_bits: int, to_bits: int) -> Tensor:
     """The initial step of a quantizer of fewer bits: doubled for each bit less.
 
@@ -61,9 +53,8 @@ class LsqQuantizer(Quantizer):
     train together must calibrate first, or each would start from its own images.
     """
 
-    def __init__(self, signed: bool, initial: Callable[..., Tensor] = initial_step) -> None:
+    def __init__(self, signed: bool) -> None:
         super().__init__(signed)
-        self.initial = initial
         self.step = nn.Parameter(torch.zeros(1))
         self._started = False  # so that a GPU need not wait for the step in every call
         self._count = 0  # values that the step was calibrated on
@@ -75,7 +66,7 @@ class LsqQuantizer(Quantizer):
     def _start(self, v: Tensor) -> Tensor:
         self._started = self.started
         if not self._started and not torch.is_grad_enabled():
-            return self.initial(v, self.bits, signed=self.signed)
+            return initial_step(v, self.bits, signed=self.signed)
         if not self._started:
             self.forget()
             self.calibrate(v)
@@ -87,8 +78,11 @@ class LsqQuantizer(Quantizer):
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
-        """Set the step by `initial`. Several calls give the mean of their steps, weighted by numbers of values."""
-        step = self.initial(v, self.bits, signed=self.signed).to(self.step)
+        """Set the step of the mean magnitude of the values (`initial_step`).
+
+        Several calls give, within rounding, the step of the mean over all their values.
+        """
+        step = initial_step(v, self.bits, signed=self.signed).to(self.step)
         if self._count:
             self.step.lerp_(step, v.numel() / (self._count + v.numel()))
         else:
@@ -110,7 +104,7 @@ class LsqQuantizer(Quantizer):
         """See `Quantizer`. If the step is not set, it is that of the values `v`, which are needed then."""
         if v is None and not self.started:
             raise UserError(f"the step of {self.label} is not set: calibrate the network first, or give the values")
-        scale = _size(self.step if self.started else self.initial(v, self.bits, signed=self.signed))
+        scale = _size(self.step if self.started else initial_step(v, self.bits, signed=self.signed))
         return scale, torch.zeros_like(scale)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

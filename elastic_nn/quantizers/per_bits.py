@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from apq.errors import UserError
@@ -34,7 +36,7 @@ class PerBits(Quantizer):
         return self.active(v)
 
     def calibrate(self, v: Tensor) -> None:
-        """Calibrate the quantizers of all bit-widths on these values."""
+        """Calibrate the quantizers of all bit-widths. Calls are combined as by those quantizers."""
         for quantizer in self.of_bits.values():
             quantizer.calibrate(v)
 
@@ -60,6 +62,22 @@ class PerBits(Quantizer):
     @property
     def needs_statistics(self) -> bool:
         return any(quantizer.needs_statistics for quantizer in self.of_bits.values())
+
+    @property
+    def data_dependent(self) -> tuple[str, ...]:
+        return tuple(
+            f"{prefix}{name}" for prefix, quantizer in self._prefixed().items() for name in quantizer.data_dependent
+        )
+
+    def check_state(self, state: Mapping[str, Any], shape: torch.Size | None) -> None:
+        """See `Quantizer`. The state must fit the quantizers of all bit-widths."""
+        for prefix, quantizer in self._prefixed().items():
+            own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            quantizer.check_state(own, shape)
+
+    def _prefixed(self) -> dict[str, Quantizer]:
+        """The quantizers by the prefixes of their keys in the state dict."""
+        return {f"of_bits.{bits}.": quantizer for bits, quantizer in self.of_bits.items()}
 
     @property
     def started(self) -> bool:

@@ -18,7 +18,6 @@ from dataset.splits import Splits
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.supernet_file import load_quantized_supernet
-from elastic_nn.quantizers import LINEAR
 from elastic_nn.training.finetune import quantized_subnet
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
@@ -65,7 +64,7 @@ def load_found(
         supernet = ModelFolder(supernet).supernet
     file = supernet or ModelFolder(choice.models).supernet
     net, origin = load_quantized_supernet(file, space)
-    if not finetuned and net.scheme == LINEAR:  # quantizers were added to a float supernet
+    if not (finetuned or net.scheme.trains_supernets):  # quantizers were added to a float supernet
         raise UserError(
             f"{experiment.path} has no checkpoint, and {file} is a float supernet, whose subnets need a finetune: "
             "run quant_aware.py first"

@@ -14,7 +14,7 @@ from dataset.splits import Splits, make_loader
 from elastic_nn.modules.quant_layers import quantizers
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import build_supernet
-from elastic_nn.quantizers import FLOAT, QuantScheme
+from elastic_nn.quantizers import QuantScheme
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.finetune import calibrate
 from elastic_nn.training.recipe import Recipe
@@ -39,7 +39,7 @@ def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, schem
         )
     if scheme.learned_steps and bits is None:
         raise UserError(f"a supernet with learned steps has one bit-width throughout; space {space.name} has several")
-    if scheme.mixed_precision and (start is None or start.scheme != FLOAT):
+    if scheme.mixed_precision and (start is None or start.scheme.quantizes):
         raise UserError(
             f"a supernet of mixed precision ({scheme.name}) starts from a float one, its teacher: train that with "
             "--quantizer float, then give it with --start_from"
@@ -48,7 +48,7 @@ def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, schem
         return
     if not same_architectures(start.space, space):
         raise UserError(f"the supernet to start from is of space {start.space.name}, which has other architectures")
-    if start.scheme == FLOAT:
+    if not start.scheme.quantizes:
         return
     if start.scheme != scheme:
         raise UserError(f"a {scheme.name} supernet cannot start from a quantized one ({start.scheme.name})")
@@ -74,14 +74,14 @@ def first_supernet(
     calibrated with the largest subnet, which runs all layers. BatchNorm is recalibrated at the new bits.
     """
     net = build_supernet(space, scheme)
-    if start is not None and start.scheme == FLOAT != scheme:
+    if start is not None and not start.scheme.quantizes and scheme.quantizes:
         net.load_float_weights(start.state_dict())
     elif start is not None:
         net.load_state_dict(start.state_dict())
         for quantizer in quantizers(net):
             quantizer.inherit(start.space.fixed_bits, space.fixed_bits)
     net.to(device)
-    if scheme != FLOAT:
+    if scheme.quantizes:
         calibrate(net, splits, space.resolutions[-1], n_images, device)
     return net
 

@@ -20,7 +20,6 @@ from dataset.pairs import PairStore
 from dataset.splits import make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
-from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, derived_seed, evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
@@ -70,7 +69,7 @@ def gather_as_is(
 
     Those of a float supernet have no policy.
     """
-    quantized, alone = supernet.scheme != FLOAT, session.alone()
+    quantized, alone = supernet.scheme.quantizes, session.alone()
     for index in _with_pace(indices, f"{'quantized' if quantized else 'float'} pairs", store.rank):
         subnet = pair_subnet(supernet.space, session.seed, index, quantized=quantized)
         top1 = subnet_top1(supernet, subnet, alone, session.splits.val, recipe.recalibration_images)

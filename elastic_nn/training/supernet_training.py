@@ -55,7 +55,7 @@ def train_space(request: SupernetRequest, device: torch.device, execution: Execu
         raise UserError(f"{folder.supernet} exists; choose another --out or give --overwrite")
     check_writable(folder.path)
     splits = load_splits(space, request.data)
-    recipe = get_recipe(request.recipe, space, in_float=scheme == FLOAT)
+    recipe = get_recipe(request.recipe, space, in_float=not scheme.quantizes)
     if request.batch_size:
         recipe = with_batch_size(recipe, request.batch_size)
     start, origin = (None, {}) if request.start_from is None else load_start(request.start_from, splits)

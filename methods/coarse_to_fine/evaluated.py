@@ -41,12 +41,22 @@ class Evaluated:
 class EvaluatedStore:
     """Measured subnets of a space in the folder of an experiment.
 
-    With `lenient`, lines that describe no subnet of this search are ignored; otherwise they are errors.
+    `made_by` is all that their accuracies depend on, as plain data. With `lenient`, lines that describe no subnet of
+    this search are ignored; otherwise they are errors.
     """
 
     space: SearchSpace
     journal: Journal
+    made_by: Record
     lenient: bool = False
+
+    def started(self) -> bool:
+        """Whether there is a journal of this search. UserError if the records are of another one."""
+        return self.journal.holds(self.made_by)
+
+    def start(self) -> None:
+        """Start an empty journal; old records are removed."""
+        self.journal.start(self.made_by)
 
     def append(self, evaluated: Evaluated) -> None:
         """Add a subnet; it is on disk when this returns."""
@@ -76,13 +86,15 @@ class EvaluatedStore:
         return evaluated if same and index >= 0 and 0 <= top1 <= 1 else None
 
 
-def open_store(experiment: Experiment, space: SearchSpace, *, rank: int, lenient: bool) -> EvaluatedStore:
+def open_store(
+    experiment: Experiment, space: SearchSpace, made_by: Record, *, rank: int, lenient: bool
+) -> EvaluatedStore:
     """The measured subnets of an experiment, to which the process of this rank appends."""
     journal = Journal(experiment.path / ASKED, STEM, "coarse-to-fine search", REMEDY, rank)
-    return EvaluatedStore(space=space, journal=journal, lenient=lenient)
+    return EvaluatedStore(space=space, journal=journal, made_by=made_by, lenient=lenient)
 
 
-def write_evaluated(experiment: Experiment, space: SearchSpace, asked: Record, found: Sequence[Evaluated]) -> None:
+def write_evaluated(experiment: Experiment, space: SearchSpace, made_by: Record, found: Sequence[Evaluated]) -> None:
     """Write the files of a finished search."""
-    write_json(experiment.path / ASKED, asked)
+    write_json(experiment.path / ASKED, made_by)
     write_jsonl(experiment.path / f"{STEM}.jsonl", [evaluated.record(space) for evaluated in found])

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from apq.checkpoint import load_checkpoint
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import Record
 from apq.genes import subnets_of
 from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
@@ -46,14 +45,14 @@ class Measurement:
         return evaluate(self.network(subnet), images, self.device).top1
 
 
-def can_continue(experiment: Experiment, store: EvaluatedStore, asked: Record, *, overwrite: bool) -> bool:
+def can_continue(experiment: Experiment, store: EvaluatedStore, *, overwrite: bool) -> bool:
     """Whether there are measurements to continue from. UserError if the folder holds anything else."""
     if overwrite:
         experiment.check_free(overwrite)
         with contextlib.suppress(UserError):
-            return store.journal.holds(asked) and all(True for _ in store.journal.records())  # reads every line
+            return store.started() and all(True for _ in store.journal.records())  # reads every line
         return False
-    if not store.journal.holds(asked):
+    if not store.started():
         experiment.check_free(overwrite)
         return False
     best, last = experiment.best_checkpoint, experiment.last_checkpoint

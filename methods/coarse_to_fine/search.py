@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -89,6 +90,7 @@ class Task:
         """The method's own settings, as plain data."""
         return {MODE: asdict(self.config), "recalibration_images": self.measurement.recalibration_images}
 
+    @functools.cached_property
     def asked(self) -> Record:
         """All that the measurements depend on, as plain data."""
         origin = {"supernet": digest(self.measurement.supernet.state_dict()), "images": self.measurement.splits.source}
@@ -101,15 +103,14 @@ def search(args: argparse.Namespace) -> None:
     With another --constraint or --type the same command chooses again among the subnets of a finished search.
     """
     experiment, task = get_experiment(args.exp_name, args.exp_dir), load_task(args)
-    asked = task.asked()
     with processes(task.measurement.device) as execution:
-        found = measure_stages(experiment, task, asked, execution, overwrite=args.overwrite)
+        found = measure_stages(experiment, task, execution, overwrite=args.overwrite)
         if not execution.main:
             return
     report_unreadable(task.measurement.splits)
     best, cost = task.choice.pick(found)
     result = result_of(task, found, best, cost)
-    record(experiment, task, found, asked, result)
+    record(experiment, task, found, result)
     report_result(experiment, result, task.cost_model, heading_of(task, found, best), as_json=args.json)
 
 
@@ -151,19 +152,17 @@ def search_config(args: argparse.Namespace, space: SearchSpace) -> CoarseToFineC
     )
 
 
-def measure_stages(
-    experiment: Experiment, task: Task, asked: Record, execution: Execution, *, overwrite: bool
-) -> Measured:
+def measure_stages(experiment: Experiment, task: Task, execution: Execution, *, overwrite: bool) -> Measured:
     """Run both stages. Measurements are kept in the folder of the experiment; those that exist are not repeated."""
-    check_agreement(asked, execution)
-    store = open_store(experiment, task.space, rank=execution.rank, lenient=overwrite)
-    continued = can_continue(experiment, store, asked, overwrite=overwrite)
+    check_agreement(task.asked, execution)
+    store = open_store(experiment, task.space, task.asked, rank=execution.rank, lenient=overwrite)
+    continued = can_continue(experiment, store, overwrite=overwrite)
     wait(execution)  # no process writes before all have read
     flops = PopulationCost(task.space, "flops")
 
     def evaluate_stage(stage: str, genes: np.ndarray) -> np.ndarray:
         if stage == STAGES[0] and not continued and execution.main:
-            store.journal.start(asked)
+            store.start()
         wait(execution)
         return measure(task.measurement, store, stage, genes, flops.predict(genes), execution)
 
@@ -224,14 +223,14 @@ def history_of(found: Measured) -> list[Record]:
     ]
 
 
-def record(experiment: Experiment, task: Task, found: Measured, asked: Record, result: SearchResult) -> None:
+def record(experiment: Experiment, task: Task, found: Measured, result: SearchResult) -> None:
     """Write the experiment: all measurements, the front, and the chosen subnet with its weights, untrained."""
     subnet, measurement = result.found_subnet.subnet, task.measurement
     net = measurement.network(subnet)
     state = {key: tensor.cpu() for key, tensor in net.state_dict().items()}
     facts = {"train": None, "seed": task.config.seed, "val_top1": result.measured_top1}
     with experiment.replaced() as new:
-        write_evaluated(new, task.space, asked, evaluated_of(task.space, found))
+        write_evaluated(new, task.space, task.asked, evaluated_of(task.space, found))
         picture = new.path / FRONT_PICTURE
         plot_front(found.flops, found.top1, found.n_coarse, found.coarse_front(), found.front(), picture)
         images = measurement.splits.source

@@ -14,7 +14,7 @@ from apq.checkpoint import digest
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
-from apq.files import Record
+from apq.files import SAVE_SECONDS, Record
 from apq.layers import FIXED_BITS, ConvLayer
 from apq.model import ModelSpec, model_to_dict
 from apq.model_folder import ModelFolder
@@ -33,7 +33,6 @@ from elastic_nn.training.session import Session
 from lut.cost_model import CostModel, cost_model_from_flags
 from lut.measured import load_measured
 from methods.search.bit_search import FoundPolicy, Task, layers_of_model, make_task, search_bits
-from methods.search.episodes import SAVE_SECONDS
 from methods.search.flags import agent_config
 from methods.search.policy_result import choice_of, report, result_of, store
 from methods.search.settings import AgentConfig, BitSearch, PolicySearch

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from tqdm import tqdm
 
 from apq.experiment import get_experiment
+from apq.files import SAVE_SECONDS
 from apq.resume import Resume
 from apq.search_result import SearchResult, SubnetChoice
 from lut.cost_model import cost_model_from_flags
 from lut.population import PopulationCost
-from methods.search.evolution_finder import SAVE_SECONDS, EvolutionFinder
+from methods.search.evolution_finder import EvolutionFinder
 from methods.search.flags import evolution_config
 from methods.search.predicted import asked_of, load_quantized_predictor
 from report.plots import plot_history

@@ -20,7 +20,6 @@ from methods.nsga2.sorting import survivors, tournament
 from methods.search.budget import Seen
 from methods.search.operators import blend, crossover, mutate
 
-SAVE_SECONDS = 1.0  # between saves of the state
 MOST_ROUNDS = 6  # rounds of proposals a generation: a small space may have no new candidates left
 FEWEST_PROPOSALS = 32  # proposals a round
 

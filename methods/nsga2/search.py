@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
+from apq.files import SAVE_SECONDS
 from apq.genes import subnets_of
 from apq.model_folder import DEFAULT_MODELS
 from apq.resume import Resume
@@ -19,7 +20,7 @@ from lut.cost_model import CostModel, cost_model_from_flags, cost_model_from_rec
 from lut.costs import UNITS
 from lut.population import PopulationCost
 from methods.nsga2.config import ACCURACY, OBJECTIVES, Nsga2Config, parse_objectives
-from methods.nsga2.front_finder import SAVE_SECONDS, Front, Objective, find_front
+from methods.nsga2.front_finder import Front, Objective, find_front
 from methods.nsga2.front_records import MODE, has_front, load_front, records_of
 from methods.nsga2.picking import Bound, parse_bounds, pick
 from methods.search.budget import Budget, check_reachable

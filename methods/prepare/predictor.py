@@ -13,7 +13,7 @@ import torch
 from apq.checkpoint import digest
 from apq.device import resolve_device
 from apq.errors import UserError
-from apq.files import Record, check_writable
+from apq.files import SAVE_SECONDS, Record, check_writable
 from apq.model_folder import ModelFolder
 from apq.resume import Resume
 from apq.space import space_to_dict
@@ -21,7 +21,6 @@ from dataset import check_classes, load_splits
 from dataset.imagenet import report_unreadable
 from dataset.pairs import NETINFO, PairStore
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
-from elastic_nn.quantizers import FLOAT, LINEAR
 from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned
 from elastic_nn.training.recipe import Recipe
@@ -30,7 +29,6 @@ from elastic_nn.training.session import Execution, Session
 from utils.predictor_files import load_predictor, save_predictor
 from utils.predictor_training import (
     FEWEST_PAIRS,
-    SAVE_SECONDS,
     PredictorConfig,
     train_predictor,
     training_record,
@@ -57,8 +55,9 @@ def gather(args: argparse.Namespace, device: torch.device, execution: Execution)
     if target.exists() and not args.overwrite:
         raise UserError(f"{target} exists; give --overwrite to train it anew (existing pairs are kept)")
     supernet, supernet_origin = (load_quantized_supernet if quantized else load_supernet)(folder.supernet)
-    space, as_is = supernet.space, supernet.scheme != LINEAR  # linear quantizers were added to a float supernet
-    if supernet.scheme != FLOAT and not quantized:
+    # Subnets are measured as they are, unless quantizers were added to a float supernet.
+    space, as_is = supernet.space, supernet.scheme.trains_supernets
+    if supernet.scheme.quantizes and not quantized:
         raise UserError(f"{folder.supernet} was trained quantized: gather its pairs with --prepare acc_quant")
     recipe, splits = get_recipe(args.recipe or supernet_origin.recipe, space), load_splits(space, args.data)
     check_classes(splits, supernet_origin.images, folder.supernet)

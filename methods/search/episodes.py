@@ -14,7 +14,6 @@ from apq.resume import NOT_KEPT, Resume, State
 from methods.search.agent import Agent
 from methods.search.settings import AgentConfig
 
-SAVE_SECONDS = 2.0  # between saves of the state: an episode may be faster than a disk
 OWN = ("episode", "reward", "best_reward", "noise")  # keys of a record that do not come from `score`
 
 

@@ -16,7 +16,6 @@ from apq.subnet import Subnet
 from methods.search.budget import Budget, Seen, check_reachable, fill, newcomers
 from methods.search.operators import crossover, mutate
 
-SAVE_SECONDS = 1.0  # between saves of the state
 Log = Callable[[Record], None]
 
 

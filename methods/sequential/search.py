@@ -11,7 +11,7 @@ from apq.cli import table
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import get_experiment
-from apq.files import Record
+from apq.files import SAVE_SECONDS, Record
 from apq.model_folder import ModelFolder
 from apq.resume import Resume
 from apq.search_result import SearchResult
@@ -26,7 +26,6 @@ from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
 from lut.cost_model import cost_model_from_flags
 from methods.search.bit_search import make_task
-from methods.search.episodes import SAVE_SECONDS
 from methods.search.flags import agent_config, evolution_config
 from methods.search.policy_result import choice_of, report, result_of, store
 from methods.sequential.config import SequentialConfig, Split
