@@ -21,7 +21,7 @@ def build_parser() -> Parser:
     summaries = {f"--mode {name}": mode.summary for name, mode in MODES.items()} | {"--prepare": PREPARE.summary}
     modes = "\n".join(f"  {name:24} {summary}" for name, summary in summaries.items())
     parser = Parser(
-        f"{__doc__}\nmodes; search.py --mode MODE --help shows the flags of one, all have --seed, --device, --json:\n{modes}",
+        f"{__doc__}\nmodes (search.py --mode MODE --help shows the flags; all have --seed, --device, --json):\n{modes}",
         usage="search.py [--help] [--mode MODE | --prepare PREDICTOR] [flags of the mode]",
         add_help=False,
     )
