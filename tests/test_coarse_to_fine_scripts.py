@@ -198,7 +198,7 @@ def interrupted(*args):
         ([*FLAGS, "--flops_min", "1e9", "--flops_max", "2e9"], "no subnet of space digits"),
         ([*FLAGS, "--population", "5"], r"unrecognized arguments: --population 5 .*--mode coarse_to_fine --help"),
         ([*FLAGS, "--acc_predictor_dir", "nowhere"], "nowhere"),
-        (["--constraint", "1", "--n_coarse", "5"], r"unrecognized arguments: --n_coarse 5 .*--mode evolution --help"),
+        (["--constraint", "1", "--n_coarse", "5"], r"unrecognized arguments: --n_coarse 5 .*search.py --help"),
         (["--mode", "ddpg", "--model", "mobilenet_v2_small", "--type", "flops"], r"invalid choice: 'flops'.*bitops"),
         (["--mode", "sequential", "--constraint", "1", "--type", "flops"], r"invalid choice: 'flops'.*bitops"),
     ],

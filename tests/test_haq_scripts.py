@@ -224,7 +224,7 @@ def test_resumes_after_an_interruption(here, monkeypatch):
         ([*QUICK, *MODEL, "--quantizer", "kmeans", "--image_bits", "7"], "no cost on an accelerator"),
         ([*QUICK, *MODEL, "--lr_c", "nan"], "must be positive"),
         ([*QUICK, *MODEL, "--population", "3"], r"unrecognized arguments: --population 3 .*--mode ddpg --help"),
-        ([*MODEL, "--constraint", "1"], r"unrecognized arguments: --model .*--mode evolution --help"),
+        ([*MODEL, "--constraint", "1"], r"unrecognized arguments: --model .*search.py --help"),
         ([*QUICK, "--model", "exps/linear"], "holds the policy"),
         ([*QUICK, "--model", "exps/nowhere"], "exps/nowhere"),
     ],
