@@ -32,7 +32,6 @@ MOST_LINES, MOST_PARAMETERS = 60, 10  # parameters without self
 # The kinds of quantizers and schemes are known in their own room, so that one from outside is not second-class. Others
 # ask for facts. Only `quant_layers` finds quantizers by their base class.
 QUANTIZERS, FINDS_QUANTIZERS = "elastic_nn/quantizers", "elastic_nn/modules/quant_layers.py"
-COMPARES_SCHEMES = {"methods/sequential/search.py"}  # with FLOAT; `scheme.quantizes` says the same
 
 
 def imports_of(file):
@@ -153,7 +152,7 @@ def test_quantizers_and_schemes_are_asked_for_facts(file):
         if called in ("isinstance", "issubclass"):
             own = {"Quantizer"} if name_of(file) == FINDS_QUANTIZERS else set()
             assert not names_in(node.args[1]) & KINDS - own, where
-        if isinstance(node, ast.Compare) and name_of(file) not in COMPARES_SCHEMES:
+        if isinstance(node, ast.Compare):
             compared = [part for part in (node.left, *node.comparators) if isinstance(part, (ast.Name, ast.Attribute))]
             assert not {getattr(part, "id", getattr(part, "attr", "")) for part in compared} & SCHEME_CONSTANTS, where
 

@@ -19,7 +19,6 @@ from apq.space import SearchSpace
 from dataset import check_classes, load_splits
 from dataset.imagenet import report_unreadable
 from elastic_nn.networks.supernet_file import load_supernet
-from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.distributed import processes
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
@@ -41,7 +40,7 @@ def search(args: argparse.Namespace) -> None:
     experiment.check_free(args.overwrite)
     device, folder = resolve_device(args.device), ModelFolder(args.acc_predictor_dir)
     supernet, origin = load_supernet(folder.supernet)
-    if supernet.scheme != FLOAT:
+    if supernet.scheme.quantizes:
         raise UserError(f"{folder.supernet} was trained quantized: the sequential baseline needs a float supernet")
     space = supernet.space
     predictor = load_predictor(folder.acc, space)
