@@ -70,6 +70,14 @@ def layer_names(layers: Sequence[ConvLayer]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layer.name for layer in layers))
 
 
+def first_runs(layers: Sequence[ConvLayer]) -> list[ConvLayer]:
+    """The first run of each layer, in the order of `layer_names`."""
+    first: dict[str, ConvLayer] = {}
+    for layer in layers:
+        first.setdefault(layer.name, layer)
+    return list(first.values())
+
+
 def priced_layers(layers: Sequence[ConvLayer], policy: Policy, image_bits: int = FIXED_BITS) -> list[ConvLayer]:
     """The layers at the bits of a linear policy."""
     bits = dict(zip(policy.names, policy.matrix(image_bits).tolist(), strict=True))

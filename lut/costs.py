@@ -13,9 +13,7 @@ from apq.layers import ConvLayer, layers_of
 from apq.space import SCOPES, SearchSpace
 from apq.subnet import Subnet
 from lut.bitfusion import BitFusion
-from lut.cost_model import CostModel
-
-UNITS = {"latency": "ms", "energy": "mJ", "bitops": "BitOps", "size": "bytes", "flops": "MACs"}
+from lut.cost_model import UNITS, CostModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ def network_costs(space: SearchSpace, subnet: Subnet, cost_model: CostModel) -> 
 
 def cost_of(layers: Sequence[ConvLayer], cost_model: CostModel) -> NetworkCost:
     """Cost of a network of these layers."""
-    ms, mj = known_costs(layers, cost_model).sum(axis=0).tolist()
+    ms, mj = cost_model.known_prices(layers).sum(axis=0).tolist()
     return NetworkCost(
         latency_ms=None if math.isnan(ms) else ms,
         energy_mj=None if math.isnan(mj) else mj,
@@ -54,14 +52,6 @@ def cost_of(layers: Sequence[ConvLayer], cost_model: CostModel) -> NetworkCost:
     )
 
 
-def known_costs(layers: Sequence[ConvLayer], cost_model: CostModel) -> np.ndarray:
-    """(layers, 2) float64 milliseconds and millijoules, NaN for layers that the cost model does not cover."""
-    covered = cost_model.covers(layers)
-    costs = np.full((len(layers), 2), np.nan)
-    costs[covered] = cost_model.price([layer for layer, known in zip(layers, covered, strict=True) if known])
-    return costs
-
-
 def layer_quantity(layers: Sequence[ConvLayer], quantity: str, cost_model: CostModel | None = None) -> np.ndarray:
     """(layers,) float64 cost of each layer in `UNITS[quantity]`.
 
@@ -69,15 +59,11 @@ def layer_quantity(layers: Sequence[ConvLayer], quantity: str, cost_model: CostM
     UserError for an unknown quantity, and where the model does not cover a layer.
     """
     check_quantity(quantity)
-    if quantity == "bitops":
-        return np.array([layer.bitops for layer in layers], dtype=np.float64)
-    if quantity == "flops":  # MACs, the same at any bits
-        return np.array([layer.macs for layer in layers], dtype=np.float64)
-    if quantity == "size":
-        return np.array([layer.size_bytes for layer in layers], dtype=np.float64)
-    costs = (cost_model or BitFusion()).price(layers)[:, 0 if quantity == "latency" else 1]
-    if np.isnan(costs).any():  # a table of measured latencies has no energies
-        raise UserError(f"{cost_model} has no {quantity} of layers")
+    cost_model = cost_model or BitFusion()
+    costs = cost_model.costs_of(quantity, layers)
+    if np.isnan(costs).any():
+        cost_model.price(layers)  # names the first layer that is not covered
+        raise UserError(f"{cost_model} has no {quantity} of layers")  # a table of latencies has no energies
     return costs
 
 

@@ -26,7 +26,7 @@ from elastic_nn.networks.policy_file import load_finetuned_policy
 from elastic_nn.networks.subnet_file import FinetunedSubnet, load_finetuned
 from elastic_nn.training.engine import Accuracy, evaluate
 from elastic_nn.training.found_subnet import FoundSubnet, load_found
-from lut.bit_costs import kmeans_costs, measured_costs
+from lut.bit_costs import kmeans_costs, linear_costs
 from lut.cost_model import CostModel, cost_model_from_flags, recorded_cost_model
 from lut.costs import NetworkCost, by_scope, cost_of, cost_rows, network_costs
 from lut.measured import load_measured
@@ -146,7 +146,8 @@ def costs_of_policy(result: SearchResult, cost_model: CostModel | None) -> Polic
     sizes, weights = kmeans_costs(choice.layers), policy.matrix()[:, :1]
     measured = None
     if file := result.cost_model.get("measured"):
-        measured = measured_costs(load_measured(Path(file), policy.names, result.quantity))
+        own_table = load_measured(Path(file), policy.names, result.quantity)
+        measured = linear_costs(choice.layers, result.quantity, own_table)
     return PolicyCosts(
         weight_bytes=sizes.total(weights),
         size_ratio=sizes.ratio(weights),

@@ -23,10 +23,11 @@ from apq.policy import (
     policy_to_dict,
     priced_layers,
 )
-from lut.bit_costs import kmeans_costs, linear_costs, measured_costs
+from lut.bit_costs import kmeans_costs, linear_costs
 from lut.bitfusion import BitFusion
 from lut.costs import cost_of
 from lut.measured import load_measured
+from lut.table import layer_key, load
 from lut.traced import traced_layers
 from methods.search.bit_environment import FREE, BitEnvironment, action_to_bits, fixed_bits
 from methods.search.bit_search import Task
@@ -49,9 +50,9 @@ def kmeans_environment(layers, ratio, min_bit=1):
 
 
 def published_costs(golden, networks):
-    return measured_costs(
-        load_measured(golden("haq_latency_table.csv"), layer_names(networks["mobilenetv2"]), "latency")
-    )
+    layers = networks["mobilenetv2"]
+    table = load_measured(golden("haq_latency_table.csv"), layer_names(layers), "latency")
+    return linear_costs(layers, "latency", table)
 
 
 def test_published_kmeans_policies(golden, networks):
@@ -226,16 +227,43 @@ def test_bad_policies(quantizer, strategy, message):
         policy_from_strategy(quantizer, layers, strategy)
 
 
+def test_measured_tables(tmp_path):
+    file, layers = tmp_path / "table.csv", [ConvLayer(8, 8, 4, 1, 1, 1, 8, 8, name=name) for name in "abab"]
+    for head in ("", "layer,w_bits,a_bits,cost\n"):
+        file.write_text(f"{head}0,1,1,5\n0,8,8,7\n")
+        for quantity in ("latency", "bitops"):  # the table has costs of whatever the budget limits
+            found = linear_costs(layers, quantity, load_measured(file, "ab", quantity))
+            assert (found.cells[0, 0, 0], found.reference, found.n_priced) == (5, 7, 1)  # of both runs of the layer
+            assert found.unit == "in the unit of its table"
+            assert np.isnan(found.cells).sum() == 2 * 64 - 2
+    file.write_text("0,1,1,5\n")
+    with pytest.raises(UserError, match=r"table\.csv has no latency of a layer at 8 bits, which costs are compared"):
+        linear_costs(layers, "latency", load_measured(file, "ab", "latency"))
+
+
+def test_a_table_of_some_bits_prices_a_search_within_them(tmp_path):
+    layers = [ConvLayer(8, 8, 4, 1, 1, 1, 8, 8, name=name) for name in "abcd"]
+    numbers = range(2, 9)
+    rows = [layer_key(replace(layers[0], w_bits=w, a_bits=a)) for w in numbers for a in numbers]
+    write_json(tmp_path / "table.json", {key: {"latency": i + 1, "energy": 1} for i, key in enumerate(rows)})
+    costs = linear_costs(layers, "latency", load(tmp_path / "table.json"))
+    assert np.isnan(costs.cells[:, 0]).all()
+    assert not np.isnan(costs.cells[:, 1:, 1:]).any()
+    assert (costs.reference, costs.unit, costs.n_priced) == (4 * 49, "ms", 4)
+    make = {"layers": layers, "costs": costs, "budget": 120, "max_bit": 8}
+    make["fixed"] = fixed_bits(4, activations=True, keep_ends=True)
+    bits = BitEnvironment(**make, min_bit=2).decide(np.ones(4))
+    assert costs.total(bits) <= 120
+    with pytest.raises(UserError, match=r"lacks layer 1 \(b\) at some of its bits"):
+        BitEnvironment(**make, min_bit=1)
+
+
 def test_bad_tables(tmp_path):
     file = tmp_path / "table.csv"
     for row in ("9,1,1,5", "0,1,1", "0,9,1,5", "0,1,1,nan", "0,1,1,-1", "0,1,1,inf", "zero,1,1,5"):
         file.write_text(f"layer,w,a,cost\n{row}\n")
         with pytest.raises(UserError, match=r"table\.csv is not a table"):
             load_measured(file, "abc", "latency")
-    for head in ("", "layer,w_bits,a_bits,cost\n"):
-        file.write_text(f"{head}0,1,1,5\n0,8,8,7\n")
-        found = measured_costs(load_measured(file, "abc", "latency"))
-        assert (found.cells[0, 0, 0], found.reference, found.n_priced) == (5, 7, 1)
 
 
 def test_strategies_within_a_file(tmp_path):

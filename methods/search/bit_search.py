@@ -11,14 +11,13 @@ from torch import nn
 from apq.files import Record
 from apq.layers import FIXED_BITS, ConvLayer
 from apq.model import ModelSpec
-from apq.policy import NOT_QUANTIZED, Policy, layer_names
+from apq.policy import NOT_QUANTIZED, Policy, first_runs, layer_names
 from apq.resume import NOT_KEPT, Resume
 from elastic_nn.training.policies import PolicyScorer, ShortFinetune
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.session import Session
-from lut.bit_costs import BitCosts, kmeans_costs, linear_costs, measured_costs
+from lut.bit_costs import BitCosts, kmeans_costs, linear_costs
 from lut.cost_model import CostModel
-from lut.measured import MeasuredTable
 from lut.traced import traced_layers
 from methods.search.bit_environment import BitEnvironment, fixed_bits
 from methods.search.episodes import Found, find
@@ -39,11 +38,8 @@ class Task:
 
     @property
     def own_layers(self) -> list[ConvLayer]:
-        """The layers that have bits of their own: the first of each name, in the order of `layer_names`."""
-        first: dict[str, ConvLayer] = {}
-        for layer in self.layers:
-            first.setdefault(layer.name, layer)
-        return list(first.values())
+        """The layers that have bits of their own: the first run of each, in the order of `layer_names`."""
+        return first_runs(self.layers)
 
 
 def layers_of_model(net: nn.Module, spec: ModelSpec) -> list[ConvLayer]:
@@ -64,12 +60,10 @@ class FoundPolicy:
 
 
 def make_task(net: nn.Module, spec: ModelSpec, quantizer: str, quantity: str, cost_model: CostModel) -> Task:
-    """List the layers of a network and price them. A measured table has costs of one quantity, whatever `quantity`."""
+    """List the layers of a network and price them. UserError if the cost model has no cost of `quantity` at 8 bits."""
     layers = layers_of_model(net, spec)
     if quantizer == "kmeans":
         costs = kmeans_costs(layers)
-    elif isinstance(cost_model, MeasuredTable):
-        costs = measured_costs(cost_model)
     else:
         costs = linear_costs(layers, quantity, cost_model)
     return Task(net=net, spec=spec, layers=layers, costs=costs, cost_model=cost_model)
