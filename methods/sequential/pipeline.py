@@ -26,6 +26,7 @@ from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.session import Session
 from lut.cost_model import CostModel
 from methods.search import evolution_finder
+from methods.search.bit_environment import BudgetError
 from methods.search.bit_search import FoundPolicy, environment_of, make_task, search_bits
 from methods.search.episodes import Found
 from methods.search.settings import PolicySearch
@@ -112,6 +113,7 @@ def asked_of(config: SequentialConfig, parts: Parts, session: Session) -> Record
         "predictor": digest(parts.predictor.state_dict()),
         "recipe": asdict(parts.recipe),
         "cost": parts.cost_model.record(),
+        "prices": parts.cost_model.digest(),
         "images": session.splits.source,
         "seed": session.seed,
         "execution": session.execution.record(),
@@ -271,12 +273,11 @@ class _Run:
 
     def check_bits(self, pruned: FloatSubnet) -> None:
         """UserError if even the cheapest bits are over the last budget. The states are removed then."""
-        spec = subnet_model(pruned.space, pruned.subnet)
+        spec, quantity = subnet_model(pruned.space, pruned.subnet), self.config.quantity
+        task = make_task(pruned.net, spec, "linear", quantity, self.parts.cost_model)
         try:
-            environment_of(
-                make_task(pruned.net, spec, "linear", self.config.quantity, self.parts.cost_model), self.config.bits
-            )
-        except UserError as error:
+            environment_of(task, self.config.bits)
+        except BudgetError as error:
             remove_states(self.resume)
             raise UserError(
                 f"no bits of the pruned network are within the budget: {error}; "
