@@ -75,7 +75,7 @@ def linear_costs(layers: Sequence[ConvLayer], quantity: str, cost_model: CostMod
     return BitCosts(cells=cells, unit=cost_model.unit_of(quantity), reference=reference, of_what="the 8-bit cost")
 
 
-def kmeans_costs(layers: Sequence[ConvLayer]) -> BitCosts:
+def weight_costs(layers: Sequence[ConvLayer]) -> BitCosts:
     """Bytes of the weights, as HAQ counts them: without biases and codebooks. Ratios are to 32-bit weights."""
     weights = _sum_by_name(layers, np.array([0 if layer.shared else layer.weights for layer in layers]))
     cells = weights[:, None, None] * np.arange(1, MOST_BITS + 1)[:, None] / 8

@@ -15,7 +15,9 @@ from apq.errors import UserError
 from apq.files import write_json
 from apq.layers import ConvLayer
 from apq.policy import (
+    QUANTIZERS,
     Policy,
+    PolicyQuantizer,
     layer_names,
     load_strategy,
     policy_from_dict,
@@ -23,12 +25,15 @@ from apq.policy import (
     policy_to_dict,
     priced_layers,
 )
-from lut.bit_costs import kmeans_costs, linear_costs
+from elastic_nn.training.recipes import RECIPES
+from lut.bit_costs import linear_costs, weight_costs
 from lut.bitfusion import BitFusion
 from lut.costs import cost_of
 from lut.measured import load_measured
 from lut.table import layer_key, load
 from lut.traced import traced_layers
+from methods.ddpg.command import build_parser
+from methods.ddpg.search import bit_search
 from methods.search.bit_environment import FREE, BitEnvironment, action_to_bits, fixed_bits
 from methods.search.bit_search import Task
 
@@ -42,7 +47,7 @@ def networks():
 
 
 def kmeans_environment(layers, ratio, min_bit=1):
-    costs = kmeans_costs(layers)
+    costs = weight_costs(layers)
     fixed = fixed_bits(len(layers), activations=False, keep_ends=False)
     return BitEnvironment(
         layers=layers, costs=costs, budget=ratio * costs.reference, fixed=fixed, min_bit=min_bit, max_bit=8
@@ -59,7 +64,7 @@ def test_published_kmeans_policies(golden, networks):
     for case in golden("haq.json")["kmeans_policies"]:
         layers = networks[case["model"]]
         policy = policy_from_strategy("kmeans", layers, case["strategy"])
-        costs = kmeans_costs(layers)
+        costs = weight_costs(layers)
         assert costs.ratio(policy.matrix()) == pytest.approx(case["ratio"], rel=1e-12)
         assert costs.total(policy.matrix()) == pytest.approx(case["size_MB"] * 1e6)
         assert policy.strategy == case["strategy"]
@@ -196,7 +201,7 @@ def test_a_layer_that_runs_twice_costs_twice_and_is_stored_once():
     bits = np.array([[4, 8]])
     once = linear_costs([layer], "bitops", BITFUSION).total(bits)
     assert linear_costs(twice, "bitops", BITFUSION).total(bits) == 2 * once
-    assert kmeans_costs(twice).reference == kmeans_costs([layer]).reference
+    assert weight_costs(twice).reference == weight_costs([layer]).reference
 
 
 def test_policy_on_disk(networks):
@@ -225,6 +230,36 @@ def test_bad_policies(quantizer, strategy, message):
     layers = [ConvLayer(8, 8, 4, 1, 1, 1, 8, 8, name=name) for name in "ab"]
     with pytest.raises(UserError, match=message):
         policy_from_strategy(quantizer, layers, strategy)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"fewest": 0, "most": 8}, "from 1 to 8, not 0 to 8"),
+        ({"fewest": 4, "most": 3}, "from 1 to 8, not 4 to 3"),
+        ({"fewest": 1, "most": 8, "weights_only": True}, "no costs on an accelerator"),
+    ],
+)
+def test_bad_quantizers(row, message):
+    with pytest.raises(UserError, match=message):
+        PolicyQuantizer(**row)
+
+
+def test_facts_of_a_quantizer_from_outside_decide(monkeypatch):
+    """A quantizer of few weight and activation bits, without costs on an accelerator."""
+    monkeypatch.setitem(QUANTIZERS, "powers", PolicyQuantizer(2, 4, priced=False, ratio=0.4))
+    words = ["--model", "x", "--quantizer", "powers"]
+    config = bit_search(build_parser().parse_args(words), RECIPES["tiny"])
+    assert (config.quantity, config.ratio, config.min_bit, config.max_bit) == ("size", 0.4, 2, 4)
+    assert not config.keep_ends
+    for more, message in (
+        (["--type", "latency"], "powers weights compute in floating point"),
+        (["--table", "t.json"], "powers weights have no cost on an accelerator"),
+        (["--keep_ends"], "powers has no 8 bits for the first and last layer"),
+        (["--max_bit", "5"], "powers bits must be from 2 to 4, not 2 to 5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            bit_search(build_parser().parse_args([*words, *more]), RECIPES["tiny"])
 
 
 def test_measured_tables(tmp_path):
@@ -286,7 +321,7 @@ def test_nothing_to_choose():
     layers = [ConvLayer(8, 8, 4, 1, 1, 1, 8, 8, name=name) for name in "ab"]
     fixed = fixed_bits(2, activations=True, keep_ends=True)
     with pytest.raises(UserError, match="nothing to choose"):
-        BitEnvironment(layers=layers, costs=kmeans_costs(layers), budget=1e9, fixed=fixed, min_bit=2, max_bit=8)
+        BitEnvironment(layers=layers, costs=weight_costs(layers), budget=1e9, fixed=fixed, min_bit=2, max_bit=8)
 
 
 def test_wall_leaves_what_single_bits_cannot(networks):

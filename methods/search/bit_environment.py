@@ -53,7 +53,7 @@ class BitEnvironment:
     """Gives bits to one layer after the other, first to its weights, then to its activations.
 
     `fixed` has the bits that are not chosen, see `fixed_bits`. Candidates are bits (layers, 2 or 1) that cost at most
-    `budget`. BudgetError if even the cheapest bits cost more. UserError if there is nothing to choose, or if the costs of
+    `budget`. BudgetError if even the cheapest bits cost more. UserError if there is nothing to choose, or if costs of
     bits that may be chosen are not known.
     """
 
