@@ -13,8 +13,47 @@ from apq.errors import UserError
 from apq.files import Record, read_json
 from apq.layers import FIXED_BITS, ConvLayer
 
-QUANTIZERS = {"linear": (2, 8), "kmeans": (1, 8)}  # fewest and most bits; a row may be added from outside
-WEIGHTS_ONLY = {"kmeans"}  # quantizers that leave activations in full precision
+
+@dataclass(frozen=True)
+class PolicyQuantizer:
+    """What policies and searches of bits know about a quantizer.
+
+    UserError for bits outside 1 to 8, and for a quantizer of weights alone that is priced on accelerators: its layers
+    compute in floating point.
+
+    Attributes:
+        fewest, most: its range of bits.
+        weights_only: whether it leaves activations in full precision.
+        priced: whether accelerators have costs of its layers. Otherwise budgets limit the size.
+        ratio: default budget of a search, as a fraction of the cost at 8 bits, or of the size of 32-bit weights where
+            it quantizes weights alone. The default is HAQ's.
+    """
+
+    fewest: int
+    most: int
+    weights_only: bool = False
+    priced: bool = True
+    ratio: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.fewest <= self.most <= 8:
+            raise UserError(f"bits of a quantizer must be from 1 to 8, not {self.fewest} to {self.most}")
+        if self.weights_only and self.priced:
+            raise UserError("a quantizer of weights alone has no costs on an accelerator: give priced=False")
+
+    @property
+    def bits(self) -> range:
+        """All its bits, from the fewest."""
+        return range(self.fewest, self.most + 1)
+
+
+LINEAR = "linear"  # the quantizer by default
+QUANTIZERS = {
+    LINEAR: PolicyQuantizer(2, 8),
+    "kmeans": PolicyQuantizer(1, 8, weights_only=True, priced=False, ratio=0.1),
+}
+"""Quantizers of policies by name. A row may be added from outside, for a scheme in `elastic_nn.quantizers.SCHEMES`."""
+
 # Names of the schemes in `elastic_nn.quantizers` that supernets are trained with, listed here without its imports.
 SUPERNET_QUANTIZERS = (
     *("float", "lsq"),
@@ -28,9 +67,9 @@ IMAGE_BITS = (NOT_QUANTIZED, FIXED_BITS)  # choices for the input image, which h
 class Policy:
     """The bits of each layer of a network.
 
-    `bits` has one row for each of `names`: (weights, activations) for the linear quantizer, (weights,) for k-means,
-    which leaves activations in full precision. The input of the first layer is the image, whose pixels have 8 bits:
-    its activation bits are NOT_QUANTIZED or 8. UserError for an unknown quantizer and bits that it does not have.
+    `bits` has one row for each of `names`: (weights, activations), or (weights,) for a quantizer of weights alone, such
+    as k-means. The input of the first layer is the image, whose pixels have 8 bits: its activation bits are
+    NOT_QUANTIZED or 8. UserError for an unknown quantizer and bits that it does not have.
     """
 
     quantizer: str
@@ -39,24 +78,26 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.quantizer not in QUANTIZERS:
-            raise UserError(f"unknown quantizer {self.quantizer!r}; known: {', '.join(QUANTIZERS)}")
+            raise UserError(
+                f"unknown quantizer {self.quantizer!r}; known: {', '.join(QUANTIZERS)}; APQ_PLUGINS may add others"
+            )
         if len(self.names) != len(self.bits):
             raise UserError(f"the policy has bits for {len(self.bits)} layers, the network has {len(self.names)}")
-        fewest, most = QUANTIZERS[self.quantizer]
-        width = 1 if self.quantizer in WEIGHTS_ONLY else 2
+        known = QUANTIZERS[self.quantizer]
+        width, bits = 1 if known.weights_only else 2, tuple(known.bits)
         for i, (name, row) in enumerate(zip(self.names, self.bits, strict=True)):
-            allowed = [tuple(range(fewest, most + 1)), IMAGE_BITS if i == 0 else tuple(range(fewest, most + 1))]
+            allowed = [bits, IMAGE_BITS if i == 0 else bits]
             fits = [type(b) is int and b in choices for b, choices in zip(row, allowed, strict=False)]
             if len(row) != width or not all(fits):
                 form = "[weight bits, activation bits]" if width == 2 else "weight bits"
                 raise UserError(
                     f"layer {i} ({name}) of a {self.quantizer} policy has bits {list(row)}; it must be {form}, each "
-                    f"from {fewest} to {most}, activations of the first layer {NOT_QUANTIZED} (the image as it is)"
+                    f"from {bits[0]} to {bits[-1]}, activations of the first layer {NOT_QUANTIZED} (the image as it is)"
                 )
 
     @property
     def strategy(self) -> list[Any]:
-        """The published form: [[weight bits, activation bits], ...], or [weight bits, ...] for k-means."""
+        """The published form: [[weight bits, activation bits], ...], or [weight bits, ...] of weights alone."""
         return [list(row) if len(row) > 1 else row[0] for row in self.bits]
 
     def matrix(self, image_bits: int = FIXED_BITS) -> np.ndarray:
@@ -70,8 +111,16 @@ def layer_names(layers: Sequence[ConvLayer]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layer.name for layer in layers))
 
 
+def first_runs(layers: Sequence[ConvLayer]) -> list[ConvLayer]:
+    """The first run of each layer, in the order of `layer_names`."""
+    first: dict[str, ConvLayer] = {}
+    for layer in layers:
+        first.setdefault(layer.name, layer)
+    return list(first.values())
+
+
 def priced_layers(layers: Sequence[ConvLayer], policy: Policy, image_bits: int = FIXED_BITS) -> list[ConvLayer]:
-    """The layers at the bits of a linear policy."""
+    """The layers at the bits of a policy that quantizes weights and activations."""
     bits = dict(zip(policy.names, policy.matrix(image_bits).tolist(), strict=True))
     return [replace(layer, w_bits=bits[layer.name][0], a_bits=bits[layer.name][-1]) for layer in layers]
 

@@ -35,6 +35,34 @@ class SubnetChoice:
     subnet: Subnet
     models: Path
 
+    def config(self, result: SearchResult) -> Record:
+        """The keys of `config.json` that results with a subnet have."""
+        origin = {"space": space_to_dict(self.space), "acc_predictor_dir": str(self.models)}
+        return {**origin, "constraint": result.limit, "scope": result.scope}
+
+    def write(self, experiment: Experiment) -> None:
+        """Write `arch`."""
+        write_json(experiment.arch, [architecture_of(self.space, self.subnet), policy_of(self.space, self.subnet)])
+
+    @classmethod
+    def read(cls, experiment: Experiment, config: _Fields) -> Record:
+        """The fields of a SearchResult that `config` and `write` have written, taken out of `config`."""
+        models = Path(config.take("acc_predictor_dir", str))
+        try:
+            space = space_from_dict(config.take("space", dict))
+        except _FieldError:
+            raise
+        except UserError as error:
+            raise UserError(f"{experiment.config}: {error}") from error
+        return {
+            "choice": cls(space=space, subnet=experiment.load_subnet(space), models=models),
+            "quantity": config.take("type", str, "latency"),
+            "unit": config.take("unit", str, "ms"),
+            "limit": config.take("constraint", (int, float, type(None)), None),
+            "scope": config.take("scope", str, "full"),
+            "cost": _cost_of(experiment),
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyChoice:
@@ -59,6 +87,38 @@ class PolicyChoice:
     of_what: str
     n_priced: int | None = None
     original_top1: float | None = None
+
+    def config(self, result: SearchResult) -> Record:
+        """The keys of `config.json` that results with a policy have."""
+        plain = {key: value for key, value in vars(self).items() if key not in ("policy", "layers")}
+        return {**plain, "budget": result.limit, "cost": result.cost}
+
+    def write(self, experiment: Experiment) -> None:
+        """Write `policy.json`."""
+        write_json(experiment.policy, policy_to_dict(self.policy, self.layers))
+
+    @classmethod
+    def read(cls, experiment: Experiment, config: _Fields) -> Record:
+        """The fields of a SearchResult that `config` and `write` have written, taken out of `config`."""
+        policy, layers = read_policy(experiment)
+        choice = cls(
+            policy=policy,
+            layers=layers,
+            model=config.take("model", str),
+            recipe=config.take("recipe", str),
+            image_bits=config.take("image_bits", int),
+            ratio=config.take("ratio", (int, float)),
+            of_what=config.take("of_what", str),
+            n_priced=config.take("n_priced", (int, type(None)), None),
+            original_top1=config.take("original_top1", (int, float, type(None)), None),
+        )
+        return {
+            "choice": choice,
+            "quantity": config.take("type", str),
+            "unit": config.take("unit", str, ""),
+            "limit": config.take("budget", (int, float, type(None)), None),
+            "cost": config.take("cost", (int, float), 0.0),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +177,7 @@ class SearchResult:
 
     def config(self) -> Record:
         """The contents of `config.json`."""
-        facts: Record = {"format": FORMAT, "mode": self.method}
-        if isinstance(self.choice, SubnetChoice):
-            facts |= {"space": space_to_dict(self.choice.space), "acc_predictor_dir": str(self.choice.models)}
-            facts |= {"constraint": self.limit, "scope": self.scope}
-        else:
-            plain = {key: value for key, value in vars(self.choice).items() if key not in ("policy", "layers")}
-            facts |= {**plain, "budget": self.limit, "cost": self.cost}
+        facts: Record = {"format": FORMAT, "mode": self.method, **self.choice.config(self)}
         facts |= {"type": self.quantity, "unit": self.unit, **self.settings, **self.cost_model}
         tops = {"predicted_accuracy": self.predicted_top1, "top1": self.measured_top1}
         return facts | {key: value for key, value in tops.items() if value is not None}
@@ -136,11 +190,7 @@ class SearchResult:
             write_json(experiment.front, list(self.front))
         write_json(experiment.made_by, asdict(self.made_by or this_run()))
         write_json(experiment.lat, [self.cost])
-        if isinstance(self.choice, SubnetChoice):
-            space, subnet = self.choice.space, self.choice.subnet
-            write_json(experiment.arch, [architecture_of(space, subnet), policy_of(space, subnet)])
-        else:
-            write_json(experiment.policy, policy_to_dict(self.choice.policy, self.choice.layers))
+        self.choice.write(experiment)
 
 
 def read_result(experiment: Experiment) -> SearchResult:
@@ -164,66 +214,31 @@ def _result_of(experiment: Experiment, config: _Fields) -> SearchResult:
     version = config.take("format", int, 1)
     if version > FORMAT:
         raise UserError(f"{experiment.config} has format {version}, this program reads up to {FORMAT}")
-    method = config.take("mode", str, "evolution")
-    cost_model = {key: config.data.pop(key) for key in PRICED_BY if key in config.data}
-    priced = _Fields({"accelerator": None, "table": None} if "cost_model" in cost_model else dict(cost_model))
-    if "cost_model" not in cost_model:
-        priced.take("accelerator", dict)
-    priced.take("table", (str, type(None)))
-    common: Record = {
-        "method": method,
-        "cost_model": cost_model,
+    kind = PolicyChoice if experiment.policy.exists() else SubnetChoice
+    facts: Record = {
+        "method": config.take("mode", str, "evolution"),
+        "cost_model": _cost_model_of(config),
         "predicted_top1": config.take("predicted_accuracy", (int, float, type(None)), None),
         "measured_top1": config.take("top1", (int, float, type(None)), None),
         "history": tuple(read_jsonl(experiment.history)),
         "front": _front_of(experiment),
         "made_by": _provenance_of(experiment),
-        "path": experiment.path,
+        **kind.read(experiment, config),
     }
-    own = (_policy_fields if experiment.policy.exists() else _subnet_fields)(experiment, config)
-    return SearchResult(settings=config.data, **own, **common)
+    return SearchResult(**facts, settings=config.data, path=experiment.path)
 
 
-def _policy_fields(experiment: Experiment, config: _Fields) -> Record:
-    """The fields of a SearchResult that chooses a policy."""
-    policy, layers = read_policy(experiment)
-    choice = PolicyChoice(
-        policy=policy,
-        layers=layers,
-        model=config.take("model", str),
-        recipe=config.take("recipe", str),
-        image_bits=config.take("image_bits", int),
-        ratio=config.take("ratio", (int, float)),
-        of_what=config.take("of_what", str),
-        n_priced=config.take("n_priced", (int, type(None)), None),
-        original_top1=config.take("original_top1", (int, float, type(None)), None),
-    )
-    return {
-        "choice": choice,
-        "quantity": config.take("type", str),
-        "unit": config.take("unit", str, ""),
-        "limit": config.take("budget", (int, float, type(None)), None),
-        "cost": config.take("cost", (int, float), 0.0),
-    }
+def _cost_model_of(config: _Fields) -> Record:
+    """Take the record of the cost model (`CostModel.record`) out of `config`, with its keys checked.
 
-
-def _subnet_fields(experiment: Experiment, config: _Fields) -> Record:
-    """The fields of a SearchResult that chooses a subnet."""
-    models = Path(config.take("acc_predictor_dir", str))
-    try:
-        space = space_from_dict(config.take("space", dict))
-    except _FieldError:
-        raise
-    except UserError as error:
-        raise UserError(f"{experiment.config}: {error}") from error
-    return {
-        "choice": SubnetChoice(space=space, subnet=experiment.load_subnet(space), models=models),
-        "quantity": config.take("type", str, "latency"),
-        "unit": config.take("unit", str, "ms"),
-        "limit": config.take("constraint", (int, float, type(None)), None),
-        "scope": config.take("scope", str, "full"),
-        "cost": _cost_of(experiment),
-    }
+    A record with "cost_model" needs no "accelerator" and no "table".
+    """
+    record = {key: config.data.pop(key) for key in PRICED_BY if key in config.data}
+    if "cost_model" not in record:
+        keys = _Fields(record)
+        keys.take("accelerator", dict)
+        keys.take("table", (str, type(None)))
+    return record
 
 
 def read_policy(experiment: Experiment) -> tuple[Policy, list[ConvLayer]]:

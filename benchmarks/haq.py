@@ -39,7 +39,6 @@ from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
 from lut.bitfusion import BitFusion
-from methods.ddpg.search import DEFAULT_RATIO
 from methods.search.bit_environment import FREE
 from methods.search.bit_search import (
     Task,
@@ -84,14 +83,14 @@ def measure(args: Any, quantizer: str, method: str, seed: int, device: torch.dev
     task = fresh_task(args.model, quantizer)
     recipe = get_recipe(None, task.spec)
     session = Session(splits=load_splits(task.spec), device=device, seed=seed)
-    linear = quantizer == "linear"
+    known = QUANTIZERS[quantizer]
     config = BitSearch(
         quantizer=quantizer,
-        quantity="latency" if linear else "size",
-        ratio=DEFAULT_RATIO[quantizer],
-        min_bit=QUANTIZERS[quantizer][0],
+        quantity="latency" if known.priced else "size",
+        ratio=known.ratio,
+        min_bit=known.fewest,
         max_bit=8,
-        keep_ends=linear,
+        keep_ends=not known.weights_only,
         train_images=recipe.episode_images,
         val_images=recipe.episode_val_images,
     )
@@ -123,7 +122,7 @@ def measure(args: Any, quantizer: str, method: str, seed: int, device: torch.dev
 def fresh_task(model: str, quantizer: str) -> Task:
     """The trained float network, its layers and costs."""
     net, spec, _ = load_model(ModelFolder(Path("models") / model).model, model)
-    quantity = "latency" if quantizer == "linear" else "size"
+    quantity = "latency" if QUANTIZERS[quantizer].priced else "size"
     return make_task(net, spec, quantizer, quantity, BitFusion())
 
 
@@ -154,7 +153,7 @@ def finetuned(model: str, policy: Policy, recipe: Recipe, seed: int, device: tor
 def print_tables(args: Any, done: dict[tuple[str, str, int], dict[str, Any]]) -> None:
     """Print a table for each quantizer."""
     for quantizer in args.quantizers:
-        print(f"\n### {quantizer}, {DEFAULT_RATIO[quantizer]:.0%} budget, {args.model}\n")
+        print(f"\n### {quantizer}, {QUANTIZERS[quantizer].ratio:.0%} budget, {args.model}\n")
         print("| seed | method | policies tried | cost ratio | top-1 in the search | val top-1 | test top-1 |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for seed in args.seeds:

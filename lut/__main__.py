@@ -21,7 +21,7 @@ from apq.files import write_json
 from apq.layers import ConvLayer
 from apq.presets import get_space
 from lut.cost_model import CostModel, add_cost_flags, cost_model_from_flags, recorded_cost_model
-from lut.costs import by_scope, cost_of, cost_rows, known_costs
+from lut.costs import by_scope, cost_of, cost_rows
 from lut.named import network_named
 from lut.table import build
 
@@ -131,7 +131,7 @@ def layer_rows(layers: list[ConvLayer], cost_model: CostModel) -> list[dict[str,
             "params": layer.params,
             "bytes": layer.size_bytes,
         }
-        for layer, (ms, mj) in zip(layers, known_costs(layers, cost_model).tolist(), strict=True)
+        for layer, (ms, mj) in zip(layers, cost_model.known_prices(layers).tolist(), strict=True)
     ]
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.layers import ConvLayer
-from apq.policy import layer_names
+from apq.policy import first_runs, layer_names
 from lut.cost_model import CostModel
-from lut.costs import UNITS, layer_quantity
-from lut.measured import MOST_BITS, MeasuredTable
+from lut.costs import check_quantity
+from lut.measured import MOST_BITS
 
 FLOAT_BITS = 32
 
@@ -59,33 +59,28 @@ class BitCosts:
 def linear_costs(layers: Sequence[ConvLayer], quantity: str, cost_model: CostModel) -> BitCosts:
     """Costs of `quantity`, one of UNITS, with quantized weights and activations. Ratios are to the 8-bit network.
 
-    UserError if the cost model does not cover a layer at some bits.
+    Costs that the model does not have are NaN. The reference is the cost of the layers that it has at 8 bits. UserError
+    for an unknown quantity, and where the reference is not positive.
     """
+    check_quantity(quantity)
+    if cost_model.of_all_runs:
+        layers = first_runs(layers)
     choices = [(w, a) for w in range(1, MOST_BITS + 1) for a in range(1, MOST_BITS + 1)]
     at_bits = [replace(layer, w_bits=w, a_bits=a) for layer in layers for w, a in choices]
-    costs = layer_quantity(at_bits, quantity, cost_model)
+    costs = cost_model.costs_of(quantity, at_bits)
     cells = _sum_by_name(layers, costs.reshape(len(layers), MOST_BITS, MOST_BITS))
-    return BitCosts(
-        cells=cells, unit=UNITS[quantity], reference=float(cells[:, -1, -1].sum()), of_what="the 8-bit cost"
-    )
+    reference = float(np.nansum(cells[:, -1, -1]))
+    if not reference > 0:
+        raise UserError(f"{cost_model} has no {quantity} of a layer at 8 bits, which costs are compared with")
+    return BitCosts(cells=cells, unit=cost_model.unit_of(quantity), reference=reference, of_what="the 8-bit cost")
 
 
-def kmeans_costs(layers: Sequence[ConvLayer]) -> BitCosts:
+def weight_costs(layers: Sequence[ConvLayer]) -> BitCosts:
     """Bytes of the weights, as HAQ counts them: without biases and codebooks. Ratios are to 32-bit weights."""
     weights = _sum_by_name(layers, np.array([0 if layer.shared else layer.weights for layer in layers]))
     cells = weights[:, None, None] * np.arange(1, MOST_BITS + 1)[:, None] / 8
     return BitCosts(
         cells=cells, unit="bytes", reference=float(weights.sum() * FLOAT_BITS / 8), of_what="the 32-bit weights"
-    )
-
-
-def measured_costs(table: MeasuredTable) -> BitCosts:
-    """Measured costs. Ratios are to the 8-bit network."""
-    return BitCosts(
-        cells=table.cells,
-        unit="in the unit of its table",
-        reference=float(np.nansum(table.cells[:, -1, -1])),
-        of_what="the 8-bit cost",
     )
 
 

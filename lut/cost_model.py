@@ -26,7 +26,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,12 +37,19 @@ from apq.layers import ConvLayer
 from apq.search_result import read_result
 from lut.accelerator import accelerator_from_dict
 
+UNITS = {"latency": "ms", "energy": "mJ", "bitops": "BitOps", "size": "bytes", "flops": "MACs"}
+COLUMN = {"latency": 0, "energy": 1}  # of `CostModel.price`
+COUNTED = {"bitops": "bitops", "size": "size_bytes", "flops": "macs"}  # attributes of a layer
+
 
 class CostModel(ABC):
     """Base class of cost models: the latency and energy of layers at batch 1.
 
     A subclass implements `price`. The other methods are right for a dataclass of plain data that covers all layers.
+    `of_all_runs` says whether the cost of a layer that runs several times is that of all its runs, not of one.
     """
+
+    of_all_runs: ClassVar[bool] = False
 
     @abstractmethod
     def price(self, layers: Sequence[ConvLayer]) -> np.ndarray:
@@ -54,6 +61,26 @@ class CostModel(ABC):
         Layers that an accelerator cannot run are covered: the error of `price` says why it cannot.
         """
         return np.ones(len(layers), dtype=bool)
+
+    def known_prices(self, layers: Sequence[ConvLayer]) -> np.ndarray:
+        """(layers, 2) float64 milliseconds and millijoules, NaN for layers that are not covered."""
+        covered = self.covers(layers)
+        prices = np.full((len(layers), 2), np.nan)
+        prices[covered] = self.price([layer for layer, known in zip(layers, covered, strict=True) if known])
+        return prices
+
+    def costs_of(self, quantity: str, layers: Sequence[ConvLayer]) -> np.ndarray:
+        """(layers,) float64 costs of a quantity, one of UNITS, in `unit_of(quantity)`. NaN where a cost is not known.
+
+        Latency and energy are those of `price`. The other quantities are counted, alike for all models.
+        """
+        if quantity in COUNTED:
+            return counted(quantity, layers)
+        return self.known_prices(layers)[:, COLUMN[quantity]]
+
+    def unit_of(self, quantity: str) -> str:
+        """The unit of `costs_of(quantity, layers)`, in words for messages and reports."""
+        return UNITS[quantity]
 
     def record(self) -> Record:
         """Plain data for an experiment's config.json, from which `cost_model_from_record` builds the same model."""
@@ -73,6 +100,11 @@ class CostModel(ABC):
         if not kinds:
             raise UserError(f"cost model {type(self).__name__} has no row in COST_MODELS")
         return kinds[0]
+
+
+def counted(quantity: str, layers: Sequence[ConvLayer]) -> np.ndarray:
+    """(layers,) float64 BitOps, bytes or MACs, which no cost model changes."""
+    return np.array([getattr(layer, COUNTED[quantity]) for layer in layers], dtype=np.float64)
 
 
 def digest_of(data: Any) -> str:

@@ -12,10 +12,9 @@ from apq.errors import UserError
 from apq.layers import ConvLayer, layers_of
 from apq.space import SCOPES, SearchSpace
 from apq.subnet import Subnet
-from lut.cost_model import CostModel
+from lut.cost_model import COLUMN, UNITS, CostModel, counted
 
-UNITS = {"latency": "ms", "energy": "mJ", "bitops": "BitOps", "size": "bytes", "flops": "MACs"}
-PRICED = ("latency", "energy")  # quantities that a cost model gives; the others are counted
+PRICED = tuple(COLUMN)  # quantities that a cost model gives; the others are counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ def network_costs(space: SearchSpace, subnet: Subnet, cost_model: CostModel) -> 
 
 def cost_of(layers: Sequence[ConvLayer], cost_model: CostModel) -> NetworkCost:
     """Cost of a network of these layers."""
-    ms, mj = known_costs(layers, cost_model).sum(axis=0).tolist()
+    ms, mj = cost_model.known_prices(layers).sum(axis=0).tolist()
     return NetworkCost(
         latency_ms=None if math.isnan(ms) else ms,
         energy_mj=None if math.isnan(mj) else mj,
@@ -54,14 +53,6 @@ def cost_of(layers: Sequence[ConvLayer], cost_model: CostModel) -> NetworkCost:
     )
 
 
-def known_costs(layers: Sequence[ConvLayer], cost_model: CostModel) -> np.ndarray:
-    """(layers, 2) float64 milliseconds and millijoules, NaN for layers that the cost model does not cover."""
-    covered = cost_model.covers(layers)
-    costs = np.full((len(layers), 2), np.nan)
-    costs[covered] = cost_model.price([layer for layer, known in zip(layers, covered, strict=True) if known])
-    return costs
-
-
 def layer_quantity(layers: Sequence[ConvLayer], quantity: str, cost_model: CostModel | None = None) -> np.ndarray:
     """(layers,) float64 cost of each layer in `UNITS[quantity]`.
 
@@ -69,15 +60,12 @@ def layer_quantity(layers: Sequence[ConvLayer], quantity: str, cost_model: CostM
     quantity, for latency or energy without a cost model, and where the model does not cover a layer.
     """
     check_quantity(quantity, cost_model)
-    if quantity == "bitops":
-        return np.array([layer.bitops for layer in layers], dtype=np.float64)
-    if quantity == "flops":  # MACs, the same at any bits
-        return np.array([layer.macs for layer in layers], dtype=np.float64)
-    if quantity == "size":
-        return np.array([layer.size_bytes for layer in layers], dtype=np.float64)
-    costs = cost_model.price(layers)[:, 0 if quantity == "latency" else 1]
-    if np.isnan(costs).any():  # a table of measured latencies has no energies
-        raise UserError(f"{cost_model} has no {quantity} of layers")
+    if cost_model is None:
+        return counted(quantity, layers)
+    costs = cost_model.costs_of(quantity, layers)
+    if np.isnan(costs).any():
+        cost_model.price(layers)  # names the first layer that is not covered
+        raise UserError(f"{cost_model} has no {quantity} of layers")  # a table of latencies has no energies
     return costs
 
 

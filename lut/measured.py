@@ -14,20 +14,23 @@ from apq.errors import UserError
 from apq.files import Record
 from apq.layers import ConvLayer
 from lut.accelerator import Accelerator
-from lut.cost_model import CostModel, digest_of
+from lut.cost_model import COLUMN, CostModel, digest_of
 
 MOST_BITS = 8
-COLUMN = {"latency": 0, "energy": 1}  # of `CostModel.price`
 
 
 @dataclass(frozen=True, eq=False)
 class MeasuredTable(CostModel):
-    """Measured costs of the layers of one network at 1 to 8 bits.
+    """Measured costs of the layers of one network at 1 to 8 bits, in the unit of the file.
 
     `cells[layer, w - 1, a - 1]` is the cost of layer `names[layer]` at w weight bits and a activation bits, NaN where
-    it was not measured. `price` has it in the column of `quantity`, in the unit of the file, and NaN in the other
-    column. For a quantity other than latency and energy both columns are NaN.
+    it was not measured. It is the cost of all runs of the layer, see `of_all_runs`.
+
+    `costs_of(quantity, layers)` has these costs, whatever the quantity is. `price` has them in its column of
+    `quantity`. Its other column is NaN, and so are both if `quantity` is neither latency nor energy.
     """
+
+    of_all_runs = True
 
     path: Path
     names: tuple[str, ...]
@@ -38,7 +41,11 @@ class MeasuredTable(CostModel):
         return f"table {self.path}"
 
     def record(self) -> Record:
-        """Plain data for config.json. Reports price the network by the published BitFusion beside this table."""
+        """Plain data for config.json.
+
+        `cost_model_from_record` reads it back as the published BitFusion, which prices networks in reports. Reports
+        show the measured cost beside it: they load this table again from the path under "measured".
+        """
         return {"accelerator": asdict(Accelerator()), "table": None, "measured": str(self.path)}
 
     def digest(self) -> str:
@@ -47,11 +54,11 @@ class MeasuredTable(CostModel):
 
     def covers(self, layers: Sequence[ConvLayer]) -> np.ndarray:
         """(layers,) bool: which layers were measured at their bits."""
-        return ~np.isnan(self._costs(layers))
+        return ~np.isnan(self._measured(layers))
 
     def price(self, layers: Sequence[ConvLayer]) -> np.ndarray:
         """(layers, 2) float64, with costs in the column of `quantity`. UserError names the first layer without one."""
-        costs = self._costs(layers)
+        costs = self._measured(layers)
         if np.isnan(costs).any():
             layer = layers[int(np.isnan(costs).argmax())]
             raise UserError(
@@ -63,7 +70,16 @@ class MeasuredTable(CostModel):
             columns[:, COLUMN[self.quantity]] = costs
         return columns
 
-    def _costs(self, layers: Sequence[ConvLayer]) -> np.ndarray:
+    def costs_of(self, quantity: str, layers: Sequence[ConvLayer]) -> np.ndarray:
+        """(layers,) float64 measured costs if `quantity` is that of the table. See `CostModel.costs_of` for others."""
+        return self._measured(layers) if quantity == self.quantity else super().costs_of(quantity, layers)
+
+    def unit_of(self, quantity: str) -> str:
+        """See `CostModel.unit_of`."""
+        return "in the unit of its table" if quantity == self.quantity else super().unit_of(quantity)
+
+    def _measured(self, layers: Sequence[ConvLayer]) -> np.ndarray:
+        """(layers,) float64 costs, NaN where there is none."""
         places, costs = {name: place for place, name in enumerate(self.names)}, np.full(len(layers), np.nan)
         for i, layer in enumerate(layers):
             if layer.name in places and 1 <= layer.w_bits <= MOST_BITS and 1 <= layer.a_bits <= MOST_BITS:

@@ -10,7 +10,7 @@ from pathlib import Path
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.layers import FIXED_BITS, ConvLayer, layers_of
-from apq.policy import priced_layers
+from apq.policy import QUANTIZERS, priced_layers
 from apq.presets import SPACES, get_space
 from apq.search_result import PolicyChoice, read_result
 from apq.space import SCOPES, SHARED_SETTING, SearchSpace
@@ -63,8 +63,10 @@ def _experiment(experiment: Experiment, bits: tuple[int, int] | None, resolution
 
 def _of_policy(experiment: Experiment, choice: PolicyChoice, resolution: int | None) -> NamedNetwork:
     policy, layers = choice.policy, choice.layers
-    if policy.quantizer != "linear":
-        raise UserError(f"{experiment.path}: k-means weights compute in floating point, which has no cost model here")
+    if not QUANTIZERS[policy.quantizer].priced:
+        raise UserError(
+            f"{experiment.path}: {policy.quantizer} weights compute in floating point, which has no cost model here"
+        )
     if resolution not in (None, layers[0].input_size):
         raise UserError(f"{experiment.path} is for {layers[0].input_size} pixels: leave --resolution out")
     return NamedNetwork(

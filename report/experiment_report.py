@@ -16,7 +16,7 @@ from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import Record
 from apq.model_folder import ModelFolder
-from apq.policy import priced_layers
+from apq.policy import QUANTIZERS, priced_layers
 from apq.search_result import PolicyChoice, SearchResult, read_result
 from apq.subnet import spec_of
 from dataset import check_classes, load_splits
@@ -26,7 +26,7 @@ from elastic_nn.networks.policy_file import load_finetuned_policy
 from elastic_nn.networks.subnet_file import FinetunedSubnet, load_finetuned
 from elastic_nn.training.engine import Accuracy, evaluate
 from elastic_nn.training.found_subnet import FoundSubnet, load_found
-from lut.bit_costs import kmeans_costs, measured_costs
+from lut.bit_costs import linear_costs, weight_costs
 from lut.cost_model import CostModel, cost_model_from_flags, recorded_cost_model
 from lut.costs import NetworkCost, by_scope, cost_of, cost_rows, network_costs
 from lut.measured import load_measured
@@ -91,7 +91,7 @@ def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
     net, spec, policy, layers, images = load_finetuned_policy(experiment)
     accuracy, skipped = measure(args, net, load_images(args, spec, images, experiment), spec.resolution)
     plot_policy(policy, layers, experiment.path / BITS_PICTURE)
-    cost_model = cost_model_of(args, experiment) if policy.quantizer == "linear" else None
+    cost_model = cost_model_of(args, experiment) if QUANTIZERS[policy.quantizer].priced else None
     costs = costs_of_policy(result, cost_model)
     if args.json:
         facts = {"model": result.found_policy.model, "quantizer": policy.quantizer, "policy": policy.strategy}
@@ -143,10 +143,11 @@ def costs_of_policy(result: SearchResult, cost_model: CostModel | None) -> Polic
     """The costs of a policy by a cost model, if one is given, and by the measured table of its search, if any."""
     choice = result.found_policy
     policy, bits = choice.policy, choice.policy.matrix(choice.image_bits)
-    sizes, weights = kmeans_costs(choice.layers), policy.matrix()[:, :1]
+    sizes, weights = weight_costs(choice.layers), policy.matrix()[:, :1]
     measured = None
     if file := result.cost_model.get("measured"):
-        measured = measured_costs(load_measured(Path(file), policy.names, result.quantity))
+        own_table = load_measured(Path(file), policy.names, result.quantity)
+        measured = linear_costs(choice.layers, result.quantity, own_table)
     return PolicyCosts(
         weight_bytes=sizes.total(weights),
         size_ratio=sizes.ratio(weights),

@@ -192,6 +192,8 @@ def test_measured_costs_are_those_of_the_layers_names(tmp_path):
     assert model.covers([replace(LAYERS[0], w_bits=7), replace(LAYERS[0], a_bits=32)]).tolist() == [False, False]
     np.testing.assert_array_equal(model.price(LAYERS[:2]), [[np.nan, 5], [np.nan, 7]])
     assert layer_quantity(LAYERS[:2], "energy", model).tolist() == [5, 7]
+    assert layer_quantity(LAYERS, "size", model).tolist() == layer_quantity(LAYERS, "size").tolist()
+    assert layer_quantity(LAYERS[:2], "size", load_measured(file, ("a", "b"), "size")).tolist() == [5, 7]
     with pytest.raises(UserError, match=r"own\.csv has no cost of layer c at 2 weight and 8 activation bits"):
         model.price(LAYERS)
     with pytest.raises(UserError, match=r"table .*own\.csv has no latency"):

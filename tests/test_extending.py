@@ -26,7 +26,7 @@ FILES = dict(re.findall(r"```python\n# plugins/(\w+\.py)\n(.*?)```", PAGE, re.DO
 def commands(section):
     """The lines of the shell blocks of a section."""
     text = re.split(r"\n## ", PAGE.split(f"\n## {section}\n")[1])[0]
-    return "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
+    return "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", "").splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,14 @@ def test_the_page_has_a_file_for_each_table():
 
 def test_a_quantizer(here):
     for line in commands("A quantizer"):
-        run(line, here)
+        shown = run(line, here)
+    assert "learned-clip policy of mobilenet_v2_small, " in shown
+    assert "all 8 bits" in shown  # by the cost model of the search
+    config, policy = (read_json(here / "exps/clips" / name) for name in ("config.json", "policy.json"))
+    assert (policy["quantizer"], config["type"]) == ("learned-clip", "latency")
+    assert policy["strategy"][0] == [8, -1]  # weights and activations, the image as it is
+    assert config["ratio"] <= 0.6  # the default budget, of the cost at 8 bits
+    assert "learned-clip policy" in run("python -m lut --model exps/clips", here)
     code = """
 import torch
 from elastic_nn.modules.quant_layers import quantized_layers

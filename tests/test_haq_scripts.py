@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from PIL import Image
 
 from apq.errors import UserError
 from apq.files import read_json, read_jsonl, write_json
+from apq.layers import ConvLayer
 from apq.model import ModelSpec
 from elastic_nn.networks.named_models import use_elastic_norms
 from elastic_nn.training.policies import PolicyScorer
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
 from lut.bitfusion import BitFusion
+from lut.table import layer_key
 from methods.search.bit_search import make_task, search_bits
 from methods.search.settings import AgentConfig, BitSearch, PolicySearch
 
@@ -129,6 +132,25 @@ def test_given_policy(here, capsys):
 
     write_json(here / "policy", strategy[1:])
     with pytest.raises(UserError, match="policy: the policy has bits for 22 layers, the network has 23"):
+        search(words)
+
+
+def test_a_table_of_the_searched_bits_is_enough(here, capsys):
+    """Rows of 2 to 8 bits, from BitFusion: the search ends as it does with BitFusion."""
+    given = [ConvLayer(**row) for row in read_json(here / "exps/linear/policy.json")["layers"]]
+    pairs = [(w, a) for w in range(2, 9) for a in range(2, 9)]
+    layers = [replace(layer, w_bits=w, a_bits=a) for layer in given for w, a in pairs]
+    rows = dict(zip(map(layer_key, layers), BitFusion().price(layers).tolist(), strict=True))
+    write_json(here / "own.json", {key: {"latency": ms, "energy": mj} for key, (ms, mj) in rows.items()})
+    write_json(here / "kind.json", {"kind": "table", "path": "own.json"})
+    for priced in (["--table", "own.json"], ["--config", "kind.json"]):
+        words = [*QUICK, *MODEL, *priced, "--exp_name", "own", "--overwrite", "--json"]
+        shown = json.loads(printed(capsys, search, *words))
+        assert shown["policy"] == read_json(here / "exps/linear/policy.json")["strategy"]
+        assert shown["priced_by"] == "table own.json"
+    del rows[layer_key(replace(given[5], w_bits=3, a_bits=4))]
+    write_json(here / "own.json", {key: {"latency": ms, "energy": mj} for key, (ms, mj) in rows.items()})
+    with pytest.raises(UserError, match=rf"lacks layer 5 \({given[5].name}\) at some of its bits"):
         search(words)
 
 

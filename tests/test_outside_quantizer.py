@@ -9,7 +9,7 @@ from torch import nn
 
 from apq.errors import UserError
 from apq.genes import smallest_subnet
-from apq.policy import QUANTIZERS, layer_names, policy_from_strategy
+from apq.policy import QUANTIZERS, PolicyQuantizer, layer_names, policy_from_strategy
 from apq.presets import DIGITS
 from dataset.splits import make_loader
 from elastic_nn.modules.quant_layers import quantized_layers, quantizers
@@ -68,7 +68,7 @@ class LearnedClip(Quantizer):
 def scheme(monkeypatch):
     made = QuantScheme("learned-clip", weight=LearnedClip, activation=LearnedClip, mixed_precision=True)
     monkeypatch.setitem(SCHEMES, made.name, made)
-    monkeypatch.setitem(QUANTIZERS, made.name, (2, 8))
+    monkeypatch.setitem(QUANTIZERS, made.name, PolicyQuantizer(2, 8))
     return made
 
 

@@ -15,7 +15,9 @@ from apq.errors import UserError
 from apq.files import write_json
 from apq.layers import ConvLayer
 from apq.policy import (
+    QUANTIZERS,
     Policy,
+    PolicyQuantizer,
     layer_names,
     load_strategy,
     policy_from_dict,
@@ -23,11 +25,15 @@ from apq.policy import (
     policy_to_dict,
     priced_layers,
 )
-from lut.bit_costs import kmeans_costs, linear_costs, measured_costs
+from elastic_nn.training.recipes import RECIPES
+from lut.bit_costs import linear_costs, weight_costs
 from lut.bitfusion import BitFusion
 from lut.costs import cost_of
 from lut.measured import load_measured
+from lut.table import layer_key, load
 from lut.traced import traced_layers
+from methods.ddpg.command import build_parser
+from methods.ddpg.search import bit_search
 from methods.search.bit_environment import FREE, BitEnvironment, action_to_bits, fixed_bits
 from methods.search.bit_search import Task
 
@@ -41,7 +47,7 @@ def networks():
 
 
 def kmeans_environment(layers, ratio, min_bit=1):
-    costs = kmeans_costs(layers)
+    costs = weight_costs(layers)
     fixed = fixed_bits(len(layers), activations=False, keep_ends=False)
     return BitEnvironment(
         layers=layers, costs=costs, budget=ratio * costs.reference, fixed=fixed, min_bit=min_bit, max_bit=8
@@ -49,16 +55,16 @@ def kmeans_environment(layers, ratio, min_bit=1):
 
 
 def published_costs(golden, networks):
-    return measured_costs(
-        load_measured(golden("haq_latency_table.csv"), layer_names(networks["mobilenetv2"]), "latency")
-    )
+    layers = networks["mobilenetv2"]
+    table = load_measured(golden("haq_latency_table.csv"), layer_names(layers), "latency")
+    return linear_costs(layers, "latency", table)
 
 
 def test_published_kmeans_policies(golden, networks):
     for case in golden("haq.json")["kmeans_policies"]:
         layers = networks[case["model"]]
         policy = policy_from_strategy("kmeans", layers, case["strategy"])
-        costs = kmeans_costs(layers)
+        costs = weight_costs(layers)
         assert costs.ratio(policy.matrix()) == pytest.approx(case["ratio"], rel=1e-12)
         assert costs.total(policy.matrix()) == pytest.approx(case["size_MB"] * 1e6)
         assert policy.strategy == case["strategy"]
@@ -195,7 +201,7 @@ def test_a_layer_that_runs_twice_costs_twice_and_is_stored_once():
     bits = np.array([[4, 8]])
     once = linear_costs([layer], "bitops", BITFUSION).total(bits)
     assert linear_costs(twice, "bitops", BITFUSION).total(bits) == 2 * once
-    assert kmeans_costs(twice).reference == kmeans_costs([layer]).reference
+    assert weight_costs(twice).reference == weight_costs([layer]).reference
 
 
 def test_policy_on_disk(networks):
@@ -226,16 +232,73 @@ def test_bad_policies(quantizer, strategy, message):
         policy_from_strategy(quantizer, layers, strategy)
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"fewest": 0, "most": 8}, "from 1 to 8, not 0 to 8"),
+        ({"fewest": 4, "most": 3}, "from 1 to 8, not 4 to 3"),
+        ({"fewest": 1, "most": 8, "weights_only": True}, "no costs on an accelerator"),
+    ],
+)
+def test_bad_quantizers(row, message):
+    with pytest.raises(UserError, match=message):
+        PolicyQuantizer(**row)
+
+
+def test_facts_of_a_quantizer_from_outside_decide(monkeypatch):
+    """A quantizer of few weight and activation bits, without costs on an accelerator."""
+    monkeypatch.setitem(QUANTIZERS, "powers", PolicyQuantizer(2, 4, priced=False, ratio=0.4))
+    words = ["--model", "x", "--quantizer", "powers"]
+    config = bit_search(build_parser().parse_args(words), RECIPES["tiny"])
+    assert (config.quantity, config.ratio, config.min_bit, config.max_bit) == ("size", 0.4, 2, 4)
+    assert not config.keep_ends
+    for more, message in (
+        (["--type", "latency"], "powers weights compute in floating point"),
+        (["--table", "t.json"], "powers weights have no cost on an accelerator"),
+        (["--keep_ends"], "powers has no 8 bits for the first and last layer"),
+        (["--max_bit", "5"], "powers bits must be from 2 to 4, not 2 to 5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            bit_search(build_parser().parse_args([*words, *more]), RECIPES["tiny"])
+
+
+def test_measured_tables(tmp_path):
+    file, layers = tmp_path / "table.csv", [ConvLayer(8, 8, 4, 1, 1, 1, 8, 8, name=name) for name in "abab"]
+    for head in ("", "layer,w_bits,a_bits,cost\n"):
+        file.write_text(f"{head}0,1,1,5\n0,8,8,7\n")
+        for quantity in ("latency", "bitops"):  # the table has costs of whatever the budget limits
+            found = linear_costs(layers, quantity, load_measured(file, "ab", quantity))
+            assert (found.cells[0, 0, 0], found.reference, found.n_priced) == (5, 7, 1)  # of both runs of the layer
+            assert found.unit == "in the unit of its table"
+            assert np.isnan(found.cells).sum() == 2 * 64 - 2
+    file.write_text("0,1,1,5\n")
+    with pytest.raises(UserError, match=r"table\.csv has no latency of a layer at 8 bits, which costs are compared"):
+        linear_costs(layers, "latency", load_measured(file, "ab", "latency"))
+
+
+def test_a_table_of_some_bits_prices_a_search_within_them(tmp_path):
+    layers = [ConvLayer(8, 8, 4, 1, 1, 1, 8, 8, name=name) for name in "abcd"]
+    numbers = range(2, 9)
+    rows = [layer_key(replace(layers[0], w_bits=w, a_bits=a)) for w in numbers for a in numbers]
+    write_json(tmp_path / "table.json", {key: {"latency": i + 1, "energy": 1} for i, key in enumerate(rows)})
+    costs = linear_costs(layers, "latency", load(tmp_path / "table.json"))
+    assert np.isnan(costs.cells[:, 0]).all()
+    assert not np.isnan(costs.cells[:, 1:, 1:]).any()
+    assert (costs.reference, costs.unit, costs.n_priced) == (4 * 49, "ms", 4)
+    make = {"layers": layers, "costs": costs, "budget": 120, "max_bit": 8}
+    make["fixed"] = fixed_bits(4, activations=True, keep_ends=True)
+    bits = BitEnvironment(**make, min_bit=2).decide(np.ones(4))
+    assert costs.total(bits) <= 120
+    with pytest.raises(UserError, match=r"lacks layer 1 \(b\) at some of its bits"):
+        BitEnvironment(**make, min_bit=1)
+
+
 def test_bad_tables(tmp_path):
     file = tmp_path / "table.csv"
     for row in ("9,1,1,5", "0,1,1", "0,9,1,5", "0,1,1,nan", "0,1,1,-1", "0,1,1,inf", "zero,1,1,5"):
         file.write_text(f"layer,w,a,cost\n{row}\n")
         with pytest.raises(UserError, match=r"table\.csv is not a table"):
             load_measured(file, "abc", "latency")
-    for head in ("", "layer,w_bits,a_bits,cost\n"):
-        file.write_text(f"{head}0,1,1,5\n0,8,8,7\n")
-        found = measured_costs(load_measured(file, "abc", "latency"))
-        assert (found.cells[0, 0, 0], found.reference, found.n_priced) == (5, 7, 1)
 
 
 def test_strategies_within_a_file(tmp_path):
@@ -258,7 +321,7 @@ def test_nothing_to_choose():
     layers = [ConvLayer(8, 8, 4, 1, 1, 1, 8, 8, name=name) for name in "ab"]
     fixed = fixed_bits(2, activations=True, keep_ends=True)
     with pytest.raises(UserError, match="nothing to choose"):
-        BitEnvironment(layers=layers, costs=kmeans_costs(layers), budget=1e9, fixed=fixed, min_bit=2, max_bit=8)
+        BitEnvironment(layers=layers, costs=weight_costs(layers), budget=1e9, fixed=fixed, min_bit=2, max_bit=8)
 
 
 def test_wall_leaves_what_single_bits_cannot(networks):

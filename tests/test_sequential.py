@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from apq.bit_widths import bits_throughout
 from apq.errors import UserError
+from apq.files import write_json
 from apq.genes import largest_subnet, sample, subnets_of
 from apq.presets import DIGITS, GLYPHS, QFA_MBV3
 from apq.resume import Resume
@@ -25,6 +26,7 @@ from elastic_nn.quantizers import FLOAT
 from elastic_nn.training.engine import TrainConfig, evaluate
 from elastic_nn.training.recipes import RECIPES
 from elastic_nn.training.session import Session
+from lut import table
 from lut.bitfusion import BitFusion
 from lut.costs import UNITS, layer_quantity
 from lut.traced import traced_layers
@@ -194,10 +196,14 @@ CONFIG = SequentialConfig(
 )
 
 
-def whole_way(few, folder, config=CONFIG, restart=False):
+def digits_parts(cost_model=COST_MODEL):
     supernet, _ = load_supernet(MODELS / "supernet.pt")
     predictor = load_predictor(MODELS / "acc.pt", DIGITS)
-    parts = Parts(supernet=supernet, predictor=predictor, recipe=RECIPES["tiny"], cost_model=COST_MODEL)
+    return Parts(supernet=supernet, predictor=predictor, recipe=RECIPES["tiny"], cost_model=cost_model)
+
+
+def whole_way(few, folder, config=CONFIG, restart=False, cost_model=COST_MODEL):
+    parts = digits_parts(cost_model)
     session = Session(splits=few, device=CPU)
     resume = Resume(folder / STATE, asked_of(config, parts, session), "search", restart)
     return run_sequential(config, parts, session, resume)
@@ -271,6 +277,24 @@ def test_a_hopeless_last_budget_leaves_no_state(few, tmp_path):
     with pytest.raises(UserError, match=r"are within the budget: the budget of .* raise --preserve_ratio"):
         whole_way(few, tmp_path, hopeless)
     assert not list(tmp_path.iterdir())
+
+
+def test_bits_without_a_price_are_not_a_matter_of_the_budget(few, tmp_path):
+    """The error names the layer. The states stay."""
+    write_json(tmp_path / "own.json", table.build(DIGITS))  # of the space's bits, 4 to 8, some of them
+    own = replace(CONFIG, quantity="latency", split=Split(constraint=0.06), min_bit=2)
+    with pytest.raises(UserError, match=r"^the cost table lacks layer \d+ \(.*\) at some of its bits$"):
+        whole_way(few, tmp_path, own, cost_model=table.load(tmp_path / "own.json"))
+    assert (tmp_path / STATE).exists()
+
+
+def test_a_search_depends_on_the_rows_of_its_table(few, tmp_path):
+    file, session, asked = tmp_path / "own.json", Session(splits=few, device=CPU), []
+    for latency in (2, 3):
+        write_json(file, {"head": {"latency": latency, "energy": 1}})
+        asked.append(asked_of(CONFIG, digits_parts(table.load(file)), session))
+    assert asked[0]["cost"] == asked[1]["cost"]
+    assert asked[0]["prices"] != asked[1]["prices"]
 
 
 def test_a_split_shares_the_way():

@@ -79,8 +79,7 @@ class PolicyScorer:
         signed = signed_inputs(net, names, images)
         self._float = {key: tensor.clone() for key, tensor in net.state_dict().items()}
         quantize_model(net, names, scheme_named(quantizer).quick(), signed)
-        fewest, most = QUANTIZERS[quantizer]
-        self._calibrated = calibration_table(net, images, range(fewest, most + 1))
+        self._calibrated = calibration_table(net, images, QUANTIZERS[quantizer].bits)
 
     def top1(self, policy: Policy) -> float:
         """Top-1 (0 to 1) of a policy; 0 where its finetune diverges."""

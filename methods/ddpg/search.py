@@ -18,7 +18,7 @@ from apq.files import SAVE_SECONDS, Record
 from apq.layers import FIXED_BITS, ConvLayer
 from apq.model import ModelSpec, model_to_dict
 from apq.model_folder import ModelFolder
-from apq.policy import QUANTIZERS, layer_names, load_strategy, policy_from_strategy
+from apq.policy import QUANTIZERS, PolicyQuantizer, layer_names, load_strategy, policy_from_strategy
 from apq.resume import Resume
 from dataset import check_classes, load_splits
 from dataset.imagenet import report_unreadable
@@ -38,7 +38,6 @@ from methods.search.policy_result import choice_of, report, result_of, store
 from methods.search.settings import AgentConfig, BitSearch, PolicySearch
 
 AGENT_STATE = "agent.state.pt"  # in the folder of an unfinished experiment
-DEFAULT_RATIO = {"linear": 0.6, "kmeans": 0.1}  # HAQ's: fractions of the 8-bit cost and of the 32-bit size
 
 
 def load_float(model: str, weights: Path | None) -> tuple[nn.Module, ModelSpec, Record | None, Path]:
@@ -126,23 +125,28 @@ def asked_of(config: PolicySearch, task: Task, weights: dict[str, Tensor], split
 
 def bit_search(args: argparse.Namespace, recipe: Recipe) -> BitSearch:
     """The settings in the flags."""
-    kmeans = args.quantizer == "kmeans"
+    quantizer = QUANTIZERS[args.quantizer]
     if args.constraint is not None and args.preserve_ratio is not None:
         raise UserError("give one budget: --constraint or --preserve_ratio")
-    if kmeans and (args.table is not None or args.image_bits != FIXED_BITS):
-        raise UserError("k-means weights have no cost on an accelerator: leave --table and --image_bits out")
+    if not quantizer.priced and (args.table is not None or args.image_bits != FIXED_BITS):
+        raise UserError(f"{args.quantizer} weights have no cost on an accelerator: leave --table and --image_bits out")
     return BitSearch(
         quantizer=args.quantizer,
-        quantity=args.type or ("size" if kmeans else "latency"),
-        ratio=DEFAULT_RATIO[args.quantizer] if args.preserve_ratio is None else args.preserve_ratio,
+        quantity=args.type or ("latency" if quantizer.priced else "size"),
+        ratio=quantizer.ratio if args.preserve_ratio is None else args.preserve_ratio,
         budget=args.constraint,
-        min_bit=QUANTIZERS[args.quantizer][0] if args.min_bit is None else args.min_bit,
-        max_bit=QUANTIZERS[args.quantizer][1] if args.max_bit is None else args.max_bit,
-        keep_ends=not kmeans if args.keep_ends is None else args.keep_ends,
+        min_bit=quantizer.fewest if args.min_bit is None else args.min_bit,
+        max_bit=quantizer.most if args.max_bit is None else args.max_bit,
+        keep_ends=keeps_ends(quantizer) if args.keep_ends is None else args.keep_ends,
         image_bits=args.image_bits,
         train_images=args.finetune_images or recipe.episode_images,
         val_images=args.val_images or recipe.episode_val_images,
     )
+
+
+def keeps_ends(quantizer: PolicyQuantizer) -> bool:
+    """Whether the first and last layer keep 8 bits by default: where activations are quantized too, as published."""
+    return not quantizer.weights_only and FIXED_BITS in quantizer.bits
 
 
 def given_policy(file: Path, task: Task, config: BitSearch) -> FoundPolicy:

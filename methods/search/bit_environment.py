@@ -14,6 +14,10 @@ from lut.bit_costs import BitCosts
 FREE = 0  # marks bits that are chosen, in a matrix of fixed bits
 
 
+class BudgetError(UserError):
+    """A budget is below the cost of the cheapest bits."""
+
+
 def action_to_bits(actions: np.ndarray, min_bit: int, max_bit: int | np.ndarray) -> np.ndarray:
     """Turn actions from 0 to 1 into bits: all bit-widths have equal intervals of actions.
 
@@ -49,7 +53,8 @@ class BitEnvironment:
     """Gives bits to one layer after the other, first to its weights, then to its activations.
 
     `fixed` has the bits that are not chosen, see `fixed_bits`. Candidates are bits (layers, 2 or 1) that cost at most
-    `budget`. UserError if even the cheapest bits cost more, or if there is nothing to choose.
+    `budget`. BudgetError if even the cheapest bits cost more. UserError if there is nothing to choose, or if costs of
+    bits that may be chosen are not known.
     """
 
     layers: Sequence[ConvLayer]  # one a row of `costs`
@@ -69,7 +74,7 @@ class BitEnvironment:
             layer = int(np.argwhere(np.isnan(cells))[0][0])
             raise UserError(f"the cost table lacks layer {layer} ({self.layers[layer].name}) at some of its bits")
         if (lowest := self.costs.total(self.cheapest())) > self.budget:
-            raise UserError(
+            raise BudgetError(
                 f"the budget of {self.budget:.6g} {self.costs.unit} is below the cheapest policy, which needs "
                 f"{lowest:.6g} {self.costs.unit}, {lowest / self.costs.reference:.4g} of {self.costs.of_what}"
             )

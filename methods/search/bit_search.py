@@ -11,14 +11,13 @@ from torch import nn
 from apq.files import Record
 from apq.layers import FIXED_BITS, ConvLayer
 from apq.model import ModelSpec
-from apq.policy import NOT_QUANTIZED, Policy, layer_names
+from apq.policy import NOT_QUANTIZED, QUANTIZERS, Policy, first_runs, layer_names
 from apq.resume import NOT_KEPT, Resume
 from elastic_nn.training.policies import PolicyScorer, ShortFinetune
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.session import Session
-from lut.bit_costs import BitCosts, kmeans_costs, linear_costs, measured_costs
+from lut.bit_costs import BitCosts, linear_costs, weight_costs
 from lut.cost_model import CostModel
-from lut.measured import MeasuredTable
 from lut.traced import traced_layers
 from methods.search.bit_environment import BitEnvironment, fixed_bits
 from methods.search.episodes import Found, find
@@ -39,11 +38,8 @@ class Task:
 
     @property
     def own_layers(self) -> list[ConvLayer]:
-        """The layers that have bits of their own: the first of each name, in the order of `layer_names`."""
-        first: dict[str, ConvLayer] = {}
-        for layer in self.layers:
-            first.setdefault(layer.name, layer)
-        return list(first.values())
+        """The layers that have bits of their own: the first run of each, in the order of `layer_names`."""
+        return first_runs(self.layers)
 
 
 def layers_of_model(net: nn.Module, spec: ModelSpec) -> list[ConvLayer]:
@@ -64,20 +60,16 @@ class FoundPolicy:
 
 
 def make_task(net: nn.Module, spec: ModelSpec, quantizer: str, quantity: str, cost_model: CostModel) -> Task:
-    """List the layers of a network and price them. A measured table has costs of one quantity, whatever `quantity`."""
+    """List the layers of a network and price them. UserError if the cost model has no cost of `quantity` at 8 bits."""
     layers = layers_of_model(net, spec)
-    if quantizer == "kmeans":
-        costs = kmeans_costs(layers)
-    elif isinstance(cost_model, MeasuredTable):
-        costs = measured_costs(cost_model)
-    else:
-        costs = linear_costs(layers, quantity, cost_model)
+    weights_only = QUANTIZERS[quantizer].weights_only
+    costs = weight_costs(layers) if weights_only else linear_costs(layers, quantity, cost_model)
     return Task(net=net, spec=spec, layers=layers, costs=costs, cost_model=cost_model)
 
 
 def environment_of(task: Task, config: BitSearch) -> BitEnvironment:
     """The environment of the agent. UserError names the lowest cost if the budget is below it."""
-    activations = config.quantizer == "linear"
+    activations = not QUANTIZERS[config.quantizer].weights_only
     costs = task.costs
     if activations and config.image_bits != FIXED_BITS:
         cells = costs.cells.copy()
@@ -96,7 +88,7 @@ def environment_of(task: Task, config: BitSearch) -> BitEnvironment:
 def policy_of_bits(layers: Sequence[ConvLayer], quantizer: str, bits: np.ndarray) -> Policy:
     """The policy of a matrix of bits (layers, 2 or 1). The input of the first layer, the image, is not quantized."""
     rows = [tuple(row) for row in np.asarray(bits).tolist()]
-    if quantizer == "linear":
+    if not QUANTIZERS[quantizer].weights_only:
         rows[0] = (rows[0][0], NOT_QUANTIZED)
     return Policy(quantizer=quantizer, names=layer_names(layers), bits=tuple(rows))
 

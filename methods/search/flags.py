@@ -11,7 +11,7 @@ from pathlib import Path
 
 from apq.cli import Parser, add_common_flags, at_least
 from apq.model_folder import DEFAULT_MODELS
-from apq.policy import QUANTIZERS
+from apq.policy import LINEAR, QUANTIZERS
 from apq.space import SCOPES
 from lut.cost_model import add_cost_flags
 from lut.costs import UNITS
@@ -91,7 +91,7 @@ def evolution_config(args: argparse.Namespace) -> EvolutionConfig:
 def add_bit_flags(parser: Parser, *, ratio: str, fewest: str, most: str) -> None:
     """Add the flags of a search for bits. `ratio` is the help of --preserve_ratio; `fewest` and `most` are defaults."""
     group = parser.add_argument_group("bits")
-    group.add_argument("--quantizer", choices=tuple(QUANTIZERS), default="linear", help="quantizer of all layers")
+    group.add_argument("--quantizer", choices=tuple(QUANTIZERS), default=LINEAR, help="quantizer of all layers")
     group.add_argument("--preserve_ratio", type=float, help=ratio)
     group.add_argument("--min_bit", type=int, help=f"fewest bits (default: {fewest})")
     group.add_argument("--max_bit", type=int, help=f"most bits (default: {most})")

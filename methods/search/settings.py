@@ -57,7 +57,7 @@ class BitSearch:
         quantizer, min_bit, max_bit: name of the quantizer, and the range of its bits.
         quantity, budget: the cost that is limited, and the limit.
         ratio: the budget as a fraction of the reference cost, where `budget` is None. The reference is the cost of the
-            8-bit network or, for k-means, the bytes of the 32-bit weights.
+            8-bit network or, where weights alone are quantized, the bytes of the 32-bit weights.
         keep_ends: whether the first and last layer keep 8 bits.
         image_bits: bits at which the first layer's input is priced: 8, or 7 as in HAQ's code, by mistake.
         train_images, val_images: images that an episode trains on, and is scored on.
@@ -75,15 +75,20 @@ class BitSearch:
     image_bits: int = FIXED_BITS
 
     def __post_init__(self) -> None:
-        fewest, most = QUANTIZERS[self.quantizer]
-        if not fewest <= self.min_bit <= self.max_bit <= most:
+        known = QUANTIZERS[self.quantizer]
+        if not known.fewest <= self.min_bit <= self.max_bit <= known.most:
             raise UserError(
-                f"{self.quantizer} bits must be from {fewest} to {most}, not {self.min_bit} to {self.max_bit}"
+                f"{self.quantizer} bits must be from {known.fewest} to {known.most}, "
+                f"not {self.min_bit} to {self.max_bit}"
             )
+        if self.keep_ends and FIXED_BITS not in known.bits:
+            raise UserError(f"{self.quantizer} has no {FIXED_BITS} bits for the first and last layer: --no-keep_ends")
         if not self.ratio > 0 or (self.budget is not None and not self.budget > 0):
             raise UserError(f"the budget must be positive, not {self.budget or self.ratio}")
-        if self.quantizer == "kmeans" and self.quantity != "size":
-            raise UserError("k-means weights compute in floating point: their budget is a size, give --type size")
+        if not known.priced and self.quantity != "size":
+            raise UserError(
+                f"{self.quantizer} weights compute in floating point: their budget is a size, give --type size"
+            )
         if self.train_images < 2 or self.val_images < 1:
             raise UserError("an episode needs at least two training images and one validation image")
 

@@ -11,6 +11,7 @@ import argparse
 
 from apq.cli import Parser, at_least
 from apq.errors import UserError
+from apq.policy import QUANTIZERS
 from methods.search.flags import (
     BIT_QUANTITIES,
     add_agent_flags,
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     """Search architecture, channels and bits one after the other; record and print the result."""
     if args.constraint is None:
         raise UserError("a search needs --constraint, the budget of the final network")
-    if args.quantizer != "linear":
+    if not QUANTIZERS[args.quantizer].priced:
         raise UserError("--mode sequential prices networks on an accelerator: give --quantizer linear")
     if args.table is not None:
         raise UserError("--mode sequential takes no --table: give an accelerator with --config")

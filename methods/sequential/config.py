@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apq.errors import UserError
+from apq.policy import LINEAR
 from elastic_nn.training.recipe import TrainConfig
 from methods.search.evolution_finder import EvolutionConfig
 from methods.search.settings import AgentConfig, BitSearch
@@ -80,6 +81,7 @@ class SequentialConfig:
         val_images: validation images that episodes are scored on.
         finetune: training of the pruned float network.
         min_bit, max_bit, keep_ends: range of the bits, and whether the first and last layer keep 8 bits.
+        quantizer: name of a quantizer that accelerators have costs of.
     """
 
     quantity: str
@@ -94,6 +96,7 @@ class SequentialConfig:
     min_bit: int = 2
     max_bit: int = 8
     keep_ends: bool = True
+    quantizer: str = LINEAR
 
     @property
     def architecture(self) -> ArchitectureSearch:
@@ -116,7 +119,7 @@ class SequentialConfig:
     def bits(self) -> BitSearch:
         """Settings of the last stage."""
         return BitSearch(
-            quantizer="linear",
+            quantizer=self.quantizer,
             quantity=self.quantity,
             ratio=self.split.preserve_ratio,  # no effect, because there is a budget
             budget=self.split.constraint,

@@ -26,7 +26,8 @@ from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.session import Session
 from lut.cost_model import CostModel
 from methods.search import evolution_finder
-from methods.search.bit_search import FoundPolicy, environment_of, make_task, search_bits
+from methods.search.bit_environment import BudgetError
+from methods.search.bit_search import FoundPolicy, Task, environment_of, make_task, search_bits
 from methods.search.episodes import Found
 from methods.search.settings import PolicySearch
 from methods.sequential.architecture import search_architecture, subnet_cost
@@ -112,6 +113,7 @@ def asked_of(config: SequentialConfig, parts: Parts, session: Session) -> Record
         "predictor": digest(parts.predictor.state_dict()),
         "recipe": asdict(parts.recipe),
         "cost": parts.cost_model.record(),
+        "prices": parts.cost_model.digest(),
         "images": session.splits.source,
         "seed": session.seed,
         "execution": session.execution.record(),
@@ -253,10 +255,16 @@ class _Run:
         widths = Found(candidate=state["mid_channels"], episode=state["episode"], history=state["history"])
         return _Pruned(whole=pruned, widths=widths, facts=[StageFacts(**facts) for facts in state["facts"]])
 
+    def bit_task(self, net: MBConvNet, spec: ModelSpec) -> Task:
+        """The task of the last stage."""
+        return make_task(net, spec, self.config.quantizer, self.config.quantity, self.parts.cost_model)
+
     def bits(self, pruned: _Pruned) -> tuple[FoundPolicy, StageFacts]:
         """Run the last stage, on a copy of the network."""
         config, quantity = self.config, self.config.quantity
-        task = make_task(copy.deepcopy(pruned.whole.net), pruned.spec, "linear", quantity, self.parts.cost_model)
+        task = make_task(
+            copy.deepcopy(pruned.whole.net), pruned.spec, config.quantizer, quantity, self.parts.cost_model
+        )
         search = PolicySearch(bits=config.bits, agent=config.bits_agent, train=self.parts.recipe.pair_finetune)
         state = self.resume.stage("bits")
         found = search_bits(task, search, self.session, state, lambda record: self.log("bits", record))
@@ -271,12 +279,10 @@ class _Run:
 
     def check_bits(self, pruned: FloatSubnet) -> None:
         """UserError if even the cheapest bits are over the last budget. The states are removed then."""
-        spec = subnet_model(pruned.space, pruned.subnet)
+        task = self.bit_task(pruned.net, subnet_model(pruned.space, pruned.subnet))
         try:
-            environment_of(
-                make_task(pruned.net, spec, "linear", self.config.quantity, self.parts.cost_model), self.config.bits
-            )
-        except UserError as error:
+            environment_of(task, self.config.bits)
+        except BudgetError as error:
             remove_states(self.resume)
             raise UserError(
                 f"no bits of the pruned network are within the budget: {error}; "

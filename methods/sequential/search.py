@@ -81,7 +81,7 @@ def with_progress(config: SequentialConfig, parts: Parts, session: Session, resu
 
 def result_of_stages(found: Sequential, config: SequentialConfig, parts: Parts, model: str) -> SearchResult:
     """The SearchResult of a run. `model` is the folder of the supernet and the predictor."""
-    task = make_task(found.net, found.spec, "linear", config.quantity, parts.cost_model)
+    task = make_task(found.net, found.spec, config.quantizer, config.quantity, parts.cost_model)
     choice = choice_of(task, config.bits, found.bits, model, parts.recipe.name)
     settings = {"sequential": asdict(config), "stages": [asdict(stage) for stage in found.stages]}
     return result_of("sequential", choice, task, config.bits, found.bits, settings)
@@ -108,6 +108,7 @@ def sequential_config(args: argparse.Namespace, space: SearchSpace, recipe: Reci
         val_images=args.val_images or recipe.episode_val_images,
         min_bit=choices[0] if args.min_bit is None else args.min_bit,
         max_bit=choices[-1] if args.max_bit is None else args.max_bit,
+        quantizer=args.quantizer,
     )
 
 
