@@ -62,7 +62,7 @@ def linear_costs(layers: Sequence[ConvLayer], quantity: str, cost_model: CostMod
     Costs that the model does not have are NaN. The reference is the cost of the layers that it has at 8 bits. UserError
     for an unknown quantity, and where the reference is not positive.
     """
-    check_quantity(quantity)
+    check_quantity(quantity, cost_model)
     if cost_model.of_all_runs:
         layers = first_runs(layers)
     choices = [(w, a) for w in range(1, MOST_BITS + 1) for a in range(1, MOST_BITS + 1)]
