@@ -83,11 +83,8 @@ def search(args: argparse.Namespace) -> None:
             session = Session(splits=splits, device=device, seed=args.seed, execution=execution)
             asked = asked_of(config, task, weights, splits)
             check_agreement(asked, execution)
-            resume = Resume(
-                *(experiment.path / AGENT_STATE, asked, "search", args.overwrite),
-                every_s=SAVE_SECONDS,
-                writes=execution.main,
-            )
+            file, kept = experiment.path / AGENT_STATE, {"every_s": SAVE_SECONDS, "writes": execution.main}
+            resume = Resume(file, asked, "search", args.overwrite, **kept)
             found = with_progress(task, config, session, resume)
         if not execution.main:
             return

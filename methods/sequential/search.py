@@ -50,11 +50,8 @@ def search(args: argparse.Namespace) -> None:
     parts = Parts(supernet=supernet, predictor=predictor, recipe=recipe, cost_model=cost_model)
     with processes(device) as execution:
         session = Session(splits=splits, device=device, seed=args.seed, execution=execution)
-        resume = Resume(
-            *(experiment.path / STATE, asked_of(config, parts, session), "search", args.overwrite),
-            every_s=SAVE_SECONDS,
-            writes=execution.main,
-        )
+        asked, kept = asked_of(config, parts, session), {"every_s": SAVE_SECONDS, "writes": execution.main}
+        resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, **kept)
         found = with_progress(config, parts, session, resume)
         if not execution.main:
             return
