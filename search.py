@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     command = mode.load()
     parser = command.build_parser()
     if asked.mode is None and not asked.prepare:
-        parser.help_command = "search.py --help"  # the flag may be one of another mode
+        parser.help_command += ", for other modes search.py --help"
     command.run(parser.parse_args(flags))
 
 

@@ -15,7 +15,7 @@ from apq.space import FULL_PRECISION, SearchSpace
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, prog="python -m apq")
     parser.add_argument("space", help=f"a preset ({', '.join(SPACES)}) or the path of a space in a .json file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)

@@ -21,6 +21,7 @@ from apq.files import append_jsonl, read_json, read_jsonl, write_json
 
 FORMAT = 1
 SUFFIX = ".state.pt"  # of state files; a finetune's has its published name instead
+MOST_SHOWN = 4  # differences that a message shows
 SHOWN = 40  # most characters of a value in a message
 ARRAY = "__ndarray__"  # marks a numpy array, which is stored as a tensor
 
@@ -33,7 +34,9 @@ def difference(found: Any, asked: Any) -> str:
     >>> difference({"seed": 0, "search": {"population": 9}}, {"seed": 1, "search": {"population": 9}})
     'seed was 0, is 1'
     """
-    return "; ".join(_differences(_plain(found), _plain(asked), ""))
+    parts = list(_differences(_plain(found), _plain(asked), ""))
+    more = [f"and {len(parts) - MOST_SHOWN} more"] if len(parts) > MOST_SHOWN else []
+    return "; ".join([*parts[:MOST_SHOWN], *more])
 
 
 def _differences(found: Any, asked: Any, path: str) -> Iterator[str]:

@@ -75,5 +75,6 @@ DATASETS = {
 def get_dataset(name: str) -> DataSet:
     """The data set of this name; UserError names the known ones."""
     if name not in DATASETS:
-        raise UserError(f"unknown images {name!r}; known: {', '.join(DATASETS)}; give a folder of others with --data")
+        others = "give a folder of others with --data; APQ_PLUGINS may add some"
+        raise UserError(f"unknown images {name!r}; known: {', '.join(DATASETS)}; {others}")
     return DATASETS[name]

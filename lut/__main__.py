@@ -30,7 +30,7 @@ SPACE_FLAGS = ("space", "out")
 
 
 def build_parser() -> Parser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, prog="python -m lut")
     parser.add_argument("--model", metavar="NAME", help="network to print the costs of")
     parser.add_argument(
         "--bits",

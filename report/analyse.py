@@ -55,7 +55,7 @@ class DepthSection:
 
 
 def build_parser() -> Parser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, prog="python -m report.analyse")
     parser.add_argument("what", choices=("depths", "shapes", "diagram"), help="which analysis")
     parser.add_argument("experiments", type=Path, nargs="+", help="folders of experiments; for diagram also arch files")
     parser.add_argument("--space", help="space of an arch file that is not in the folder of a search")

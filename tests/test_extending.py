@@ -131,7 +131,7 @@ def test_a_data_set(here):
     supernet = torch.load(here / "models/parity/supernet.pt", weights_only=True)
     assert supernet["images"] == {"dataset": "parity"}
     assert supernet["state_dict"]["classifier.weight"].shape[0] == 2
-    model = torch.load(here / "models/mobilenet_v1_small/model.pt", weights_only=True)
+    model = torch.load(here / "models/parity-net/model.pt", weights_only=True)
     assert model["model"]["dataset"] == "parity"
     assert model["val_top1"] > 0.5
 

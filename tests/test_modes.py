@@ -77,7 +77,8 @@ def test_preparing_is_a_mode_of_its_own(words, capsys):
 
 
 def test_an_abbreviation_or_a_wrong_mode_is_one_line(capsys):
-    with pytest.raises(UserError, match=r"unrecognized arguments: --gener 3 \(see search.py --help\)"):
+    helps = r"\(see search.py --mode evolution --help, for other modes search.py --help\)"
+    with pytest.raises(UserError, match=f"unrecognized arguments: --gener 3 {helps}"):
         search(["--constraint", "1", "--gener", "3"])
     with pytest.raises(UserError, match="invalid choice: 'genetic'"):
         search(["--mode", "genetic"])

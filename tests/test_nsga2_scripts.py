@@ -115,7 +115,7 @@ def test_a_later_pick_needs_no_search(here, searches, capsys):
     after = files_of(here / "exps/a")
     changed = {name for name in before if before[name] != after[name]}
     assert before.keys() == after.keys()
-    assert changed <= {"arch", "lat", "config.json", "front.png"}
+    assert changed <= {"arch", "lat", "config.json", "front.png", "made_by.json"}
     cheapest = front[0]["objectives"]["size"]
     with pytest.raises(
         UserError, match=f"no point of the front has size<{cheapest:.15g}; the cheapest: size {cheapest:g}"
@@ -230,12 +230,12 @@ def test_mistakes_get_one_clear_line(here, searches, flags, match):
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--population", "41"], "another population"),
-        (["--generations", "0", "--crossover_prob", "0"], "another generations, crossover_prob"),
-        (["--objectives", "accuracy,energy"], "another objectives"),
-        (["--scope", "published", "--seed", "3"], "another scope, seed"),
-        (["--acc_predictor_dir", "models/glyphs"], "another acc_predictor_dir"),
-        (["--config", "wide.json"], "another config or table"),
+        (["--population", "41"], "population was 40, is 41"),
+        (["--generations", "0", "--crossover_prob", "0"], "crossover_prob was 0.1, is 0.0; generations was 12, is 0"),
+        (["--objectives", "accuracy,energy"], "objectives was .*, is "),
+        (["--scope", "published", "--seed", "3"], "scope was .full., is .published.; seed was 0, is 3"),
+        (["--acc_predictor_dir", "models/glyphs"], "acc_predictor_dir was .models/digits., is .models/glyphs."),
+        (["--config", "wide.json"], "cost model changed"),
         (["--pick", "size<=3"], "'size' is not a cost of this front"),
     ],
 )

@@ -117,5 +117,5 @@ SCHEMES = {scheme.name: scheme for scheme in (FLOAT, LINEAR, KMEANS, LSQ)} | MIX
 def scheme_named(name: str) -> QuantScheme:
     """The scheme of this name. UserError names the known ones."""
     if name not in SCHEMES:
-        raise UserError(f"unknown quantizers {name!r}; known: {', '.join(SCHEMES)}")
+        raise UserError(f"unknown quantizers {name!r}; known: {', '.join(SCHEMES)}; APQ_PLUGINS may add others")
     return SCHEMES[name]

@@ -72,7 +72,7 @@ def finetune_experiment(request: FinetuneRequest, device: torch.device, executio
     """Finetune and write the best weights. Returns their validation top-1 (0 to 1) and the number of epochs."""
     experiment = request.experiment
     if experiment.acc.exists() and not request.overwrite:
-        raise UserError(f"{experiment.path} has weights already, of a finetune or its search; give --overwrite")
+        raise UserError(f"{experiment.path} already has weights, from a finetune or from its search; give --overwrite")
     torch.manual_seed(request.seed)
     choice = read_result(experiment).choice
     plan = policy_plan(request, choice, device) if isinstance(choice, PolicyChoice) else subnet_plan(request, device)

@@ -14,7 +14,8 @@ from apq.experiment import Experiment, get_experiment
 from apq.files import SAVE_SECONDS
 from apq.genes import subnets_of
 from apq.model_folder import DEFAULT_MODELS
-from apq.resume import Resume
+from apq.provenance import this_run
+from apq.resume import Resume, difference
 from apq.search_result import SearchResult, SubnetChoice
 from lut.cost_model import CostModel, cost_model_from_flags, cost_model_from_record
 from lut.costs import UNITS
@@ -116,7 +117,8 @@ def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experime
         )
     result = picked(searched, front, parse_bounds(args.pick, searched.settings["objectives"][1:]))
     if same:  # the file of the front is not written again
-        write_pick(experiment, front, replace(result, front=None))
+        files = searched.made_by.files if searched.made_by else []
+        write_pick(experiment, front, replace(result, front=None, made_by=replace(this_run(), files=files)))
     else:
         settings = {**result.settings, "front": str(origin.path)}
         result = replace(result, settings=settings, made_by=None)
@@ -126,19 +128,20 @@ def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experime
 
 def check_agrees(args: argparse.Namespace, origin: Experiment, searched: SearchResult) -> None:
     """UserError if a flag that is given differs from the search that made the front."""
-    asked = {"objectives": args.objectives and list(parse_objectives(args.objectives)), "scope": args.scope}
-    asked |= {name: getattr(args, name) for name in CONFIG_FLAGS} | {"seed": args.seed or None}  # 0 is its default
-    found = {"scope": searched.scope, **searched.settings, **searched.settings["nsga2"]}
-    different = [name for name, value in asked.items() if value is not None and value != found[name]]
+    flags = {"objectives": args.objectives and list(parse_objectives(args.objectives)), "scope": args.scope}
+    flags |= {name: getattr(args, name) for name in CONFIG_FLAGS} | {"seed": args.seed or None}  # 0 is its default
+    asked = {name: value for name, value in flags.items() if value is not None}
+    facts = {"scope": searched.scope, **searched.settings, **searched.settings["nsga2"]}
+    found = {name: facts[name] for name in asked}
     if args.config or args.table:
-        given = cost_model_from_flags(args.config, args.table)
-        different += ["config or table"] * (given.digest() != cost_model_of(origin, searched).digest())
-    if args.acc_predictor_dir not in (DEFAULT_MODELS, searched.found_subnet.models):
-        different.append("acc_predictor_dir")
-    if different:
+        asked["cost model"] = cost_model_from_flags(args.config, args.table).digest()
+        found["cost model"] = cost_model_of(origin, searched).digest()
+    if args.acc_predictor_dir != DEFAULT_MODELS:
+        asked["acc_predictor_dir"], found["acc_predictor_dir"] = args.acc_predictor_dir, searched.found_subnet.models
+    if differs := difference(found, asked):
         raise UserError(
-            f"the front of {origin.path} was searched with another {', '.join(different)}: leave it out to pick from "
-            "this front, or search anew under another --exp_name or with --overwrite"
+            f"the front of {origin.path} is of another search: {differs}; leave the flag out to pick from this front, "
+            "or search anew under another --exp_name or with --overwrite"
         )
 
 

@@ -17,7 +17,7 @@ from methods.search.flags import add_image_flags, add_models_flag
 
 
 def build_parser() -> Parser:
-    parser = Parser(__doc__, prog="search.py --prepare acc|acc_quant")
+    parser = Parser(__doc__, prog="search.py --prepare acc")
     parser.add_argument("--prepare", choices=("acc", "acc_quant"), required=True, help=argparse.SUPPRESS)
     add_models_flag(parser)
     add_image_flags(parser)
