@@ -105,21 +105,21 @@ def test_search(root):
     for side in ("whole", "killed"):
         finish(["search.py", "--prepare", "acc_quant", "--acc_train_sample", "12"], root / side)
     command = ["search.py", "--constraint", "0.05", "--generations", "2500", "--exp_name", "e"]
-    run_both(command, root, "exps/e/search.state.npz", 3, 0.5)
+    run_both(command, root, "exps/e/search.state.pt", 3, 0.5)
     for name in ("arch", "lat", "history.jsonl", "config.json"):
         one, other = ((root / side / "exps/e" / name).read_text() for side in ("whole", "killed"))
         assert one == other, name
-    assert not (root / "killed/exps/e/search.state.npz").exists()
+    assert not (root / "killed/exps/e/search.state.pt").exists()
 
 
 def test_search_of_a_front(root):
     command = ["search.py", "--mode", "nsga2", "--population", "200", "--generations", "2500", "--exp_name", "front"]
     command += ["--acc_predictor_dir", str(ROOT / "models/digits")]  # as shipped: the test needs none before it
-    run_both(command, root, "exps/front/front.state.npz", 6, 0.5)
+    run_both(command, root, "exps/front/front.state.pt", 6, 0.5)
     for name in ("arch", "lat", "history.jsonl", "config.json", "front.json"):
         one, other = ((root / side / "exps/front" / name).read_text() for side in ("whole", "killed"))
         assert one == other, name
-    assert not (root / "killed/exps/front/front.state.npz").exists()
+    assert not (root / "killed/exps/front/front.state.pt").exists()
 
 
 def test_finetune(root):
