@@ -159,7 +159,7 @@ def test_files_of_policies_have_tensors_that_depend_on_data(monkeypatch, few, tm
     """Of both operands, also inside a quantizer for each bit-width."""
     clusters = QuantScheme("levels", weight=lambda: PerBits(KMeansWeightQuantizer, choices=(2, 3)), activation=Levels)
     monkeypatch.setitem(SCHEMES, clusters.name, clusters)
-    monkeypatch.setitem(QUANTIZERS, clusters.name, (2, 8))
+    monkeypatch.setitem(QUANTIZERS, clusters.name, PolicyQuantizer(2, 8))
     spec, file = named_model("mobilenet_v1_small", "digits"), tmp_path / "p.pt"
     net = build_model(spec)
     layers = traced_layers(net, 32, in_channels=1)

@@ -281,7 +281,7 @@ def test_a_hopeless_last_budget_leaves_no_state(few, tmp_path):
 
 def test_bits_without_a_price_are_not_a_matter_of_the_budget(few, tmp_path):
     """The error names the layer. The states stay."""
-    write_json(tmp_path / "own.json", table.build(DIGITS))  # of the space's bits, 4 to 8, some of them
+    write_json(tmp_path / "own.json", table.build(DIGITS, COST_MODEL))  # of the space's bits, 4 to 8, some of them
     own = replace(CONFIG, quantity="latency", split=Split(constraint=0.06), min_bit=2)
     with pytest.raises(UserError, match=r"^the cost table lacks layer \d+ \(.*\) at some of its bits$"):
         whole_way(few, tmp_path, own, cost_model=table.load(tmp_path / "own.json"))
