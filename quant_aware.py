@@ -11,6 +11,7 @@ from pathlib import Path
 
 from apq.cli import Parser, add_common_flags, add_execution_flags, run
 from apq.experiment import get_experiment
+from apq.policy import QUANTIZER_HELP, of_activations
 from elastic_nn.training.recipes import RECIPES
 
 
@@ -21,6 +22,7 @@ def build_parser() -> Parser:
     parser.add_argument("--supernet", type=Path, help="file of the supernet (default: the one beside the predictor)")
     parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
     parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the supernet's)")
+    parser.add_argument("--quantizer", choices=of_activations(), help=QUANTIZER_HELP)
     parser.add_argument("--epochs", type=int, help="epochs of training (default: the recipe's)")
     parser.add_argument("--lr", type=float, help="learning rate at the start of the cosine (default: the recipe's)")
     parser.add_argument(
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from elastic_nn.training.experiment_finetune import FinetuneRequest, finetune_experiment
     from elastic_nn.training.session import Execution
 
-    flags = ("supernet", "data", "recipe", "epochs", "lr", "batch_size", "overwrite", "seed")
+    flags = ("supernet", "data", "recipe", "quantizer", "epochs", "lr", "batch_size", "overwrite", "seed")
     given = {name: getattr(args, name) for name in flags}
     request = FinetuneRequest(experiment=experiment, compiled=args.compile, **given)
     device, asked = resolve_device(args.device), Execution(amp=args.amp, accumulate=args.accumulate, ema=args.ema)

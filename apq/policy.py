@@ -48,15 +48,24 @@ class PolicyQuantizer:
 
 
 LINEAR = "linear"  # the quantizer by default
+LINEAR_PUBLISHED = "linear-published"  # with clips of activations that are calibrated and learned as APQ and HAQ do
 QUANTIZERS = {
     LINEAR: PolicyQuantizer(2, 8),
+    LINEAR_PUBLISHED: PolicyQuantizer(2, 8),
     "kmeans": PolicyQuantizer(1, 8, weights_only=True, priced=False, ratio=0.1),
 }
 """Quantizers of policies by name. A row may be added from outside, for a scheme in `elastic_nn.quantizers.SCHEMES`."""
+QUANTIZER_HELP = "quantizers of a float supernet's subnets (default: the recipe's)"
+
+
+def of_activations() -> tuple[str, ...]:
+    """Names of the quantizers of weights and activations."""
+    return tuple(name for name, quantizer in QUANTIZERS.items() if not quantizer.weights_only)
+
 
 # Names of the schemes in `elastic_nn.quantizers` that supernets are trained with, listed here without its imports.
 SUPERNET_QUANTIZERS = (
-    *("float", "lsq"),
+    *("float", "lsq", "lsq-scale-free"),
     *("batchquant", "batchquant-percentile", "batchquant-mse", "running-minmax", "lsq-per-bits"),
 )
 NOT_QUANTIZED = -1  # activation bits of a layer whose input is not quantized

@@ -23,8 +23,9 @@ from elastic_nn.networks.subnet_file import load_subnet, save_subnet
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import BATCHQUANT, MIXED, BatchQuantizer
 from elastic_nn.training.batchnorm import recalibrate
-from elastic_nn.training.engine import Training, evaluate, make_optimizer, train_one_epoch
+from elastic_nn.training.engine import Training, evaluate, train_one_epoch
 from elastic_nn.training.finetune import finetune, quantized_subnet
+from elastic_nn.training.optimizer import make_optimizer
 from elastic_nn.training.progressive_shrinking import (
     SupernetPlan,
     draw_subnets,

@@ -19,7 +19,8 @@ from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxyle
 from elastic_nn.quantizers import LINEAR, LSQ, LinearActivationQuantizer
 from elastic_nn.training import progressive_shrinking
 from elastic_nn.training.batchnorm import recalibrate
-from elastic_nn.training.engine import Training, evaluate, learning_rate, make_optimizer, train_one_epoch
+from elastic_nn.training.engine import Training, evaluate, learning_rate, train_one_epoch
+from elastic_nn.training.optimizer import make_optimizer
 from elastic_nn.training.progressive_shrinking import SupernetPlan, sample_phase, supernet_record, train_supernet
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.recipes import RECIPES, get_recipe
@@ -61,7 +62,7 @@ def test_ranges_are_clipped_apart(few):
     class Net(nn.Module):
         def __init__(self, scale):
             super().__init__()
-            self.linear, self.quant = nn.Linear(1024, 10), LinearActivationQuantizer(signed=False)
+            self.linear, self.quant = nn.Linear(1024, 10), LinearActivationQuantizer(signed=False, published=True)
             nn.init.zeros_(self.linear.weight)
             nn.init.ones_(self.quant.range)
             self.scale = scale

@@ -88,6 +88,11 @@ def learned_parameters(net: nn.Module) -> list[nn.Parameter]:
     return list(dict.fromkeys(found))
 
 
+def learned_scales(net: nn.Module) -> dict[nn.Parameter, float]:
+    """Those of `learned_parameters` that training moves by fractions of their size, each with its usual size."""
+    return {scale: usual for quantizer in _all_quantizers(net) for scale, usual in quantizer.scales().items()}
+
+
 def quantizer_keys(net: nn.Module) -> set[str]:
     """Keys of all quantizers' tensors in the state dict of the network."""
     operands = (

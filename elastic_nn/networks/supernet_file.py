@@ -10,10 +10,11 @@ from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.files import Record
 from apq.space import SearchSpace, space_from_dict, space_to_dict
+from elastic_nn.modules.quant_layers import quantizer_keys
 from elastic_nn.networks.checkpoint_layout import CLASSIFIER, RANGES, published_state
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
-from elastic_nn.quantizers import FLOAT, QuantScheme, scheme_named
+from elastic_nn.quantizers import FLOAT, LINEAR, QuantScheme, scheme_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +69,19 @@ def load_quantized_supernet(
     source, origin = load_supernet(path)
     if space is not None and source.space != space:
         raise UserError(f"{path} is a supernet of space {source.space.name}, not of {space.name}")
-    if isinstance(source, DynamicQuantizedProxylessNASNets):
-        return source, origin
-    net = DynamicQuantizedProxylessNASNets(space=source.space)
-    net.load_float_weights(source.state_dict())
-    return net, origin
+    return with_quantizers(source, LINEAR), origin
+
+
+def with_quantizers(net: DynamicProxylessNASNets, scheme: QuantScheme) -> DynamicQuantizedProxylessNASNets:
+    """A float supernet, or one to which quantizers were added, with those of `scheme`. They have no ranges yet.
+
+    One that was trained quantized stays as it is.
+    """
+    if isinstance(net, DynamicQuantizedProxylessNASNets) and (net.scheme.trains_supernets or net.scheme == scheme):
+        return net
+    quantized, ranges = DynamicQuantizedProxylessNASNets(space=net.space, scheme=scheme), quantizer_keys(net)
+    quantized.load_float_weights({key: value for key, value in net.state_dict().items() if key not in ranges})
+    return quantized.to(next(net.parameters()).device)
 
 
 def _load_published(path: Path, data: Record) -> DynamicProxylessNASNets:

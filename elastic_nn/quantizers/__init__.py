@@ -20,7 +20,9 @@ __all__ = [
     "FLOAT",
     "KMEANS",
     "LINEAR",
+    "LINEAR_PUBLISHED",
     "LSQ",
+    "LSQ_SCALE_FREE",
     "MIXED",
     "SCHEMES",
     "BatchQuantizer",
@@ -72,6 +74,11 @@ class QuantScheme:
 
 FLOAT = QuantScheme("float")
 LINEAR = QuantScheme("linear", weight=LinearWeightQuantizer, activation=LinearActivationQuantizer)
+LINEAR_PUBLISHED = QuantScheme(
+    "linear-published",
+    weight=LinearWeightQuantizer,
+    activation=partial(LinearActivationQuantizer, published=True),
+)
 KMEANS = QuantScheme(
     "kmeans", weight=KMeansWeightQuantizer, quick_weight=partial(KMeansWeightQuantizer, max_iter=QUICK_ITER)
 )
@@ -81,6 +88,14 @@ LSQ = QuantScheme(
     weight=lambda: LsqQuantizer(signed=True),
     activation=lambda signed: LsqQuantizer(signed=False),
     learned_steps=True,
+)
+
+# The same with steps that move by fractions of their size. Those of LSQ get lost where activations are far below 1.
+LSQ_SCALE_FREE = replace(
+    LSQ,
+    name="lsq-scale-free",
+    weight=lambda: LsqQuantizer(signed=True, scale_free=True),
+    activation=lambda signed: LsqQuantizer(signed=False, scale_free=True),
 )
 
 
@@ -111,7 +126,7 @@ MIXED = {
         _mixed("lsq-per-bits", LsqQuantizer),
     )
 }
-SCHEMES = {scheme.name: scheme for scheme in (FLOAT, LINEAR, KMEANS, LSQ)} | MIXED
+SCHEMES = {scheme.name: scheme for scheme in (FLOAT, LINEAR, LINEAR_PUBLISHED, KMEANS, LSQ, LSQ_SCALE_FREE)} | MIXED
 
 
 def scheme_named(name: str) -> QuantScheme:

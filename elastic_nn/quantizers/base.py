@@ -82,6 +82,14 @@ class Quantizer(nn.Module, ABC):
         """Ranges, steps and offsets that training learns, without weight decay and with gradients clipped apart."""
         return list(self.parameters())
 
+    def scales(self) -> dict[nn.Parameter, float]:
+        """The learned parameters that training moves by fractions of their size, each with its usual size.
+
+        They are in the units of the values that are quantized, and not 0 once calibrated. At its usual size a parameter
+        moves as far as any other, at c times that size c times as far. There are none by default.
+        """
+        return {}
+
     def inherit(self, from_bits: int, to_bits: int) -> None:
         """Turn the range of a network of more bits into one for fewer bits. By default it stays."""
 

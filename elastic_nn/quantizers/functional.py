@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-LARGEST_CLIP = 6.0  # of activations, which ReLU6 bounds
+LARGEST_CLIP = 6.0  # of activations as published, where ReLU6 bounds them
 PIECE = 1 << 20  # elements: 4 MB in float32
 FEW_BITS = 5  # below this many bits a smaller clip loses less information than the largest magnitude
 
@@ -52,6 +52,11 @@ def quantize_weight(w: Tensor, clip: Tensor, bits: int) -> Tensor:
     return _QuantizeWeight.apply(w, clip, highest_code(bits, signed=True))
 
 
+def at_least(clip: Tensor, lowest: float) -> Tensor:
+    """The clip, or `lowest` where it is smaller. The gradient passes everywhere, so that a clip below can return."""
+    return _AtLeast.apply(clip, lowest)
+
+
 def weight_step(clip: Tensor, top: int, dtype: torch.dtype) -> Tensor:
     """Distance between the values of neighbouring codes. It is never 0, so that an all-zero filter stays zero."""
     return (clip / top).clamp_min(torch.finfo(dtype).tiny)
@@ -86,6 +91,16 @@ class _QuantizeActivation(torch.autograd.Function):
             below.sub_(above).mul_(grad_).mul_(0.5)
         needed = ctx.learn_clip and ctx.needs_input_grad[1]
         return out, (0.5 * (sum_above + sum_other)).reshape(clip.shape) if needed else None, None, None, None
+
+
+class _AtLeast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, clip: Tensor, lowest: float) -> Tensor:
+        return clip.clamp_min(lowest)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, None
 
 
 def pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:

@@ -13,6 +13,7 @@ from elastic_nn.quantizers.base import Quantizer
 from elastic_nn.quantizers.functional import (
     FEW_BITS,
     LARGEST_CLIP,
+    at_least,
     highest_code,
     kl_clip,
     quantize_activation,
@@ -21,17 +22,21 @@ from elastic_nn.quantizers.functional import (
 )
 
 SAMPLE = 1_000_000  # most activations that a clip is chosen on
-SMALLEST_RANGE = 1e-4  # a learned clip of zero would divide by zero
+USUAL_CLIP = 3.0  # of activations, which ReLU6 bounds at 6
+SMALLEST_RANGE = 1e-30  # below all activations; a clip of zero would divide by zero
 
 
 class LinearActivationQuantizer(Quantizer):
     """PACT-style activation quantizer with one learned clip a layer, the parameter `range`.
 
-    `signed` activations (linear bottlenecks) spend one bit on the sign.
+    `signed` activations (linear bottlenecks) spend one bit on the sign. The `published` quantizer differs in two ways:
+    its clip is calibrated to at most 6, whatever the network's activation function, and training moves it by amounts
+    that do not depend on its size (see `Quantizer.scales`).
     """
 
-    def __init__(self, signed: bool) -> None:
+    def __init__(self, signed: bool, *, published: bool = False) -> None:
         super().__init__(signed)
+        self.published = published
         self.range = nn.Parameter(torch.full((1,), LARGEST_CLIP))
         self._calibrated = False  # by calls since the last `forget` or loading
 
@@ -39,21 +44,27 @@ class LinearActivationQuantizer(Quantizer):
         return quantize_activation(v, self._clip(), self.bits, signed=self.signed)
 
     def _clip(self) -> Tensor:  # (1,)
-        return self.range.clamp_min(SMALLEST_RANGE)
+        return at_least(self.range, SMALLEST_RANGE)
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
-        """Set the clip to the largest magnitude, or at few bits to the KL clip, but at most to 6.
+        """Set the clip to the largest magnitude, or at few bits to the KL clip; as published to at most 6.
 
-        Of several calls the largest clip counts. That is the clip of all values together, except for KL clips.
+        Of several calls the largest clip counts. That is the clip of all values together, except for KL clips. Values
+        that are all zero say nothing: the clip stays.
         """
         magnitude_bits = self.bits - 1 if self.signed else self.bits
         largest = v.abs().max().item()
         if magnitude_bits < FEW_BITS:
             largest = min(largest, kl_clip(_sample(v), magnitude_bits))
-        chosen = max(min(largest, LARGEST_CLIP), SMALLEST_RANGE)
+        if largest == 0:
+            return
+        chosen = max(min(largest, LARGEST_CLIP) if self.published else largest, SMALLEST_RANGE)
         self.range.fill_(max(chosen, self.range.item()) if self._calibrated else chosen)
         self._calibrated = True
+
+    def scales(self) -> dict[nn.Parameter, float]:
+        return {} if self.published else {self.range: USUAL_CLIP}
 
     @torch.no_grad()
     def forget(self) -> None:

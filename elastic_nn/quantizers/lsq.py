@@ -16,6 +16,8 @@ from apq.errors import UserError
 from elastic_nn.quantizers.base import Quantizer
 from elastic_nn.quantizers.functional import code_range, dot, pieces
 
+USUAL_STEP = 0.1  # of weights and activations at few bits
+
 
 def quantize_lsq(v: Tensor, step: Tensor, bits: int, *, signed: bool, share: float = 1.0) -> Tensor:
     """Round `v` to whole multiples of |step|, a (1,) tensor that may be negative, within the codes of `bits` bits.
@@ -51,10 +53,14 @@ class LsqQuantizer(Quantizer):
     A step of exactly 0 is not set. `calibrate`, or else the first call with gradients, sets it from the present values
     and bits. Before that a call without gradients uses the step of its own values and does not keep it. Processes that
     train together must calibrate first, or each would start from its own images.
+
+    As published, training moves the step by amounts that do not depend on its size. It may cross zero and come back,
+    because only its magnitude counts. The `scale_free` one moves by fractions of its size (see `Quantizer.scales`).
     """
 
-    def __init__(self, signed: bool) -> None:
+    def __init__(self, signed: bool, *, scale_free: bool = False) -> None:
         super().__init__(signed)
+        self.scale_free = scale_free
         self.step = nn.Parameter(torch.zeros(1))
         self._started = False  # so that a GPU need not wait for the step in every call
         self._count = 0  # values that the step was calibrated on
@@ -88,6 +94,9 @@ class LsqQuantizer(Quantizer):
         else:
             self.step.copy_(step)
         self._count += v.numel()
+
+    def scales(self) -> dict[nn.Parameter, float]:
+        return {self.step: USUAL_STEP} if self.scale_free else {}
 
     @torch.no_grad()
     def forget(self) -> None:
@@ -135,7 +144,8 @@ class _QuantizeLsq(torch.autograd.Function):
             slope = slope + dot(grad_, _codes(exact, low, high, sign_only).sub_(inside))
         if not ctx.needs_input_grad[1]:
             return out, None, None, None, None, None
-        return out, slope * step.sign() / math.sqrt(ctx.count * high), None, None, None, None
+        sign = torch.where(step < 0, -1.0, 1.0).to(step.dtype)  # 0 counts as positive: a step of 0 must be able to grow
+        return out, slope * sign / math.sqrt(ctx.count * high), None, None, None, None
 
 
 def where_inside(values: Tensor, exact: Tensor, low: int, high: int, **out: Tensor) -> Tensor:

@@ -59,6 +59,9 @@ class PerBits(Quantizer):
     def learned_parameters(self) -> list[nn.Parameter]:
         return [parameter for quantizer in self.of_bits.values() for parameter in quantizer.learned_parameters()]
 
+    def scales(self) -> dict[nn.Parameter, float]:
+        return {scale: usual for quantizer in self.of_bits.values() for scale, usual in quantizer.scales().items()}
+
     @property
     def needs_statistics(self) -> bool:
         return any(quantizer.needs_statistics for quantizer in self.of_bits.values())

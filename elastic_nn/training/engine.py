@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from apq.errors import UserError
 from apq.resume import State
-from elastic_nn.modules.quant_layers import learned_parameters, part_of_batch, shared_batch
+from elastic_nn.modules.quant_layers import part_of_batch, shared_batch
 from elastic_nn.training.distributed import sum_over
+from elastic_nn.training.optimizer import make_optimizer
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.session import ONE_PROCESS, Execution
 
@@ -50,29 +51,6 @@ def seed_epoch(seed: int, epoch: int) -> None:
 def derived_seed(*key: int) -> int:
     """Hash several numbers into one seed, so that neighbouring keys give unrelated seeds."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD with three named groups of parameters: "decayed", "free", "ranges".
-
-    Weights are decayed. Norms, biases and kernel transforms, which start as the identity, are free of decay. Ranges,
-    steps and offsets of quantizers are not decayed either. Their gradients are sums over all values that they clip or
-    round, so large that they would dominate the norm of all gradients: they have a group that is clipped apart.
-    """
-    ranges = {id(parameter) for parameter in learned_parameters(net)}
-    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "free": [], "ranges": []}
-    for name, parameter in net.named_parameters():
-        if id(parameter) in ranges:
-            groups["ranges"].append(parameter)
-        else:
-            groups["free" if parameter.ndim < 2 or "kernel_transforms" in name else "decayed"].append(parameter)
-    decay = {"decayed": config.weight_decay, "free": 0.0, "ranges": 0.0}
-    return torch.optim.SGD(
-        [{"name": name, "params": params, "weight_decay": decay[name]} for name, params in groups.items()],
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=True,
-    )
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
@@ -234,12 +212,9 @@ class _Steps:
         return loss
 
     def _update(self) -> None:
-        """Clip the gradients, those of ranges apart, and update the weights."""
-        optimizer, clip_norm = self.training.optimizer, self.training.config.clip_norm
-        groups = {group["name"]: group["params"] for group in optimizer.param_groups}
-        nn.utils.clip_grad_norm_([*groups["decayed"], *groups["free"]], clip_norm)
-        nn.utils.clip_grad_norm_(groups["ranges"], clip_norm)
-        optimizer.step()
+        """Clip the gradients and update the weights."""
+        self.training.optimizer.clip_gradients(self.training.config.clip_norm)
+        self.training.optimizer.step()
         if (average := self.training.average) is not None:
             average.update_parameters(self.training.net)
 

@@ -41,6 +41,7 @@ class FinetuneRequest:
     supernet: Path | None = None
     data: Path | None = None
     recipe: str | None = None
+    quantizer: str | None = None
     epochs: int | None = None
     lr: float | None = None
     batch_size: int | None = None
@@ -109,7 +110,8 @@ def finetune_record(plan: FinetunePlan, session: Session, *, compiled: bool) -> 
 def subnet_plan(request: FinetuneRequest, device: torch.device) -> FinetunePlan:
     """A found subnet, cut out of its supernet and calibrated."""
     experiment = request.experiment
-    found = load_found(experiment, supernet=request.supernet, data=request.data, recipe=request.recipe)
+    given = {name: getattr(request, name) for name in ("supernet", "data", "recipe", "quantizer")}
+    found = load_found(experiment, **given)
     space, subnet, weights = found.space, found.subnet, digest(found.supernet.state_dict())
     return FinetunePlan(
         net=found.network(device),
@@ -120,6 +122,7 @@ def subnet_plan(request: FinetuneRequest, device: torch.device) -> FinetunePlan:
             "subnet": spec_of(space, subnet),
             "recalibration_images": found.recipe.recalibration_images,
             "supernet": weights,
+            "quantizer": found.supernet.scheme.name,
         },
         save=partial(save_subnet, experiment.best_checkpoint, space, subnet, scheme=found.supernet.scheme),
     )
@@ -130,6 +133,8 @@ def policy_plan(request: FinetuneRequest, choice: PolicyChoice, device: torch.de
     experiment = request.experiment
     if request.supernet is not None:
         raise UserError(f"{experiment.path} has its own float network: leave --supernet out")
+    if request.quantizer is not None:
+        raise UserError(f"{experiment.path} has the quantizer of its policy: leave --quantizer out")
     policy, layers = choice.policy, choice.layers
     net, spec, images = load_model(experiment.model)
     recipe = get_recipe(request.recipe or choice.recipe, spec)

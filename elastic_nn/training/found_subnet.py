@@ -17,9 +17,10 @@ from dataset import check_classes, load_splits
 from dataset.splits import Splits
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
-from elastic_nn.networks.supernet_file import load_quantized_supernet
+from elastic_nn.networks.supernet_file import load_quantized_supernet, with_quantizers
+from elastic_nn.quantizers import scheme_named
 from elastic_nn.training.finetune import quantized_subnet
-from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipe import Recipe, with_quantizer
 from elastic_nn.training.recipes import get_recipe
 
 
@@ -46,6 +47,7 @@ def load_found(
     supernet: Path | None = None,
     data: Path | None = None,
     recipe: str | None = None,
+    quantizer: str | None = None,
     finetuned: bool = True,
 ) -> FoundSubnet:
     """Load the subnet of an experiment with its supernet.
@@ -56,6 +58,7 @@ def load_found(
         supernet: file of the supernet (default: the one in the folder of models).
         data: image folder, for spaces that need one.
         recipe: name of a recipe (default: the supernet's).
+        quantizer: name of the quantizers of a float supernet's subnets (default: those of the recipe).
         finetuned: whether the subnet will be finetuned.
     """
     choice = read_result(experiment).found_subnet
@@ -69,6 +72,9 @@ def load_found(
             f"{experiment.path} has no checkpoint, and {file} is a float supernet, whose subnets need a finetune: "
             "run quant_aware.py first"
         )
-    chosen, splits = get_recipe(recipe or origin.recipe, space), load_splits(space, data)
+    if quantizer is not None and net.scheme.trains_supernets:
+        raise UserError(f"{file} was trained with {net.scheme.name} quantizers, which its subnets keep: no --quantizer")
+    chosen, splits = with_quantizer(get_recipe(recipe or origin.recipe, space), quantizer), load_splits(space, data)
     check_classes(splits, origin.images, file)
+    net = with_quantizers(net, scheme_named(chosen.quantizer))
     return FoundSubnet(space=space, subnet=choice.subnet, supernet=net, file=file, splits=splits, recipe=chosen)

@@ -20,6 +20,8 @@ from dataset.pairs import PairStore
 from dataset.splits import make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
+from elastic_nn.networks.supernet_file import with_quantizers
+from elastic_nn.quantizers import scheme_named
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, derived_seed, evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
@@ -83,7 +85,11 @@ def gather_finetuned(
     store: PairStore,
     indices: Sequence[int],
 ) -> None:
-    """Append the pairs of these indices: random architectures with random policies, each after a short finetune."""
+    """Append the pairs of these indices: random architectures with random policies, each after a short finetune.
+
+    They have the quantizers of the recipe.
+    """
+    supernet = with_quantizers(supernet, scheme_named(recipe.quantizer))
     for index in _with_pace(indices, "quantized pairs", store.rank):
         subnet = pair_subnet(supernet.space, session.seed, index, quantized=True)
         own = session.alone(seed=derived_seed(session.seed, index))

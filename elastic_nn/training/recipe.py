@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from apq.errors import UserError
+from apq.policy import LINEAR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +76,18 @@ class Recipe:
     pair_epoch_images: int | None = None  # training images an epoch of `pair_finetune`, drawn anew (None: all)
     epoch_val_images: int | None = None  # validation images after every epoch of a supernet (None: not measured)
     predictor_hidden: int = 400  # width of the three layers of the accuracy predictor
+    quantizer: str = LINEAR  # of the subnets of a float supernet
 
 
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
     """The recipe with another batch size in every phase. Learning rates do not change."""
     phases = (replace(phase, train=replace(phase.train, batch_size=batch_size)) for phase in recipe.phases)
     return replace(recipe, phases=tuple(phases))
+
+
+def with_quantizer(recipe: Recipe, quantizer: str | None) -> Recipe:
+    """The recipe with another quantizer for the subnets of a float supernet; None leaves it as it is."""
+    return recipe if quantizer is None else replace(recipe, quantizer=quantizer)
 
 
 def adjusted(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from apq.bit_widths import bits_throughout
 from apq.errors import UserError
+from apq.policy import LINEAR_PUBLISHED
 from apq.presets import find_preset
 from apq.space import SearchSpace
 from dataset.table import DATASETS
@@ -113,6 +114,7 @@ APQ_IMAGENET_RECIPE = Recipe(
     pairs_quant=5_000,
     episode_images=20_000,  # as in HAQ's code
     episode_val_images=10_000,
+    quantizer=LINEAR_PUBLISHED,
 )
 
 

@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from apq.cli import Parser, add_common_flags
+from apq.policy import QUANTIZER_HELP, of_activations
 from methods.search.flags import add_image_flags, add_models_flag
 
 
@@ -21,6 +22,7 @@ def build_parser() -> Parser:
     parser.add_argument("--prepare", choices=("acc", "acc_quant"), required=True, help=argparse.SUPPRESS)
     add_models_flag(parser)
     add_image_flags(parser)
+    parser.add_argument("--quantizer", choices=of_activations(), help=QUANTIZER_HELP)
     parser.add_argument("--acc_train_sample", type=int, help="pairs to gather (default: the recipe's)")
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
     parser.add_argument("--overwrite", action="store_true", help="replace a predictor that exists")

@@ -23,7 +23,7 @@ from dataset.pairs import NETINFO, PairStore
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
 from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned
-from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipe import Recipe, with_quantizer
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Execution, Session
 from utils.predictor_files import load_predictor, save_predictor
@@ -59,7 +59,8 @@ def gather(args: argparse.Namespace, device: torch.device, execution: Execution)
     space, as_is = supernet.space, supernet.scheme.trains_supernets
     if supernet.scheme.quantizes and not quantized:
         raise UserError(f"{folder.supernet} was trained quantized: gather its pairs with --prepare acc_quant")
-    recipe, splits = get_recipe(args.recipe or supernet_origin.recipe, space), load_splits(space, args.data)
+    recipe = with_quantizer(get_recipe(args.recipe or supernet_origin.recipe, space), args.quantizer)
+    splits = load_splits(space, args.data)
     check_classes(splits, supernet_origin.images, folder.supernet)
     n_pairs = number_of_pairs(args, recipe)
     if not as_is:  # checked before gathering, which takes hours
@@ -107,6 +108,7 @@ def origin_of_pairs(seed: int, recipe: Recipe, weights: str, images: Record, *, 
     }
     if finetuned:
         made_by["finetune"] = asdict(recipe.pair_finetune)
+        made_by["quantizer"] = recipe.quantizer
         if recipe.pair_epoch_images is not None:
             made_by["epoch_images"] = recipe.pair_epoch_images
     return made_by
