@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,7 +39,9 @@ from elastic_nn.quantizers import (
     NoQuantizer,
     PerBits,
 )
+from elastic_nn.quantizers.functional import kl_clip
 from elastic_nn.quantizers.lsq import initial_step
+from elastic_nn.quantizers.range_estimators import channel_range
 from elastic_nn.training.calibration import calibrate_ranges, calibration_table
 
 AFFINE = {
@@ -167,6 +170,55 @@ def test_a_layer_that_runs_twice_gets_the_range_of_its_larger_input(gain):
     assert net.shared.act_quant.bits == 8
     calibrate_ranges(net, x / 100)
     assert net.shared.act_quant.range.item() < expected
+
+
+def by_hand(name, part, bits, calls):
+    """The calibrated values of an activation quantizer for the inputs of all calls, from their definitions."""
+    values = torch.cat([v.flatten() for v in calls]).abs()
+    if name.startswith("linear"):
+        magnitude = bits - part.signed  # one bit is the sign
+        few = [min(v.abs().max().item(), kl_clip(v.numpy(), magnitude)) for v in calls]
+        largest = values.max().item() if magnitude >= 5 else max(few)
+        return {"range": min(largest, 6.0) if name == "linear-published" else largest}
+    if name.startswith("lsq"):
+        highest = 2 ** (bits - part.signed) - 1
+        return {"step": 2 * values.mean().item() / highest**0.5}
+    ranges = [part.estimate(v, bits) for v in calls]  # as many images in every call
+    low, high = (sum(edge.mean().item() for edge in edges) / len(calls) for edges in zip(*ranges, strict=True))
+    if part.estimate is channel_range:
+        assert low == pytest.approx(np.mean([v.numpy().min(axis=0).mean() for v in calls]), rel=1e-5)
+        assert high == pytest.approx(np.mean([v.numpy().max(axis=0).mean() for v in calls]), rel=1e-5)
+    return {"low": low, "high": high}
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("name", sorted(set(SCHEMES) - {"float"}))
+def test_every_quantizer_of_a_layer_that_runs_twice_sees_both_runs(name, bits):
+    torch.manual_seed(0)
+    net, x = Twice(0.1), torch.rand(8, 4)
+    with torch.no_grad():
+        calls = [x, 0.1 * net.shared(x)]
+    weight = net.shared.weight.detach().clone()
+    quantize_model(net, ["first", "shared"], SCHEMES[name], {"first": True, "shared": True})
+    net.shared.set_bits(bits, bits)
+    table = calibration_table(net, x, [bits])
+    for _ in range(2):  # a second pass does not add to the first
+        calibrate_ranges(net, x)
+    for kind, operand in net.shared.operands().items():
+        part = operand.of_bits[str(bits)] if isinstance(operand, PerBits) else operand
+        prefix = f"of_bits.{bits}." if isinstance(operand, PerBits) else ""
+        found = [part.state_dict(), {k.removeprefix(prefix): v for k, v in table["shared", kind, bits].items()}]
+        if kind == "act_quant":
+            expected = by_hand(name, part, bits, calls)
+            for state in found:
+                assert {key: state[key].item() for key in expected} == pytest.approx(expected, rel=1e-5)
+            continue
+        once = SCHEMES[name].weight()  # the weights of both runs are the same
+        once.bits = bits
+        once.calibrate(weight)
+        for state in found:
+            alone = {k.removeprefix(prefix): v for k, v in once.state_dict().items() if k.startswith(prefix)}
+            assert all(torch.allclose(state[key], value, rtol=1e-6) for key, value in alone.items())
 
 
 def test_full_precision_passes_every_tensor():
