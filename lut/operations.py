@@ -81,6 +81,7 @@ class OperationWatch(TorchDispatchMode):
         super().__init__()
         self.in_layer, self.running = False, ""
         self._refusal = refusal
+        self._home = next((p.device for p in net.parameters() if not p.is_meta), torch.device("cpu"))
         self._matrices = {_key(p): name for name, p in net.named_parameters() if _is_matrix(p)}
         self._origins = {_key(image): _Origin(of_image=True, values=image.numel())}  # of what is made in this context
         self._alive = [image]  # a key is an address, which is reused once its tensor is freed
@@ -94,7 +95,7 @@ class OperationWatch(TorchDispatchMode):
         leaves = tree_leaves((args, kwargs))
         if any(isinstance(leaf, Tensor) and self.of_image(leaf) for leaf in leaves):
             return self._run_on_meta(function, args, kwargs)
-        return function(*args, **kwargs)
+        return function(*args, **self._at_home(kwargs))
 
     def _run_on_meta(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function with meta tensors in place of tensors. Where it returns one of those, return the tensor."""
@@ -119,6 +120,11 @@ class OperationWatch(TorchDispatchMode):
         back = {id(twin): value for twin, value in given}
         return tree_map(lambda value: back.get(id(value), value), result)
 
+    def _at_home(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments for a constant. One made for the image's device is made where the network is, with values."""
+        on_meta = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta"
+        return {**kwargs, "device": self._home} if on_meta else kwargs
+
     def __torch_dispatch__(
         self, op: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -131,7 +137,7 @@ class OperationWatch(TorchDispatchMode):
         if of_image and not self.in_layer:
             self._check(op, tensors, origins)
         on_meta = of_image or any(tensor.is_meta for tensor in tensors)
-        result = self._run_on_meta(op, args, kwargs) if on_meta else _run_on_constants(op, args, kwargs)
+        result = self._run_on_meta(op, args, kwargs) if on_meta else op(*args, **self._at_home(kwargs))
         views = {_key(tensor) for tensor in tensors} - {_key(tensor) for tensor in written}
         for output in tree_leaves((result, written)):
             if isinstance(output, Tensor) and _key(output) not in views:  # a view has the origin of its storage
@@ -218,10 +224,3 @@ def _written(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
     named = dict(zip((argument.name for argument in op._schema.arguments), args, strict=False)) | kwargs
     changed = [a.name for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     return [leaf for name in changed for leaf in tree_leaves(named.get(name)) if isinstance(leaf, Tensor)]
-
-
-def _run_on_constants(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operation. Constants made for the device of the image are made where they can be computed."""
-    if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta":
-        kwargs = {**kwargs, "device": torch.device("cpu")}
-    return op(*args, **kwargs)
