@@ -1,6 +1,7 @@
 """The convolutions and linear layers of any torch module, traced by running it once on a square image.
 
 Calls of torch's functions (`conv2d`, `linear`, `batch_norm`) are recorded, so the classes of the layers do not matter.
+Whatever else multiplies and adds up is refused, see `lut.operations`.
 """
 
 from __future__ import annotations
@@ -8,20 +9,29 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from apq.errors import UserError
 from apq.layers import FIXED_BITS, ConvLayer
+from lut.operations import OperationWatch
 
 CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight")
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
+
+
+@dataclass(frozen=True)
+class TracedCall:
+    """One run of a layer. `weight` is the tensor that it multiplied."""
+
+    layer: ConvLayer
+    weight: Tensor
 
 
 def traced_layers(
@@ -30,25 +40,32 @@ def traced_layers(
     """Every convolution and linear layer that the network runs on one image, in order, all at the same bits.
 
     A linear layer is a 1x1 convolution over the positions it runs at. A layer that runs twice is listed twice, the
-    second time as `shared`. The image is on the network's device; on "meta" nothing is computed. Extract a subnet from
-    its supernet first: the supernet's kernel transforms are linear layers too. UserError names the first layer that is
-    not a square convolution or a linear layer, such as attention.
+    second time as `shared`. Extract a subnet from its supernet first: the supernet's kernel transforms are linear
+    layers too. UserError names the first layer that is not a square convolution or a linear layer, such as attention,
+    and whatever else multiplies and adds up.
     """
-    like = next(net.parameters(), torch.zeros(()))
-    image = torch.zeros(1, in_channels, resolution, resolution, device=like.device, dtype=like.dtype)
+    calls = traced_calls(net, resolution, in_channels)
+    return [replace(call.layer, w_bits=w_bits, a_bits=a_bits) for call in calls]
+
+
+def traced_calls(net: nn.Module, resolution: int, in_channels: int) -> list[TracedCall]:
+    """The runs of all layers in evaluation mode, in order. Nothing is computed, on any device. UserError as above."""
+    _check_plain(net)
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+    image = torch.zeros(1, in_channels, resolution, resolution, device="meta", dtype=dtype)
     names = [""]
-    with FlopCounterMode(display=False) as counter:
-        recorder = _Recorder((w_bits, a_bits), names, counter.get_total_flops)
-        try:
-            with _frozen(net), _naming(net, names), recorder:
-                net(image)
-        except UserError:
-            raise
-        except (RuntimeError, ValueError, AssertionError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            size = f"{in_channels} x {resolution} x {resolution}"
-            raise UserError(f"{type(net).__name__} does not run on an image of {size}: {reason}") from error
-    return recorder.layers
+    watch = OperationWatch(net, image, lambda why: _refusal(names, why))
+    recorder = _Recorder(names, watch)
+    try:
+        with _evaluating(net), _naming(net, names), torch.no_grad(), watch, recorder:
+            net(image)
+    except UserError:
+        raise
+    except Exception as error:  # the network is not ours: it may raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        size = f"{in_channels} x {resolution} x {resolution}"
+        raise UserError(f"{type(net).__name__} does not run on an image of {size}: {reason}") from error
+    return recorder.calls
 
 
 class EmptyWeights(TorchFunctionMode):
@@ -65,35 +82,63 @@ class EmptyWeights(TorchFunctionMode):
 
 
 class _Recorder(TorchFunctionMode):
-    """Appends each layer that runs to `layers`. The last of `names` is the running module."""
+    """Appends each layer that runs to `calls`. The last of `names` is the running module."""
 
-    def __init__(self, bits: tuple[int, int], names: list[str], flops: Callable[[], int]) -> None:
+    def __init__(self, names: list[str], watch: OperationWatch) -> None:
         super().__init__()
-        self.layers: list[ConvLayer] = []
-        self._bits, self._names, self._flops = bits, names, flops
+        self.calls: list[TracedCall] = []
+        self._names, self._watch = names, watch
         self._output: Tensor | None = None  # of the latest layer: a BatchNorm of it belongs to that layer
         self._stored: dict[int, Tensor] = {}  # parameters by id, kept alive because ids of freed tensors are reused
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs, before = kwargs or {}, self._flops()
-        result = func(*args, **kwargs)
-        macs = (self._flops() - before) // 2
-        if func in (torch.conv2d, F.linear):
-            given = dict(zip(CONV_ARGUMENTS, args, strict=False)) | kwargs
-            shape = self._conv_shape(result, **given) if func is torch.conv2d else self._linear_shape(result, **given)
-            self._append(result, given["weight"], given.get("bias"), shape, func is torch.conv2d)
-            if macs != self.layers[-1].macs:  # for example, more than one image
-                raise self._cannot(f"it does {macs} multiply-accumulates, not the {self.layers[-1].macs} of its shape")
+        kwargs, is_layer = kwargs or {}, func in (torch.conv2d, F.linear)
+        given = dict(zip(CONV_ARGUMENTS, args, strict=False)) | kwargs if is_layer else {}
+        if func is torch.conv2d:
+            self._check_channels(**given)
+        self._watch.in_layer, self._watch.running = is_layer, getattr(func, "__name__", str(func))
+        try:
+            result = self._watch.call(func, args, kwargs)
+        finally:
+            self._watch.in_layer, self._watch.running = False, ""
+        if is_layer:
+            self._append(result, given, func is torch.conv2d)
         elif func in (F.batch_norm, torch.batch_norm):
             given = dict(zip(NORM_ARGUMENTS, args, strict=False)) | kwargs
-            if given["input"] is self._output and given["weight"] is not None and self._is_new(given["weight"]):
-                self.layers[-1] = replace(self.layers[-1], norm=True)
-        elif macs:
-            name = getattr(func, "__name__", str(func))
-            raise self._cannot(f"it runs {name}; only 2-D convolutions and linear layers have costs")
+            if given["input"] is self._output and given.get("weight") is not None and self._is_new(given["weight"]):
+                last = self.calls[-1]
+                self.calls[-1] = replace(last, layer=replace(last.layer, norm=True))
         return result
+
+    def _append(self, output: Tensor, given: dict[str, Any], conv: bool) -> None:
+        weight, bias = given["weight"], given.get("bias")
+        if self._watch.of_image(weight):
+            raise _refusal(self._names, "its weights are computed from the image")
+        if weight.is_complex() or output.is_complex():
+            raise _refusal(self._names, "it multiplies complex numbers")
+        shared = not self._is_new(weight)
+        layer = ConvLayer(
+            *(self._conv_shape(output, **given) if conv else self._linear_shape(output, **given)),
+            *(FIXED_BITS, FIXED_BITS),
+            image_input=conv and not self.calls,
+            norm=False,
+            bias=bias is not None and self._is_new(bias),
+            shared=shared,
+            name=self._names[-1],
+        )
+        macs = weight.numel() * output.numel() // layer.out_channels
+        if macs != layer.macs:  # for example, more than one image
+            raise _refusal(self._names, f"it does {macs} multiply-accumulates, not the {layer.macs} of its shape")
+        self.calls.append(TracedCall(layer, weight))
+        self._output = output
+
+    def _check_channels(self, **given: Any) -> None:
+        """ValueError that says more than torch does on meta tensors."""
+        takes, gets = given["weight"].shape[1] * given.get("groups", 1), given["input"].shape[-3]
+        if takes != gets:
+            raise ValueError(f"layer {self._names[-1]} takes {takes} channels and gets {gets}")
 
     def _conv_shape(self, output: Tensor, **given: Any) -> tuple[int, ...]:
         """The first six fields of the ConvLayer."""
@@ -101,7 +146,7 @@ class _Recorder(TorchFunctionMode):
         kernel_size = self._square("kernel", kernel)
         stride = self._square("stride", given.get("stride", 1))
         if kernel_size > 1 and self._square("dilation", given.get("dilation", 1)) > 1:
-            raise self._cannot("its dilation is not 1")
+            raise _refusal(self._names, "its dilation is not 1")
         side = self._square("input", given["input"].shape[-2:])
         out_side = self._square("output", output.shape[-2:])
         if math.ceil(side / stride) != out_side:  # other than "same" padding: see ConvLayer
@@ -111,27 +156,14 @@ class _Recorder(TorchFunctionMode):
 
     def _linear_shape(self, output: Tensor, **given: Any) -> tuple[int, ...]:
         """The first six fields of the ConvLayer."""
+        if given["weight"].dim() != 2:
+            raise _refusal(self._names, "its weights are not a matrix")
         out_features, in_features = given["weight"].shape
         positions = output.numel() // out_features
         side = math.isqrt(positions)
         if side**2 != positions:
-            raise self._cannot(f"it runs at {positions} positions, which are not a square map")
+            raise _refusal(self._names, f"it runs at {positions} positions, which are not a square map")
         return in_features, out_features, side, 1, 1, 1
-
-    def _append(self, output: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[int, ...], conv: bool) -> None:
-        shared = not self._is_new(weight)
-        has_bias = bias is not None and self._is_new(bias)
-        layer = ConvLayer(
-            *shape,
-            *self._bits,
-            image_input=conv and not self.layers,
-            norm=False,
-            bias=has_bias,
-            shared=shared,
-            name=self._names[-1],
-        )
-        self.layers.append(layer)
-        self._output = output
 
     def _is_new(self, parameter: Tensor) -> bool:
         known = id(parameter) in self._stored
@@ -141,27 +173,33 @@ class _Recorder(TorchFunctionMode):
     def _square(self, what: str, size: int | Iterable[int]) -> int:
         sides = (size,) if isinstance(size, int) else tuple(size)
         if len(set(sides)) > 1:
-            raise self._cannot(f"its {what} is {' x '.join(map(str, sides))}, not square")
+            raise _refusal(self._names, f"its {what} is {' x '.join(map(str, sides))}, not square")
         return sides[0]
 
-    def _cannot(self, why: str) -> UserError:
-        return UserError(f"cannot list layer {self._names[-1] or 'without a name'}: {why}")
+
+def _refusal(names: list[str], why: str) -> UserError:
+    return UserError(f"cannot list layer {names[-1] or 'without a name'}: {why}")
+
+
+def _check_plain(net: nn.Module) -> None:
+    """UserError for networks whose layers run outside Python, or as copies of themselves."""
+    for name, module in net.named_modules():
+        compiled = "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or isinstance(module, WRAPPERS):
+            what = "compiled" if compiled else f"wrapped in {type(module).__name__}"
+            raise UserError(f"{f'module {name}' if name else 'the network'} is {what}: hand over the plain module")
 
 
 @contextlib.contextmanager
-def _frozen(net: nn.Module) -> Iterator[None]:
-    """Run the block in evaluation mode and without gradients, which torch's FLOP counter cannot handle."""
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Run the block in evaluation mode."""
     training = [module for module in net.modules() if module.training]
-    learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    net.eval().requires_grad_(False)
+    net.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module in training:
             module.training = True
-        for parameter in learning:
-            parameter.requires_grad = True
 
 
 @contextlib.contextmanager

@@ -229,7 +229,7 @@ def test_no_layers():
         (nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 3)), r"layer 1\.1: it runs conv1d"),
         (nn.Sequential(Crop(), nn.Linear(12, 4)), r"layer 1\.1: it runs at 35 positions, which are not a square map"),
         (nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Flatten(0, 1), nn.Conv2d(1, 1, 3)), r"layer 1\.2: it does 2700 mul"),
-        (nn.Conv2d(5, 4, 3), "Sequential does not run on an image of 3 x 12 x 12: Given groups=1"),
+        (nn.Conv2d(5, 4, 3), "Sequential does not run on .* 3 x 12 x 12: layer 1 takes 5 channels and gets 3"),
     ],
     ids=["kernel", "output", "stride", "dilation", "transposed", "conv1d", "positions", "batch", "channels"],
 )

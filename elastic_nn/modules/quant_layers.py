@@ -48,8 +48,8 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):
         super().__init__(*args, **kwargs)
         self.set_quantizers(scheme, signed_input=signed_input, quantize_input=quantize_input)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(self.act_quant(x), self.weight_quant(self.weight), self.bias)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name, by which a network may call the layer
+        return self._conv_forward(self.act_quant(input), self.weight_quant(self.weight), self.bias)
 
 
 class QuantLinear(QuantizedLayer, nn.Linear):
@@ -68,8 +68,8 @@ class QuantLinear(QuantizedLayer, nn.Linear):
         super().__init__(in_features, out_features, bias)
         self.set_quantizers(scheme, signed_input=signed_input, quantize_input=quantize_input)
 
-    def forward(self, x: Tensor) -> Tensor:  # (..., C) -> (..., D)
-        return F.linear(self.act_quant(x), self.weight_quant(self.weight), self.bias)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name; (..., C) -> (..., D)
+        return F.linear(self.act_quant(input), self.weight_quant(self.weight), self.bias)
 
 
 def quantized_layers(net: nn.Module) -> dict[str, QuantizedLayer]:

@@ -61,7 +61,8 @@ def load_policy_model(path: Path) -> PolicyModel:
             raise UserError("its signs of inputs are not those of its layers")
         if unknown := set(policy.names) - {name for name, _ in net.named_modules()}:
             raise UserError(f"its policy has layers that the network lacks, such as {min(unknown)}")
-        quantize_model(net, policy.names, scheme_named(policy.quantizer), signed)
+        shape = spec.in_channels, spec.resolution, spec.resolution
+        quantize_model(net, policy.names, scheme_named(policy.quantizer), signed, shape)
         set_policy(net, policy)
         _check_state(net, state)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Replace the layers of any network by quantized ones, and back. Float and quantized layers share their weights."""
+"""Turn layers of any network into quantized ones, and back. They stay the same modules, with the same weights."""
 
 from __future__ import annotations
 
@@ -11,28 +11,51 @@ from torch import nn
 from apq.errors import UserError
 from apq.policy import Policy
 from elastic_nn.modules.quant_layers import QuantConv2d, QuantizedLayer, QuantLinear, name_quantizers, quantized_layers
-from elastic_nn.quantizers import FLOAT, QuantScheme
+from elastic_nn.networks.quantized_run import check_quantized
+from elastic_nn.quantizers import QuantScheme
+
+QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
+TOO_COARSE = (torch.bfloat16, torch.float16)  # for the values of 8-bit codes
 
 
 def quantize_model(
-    net: nn.Module, names: Sequence[str], scheme: QuantScheme, signed: Mapping[str, bool]
+    net: nn.Module,
+    names: Sequence[str],
+    scheme: QuantScheme,
+    signed: Mapping[str, bool],
+    image_shape: Sequence[int] | None = None,
 ) -> dict[str, nn.Module]:
-    """Replace the named layers by quantized ones, in place, and return the layers that were replaced.
+    """Turn the named layers into quantized ones, in place, and return copies of the layers as they were.
 
-    `names` are in running order. The input of the first layer, the image, is not quantized. `signed` says for each
-    layer whether its input may be negative. UserError for a layer that cannot be quantized.
+    A layer changes its class and stays the same object: its other names, references in lists and closures, and hooks
+    stay valid. `names` are in running order. The input of the first layer, the image, is not quantized. `signed` says
+    for each layer whether its input may be negative. With `image_shape` (C, H, W) the network runs once, to prove that
+    these layers alone multiply weights, through their quantizers; see `check_quantized`. UserError for a layer that
+    cannot be quantized, and where the proof fails; the network is then as before.
     """
-    if "" in names:
-        raise UserError(f"the network is a single {type(net).__name__}: its layers must be modules within it")
-    before = {name: net.get_submodule(name) for name in names}
-    _put(net, {name: _quantized(name, layer, scheme, signed[name], name != names[0]) for name, layer in before.items()})
+    layers = _layers(net, names)
+    before = {name: _copy(layer) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.__class__ = QUANTIZED.get(type(layer), type(layer))
+        layer.set_quantizers(scheme, signed_input=signed[name], quantize_input=name != names[0])
+        for quantizer in layer.operands().values():
+            quantizer.to(layer.weight.device)
+        layer.train(layer.training)
     name_quantizers(net)
+    if image_shape is not None:
+        try:
+            check_quantized(net, names, image_shape)
+        except UserError:
+            restore_model(net, before)
+            raise
     return before
 
 
 def restore_model(net: nn.Module, before: Mapping[str, nn.Module]) -> None:
-    """Undo `quantize_model`: put back the layers that it returned, with their present weights."""
-    _put(net, before)
+    """Undo `quantize_model`: the layers become again what it returned, with their present weights."""
+    for name, old in before.items():
+        layer = net.get_submodule(name)
+        layer.__class__, layer._modules = type(old), dict(old._modules)
 
 
 def set_policy(net: nn.Module, policy: Policy) -> None:
@@ -42,47 +65,39 @@ def set_policy(net: nn.Module, policy: Policy) -> None:
         layers[name].set_bits(row[0], row[-1])
 
 
-def _put(net: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    for name, layer in layers.items():
-        path, _, last = name.rpartition(".")
-        setattr(net.get_submodule(path), last, layer)
-
-
-def _quantized(name: str, layer: nn.Module, scheme: QuantScheme, signed: bool, quantize_input: bool) -> QuantizedLayer:
-    """A quantized layer with the weights of this one."""
-    kind = type(layer)
-    if isinstance(layer, QuantizedLayer):
-        quantized = copy.copy(layer)
-        quantized._modules = dict(layer._modules)
-    elif kind in (nn.Conv2d, nn.Linear) and isinstance(layer.weight, nn.Parameter):  # not one computed by a hook
-        with torch.device("meta"):  # it gets the weights of the layer
-            quantized = _conv(layer) if kind is nn.Conv2d else _linear(layer)
-        quantized.weight, quantized.bias = layer.weight, layer.bias
-    else:
+def _layers(net: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """The named layers. UserError if one of them cannot be quantized, or shares its weights with another."""
+    modules = dict(net.named_modules())
+    if "" in names:
         raise UserError(
-            f"layer {name} is a {kind.__name__}; only Conv2d and Linear of torch, with weights of their own, can be "
-            "quantized"
+            f"the network is a single {type(net).__name__}, or multiplies weights outside its modules: its layers must "
+            "be modules within it"
         )
-    quantized.set_quantizers(scheme, signed_input=signed, quantize_input=quantize_input)
-    for quantizer in quantized.operands().values():
-        quantizer.to(layer.weight.device)
-    return quantized.train(layer.training)
+    of_weight: dict[tuple[int, int], str] = {}
+    if unknown := [name for name in names if name not in modules]:
+        raise UserError(f"layer {unknown[0]} is not in the network")
+    for name in names:
+        layer, kind = modules[name], type(modules[name])
+        # A weight that is no parameter is computed from others, by a hook or a parametrization.
+        if not isinstance(layer, QuantizedLayer) and not (kind in QUANTIZED and isinstance(layer.weight, nn.Parameter)):
+            raise UserError(
+                f"layer {name} is a {kind.__name__}; only Conv2d and Linear of torch, with weights of their own, can "
+                "be quantized"
+            )
+        if layer.weight.dtype in TOO_COARSE:
+            dtype = str(layer.weight.dtype).removeprefix("torch.")
+            raise UserError(f"layer {name} has {dtype} weights: turn the network into float32 first, with net.float()")
+        place = layer.weight.untyped_storage()._cdata, layer.weight.storage_offset()
+        if (other := of_weight.setdefault(place, name)) != name:
+            raise UserError(
+                f"layers {other} and {name} share their weights, which cannot have the bits of both: give each its "
+                "own, or run one module twice"
+            )
+    return {name: modules[name] for name in names}
 
 
-def _conv(layer: nn.Conv2d) -> QuantConv2d:
-    return QuantConv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups,
-        layer.bias is not None,
-        layer.padding_mode,
-        scheme=FLOAT,
-    )
-
-
-def _linear(layer: nn.Linear) -> QuantLinear:
-    return QuantLinear(layer.in_features, layer.out_features, FLOAT, bias=layer.bias is not None)
+def _copy(layer: nn.Module) -> nn.Module:
+    """A copy that shares the parameters with the layer, but keeps its present class and quantizers."""
+    own = copy.copy(layer)
+    own._modules = dict(layer._modules)
+    return own

@@ -94,6 +94,9 @@ def _observe(
         for module, training in modes:
             afterwards.callback(setattr, module, "training", training)
         for name, layer in layers.items():
-            hook = layer.register_forward_pre_hook(lambda layer, args, name=name: observe(name, layer, args[0]))
-            afterwards.callback(hook.remove)
+
+            def seen(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], name: str = name) -> None:
+                observe(name, layer, args[0] if args else kwargs["input"])
+
+            afterwards.callback(layer.register_forward_pre_hook(seen, with_kwargs=True).remove)
         net.eval()(images)

@@ -35,12 +35,13 @@ def quantized_model(
 ) -> dict[str, bool]:
     """Quantize a trained float network in place, ready to finetune. Returns which layers have signed inputs.
 
-    Ranges or clusters are chosen, and BatchNorm is recalibrated at the bits of the policy on `n_images`.
+    Ranges or clusters are chosen, and BatchNorm is recalibrated at the bits of the policy on `n_images`. All weights
+    become float32 first.
     """
-    net.to(device)
+    net.to(device).float()
     images = calibration_images(splits, side, device)
     signed = signed_inputs(net, policy.names, images)
-    quantize_model(net, policy.names, scheme_named(policy.quantizer), signed)
+    quantize_model(net, policy.names, scheme_named(policy.quantizer), signed, images.shape[1:])
     set_policy(net, policy)
     calibrate_ranges(net, images)
     recalibrate(net, make_loader(splits.calibration, RECALIBRATION_BATCH, sides=(side,)), device, n_images)
@@ -63,22 +64,23 @@ class ShortFinetune:
 class PolicyScorer:
     """Validation top-1 of policies of one trained network, each after the same short finetune from its float weights.
 
-    The network is quantized in place. The ranges or clusters of its layers `names` are chosen once for all bit-widths,
-    at construction. All policies train on the same batches, which depend on the seed of the session, so that accuracies
-    differ by the bits alone. `original` is the top-1 of the float network on the same images.
+    The network is quantized in place, and becomes float32. The ranges or clusters of its layers `names` are chosen once
+    for all bit-widths, at construction. All policies train on the same batches, which depend on the seed of the
+    session, so that accuracies differ by the bits alone. `original` is the top-1 of the float network on the same
+    images.
     """
 
     def __init__(
         self, net: nn.Module, names: Sequence[str], quantizer: str, finetune: ShortFinetune, session: Session
     ) -> None:
-        self.net, self.finetune, self.session = net.to(session.device), finetune, session
+        self.net, self.finetune, self.session = net.to(session.device).float(), finetune, session
         val = session.splits.val.thinned(finetune.val_images)
         self._val = session.loader(val, EVALUATION_BATCH, sides=(finetune.side,))
         self.original = self._top1()
         images = calibration_images(session.splits, finetune.side, session.device)
         signed = signed_inputs(net, names, images)
         self._float = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-        quantize_model(net, names, scheme_named(quantizer).quick(), signed)
+        quantize_model(net, names, scheme_named(quantizer).quick(), signed, images.shape[1:])
         self._calibrated = calibration_table(net, images, QUANTIZERS[quantizer].bits)
 
     def top1(self, policy: Policy) -> float:

@@ -1,0 +1,226 @@
+"""Which of torch's operations a network may run beside its layers: those that do not multiply and add up.
+
+A network runs on a meta tensor, so that the answer depends neither on a device nor on the values of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Names of aten operations, without the "_" of those that write in place. What is not listed is refused.
+MOVES = _words(  # every value of the output is a value of an input, or zero
+    "as_strided squeeze unsqueeze transpose t detach _unsafe_view _reshape_alias clone copy _to_copy contiguous cat "
+    "stack repeat repeat_interleave roll flip rot90 index index_select index_put "
+    "gather scatter select_scatter slice_scatter embedding constant_pad_nd reflection_pad1d reflection_pad2d "
+    "replication_pad1d replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
+    "upsample_nearest1d upsample_nearest2d _upsample_nearest_exact2d im2col max_pool2d max_pool2d_with_indices "
+    "adaptive_max_pool2d sort topk tril triu fill zero zeros_like ones_like full_like empty_like rand_like randn_like "
+    "new_zeros new_ones new_full new_empty empty_strided new_empty_strided unfold_copy view_copy expand_copy resize "
+    "lift_fresh lift_fresh_copy native_dropout dropout bernoulli uniform normal is_same_size sym_size"
+)
+POINTWISE = _words(  # beside those that torch tags so
+    "hardswish hardtanh prelu _prelu_kernel glu log_sigmoid log_sigmoid_forward mish rsub floor_divide masked_fill "
+    "threshold rrelu_with_noise rrelu_with_noise_functional native_batch_norm _native_batch_norm_legit_no_training "
+    "_batch_norm_no_update cudnn_batch_norm miopen_batch_norm fake_quantize_per_tensor_affine "
+    "fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine_cachemask "
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams"
+)
+REDUCTIONS = _words(  # sums, means and extremes of single tensors, and what is made of them
+    "sum nansum mean nanmean amax amin aminmax max min argmax argmin any all var var_mean std std_mean norm median "
+    "linalg_vector_norm logsumexp cumsum cumprod cummax logcumsumexp prod count_nonzero _softmax _log_softmax softmax "
+    "log_softmax avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d "
+    "upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_bicubic2d _upsample_bicubic2d_aa col2im "
+    "grid_sampler_2d native_layer_norm native_group_norm _native_batch_norm_legit _fused_rms_norm "
+    "scatter_add scatter_reduce index_add"
+)
+ADDITIVE = _words(  # pointwise, without a product
+    "add sub rsub where masked_fill maximum minimum clamp clamp_min clamp_max eq ne lt le gt ge neg relu"
+)
+READS_VALUES = _words(  # what follows depends on the values of a tensor
+    "_local_scalar_dense equal nonzero masked_select _unique2 unique_dim unique_consecutive bincount"
+)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where the values of a tensor come from.
+
+    `values` is the number of values of the image's features from which they are computed. `product` says that there are
+    more of them than that, because two tensors were broadcast against each other: a sum of such values is a matrix
+    product by hand. `matrix` names the parameter of two or more dimensions from which a constant is computed.
+    """
+
+    of_image: bool = False
+    values: int = 0
+    product: bool = False
+    matrix: str | None = None
+
+
+class OperationWatch(TorchDispatchMode):
+    """Context in which a network runs without computing: what depends on the image becomes a meta tensor.
+
+    Outside listed layers (`in_layer`) it refuses operations that may multiply and add up, and products with parameters
+    of two or more dimensions. `refusal` makes the error from a reason; `running` is the torch function that runs.
+    Constants are computed where they are. Tensors from before are not written to.
+    """
+
+    def __init__(self, net: nn.Module, image: Tensor, refusal: Callable[[str], Exception]) -> None:
+        super().__init__()
+        self.in_layer, self.running = False, ""
+        self._refusal = refusal
+        self._home = next((p.device for p in net.parameters() if not p.is_meta), torch.device("cpu"))
+        self._matrices = {_key(p): name for name, p in net.named_parameters() if _is_matrix(p)}
+        self._origins = {_key(image): _Origin(of_image=True, values=image.numel())}  # of what is made in this context
+        self._alive = [image]  # a key is an address, which is reused once its tensor is freed
+
+    def of_image(self, tensor: Tensor) -> bool:
+        """Whether the values of a tensor depend on the image."""
+        return self._origin(tensor).of_image
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a torch function: with meta tensors only if one of its arguments depends on the image."""
+        leaves = tree_leaves((args, kwargs))
+        if any(isinstance(leaf, Tensor) and self.of_image(leaf) for leaf in leaves):
+            return self._run_on_meta(function, args, kwargs)
+        return function(*args, **self._at_home(kwargs))
+
+    def _run_on_meta(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function with meta tensors in place of tensors. Where it returns one of those, return the tensor."""
+        given: list[tuple[Tensor, Tensor]] = []
+
+        def meta(value: Any) -> Any:
+            if isinstance(value, torch.device):
+                return torch.device("meta")
+            if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+                return value
+            twin = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+            self._set(twin, self._origin(value))
+            given.append((twin, value))
+            return twin
+
+        with torch._C._DisableTorchDispatch():  # its own tensors are not the network's
+            args, kwargs = tree_map(meta, (args, kwargs))
+        result = function(*args, **kwargs)
+        for twin, value in given:
+            if self._origin(twin).of_image:  # it was written to
+                self._set(value, self._origin(twin))
+        back = {id(twin): value for twin, value in given}
+        return tree_map(lambda value: back.get(id(value), value), result)
+
+    def _at_home(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments for a constant. One made for the image's device is made where the network is, with values."""
+        on_meta = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta"
+        return {**kwargs, "device": self._home} if on_meta else kwargs
+
+    def __torch_dispatch__(
+        self, op: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        origins = [self._origin(tensor) for tensor in tensors]
+        written = _written(op, args, kwargs)
+        from_before = any(_key(tensor) not in self._origins for tensor in written)
+        of_image = from_before or any(origin.of_image for origin in origins)
+        if of_image and not self.in_layer:
+            self._check(op, tensors, origins)
+        on_meta = of_image or any(tensor.is_meta for tensor in tensors)
+        result = self._run_on_meta(op, args, kwargs) if on_meta else op(*args, **self._at_home(kwargs))
+        views = {_key(tensor) for tensor in tensors} - {_key(tensor) for tensor in written}
+        for output in tree_leaves((result, written)):
+            if isinstance(output, Tensor) and _key(output) not in views:  # a view has the origin of its storage
+                self._set(output, self._origin_of_output(op, output, tensors, origins, of_image))
+        return result
+
+    def _check(self, op: OpOverload, tensors: list[Tensor], origins: list[_Origin]) -> None:
+        """Raise the refusal of an operation on features of the image that costs more than it shows."""
+        name, shown = _name(op), self.running or str(op.overloadpacket).removeprefix("aten.")
+        by_mask = any(tensor.dtype == torch.bool for tensor in tensors)
+        if name in READS_VALUES or (name.startswith("index") and by_mask):
+            raise self._refusal(f"what it runs depends on the values of the image ({shown})")
+        if name in REDUCTIONS:
+            if any(origin.product for origin in origins):
+                raise self._refusal(
+                    f"it multiplies and adds up by hand, with {shown}; use a convolution or linear layer"
+                )
+        elif _is_pointwise(op):
+            if matrix := next((o.matrix for o in origins if o.matrix is not None and name not in ADDITIVE), None):
+                raise self._refusal(
+                    f"it multiplies parameter {matrix} with {shown}, not in a convolution or linear layer"
+                )
+        elif name not in MOVES and not op.is_view:
+            raise self._refusal(f"it runs {shown}; only 2-D convolutions and linear layers have costs")
+
+    def _origin_of_output(
+        self, op: OpOverload, output: Tensor, tensors: list[Tensor], origins: list[_Origin], of_image: bool
+    ) -> _Origin:
+        if not of_image:
+            matrix = next((origin.matrix for origin in origins if origin.matrix is not None), None)
+            return _Origin(matrix=matrix if _is_matrix(output) else None)
+        if self.in_layer or _name(op) in REDUCTIONS:
+            return _Origin(of_image=True, values=output.numel())
+        if _is_pointwise(op):
+            counts = [min(o.values, t.numel()) for o, t in zip(origins, tensors, strict=True) if o.of_image]
+            values = max(counts, default=output.numel())
+            broadcast = sum(tensor.numel() > 1 for tensor in tensors) > 1 and output.is_floating_point()
+        else:
+            counts = [
+                min(o.values, t.numel()) if o.of_image else t.numel() for o, t in zip(origins, tensors, strict=True)
+            ]
+            values, broadcast = sum(counts), False
+        product = output.numel() > values and (broadcast or any(origin.product for origin in origins))
+        before = self._origins.get(_key(output), _Origin())  # where a part of a tensor is written
+        return _Origin(of_image=True, values=max(values, before.values), product=product or before.product)
+
+    def _origin(self, tensor: Tensor) -> _Origin:
+        key = _key(tensor)
+        hidden = (
+            "of a module that is not registered" if isinstance(tensor, nn.Parameter) and _is_matrix(tensor) else None
+        )
+        return self._origins.get(key) or _Origin(matrix=self._matrices.get(key, hidden))
+
+    def _set(self, tensor: Tensor, origin: _Origin) -> None:
+        self._origins[_key(tensor)] = origin
+        self._alive.append(tensor)
+
+
+def _key(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata  # views share it
+    except NotImplementedError:  # sparse and batched tensors have none
+        return id(tensor)
+
+
+def _name(op: OpOverload) -> str:
+    """Name of an aten operation, without the "_" of one that writes in place; other libraries keep their name."""
+    namespace, _, name = op._schema.name.partition("::")
+    return name.removesuffix("_") if namespace == "aten" else op._schema.name
+
+
+def _is_pointwise(op: OpOverload) -> bool:
+    return torch.Tag.pointwise in op.tags or _name(op) in POINTWISE
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return sum(size > 1 for size in tensor.shape) >= 2
+
+
+def _written(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The arguments that an operation writes to."""
+    if not op._schema.is_mutable:
+        return []
+    named = dict(zip((argument.name for argument in op._schema.arguments), args, strict=False)) | kwargs
+    changed = [a.name for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [leaf for name in changed for leaf in tree_leaves(named.get(name)) if isinstance(leaf, Tensor)]
