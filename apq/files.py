@@ -1,15 +1,19 @@
-"""Files that are whole or absent: atomic writes, and reads whose errors are one line."""
+"""Files that are whole or absent: atomic writes, and reads whose errors are one line.
+
+Every reader of a file has its decoder in the block of `reading`, the one place that turns what a file or the system
+raises into a UserError.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -25,6 +29,26 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Context in which a file is opened and decoded: whatever is raised there is a UserError of one line.
+
+    Of a damaged file a decoder can raise anything, also TypeError, struct.error, RecursionError or MemoryError. So the
+    block holds the decoder alone: a fault of the program in it would be taken for one of the file. A UserError passes.
+    What is not a plain file is refused before it is opened: a pipe would wait, a device has no end.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+            raise UserError(f"cannot read {path}: it is {kind}, not a file")
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
 def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path` for writing. It replaces `path` (fsync, rename) only if the block succeeds.
 
@@ -34,7 +58,7 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, mode) as file:
+        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -44,7 +68,7 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {_one_line(error)}") from error
+            raise UserError(f"cannot write {path}: {one_line(error)}") from error
         raise
 
 
@@ -64,20 +88,14 @@ def write_json(path: Path, data: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The JSON in a file; UserError where it is missing or broken."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:  # not text and not JSON are both ValueErrors
-        raise UserError(f"cannot read {path}: {_one_line(error)}") from error
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, plain data only; UserError where it is missing or damaged."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            return dict(data)
-    # All of these come from damaged archives; zipfile raises NotImplementedError for an unknown compression.
-    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError, BadZipFile) as error:
-        raise UserError(f"{path} is missing or damaged: {_one_line(error)}") from error
+    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+        return dict(data)
 
 
 def append_jsonl(path: Path, record: Any) -> None:
@@ -90,17 +108,15 @@ def append_jsonl(path: Path, record: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(f"cannot write {path}: {_one_line(error)}") from error
+        raise UserError(f"cannot write {path}: {one_line(error)}") from error
 
 
 def read_jsonl(path: Path) -> list[Any]:
     """The records of a file of JSON lines, without an incomplete last line. UserError for other damage."""
     if not path.exists():
         return []
-    try:
+    with reading(path):
         return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a file of JSON lines: {_one_line(error)}") from error
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:
@@ -118,8 +134,17 @@ def _cut_torn_line(file: IO[bytes]) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line without the file's name."""
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    # Only a ValueError says what is wrong with a file; of other types the name alone tells what happened.
+    return said if said and isinstance(error, ValueError) else ": ".join(filter(None, (type(error).__name__, said)))
 
 
 def _umask() -> int:
