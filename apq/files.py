@@ -17,15 +17,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from apq.errors import UserError
+from apq.errors import UserError, one_line
 
 Record = dict[str, Any]  # plain data, as JSON holds it
 SAVE_SECONDS = 1.0  # between saves of the state of a loop that may be faster than a disk
-
-
-def cache_folder() -> Path:
-    """The folder of files that can be made again: `$APQ_CACHE` or `~/.cache/apq`."""
-    return Path(os.environ.get("APQ_CACHE") or Path.home() / ".cache" / "apq")
 
 
 @contextlib.contextmanager
@@ -37,9 +32,7 @@ def reading(path: Path) -> Iterator[None]:
     What is not a plain file is refused before it is opened: a pipe would wait, a device has no end.
     """
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        if kind := _other_kind(path):
             raise UserError(f"cannot read {path}: it is {kind}, not a file")
         yield
     except UserError:
@@ -56,6 +49,7 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     temporary = None
     try:
+        _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
@@ -72,9 +66,26 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
+def _check_replaceable(path: Path) -> None:
+    """UserError for what is there and is no plain file. A rename would replace even a device such as /dev/null."""
+    if path.exists() and (kind := _other_kind(path)):
+        raise UserError(f"cannot write {path}: it is {kind}, not a file")
+
+
+def _other_kind(path: Path) -> str | None:
+    """What a path is that is no plain file, None for a plain file. OSError where there is nothing."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return None
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+
+
 def check_writable(folder: Path) -> None:
     """Check before long work that files can be made in a folder, which need not exist yet; UserError if not."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    except OSError as error:  # for example of a name that is too long
+        raise UserError(f"cannot write to {folder}: {one_line(error)}") from error
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise UserError(f"cannot write to {folder}: {existing} is not a folder that may be written")
 
@@ -132,19 +143,6 @@ def _cut_torn_line(file: IO[bytes]) -> None:
     if file.read(1) != b"\n":
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, in one line without the file's name."""
-    if isinstance(error, MemoryError):
-        return "it needs more memory than there is"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    # Only a ValueError says what is wrong with a file; of other types the name alone tells what happened.
-    return said if said and isinstance(error, ValueError) else ": ".join(filter(None, (type(error).__name__, said)))
 
 
 def _umask() -> int:
