@@ -54,7 +54,7 @@ def steady_streams() -> None:
 
     A closed one is the null device: a file that is opened later would get its number, and all output with it. Text that
     the terminal's encoding lacks is escaped. Stderr never raises: it has progress and warnings, and a full disk behind
-    them must not end a training.
+    them must not end a training. Streams that are not the process's own, as tests make them, stay.
     """
     for number in (0, 1, 2):
         try:
@@ -62,16 +62,19 @@ def steady_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, this one
     if sys.stdout is None:
-        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
-    sys.stdout.reconfigure(errors="backslashreplace")
-    encoding = sys.stderr.encoding if sys.stderr is not None else "utf-8"
-    unfailing = io.BufferedWriter(_Unfailing(2, "w", closefd=False))
-    sys.stderr = io.TextIOWrapper(unfailing, encoding, errors="backslashreplace", line_buffering=True)
+        sys.stdout = sys.__stdout__ = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
+    if sys.stdout is sys.__stdout__:
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stderr is sys.__stderr__:
+        encoding = sys.stderr.encoding if sys.stderr is not None else "utf-8"
+        unfailing = io.BufferedWriter(_Unfailing(2, "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(unfailing, encoding, errors="backslashreplace", line_buffering=True)
 
 
 def drop_output() -> None:
     """Send what is still written to stdout nowhere, so that Python's own flush at the end does not fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if sys.stdout is sys.__stdout__:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class _Unfailing(io.FileIO):
