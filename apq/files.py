@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ import numpy as np
 from apq.errors import UserError, one_line
 
 Record = dict[str, Any]  # plain data, as JSON holds it
+LONG, LARGEST = re.compile("[0-9]{19}"), 2**63 - 1  # digits of a number that may have more than 64 bits
 SAVE_SECONDS = 1.0  # between saves of the state of a loop that may be faster than a disk
 
 
@@ -100,7 +102,18 @@ def write_json(path: Path, data: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON in a file; UserError where it is missing or broken."""
     with reading(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _parsed(path.read_text(encoding="utf-8"))
+
+
+def _parsed(text: str) -> Any:
+    """The JSON in a text. ValueError for whole numbers beyond 64 bits, which arrays and floats cannot hold."""
+    return json.loads(text, parse_int=_whole if LONG.search(text) else None)
+
+
+def _whole(digits: str) -> int:
+    if not -LARGEST - 1 <= (value := int(digits)) <= LARGEST:
+        raise ValueError(f"the number {digits[:20]}... has more than 64 bits")
+    return value
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -127,7 +140,7 @@ def read_jsonl(path: Path) -> list[Any]:
     if not path.exists():
         return []
     with reading(path):
-        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        return [_parsed(line.decode()) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:

@@ -83,13 +83,21 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert [item.name for item in tmp_path.iterdir()] == ["c.pt"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "\x00\xff"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "\x00\xff", "[" * 100_000, "1" * 400, "1" * 5000, str(2**63), str(-(2**63) - 1)]
+)
 def test_broken_json_is_a_user_error(tmp_path, content):
     (tmp_path / "f").write_text(content)
     with pytest.raises(UserError):
         read_json(tmp_path / "f")
     with pytest.raises(UserError):
         read_json(tmp_path / "absent")
+
+
+def test_numbers_of_64_bits_are_read(tmp_path):
+    numbers = [2**63 - 1, -(2**63), 0.12345678901234567, 1e300, -1]
+    write_json(tmp_path / "f", numbers)
+    assert read_json(tmp_path / "f") == numbers
 
 
 class _Evil:
