@@ -25,6 +25,16 @@ LONG, LARGEST = re.compile("[0-9]{19}"), 2**63 - 1  # digits of a number that ma
 SAVE_SECONDS = 1.0  # between saves of the state of a loop that may be faster than a disk
 
 
+def cache_folder() -> Path:
+    """The folder of caches: `$APQ_CACHE` or `~/.cache/apq`, for a user without a home one in the temporary folder."""
+    if given := os.environ.get("APQ_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "apq"
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        return Path(tempfile.gettempdir()) / f"apq-cache-{os.getuid()}"
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Context in which a file is opened and decoded: whatever is raised there is a UserError of one line.

@@ -167,7 +167,7 @@ class Commands:
             return [rng.choice(PATHS if rng.random() < 0.9 else ABSURD)]
         if action.type is None:
             return [rng.choice(rng.choice((NAMES, PATHS, ABSURD)))]
-        return [rng.choice(ABSURD)]
+        return [rng.choice(ABSURD if rng.random() < 0.7 else ("1", "2", "3", "0.5"))]
 
     @staticmethod
     def _key(words: list[str]) -> str:

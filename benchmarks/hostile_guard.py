@@ -17,7 +17,7 @@ from pathlib import Path
 from apq.exits import FAULT, exit_code
 
 WRITING = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod"}
-HARMLESS = ("/dev/null", "/dev/shm", "/proc/self")
+HARMLESS = ("/dev/null/", "/dev/shm/", "/proc/self/")
 MOST_ADDRESSES = 16 << 30  # bytes of address space: far above what the cases may use, and below what would hurt
 
 
@@ -109,7 +109,7 @@ class Guard:
                 # The folder that the name is in counts, not where a link at the name leads.
                 named = Path(os.fsdecode(path))
                 full = str(named.parent.resolve() / named.name)
-                if not full.startswith((self.folder, *HARMLESS)):
+                if not f"{full}/".startswith((f"{self.folder}/", *HARMLESS)):
                     self._outside.append(f"{event} {full}")
 
     @staticmethod

@@ -196,7 +196,7 @@ def arrays(whole: bytes, rng: random.Random) -> bytes:
         held = dict(data)
     name = rng.choice(sorted(held))
     array = held.pop(name)
-    new = rng.choice((_other_array, _other_array, lambda a, r: a * -1, lambda a, r: a[:0]))(array, rng)
+    new = rng.choice((_other_array, _other_array, lambda a, r: np.negative(a), lambda a, r: a[:0]))(array, rng)
     held[rng.choice((name, name, name, "other", "../up", ""))] = new
     out = io.BytesIO()
     np.savez(out, **held)

@@ -141,7 +141,7 @@ def report_unreadable(splits: Splits) -> None:
 
 def _digest(names: Iterable[str]) -> str:
     """A hash of names, not of contents: a million files need not be read."""
-    return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()  # names need not be text
+    return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()
 
 
 def _open(folder: Path, part: str) -> ImageFolder:

@@ -5,6 +5,7 @@ Source: Sharma et al., ISCA 2018; details fitted to the cost table that APQ (CVP
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,9 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from apq.cache import cache_folder, read_cache, write_cache
 from apq.errors import UserError
-from apq.files import Record
+from apq.files import Record, atomic_open, cache_folder, read_arrays
 from apq.layers import ConvLayer
 from apq.space import FULL_PRECISION
 from lut.accelerator import Accelerator
@@ -62,8 +62,10 @@ class BitFusion(CostModel):
         if missing:
             costs = np.stack(self.cost(missing), axis=1).tolist()
             cached |= {_values_of(layer): tuple(pair) for layer, pair in zip(missing, costs, strict=True)}
-            rows = np.array(list(cached), dtype=np.int64)
-            write_cache(self.cache_file, {"layers": rows, "costs": np.array(list(cached.values()))})
+            # The costs are right even where the cache cannot be written.
+            with contextlib.suppress(OSError, UserError), atomic_open(self.cache_file, "wb") as out:
+                rows = np.array(list(cached), dtype=np.int64)
+                np.savez(out, layers=rows, costs=np.array(list(cached.values())))
         return np.array([cached[_values_of(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
 
     @property
@@ -90,14 +92,14 @@ class BitFusion(CostModel):
 
 
 def _read_cache(file: Path) -> dict[tuple[int, ...], tuple[float, float]]:
-    arrays = read_cache(file) or {}
-    if {*arrays} != {"layers", "costs"}:
-        return {}
-    rows, costs = arrays["layers"], arrays["costs"]
-    shapes = rows.shape[1:] == (len(COLUMNS),) and costs.shape == (len(rows), 2)
-    if not (shapes and (rows.dtype, costs.dtype) == (np.int64, np.float64) and ((costs >= 0) & (costs < np.inf)).all()):
-        return {}
-    return {tuple(row): tuple(pair) for row, pair in zip(rows.tolist(), costs.tolist(), strict=True)}
+    try:
+        arrays = read_arrays(file)
+        rows, costs = arrays["layers"], arrays["costs"]
+        if rows.ndim != 2 or rows.dtype.kind != "i" or costs.shape != (len(rows), 2) or not np.isfinite(costs).all():
+            return {}
+        return {tuple(row): tuple(pair) for row, pair in zip(rows.tolist(), costs.tolist(), strict=True)}
+    except (UserError, KeyError, TypeError):
+        return {}  # missing or damaged: the costs are computed again
 
 
 def _checked_rows(chip: Accelerator, layers: Sequence[ConvLayer]) -> np.ndarray:

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, script
 from example_results import write_found
 from example_spaces import TINY
 from PIL import Image
 
-from apq.cache import cache_folder
 from apq.cli import Parser
 from apq.errors import UserError
 from apq.exits import DONE, FAULT, INTERRUPTED, MISTAKE, exit_code
-from apq.files import read_json, write_json
+from apq.files import cache_folder, read_json, write_json
 from apq.genes import largest_subnet
 from apq.space import space_to_dict
 from dataset.imagenet import image_folder_space, image_folder_splits
 from elastic_nn.training.distributed import processes
+from lut.__main__ import main as lut
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -220,6 +220,41 @@ def test_values_that_no_flag_takes(kind, wrong):
             parser.parse_args(["--flag", text])
     right = {int: "-12", float: "-1e-5", Path: "a b"}[kind]
     assert parser.parse_args([f"--flag={right}"]).flag == kind(right)
+
+
+@pytest.mark.parametrize(
+    ("script_name", "flags"),
+    [
+        ("train", ["--seed", str(2**63)]),
+        ("train", ["--seed", "9" * 5000]),
+        ("train", ["--model", "mobilenet_v2_small", "--lr", "1e308"]),
+        ("train", ["--batch_size", str(10**9)]),
+        ("train", ["--out", ""]),
+        ("quant_aware", ["--lr", "nan"]),
+        ("quant_aware", ["--epochs", "0"]),
+        ("quant_aware", ["--batch_size", "99999999999999999999"]),
+        ("quant_aware", ["--exp_dir", ""]),
+        ("test", ["--batch_size", str(2**21)]),
+        ("search", ["--prepare", "acc", "--acc_train_sample", str(10**9)]),
+        ("search", ["--prepare", "acc", "--seed", str(2**64)]),
+        ("search", ["--constraint", "1", "--population", str(10**9)]),
+        ("search", ["--constraint", "inf"]),
+        ("search", ["--mode", "nsga2", "--population", str(10**9)]),
+        ("search", ["--mode", "coarse_to_fine", "--n_coarse", str(10**9)]),
+        ("search", ["--mode", "ddpg", "--model", "x", "--hidden", str(10**9)]),
+    ],
+)
+def test_limits_of_flags(tmp_path, monkeypatch, script_name, flags):
+    """Before any work: in an empty folder nothing else could be said of these flags."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"^argument {flags[-2]}: "):
+        script(script_name)(flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resolution_has_a_limit():
+    with pytest.raises(UserError, match=r"^argument --resolution: '100000' .* at most 8192"):
+        lut(["--model", "resnet18", "--resolution", "100000"])
 
 
 def test_what_is_no_plain_file_is_not_replaced(tmp_path):

@@ -227,7 +227,7 @@ def test_damaged_arrays_are_user_errors(tmp_path):
         with pytest.raises(UserError, match="cannot read"):
             read_arrays(path)
     np.savez(path, a=np.array([{}], dtype=object))
-    with pytest.raises(UserError, match="allow_pickle"):
+    with pytest.raises(UserError, match=r"pickle|object"):
         read_arrays(path)
     with pytest.raises(UserError, match="No such file"):
         read_arrays(tmp_path / "absent.npz")

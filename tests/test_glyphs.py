@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from apq.cache import cache_folder
 from apq.errors import UserError
+from apq.files import cache_folder
 from apq.presets import DIGITS, GLYPHS
 from dataset import glyphs, load_splits
 from dataset.splits import make_loader

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import subprocess
 import sys
@@ -133,19 +132,13 @@ def test_image_input_has_its_own_price():
         np.testing.assert_array_equal(BitFusion().price(pair), stacked(BitFusion().cost(pair)))
 
 
-@pytest.mark.parametrize(
-    "damage", ["truncated", "flipped", "empty", "foreign", "other_array", "negative", "other_costs", "folder"]
-)
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign", "other_array", "folder"])
 def test_damaged_cache_is_rebuilt(damage, no_model):
     expected, file = BitFusion().price(LAYERS), BitFusion().cache_file
     good = file.read_bytes()
     file.unlink()
     if damage == "folder":
         file.mkdir()
-    elif damage in ("negative", "other_costs"):
-        arrays = dict(np.load(io.BytesIO(good)))
-        with file.open("wb") as out:
-            np.savez(out, **{**arrays, "costs": arrays["costs"] * (-1 if damage == "negative" else 2)})
     elif damage == "other_array":
         with file.open("wb") as out:
             np.savez(out, layers=np.zeros((3, 9)), costs=np.full((3, 2), np.nan))
