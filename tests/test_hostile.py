@@ -44,6 +44,7 @@ from benchmarks.hostile_guard import Guard
 
 os.mkdir(sys.argv[1] + "/in")
 os.chdir(sys.argv[1] + "/in")
+tempfile.tempdir = os.getcwd()
 guard = Guard(Path())
 cases = {
     "inside": lambda argv: Path("a").write_text("x"),
