@@ -40,16 +40,17 @@ def reading(path: Path) -> Iterator[None]:
     """Context in which a file is opened and decoded: whatever is raised there is a UserError of one line.
 
     Of a damaged file a decoder can raise anything, also TypeError, struct.error, RecursionError or MemoryError. So the
-    block holds the decoder alone: a fault of the program in it would be taken for one of the file. A UserError passes.
+    block holds the decoder alone: a fault of the program in it would be taken for one of the file. A UserError that
+    names the path passes.
     What is not a plain file is refused before it is opened: a pipe would wait, a device has no end.
     """
     try:
         if kind := _other_kind(path):
             raise UserError(f"cannot read {path}: it is {kind}, not a file")
         yield
-    except UserError:
-        raise
     except Exception as error:
+        if isinstance(error, UserError) and str(path) in str(error):
+            raise
         raise UserError(f"cannot read {path}: {one_line(error)}") from error
 
 
