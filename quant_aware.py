@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from apq.cli import Parser, add_common_flags, add_execution_flags, run
+from apq.cli import MOST_BATCH, MOST_LR, Parser, above_0, add_common_flags, add_execution_flags, at_least, run
 from apq.experiment import get_experiment
 from apq.policy import QUANTIZER_HELP, of_activations
 from elastic_nn.training.recipes import RECIPES
@@ -23,10 +23,14 @@ def build_parser() -> Parser:
     parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
     parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the supernet's)")
     parser.add_argument("--quantizer", choices=of_activations(), help=QUANTIZER_HELP)
-    parser.add_argument("--epochs", type=int, help="epochs of training (default: the recipe's)")
-    parser.add_argument("--lr", type=float, help="learning rate at the start of the cosine (default: the recipe's)")
+    parser.add_argument("--epochs", type=at_least(1), help="epochs of training (default: the recipe's)")
     parser.add_argument(
-        "--batch_size", type=int, help="images a step, of all processes together (default: the recipe's)"
+        "--lr", type=above_0(MOST_LR), help="learning rate at the start of the cosine (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=at_least(2, MOST_BATCH),
+        help="images a step, of all processes together (default: the recipe's)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a finetune that is finished")
     parser.add_argument("--compile", action="store_true", help="use torch.compile, which is faster on a GPU")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from apq.cli import Parser, add_common_flags, at_least, run
+from apq.cli import MOST_BATCH, Parser, add_common_flags, at_least, run
 from lut.cost_model import add_cost_flags
 
 
@@ -25,7 +25,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
     add_cost_flags(parser, "what the search used")
-    parser.add_argument("--batch_size", type=at_least(1), default=256, help="images evaluated at a time")
+    parser.add_argument("--batch_size", type=at_least(1, MOST_BATCH), default=256, help="images evaluated at a time")
     add_common_flags(parser, seed=False)
     return parser
 

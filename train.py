@@ -21,7 +21,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apq.cli import Parser, add_common_flags, add_execution_flags, at_least, run, table
+from apq.cli import MOST_BATCH, MOST_LR, Parser, above_0, add_common_flags, add_execution_flags, at_least, run, table
 from apq.errors import UserError
 from apq.policy import SUPERNET_QUANTIZERS
 from dataset.table import DATASETS
@@ -59,15 +59,19 @@ def build_parser() -> Parser:
         help="folder or file of a supernet of the same architectures to start from: a float one passes on its weights, "
         "one of more bits also its steps; its largest subnet is the teacher",
     )
-    parser.add_argument("--epochs", type=int, help="with --model: epochs (default: those of the recipe's first phase)")
-    parser.add_argument("--lr", type=float, help="with --model: learning rate at the start (default: the recipe's)")
+    parser.add_argument(
+        "--epochs", type=at_least(1), help="with --model: epochs (default: those of the recipe's first phase)"
+    )
+    parser.add_argument(
+        "--lr", type=above_0(MOST_LR), help="with --model: learning rate at the start (default: the recipe's)"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder of the result (default: models/SPACE, models/SPACE-float or models/NAME)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a supernet or model that exists")
     parser.add_argument(
         "--batch_size",
-        type=at_least(2),
+        type=at_least(2, MOST_BATCH),
         help="images a step, of all processes together (default: the recipe's)",
     )
     add_execution_flags(parser)

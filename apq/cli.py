@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from apq.errors import UserError
+from apq.exits import Main, drop_output, exit_code, quiet_interrupts, steady_streams
+from apq.names import shown
+
+quiet_interrupts()  # scripts import this module first, and slow ones after it
+
+MOST = 10**9  # of a flag that counts something: more is a slip of the finger, and could overflow
+LARGEST = 1e30  # of a flag that measures something: its square is still a float
+LARGEST_SEED = 2**63 - 1  # torch and numpy take seeds of 64 bits
+# Limits of flags that decide how much memory is taken at once. They are far above what a machine can do.
+MOST_BATCH, MOST_SIDE, MOST_LR = 1 << 20, 1 << 13, 1e3
+MOST_CANDIDATES, MOST_PAIRS, MOST_HIDDEN = 10**5, 10**6, 1 << 13
+WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -22,42 +36,74 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 class Parser(argparse.ArgumentParser):
     """ArgumentParser that shows defaults in --help and raises UserError for a wrong command line.
 
+    In every flag of `type` int, float or Path, numbers beyond MOST or LARGEST, NaN, and the empty path are mistakes.
     `options` go to ArgumentParser. Errors name `prog`, if it is given, as the command that prints the help.
     """
 
     def __init__(self, description: str, **options: Any) -> None:
         super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+        for kind, checked in ((int, at_least(-MOST)), (float, _finite), (Path, _path)):
+            self.register("type", kind, checked)
         self.help_command = f"{options['prog']} --help" if "prog" in options else "--help"
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.help_command})")
 
 
-def at_least(lowest: int) -> Callable[[str], int]:
-    """The `type` of a flag that takes whole numbers of at least `lowest`."""
+def at_least(lowest: int, most: int = MOST) -> Callable[[str], int]:
+    """The `type` of a flag that takes whole numbers from `lowest` to `most`."""
 
     def number(text: str) -> int:
-        if not text.lstrip("+-").isdigit() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
-        return int(text)
+        wrong = f"{shown(text)} is not a whole number of at least {lowest}"
+        if not WHOLE.fullmatch(text) or (value := int(text)) < lowest:
+            raise argparse.ArgumentTypeError(wrong)
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{wrong} and at most {most}")
+        return value
 
     return number
 
 
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+def above_0(most: float) -> Callable[[str], float]:
+    """The `type` of a flag that takes numbers above 0 and up to `most`. NaN is none."""
+
+    def number(text: str) -> float:
+        if not 0 < (value := _float(text)) <= most:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a number above 0 and at most {most:g}")
+        return value
+
+    return number
+
+
+def _path(text: str) -> Path:
+    if not text or any(ord(letter) < ord(" ") for letter in text):  # the empty path would be the current folder
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not the path of a file or folder")
+    return Path(text)
+
+
+def _finite(text: str) -> float:
+    if not abs(value := _float(text)) <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number up to {LARGEST:g}")
     return value
+
+
+def _fraction(text: str) -> float:
+    if not 0 < (value := _float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number between 0 and 1")
+    return value
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def add_common_flags(parser: argparse.ArgumentParser, *, seed: bool = True, device: bool = True) -> None:
     """Add --seed, --device and --json."""
     if seed:
-        parser.add_argument("--seed", type=at_least(0), default=0, help="seed of all random numbers")
+        parser.add_argument("--seed", type=at_least(0, LARGEST_SEED), default=0, help="seed of all random numbers")
     if device:
         parser.add_argument(
             "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
@@ -69,7 +115,7 @@ def add_execution_flags(parser: argparse.ArgumentParser) -> None:
     """Add --amp, --accumulate and --ema, for scripts that train."""
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
     parser.add_argument(
-        "--accumulate", type=at_least(1), default=1, help="parts that a batch is cut into, to save memory"
+        "--accumulate", type=at_least(1, MOST_BATCH), default=1, help="parts that a batch is cut into, to save memory"
     )
     parser.add_argument(
         "--ema",
@@ -78,30 +124,19 @@ def add_execution_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(main: Callable[[list[str] | None], None], name: str | None = None) -> NoReturn:
-    """Run a script's main function and exit.
+def run(main: Main, name: str | None = None) -> NoReturn:
+    """Run a script's main function and exit, see `exit_code`. The plugins are imported first, see `import_plugins`."""
 
-    A UserError is printed as one line on stderr, after the script's name, with exit code 2. The plugins are imported
-    first, see `import_plugins`.
-    """
-    try:
+    def with_plugins(argv: list[str] | None) -> None:
         import_plugins()
-        main(None)
-        sys.stdout.flush()
-    except UserError as error:
-        message = str(error).rsplit("UserError: ", 1)[-1]  # a loader's worker process puts a traceback in front
-        print(f"{name or Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
-        sys.exit(2)
-    except MemoryError as error:
-        print(f"{name or Path(sys.argv[0]).name}: out of memory: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues saved work", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        main(argv)
+
+    steady_streams()
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files, and matplotlib refuses the import for a name it lacks
+    code = exit_code(with_plugins, None, name or Path(sys.argv[0]).name)
+    if code:
+        drop_output()
+    sys.exit(code)
 
 
 def import_plugins() -> None:

@@ -9,6 +9,14 @@ import torch
 from apq.errors import UserError
 
 
+def process_number(name: str, default: int = 0) -> int:
+    """The whole number in an environment variable that torchrun sets. UserError where it holds anything else."""
+    text = os.environ.get(name) or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise UserError(f"the environment variable {name} is {text!r}, not a number of processes, as torchrun sets it")
+    return int(text)
+
+
 def resolve_device(name: str) -> torch.device:
     """The device that --device names: "cpu", "cuda", or "auto" for a GPU if there is one.
 
@@ -18,7 +26,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
     if available and name in ("auto", "cuda"):
-        rank = int(os.environ.get("LOCAL_RANK", 0))  # torchrun numbers a machine's processes
+        rank = process_number("LOCAL_RANK")  # torchrun numbers a machine's processes
         if rank >= torch.cuda.device_count():
             raise UserError(
                 f"there are {torch.cuda.device_count()} GPU(s), none for process {rank}: start one for each"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from apq.errors import UserError
 from apq.files import check_writable, read_json, write_json
+from apq.names import plain_name
 from apq.space import SearchSpace
 from apq.subnet import Subnet, subnet_from_spec
 
@@ -159,6 +160,9 @@ class Experiment:
 
 def get_experiment(name: str, folder: Path | None = None) -> Experiment:
     """The experiment in `folder`, or else in exps/NAME. UserError where the name is a path."""
-    if folder is None and (name != Path(name).name or name in ("", "..")):
-        raise UserError(f"--exp_name {name!r} must be a plain name; give a path with --exp_dir")
-    return Experiment(folder or Path("exps") / name)
+    if folder is not None:
+        return Experiment(folder)
+    try:
+        return Experiment(Path("exps") / plain_name(name, "--exp_name"))
+    except UserError as error:
+        raise UserError(f"{error}; give a path with --exp_dir") from error

@@ -1,27 +1,57 @@
-"""Files that are whole or absent: atomic writes, and reads whose errors are one line."""
+"""Files that are whole or absent: atomic writes, and reads whose errors are one line.
+
+Every reader of a file has its decoder in the block of `reading`, the one place that turns what a file or the system
+raises into a UserError.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from apq.errors import UserError
+from apq.errors import UserError, one_line
 
 Record = dict[str, Any]  # plain data, as JSON holds it
+LONG, LARGEST = re.compile("[0-9]{19}"), 2**63 - 1  # digits of a number that may have more than 64 bits
 SAVE_SECONDS = 1.0  # between saves of the state of a loop that may be faster than a disk
 
 
 def cache_folder() -> Path:
-    """The folder of files that can be made again: `$APQ_CACHE` or `~/.cache/apq`."""
-    return Path(os.environ.get("APQ_CACHE") or Path.home() / ".cache" / "apq")
+    """The folder of caches: `$APQ_CACHE` or `~/.cache/apq`, for a user without a home one in the temporary folder."""
+    if given := os.environ.get("APQ_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "apq"
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        return Path(tempfile.gettempdir()) / f"apq-cache-{os.getuid()}"
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Context in which a file is opened and decoded: whatever is raised there is a UserError of one line.
+
+    Of a damaged file a decoder can raise anything, also TypeError, struct.error, RecursionError or MemoryError. So the
+    block holds the decoder alone: a fault of the program in it would be taken for one of the file. A UserError that
+    names the path passes.
+    What is not a plain file is refused before it is opened: a pipe would wait, a device has no end.
+    """
+    try:
+        if kind := _other_kind(path):
+            raise UserError(f"cannot read {path}: it is {kind}, not a file")
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) and str(path) in str(error):
+            raise
+        raise UserError(f"cannot read {path}: {one_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -32,9 +62,10 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     temporary = None
     try:
+        _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, mode) as file:
+        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -44,13 +75,30 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {_one_line(error)}") from error
+            raise UserError(f"cannot write {path}: {one_line(error)}") from error
         raise
+
+
+def _check_replaceable(path: Path) -> None:
+    """UserError for what is there and is no plain file. A rename would replace even a device such as /dev/null."""
+    if path.exists() and (kind := _other_kind(path)):
+        raise UserError(f"cannot write {path}: it is {kind}, not a file")
+
+
+def _other_kind(path: Path) -> str | None:
+    """What a path is that is no plain file, None for a plain file. OSError where there is nothing."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return None
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
 
 
 def check_writable(folder: Path) -> None:
     """Check before long work that files can be made in a folder, which need not exist yet; UserError if not."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    except OSError as error:  # for example of a name that is too long
+        raise UserError(f"cannot write to {folder}: {one_line(error)}") from error
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise UserError(f"cannot write to {folder}: {existing} is not a folder that may be written")
 
@@ -64,20 +112,25 @@ def write_json(path: Path, data: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The JSON in a file; UserError where it is missing or broken."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:  # not text and not JSON are both ValueErrors
-        raise UserError(f"cannot read {path}: {_one_line(error)}") from error
+    with reading(path):
+        return _parsed(path.read_text(encoding="utf-8"))
+
+
+def _parsed(text: str) -> Any:
+    """The JSON in a text. ValueError for whole numbers beyond 64 bits, which arrays and floats cannot hold."""
+    return json.loads(text, parse_int=_whole if LONG.search(text) else None)
+
+
+def _whole(digits: str) -> int:
+    if not -LARGEST - 1 <= (value := int(digits)) <= LARGEST:
+        raise ValueError(f"the number {digits[:20]}... has more than 64 bits")
+    return value
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, plain data only; UserError where it is missing or damaged."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            return dict(data)
-    # All of these come from damaged archives; zipfile raises NotImplementedError for an unknown compression.
-    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError, BadZipFile) as error:
-        raise UserError(f"{path} is missing or damaged: {_one_line(error)}") from error
+    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+        return dict(data)
 
 
 def append_jsonl(path: Path, record: Any) -> None:
@@ -90,17 +143,15 @@ def append_jsonl(path: Path, record: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(f"cannot write {path}: {_one_line(error)}") from error
+        raise UserError(f"cannot write {path}: {one_line(error)}") from error
 
 
 def read_jsonl(path: Path) -> list[Any]:
     """The records of a file of JSON lines, without an incomplete last line. UserError for other damage."""
     if not path.exists():
         return []
-    try:
-        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a file of JSON lines: {_one_line(error)}") from error
+    with reading(path):
+        return [_parsed(line.decode()) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:
@@ -116,10 +167,6 @@ def _cut_torn_line(file: IO[bytes]) -> None:
     if file.read(1) != b"\n":
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _umask() -> int:

@@ -18,6 +18,7 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.files import Record
+from apq.names import plain_name
 from apq.operands import BLOCK_LAYERS, Forbidden, OperandBits, SharedOperand, check_whole
 from apq.stages import Slot, Stage, check_activation, make_divisible
 
@@ -92,12 +93,11 @@ class SearchSpace:
         self._check_operands()
 
     def _check_sizes(self) -> None:
+        plain_name(self.name, "a space's name")
         for what in ("resolutions", "kernel_sizes", "ratios"):
             values = getattr(self, what)
             if not values or list(values) != sorted(set(values)):
                 raise UserError(f"space {self.name}: {what} {values} must be ascending and distinct")
-        if not isinstance(self.name, str) or "/" in self.name or not self.name:
-            raise UserError(f"a space's name must be usable as a folder name, not {self.name!r}")
         check_whole(
             f"space {self.name}",
             in_channels=self.in_channels,

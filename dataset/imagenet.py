@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -140,7 +141,7 @@ def report_unreadable(splits: Splits) -> None:
 
 def _digest(names: Iterable[str]) -> str:
     """A hash of names, not of contents: a million files need not be read."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()
 
 
 def _open(folder: Path, part: str) -> ImageFolder:

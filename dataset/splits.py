@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
+from apq.device import process_number
 from apq.errors import UserError
 from apq.files import Record
 
@@ -158,7 +159,7 @@ def _worker_loader(
     sides: tuple[int, ...],
     n_images: int | None,
 ) -> DataLoader:
-    workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // max(1, process_number("LOCAL_WORLD_SIZE", 1))))
     return DataLoader(
         dataset,
         batch_sampler=_SeededBatches(_batches(dataset, batch_size, shuffle, world_size, n_images), rank, world_size),

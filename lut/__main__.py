@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from apq.cli import Parser, add_common_flags, at_least, run, table
+from apq.cli import MOST_SIDE, Parser, add_common_flags, at_least, run, table
 from apq.errors import UserError
 from apq.files import write_json
 from apq.layers import ConvLayer
@@ -39,7 +39,7 @@ def build_parser() -> Parser:
         help="bits of weights and activations of --model (default: 8, or the highest of its space)",
     )
     parser.add_argument(
-        "--resolution", type=at_least(1), help="side of the image, in pixels (default: 224, or the space's)"
+        "--resolution", type=at_least(1, MOST_SIDE), help="side of the image, in pixels (default: 224, or the space's)"
     )
     parser.add_argument("--layers", action="store_true", help="also print one row for each layer of --model")
     parser.add_argument("--space", help="a preset, or the path of a space in a .json file (default: digits)")

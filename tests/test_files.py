@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from example_results import found, write_found
 from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import append_jsonl, atomic_open, check_writable, read_arrays, read_json, read_jsonl, write_json
+from apq.files import append_jsonl, atomic_open, check_writable, read_arrays, read_json, read_jsonl, reading, write_json
 from apq.genes import largest_subnet
 from apq.presets import DIGITS, get_space
 from apq.search_result import read_result
@@ -81,13 +83,21 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert [item.name for item in tmp_path.iterdir()] == ["c.pt"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "\x00\xff"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "\x00\xff", "[" * 100_000, "1" * 400, "1" * 5000, str(2**63), str(-(2**63) - 1)]
+)
 def test_broken_json_is_a_user_error(tmp_path, content):
     (tmp_path / "f").write_text(content)
     with pytest.raises(UserError):
         read_json(tmp_path / "f")
     with pytest.raises(UserError):
         read_json(tmp_path / "absent")
+
+
+def test_numbers_of_64_bits_are_read(tmp_path):
+    numbers = [2**63 - 1, -(2**63), 0.12345678901234567, 1e300, -1]
+    write_json(tmp_path / "f", numbers)
+    assert read_json(tmp_path / "f") == numbers
 
 
 class _Evil:
@@ -214,10 +224,44 @@ def test_damaged_arrays_are_user_errors(tmp_path):
     assert unknown != whole
     for damaged in (b"", b"text", whole[: len(whole) // 2], whole[:60] + bytes(len(whole) - 60), unknown):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="missing or damaged"):
+        with pytest.raises(UserError, match="cannot read"):
             read_arrays(path)
     np.savez(path, a=np.array([{}], dtype=object))
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=r"pickle|object"):
         read_arrays(path)
-    with pytest.raises(UserError, match="missing"):
+    with pytest.raises(UserError, match="No such file"):
         read_arrays(tmp_path / "absent.npz")
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (RecursionError("maximum recursion depth"), "nested too deeply"),
+        (MemoryError(), "more memory than there is"),
+        (OverflowError("int too large to convert to float"), "OverflowError: int too large"),
+        (zlib.error("Error -3 while decompressing"), "error: Error -3"),
+        (struct.error("unpack requires 4 bytes"), "error: unpack requires"),
+        (PermissionError(13, "Permission denied", "f"), "cannot read .*f: Permission denied$"),
+        (OSError(5, "Input/output error"), "Input/output error$"),
+        (IndexError("\n\nlist index\nout of range"), "IndexError: list index$"),
+        (AttributeError(), "AttributeError$"),
+        (UserError("it is empty"), "^cannot read .*f: it is empty$"),
+    ],
+)
+def test_what_a_decoder_raises_is_one_line(tmp_path, raised, said):
+    path = tmp_path / "f"
+    path.write_text("")
+    for error, match in ((raised, said), (UserError(f"{path} is damaged"), f"^{path} is damaged$")):
+        with pytest.raises(UserError, match=match), reading(path):
+            raise error
+
+
+def test_what_is_no_plain_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    for path, kind in ((tmp_path / "pipe", "pipe"), (tmp_path, "folder"), (Path("/dev/zero"), "device")):
+        for read in (read_json, read_arrays, read_jsonl):
+            with pytest.raises(UserError, match=kind):
+                read(path)
+    for path in (tmp_path / ("x" * 300), tmp_path / "f\0"):
+        with pytest.raises(UserError, match="cannot read"):
+            read_json(path)

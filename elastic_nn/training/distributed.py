@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from apq.errors import UserError
+from apq.device import process_number
+from apq.errors import UserError, one_line
 from elastic_nn.training.session import ONE_PROCESS, Execution
 
 
@@ -26,15 +27,30 @@ def processes(device: torch.device, execution: Execution = ONE_PROCESS) -> Itera
     if "WORLD_SIZE" not in os.environ:
         yield execution
         return
+    _check_torchrun()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # The timeout is long because one process may measure subnets for hours while the others wait.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
+    except (RuntimeError, ValueError) as error:  # of the address, of the network
+        raise UserError(f"the processes cannot be connected: {one_line(error)}") from error
     try:
         yield replace(execution, rank=dist.get_rank(), world_size=dist.get_world_size())
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def _check_torchrun() -> None:
+    """UserError unless the environment is one that torchrun makes."""
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise UserError(
+            f"WORLD_SIZE is set but {', '.join(missing)} not: start the processes with torchrun, or unset WORLD_SIZE"
+        )
+    rank, world = (process_number(name) for name in ("RANK", "WORLD_SIZE"))
+    if rank >= world:
+        raise UserError(f"RANK is {rank}, but there are WORLD_SIZE {world} processes")
 
 
 def wait(execution: Execution) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-from apq.cli import Parser, at_least
+from apq.cli import MOST_CANDIDATES, Parser, at_least
 from methods.coarse_to_fine.finder import CoarseToFineConfig
 from methods.search.flags import add_budget_flags, add_image_flags, add_models_flag, add_scope_flag, mode_parser
 
@@ -24,17 +24,22 @@ def build_parser() -> Parser:
     add_image_flags(parser)
     group = parser.add_argument_group("measured subnets")
     default = {field.name: field.default for field in fields(CoarseToFineConfig)}
-    group.add_argument("--n_coarse", type=at_least(1), default=default["n_coarse"], help="random subnets to measure")
+    group.add_argument(
+        "--n_coarse", type=at_least(1, MOST_CANDIDATES), default=default["n_coarse"], help="random subnets to measure"
+    )
     group.add_argument(
         "--intervals",
-        type=at_least(1),
+        type=at_least(1, MOST_CANDIDATES),
         default=default["intervals"],
         help="intervals of MACs that they are spread over",
     )
     group.add_argument("--flops_min", type=float, help="fewest MACs of a subnet (default: the smallest subnet's)")
     group.add_argument("--flops_max", type=float, help="most MACs of a subnet (default: the largest subnet's)")
     group.add_argument(
-        "--n_fine", type=at_least(0), default=default["n_fine"], help="variants with other kernels for each skeleton"
+        "--n_fine",
+        type=at_least(0, MOST_CANDIDATES),
+        default=default["n_fine"],
+        help="variants with other kernels for each skeleton",
     )
     group.add_argument(
         "--kernel_prob",

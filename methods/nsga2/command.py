@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from apq.cli import Parser
+from apq.cli import MOST_CANDIDATES, Parser, at_least
 from lut.costs import UNITS
 from methods.nsga2.config import OBJECTIVES, Nsga2Config
 from methods.search.flags import add_models_flag, add_scope_flag, mode_parser
@@ -39,7 +39,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("NSGA-II")
     # No defaults here: a pick compares only the given flags with the search that made the front.
     for name, kind, meaning in (
-        ("population", int, "candidates a generation"),
+        ("population", at_least(0, MOST_CANDIDATES), "candidates a generation"),
         ("generations", int, "generations to run"),
         ("crossover_prob", float, "probability of each gene to come from the second parent"),
         ("mutation_prob", float, "probability of each gene to be redrawn"),

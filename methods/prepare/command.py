@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from apq.cli import Parser, add_common_flags
+from apq.cli import MOST_PAIRS, Parser, add_common_flags, at_least
 from apq.policy import QUANTIZER_HELP, of_activations
 from methods.search.flags import add_image_flags, add_models_flag
 
@@ -23,7 +23,9 @@ def build_parser() -> Parser:
     add_models_flag(parser)
     add_image_flags(parser)
     parser.add_argument("--quantizer", choices=of_activations(), help=QUANTIZER_HELP)
-    parser.add_argument("--acc_train_sample", type=int, help="pairs to gather (default: the recipe's)")
+    parser.add_argument(
+        "--acc_train_sample", type=at_least(0, MOST_PAIRS), help="pairs to gather (default: the recipe's)"
+    )
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
     parser.add_argument("--overwrite", action="store_true", help="replace a predictor that exists")
     add_common_flags(parser)

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from apq.cli import Parser, add_common_flags, at_least
+from apq.cli import MOST_BATCH, MOST_CANDIDATES, MOST_HIDDEN, Parser, add_common_flags, at_least
 from apq.model_folder import DEFAULT_MODELS
 from apq.policy import LINEAR, QUANTIZERS
 from apq.space import SCOPES
@@ -69,7 +69,9 @@ def add_image_flags(parser: Parser) -> None:
 def add_evolution_flags(parser: Parser) -> None:
     """Add the flags of evolutionary search."""
     group, default = parser.add_argument_group("evolution"), EvolutionConfig()
-    group.add_argument("--population", type=int, default=default.population, help="candidates a generation")
+    group.add_argument(
+        "--population", type=at_least(0, MOST_CANDIDATES), default=default.population, help="candidates a generation"
+    )
     group.add_argument("--generations", type=int, default=default.generations, help="generations to run")
     group.add_argument("--parent_ratio", type=float, default=default.parent_ratio, help="fraction kept as parents")
     group.add_argument("--mutation_prob", type=float, default=default.mutation_prob, help="probability of each gene")
@@ -112,9 +114,9 @@ def add_agent_flags(parser: Parser) -> None:
         "--tau", type=float, default=agent.target_rate, help="weight of new weights in the target networks"
     )
     group.add_argument("--discount", type=float, default=agent.discount, help="weight of the next step's value")
-    group.add_argument("--bsize", type=at_least(1), default=agent.batch_size, help="steps in a batch")
+    group.add_argument("--bsize", type=at_least(1, MOST_BATCH), default=agent.batch_size, help="steps in a batch")
     group.add_argument(
-        "--hidden", type=at_least(1), default=agent.hidden, help="width of each of the two hidden layers"
+        "--hidden", type=at_least(1, MOST_HIDDEN), default=agent.hidden, help="width of each of the two hidden layers"
     )
     group.add_argument("--init_delta", type=float, default=agent.noise, help="exploration noise after warm-up")
     group.add_argument("--delta_decay", type=float, default=agent.noise_decay, help="decay of the noise an episode")
