@@ -63,9 +63,9 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file; UserError where it is missing or broken."""
+    """The JSON in a file; UserError where it is missing or broken, or has one key with two values."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unambiguous)
     except (OSError, ValueError) as error:  # not text and not JSON are both ValueErrors
         raise UserError(f"cannot read {path}: {_one_line(error)}") from error
 
@@ -107,6 +107,14 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> None:
     """Write records as JSON lines, atomically."""
     with atomic_open(path) as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values. ValueError where a key has two values, of which JSON would take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs) and (twice := [key for key, value in pairs if value != found[key]]):
+        raise ValueError(f"key {twice[0]!r} has two values")
+    return found
 
 
 def _cut_torn_line(file: IO[bytes]) -> None:
