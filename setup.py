@@ -21,6 +21,7 @@ setup(
     install_requires=[
         "torch>=2.4",  # networks, predictors; weights_only loading
         "torchvision>=0.19",  # image folders and transforms
+        "pillow>=10",  # image files of many formats
         "numpy>=1.26",
         "scipy>=1.11",  # Kendall and Spearman rank correlation; the normal distribution
         "scikit-learn>=1.4",  # the digits images; k-means

@@ -111,14 +111,14 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file; UserError where it is missing or broken."""
+    """The JSON in a file; UserError where it is missing or broken, or has one key with two values."""
     with reading(path):
-        return _parsed(path.read_text(encoding="utf-8"))
+        return _parsed(path.read_text(encoding="utf-8-sig"))
 
 
 def _parsed(text: str) -> Any:
     """The JSON in a text. ValueError for whole numbers beyond 64 bits, which arrays and floats cannot hold."""
-    return json.loads(text, parse_int=_whole if LONG.search(text) else None)
+    return json.loads(text, parse_int=_whole if LONG.search(text) else None, object_pairs_hook=_unambiguous)
 
 
 def _whole(digits: str) -> int:
@@ -158,6 +158,14 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> None:
     """Write records as JSON lines, atomically."""
     with atomic_open(path) as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values. ValueError where a key has two values, of which JSON would take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs) and (twice := [key for key, value in pairs if value != found[key]]):
+        raise ValueError(f"key {twice[0]!r} has two values")
+    return found
 
 
 def _cut_torn_line(file: IO[bytes]) -> None:

@@ -170,4 +170,7 @@ def _read_cache(file: Path, n_images: dict[str, int]) -> dict[str, np.ndarray] |
     found = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
     whole = {f"{part}_images": ((n, SIDE, SIDE), "uint8") for part, n in n_images.items()}
     whole |= {f"{part}_labels": ((n,), "int64") for part, n in n_images.items()}
-    return arrays if found == whole else None
+    if found != whole:
+        return None
+    labels = np.concatenate([arrays[f"{part}_labels"] for part in n_images])
+    return arrays if np.isin(labels, range(len(CHARACTERS))).all() else None

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
 from apq.device import process_number
 from apq.errors import UserError
 from apq.files import Record
 
 MOST_WORKERS = 8
+LEAST_IMAGES = 2  # of each process in a batch: BatchNorm cannot train on one image
+LEAST_REST = 16  # so many that 1 to 8 processes, with two images each, have the same batches of 64 and more
 
 
 class ImageSpec(Protocol):
@@ -92,7 +95,9 @@ def make_loader(
 ) -> DataLoader:
     """A loader of batches of (images, labels). Each process gets its part of every batch.
 
-    Order and augmentation come from torch's global generator: seed it alike in all processes before an epoch.
+    Every image is in one batch, see `batch_sizes`. With `shuffle` there is no batch if there are fewer than two images
+    for each process. Order and augmentation come from torch's global generator: seed it alike in all processes before
+    an epoch.
 
     Args:
         batch_size: images a batch, of all processes together.
@@ -102,7 +107,7 @@ def make_loader(
 
     UserError where a shuffled batch has fewer than two images for each process.
     """
-    if shuffle and batch_size < 2 * world_size:
+    if shuffle and batch_size < LEAST_IMAGES * world_size:
         raise UserError(f"{batch_size} images a step are too few for {world_size} process(es): each needs two")
     if isinstance(dataset, TensorImages):
         batches = _batches(dataset, batch_size, shuffle, world_size, n_images)
@@ -123,14 +128,42 @@ def resize(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
-def _batches(dataset: Dataset, batch_size: int, shuffle: bool, world_size: int, n_images: int | None) -> BatchSampler:
-    """Batches of indices for all processes together.
+def batch_sizes(n_images: int, batch_size: int, world_size: int = 1) -> list[int]:
+    """Numbers of images of the batches that `n_images` are cut into, for all processes together.
 
-    BatchNorm cannot train on one image: a last batch with fewer than two images for a process is dropped.
+    All have `batch_size` but the last, which has the rest. A rest of less than a quarter of a batch and fewer than 16
+    images, or of fewer than two for each process, joins the batch before it. So no image is left out, no process trains
+    BatchNorm on one image, and the batches do not depend on the number of processes, up to 8 with 8 images each.
+
+    >>> batch_sizes(144, 64), batch_sizes(143, 64), batch_sizes(144, 64, world_size=9), batch_sizes(5, 64)
+    ([64, 64, 16], [64, 79], [64, 80], [5])
     """
+    n_whole, rest = divmod(n_images, batch_size)
+    if n_whole and rest < max(min(LEAST_REST, batch_size // 4), LEAST_IMAGES * world_size):
+        return [batch_size] * (n_whole - 1) + [batch_size + rest]
+    return [batch_size] * n_whole + ([rest] if rest else [])
+
+
+class _Batches:
+    """Batches of the indices of a sampler, for all processes together."""
+
+    def __init__(self, order: Sampler[int], batch_size: int, world_size: int) -> None:
+        self.order, self.sizes = order, batch_sizes(len(order), batch_size, world_size)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices = iter(self.order)
+        return (list(itertools.islice(indices, size)) for size in self.sizes)
+
+
+def _batches(dataset: Dataset, batch_size: int, shuffle: bool, world_size: int, n_images: int | None) -> _Batches:
+    if not shuffle:
+        return _Batches(SequentialSampler(dataset), batch_size, world_size)
     n = min(len(dataset), n_images or len(dataset))
-    order = RandomSampler(dataset, num_samples=n) if shuffle and n else SequentialSampler(dataset)
-    return BatchSampler(order, batch_size, drop_last=shuffle and 0 < n % batch_size < 2 * world_size)
+    enough = n >= LEAST_IMAGES * world_size
+    return _Batches(RandomSampler(dataset, num_samples=n) if enough else SequentialSampler(()), batch_size, world_size)
 
 
 @dataclass(frozen=True)
@@ -178,7 +211,7 @@ class _SeededBatches:
     Each image has a seed of its own, so that its augmentation does not depend on the worker and the process.
     """
 
-    batches: BatchSampler
+    batches: _Batches
     rank: int
     world_size: int
 

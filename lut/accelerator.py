@@ -7,6 +7,7 @@ published APQ cost table; the published DRAM figure is 15 pJ a bit.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -37,7 +38,7 @@ class Accelerator:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and value <= sys.float_info.max
             free = name.endswith(("_per_cycle", "_per_bit")) and not name.startswith("dram_bits")
             if not number or value < 0 or (value == 0 and not free):
                 raise UserError(f"accelerator: {name} must be a positive number, not {value!r}")

@@ -92,14 +92,19 @@ class BitFusion(CostModel):
 
 
 def _read_cache(file: Path) -> dict[tuple[int, ...], tuple[float, float]]:
+    """The costs in a cache; none where it is missing or damaged, or has costs that no layer can have."""
     try:
         arrays = read_arrays(file)
         rows, costs = arrays["layers"], arrays["costs"]
-        if rows.ndim != 2 or rows.dtype.kind != "i" or costs.shape != (len(rows), 2) or not np.isfinite(costs).all():
-            return {}
-        return {tuple(row): tuple(pair) for row, pair in zip(rows.tolist(), costs.tolist(), strict=True)}
-    except (UserError, KeyError, TypeError):
-        return {}  # missing or damaged: the costs are computed again
+    except (UserError, KeyError):
+        return {}
+    if rows.ndim != 2 or rows.shape[1] != len(COLUMNS) or rows.dtype.kind != "i":
+        return {}
+    if costs.shape != (len(rows), 2) or costs.dtype.kind != "f" or not np.isfinite(costs).all():
+        return {}
+    if (costs[:, 0] <= 0).any() or (costs[:, 1] < 0).any() or len(np.unique(rows, axis=0)) < len(rows):
+        return {}
+    return {tuple(row): tuple(pair) for row, pair in zip(rows.tolist(), costs.tolist(), strict=True)}
 
 
 def _checked_rows(chip: Accelerator, layers: Sequence[ConvLayer]) -> np.ndarray:

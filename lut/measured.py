@@ -14,7 +14,7 @@ from apq.errors import UserError
 from apq.files import Record
 from apq.layers import ConvLayer
 from lut.accelerator import Accelerator
-from lut.cost_model import COLUMN, CostModel, digest_of
+from lut.cost_model import COLUMN, UNITS, CostModel, digest_of
 
 MOST_BITS = 8
 
@@ -90,25 +90,71 @@ class MeasuredTable(CostModel):
 def load_measured(path: Path, names: Sequence[str], quantity: str) -> MeasuredTable:
     """Read the costs of `quantity` from a CSV file, for a network whose layers have these names, in running order.
 
-    The first line may name the columns. UserError for any other file.
+    Columns are separated by commas, semicolons or tabs. The first line may name them, in any order; without it they are
+    layer, w_bits, a_bits, cost. Empty lines are skipped. UserError for any other file, for rows that contradict each
+    other, and where the column of costs has the name of another quantity.
     """
     cells = np.full((len(names), MOST_BITS, MOST_BITS), np.nan)
     try:
-        with path.open(newline="") as file:
-            rows = list(csv.reader(file))
-            for layer, w, a, cost in rows[1:] if rows and rows[0][:1] == ["layer"] else rows:
-                cells[_index(layer, len(names)), _index(w, MOST_BITS, 1), _index(a, MOST_BITS, 1)] = _cost(cost)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
+        rows = _rows(path.read_text(encoding="utf-8-sig"))
+        places = _places(rows.pop(0)[1], quantity) if rows and not any(map(_is_number, rows[0][1])) else range(4)
+        for line, row in rows:
+            _put(cells, line, row, places)
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(
             f"{path} is not a table of layer,w_bits,a_bits,cost for {len(names)} layers: {error}"
         ) from error
     return MeasuredTable(path, tuple(names), quantity, cells)
 
 
+def _rows(text: str) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV file that are not empty, each with its number of line."""
+    lines = text.splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    reader = csv.reader(lines, delimiter=max(",;\t", key=first.count))
+    rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    return [(line, row) for line, row in rows if any(row)]
+
+
+def _places(header: list[str], quantity: str) -> list[int]:
+    """The columns of layer, weight bits, activation bits and cost, by a header. ValueError for one that is unclear."""
+    names = [name.lower().removesuffix("_bits") for name in header]
+    cost = [name for name in names if name not in ("layer", "w", "a")]
+    if len(names) != 4 or len({*names}) != 4 or len(cost) != 1:
+        raise ValueError(f"its columns are {', '.join(header)}; they must be layer, w_bits, a_bits and a cost")
+    if cost[0] in UNITS and cost[0] != quantity:
+        raise ValueError(f"its costs are {cost[0]}, not {quantity}")
+    return [names.index(name) for name in ("layer", "w", "a", *cost)]
+
+
+def _put(cells: np.ndarray, line: int, row: list[str], places: Sequence[int]) -> None:
+    """Put the cost of a row into its cell. ValueError for a bad row, and where the cell has another cost."""
+    if len(row) != len(places):
+        raise ValueError(f"line {line} has {len(row)} columns, not {len(places)}")
+    layer, w, a, cost = (row[place] for place in places)
+    try:
+        cell, value = (_index(layer, len(cells)), _index(w, MOST_BITS, 1), _index(a, MOST_BITS, 1)), _cost(cost)
+    except ValueError as error:
+        raise ValueError(f"line {line}: {error}") from error
+    if not np.isnan(cells[cell]) and cells[cell] != value:
+        raise ValueError(
+            f"line {line}: layer {layer} at {w} weight and {a} activation bits costs {cost}, but {cells[cell]:g} before"
+        )
+    cells[cell] = value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _cost(text: str) -> float:
-    value = float(text)
+    value = float(text) if _is_number(text) else math.nan
     if not 0 <= value < math.inf:
-        raise ValueError(f"cost {text} is not a number from 0 up")
+        raise ValueError(f"cost {text[:40]} is not a number from 0 up, with a decimal point")
     return value
 
 

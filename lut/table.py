@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class PublishedTable(CostModel):
 
 
 def load(path: Path) -> PublishedTable:
-    """Read a table in the published form. UserError for any other file."""
+    """Read a table in the published form. UserError for any other file, and for a key with two costs."""
     data, path = read_json(Path(path)), Path(path)
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}, not an object of cost rows")
@@ -110,4 +110,4 @@ def layer_key(layer: ConvLayer) -> str:
 
 
 def _is_cost(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max

@@ -112,7 +112,7 @@ def test_a_pair_may_be_finetuned_on_a_part_of_the_images(few):
         return images
 
     counted = replace(few, train=TensorImages(few.train.images, few.train.labels, count))
-    for n, expected in ((None, [64, 64]), (70, [64, 6])):
+    for n, expected in ((None, [64, 64]), (80, [64, 16]), (70, [70])):
         looks.clear()
         session = Session(splits=counted, device=CPU)
         short_finetune_top1(supernet, largest_subnet(DIGITS), session, replace(TINY, pair_epoch_images=n))

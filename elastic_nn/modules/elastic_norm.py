@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 
-def first(tensor: Tensor, n: int) -> Tensor:
-    """The first n rows. If these are all rows, it is the tensor itself, which saves a copy in the backward pass."""
-    return tensor if tensor.size(0) == n else tensor[:n]
+def first(tensor: Tensor | None, n: int) -> Tensor | None:
+    """The first n rows. If these are all rows, it is the tensor itself, which saves a copy in the backward pass.
+
+    None stays None, as for a norm without scales.
+    """
+    return tensor if tensor is None or tensor.size(0) == n else tensor[:n]
 
 
 class ElasticBatchNorm2d(nn.BatchNorm2d):
@@ -25,34 +28,54 @@ class ElasticBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.size(1)
-        mean, var = first(self.running_mean, channels), first(self.running_var, channels)
-        weight, bias = first(self.weight, channels), first(self.bias, channels)
-        if self.training:
+        own = (self.running_mean, self.running_var, self.weight, self.bias)
+        mean, var, weight, bias = (first(tensor, channels) for tensor in own)
+        share = self._count_batch()
+        if self.training and not self.track_running_stats:
+            mean = var = None
+        if self.training and self.synchronised:
+            return _synchronised_norm(x, mean, var, weight, bias, share, self.eps)
+        of_batch = self.training or mean is None
+        return F.batch_norm(x, mean, var, weight, bias, of_batch, share, self.eps)
+
+    def _count_batch(self) -> float:
+        """Count a batch of training. Returns its weight in the running statistics, as torch has it."""
+        if self.training and self.num_batches_tracked is not None and self.track_running_stats:
             self.num_batches_tracked.add_(1)
-            if self.synchronised:
-                return _synchronised_norm(x, mean, var, weight, bias, self.momentum, self.eps)
-        return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
+            if self.momentum is None:  # an average over all batches
+                return 1 / self.num_batches_tracked.item()
+        return self.momentum or 0.0
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
         """Allow any number of channels up to `num_features`."""
 
 
 def _synchronised_norm(
-    x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor, bias: Tensor, momentum: float, eps: float
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
 ) -> Tensor:
     """Batch normalisation over all processes. torch's own needs a GPU and a fixed number of channels.
 
     Statistics of half-precision inputs are computed in float32, as torch does.
     """
-    dtype, x = x.dtype, x.to(weight.dtype)
+    dtype = x.dtype
+    x = x.to(torch.promote_types(dtype, torch.float32) if weight is None else weight.dtype)
     count = _SumOverProcesses.apply(x.new_tensor([x.numel() / x.size(1)]))
     mean = _SumOverProcesses.apply(x.sum((0, 2, 3))) / count  # (C,)
     centred = x - mean[:, None, None]
     var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
-    with torch.no_grad():
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_((var * count / (count - 1)).to(running_var.dtype), momentum)
-    return (centred * (weight * (var + eps).rsqrt())[:, None, None] + bias[:, None, None]).to(dtype)
+    if running_mean is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * count / (count - 1)).to(running_var.dtype), momentum)
+    scale = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
+    normed = centred * scale[:, None, None]
+    return (normed if bias is None else normed + bias[:, None, None]).to(dtype)
 
 
 class _SumOverProcesses(torch.autograd.Function):

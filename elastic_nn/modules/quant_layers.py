@@ -8,7 +8,9 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from apq.errors import UserError
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.quantizers import NoQuantizer, Quantizer, QuantScheme
 
@@ -136,11 +138,21 @@ def collecting(net: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared_batch(net: nn.Module, world_size: int) -> Iterator[None]:
-    """Context in which BatchNorm and quantizers take statistics over the images of all processes."""
+    """Context in which BatchNorm and quantizers take statistics over the images of all processes.
+
+    UserError for a norm whose statistics processes cannot share.
+    """
     if world_size == 1:
         yield
         return
     norms = [module for module in net.modules() if isinstance(module, ElasticBatchNorm2d)]
+    for name, module in net.named_modules():
+        shared = isinstance(module, (ElasticBatchNorm2d, nn.SyncBatchNorm))
+        if isinstance(module, _NormBase) and module.track_running_stats and not shared:
+            raise UserError(
+                f"layer {name} is a {type(module).__name__}, whose statistics {world_size} processes cannot share: "
+                "train in one process"
+            )
     with _attribute([*norms, *_all_quantizers(net)], "synchronised", True):
         yield
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from apq.checkpoint import check_fit
 from apq.errors import UserError
+from elastic_nn.networks.foreign_weights import unwrapped, without_prefix
 from elastic_nn.quantizers.functional import LARGEST_CLIP
 
 ROLES = {"expand": "inverted_bottleneck", "depthwise": "depth_conv", "project": "point_linear"}
@@ -25,8 +26,8 @@ CLASSIFIER = "classifier.linear.weight"
 
 
 def published_state(path: Path, data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weights of a published file: its `state_dict`, or all of it. UserError if they are not those of a network."""
-    state = data.get("state_dict", data)
+    """The weights in a published file, see `unwrapped`. UserError if they are not those of a network."""
+    state = unwrapped(data)
     state = without_prefix(state) if isinstance(state, dict) else {}
     if not isinstance(state.get(CLASSIFIER), Tensor) or state[CLASSIFIER].ndim != 2:
         raise UserError(f"{path} is neither one of this project's networks nor a published one: it has no {CLASSIFIER}")
@@ -91,17 +92,6 @@ def from_published(state: Mapping[str, Any], net: nn.Module, *, elastic: bool = 
         expected[RAW_INPUT_RANGE] = torch.Size([1])
     check_fit(found, expected)
     return {own: found[key] for key, own in ours.items()}
-
-
-def without_prefix(state: Mapping[Any, Any]) -> dict[str, Any]:
-    """The weights without the prefix `module.`, which data-parallel training adds to each key.
-
-    UserError where a key occurs with and without it.
-    """
-    found = {str(key).removeprefix("module."): value for key, value in state.items()}
-    if len(found) < len(state):
-        raise UserError("weights have keys twice, with and without the prefix `module.`")
-    return found
 
 
 def _module_of(key: str) -> str:

@@ -14,7 +14,13 @@ from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.files import Record
 from apq.model import ModelSpec, model_from_dict, model_to_dict
-from elastic_nn.networks.checkpoint_layout import without_prefix
+from elastic_nn.networks.foreign_weights import (
+    holds_tensors,
+    in_types_of,
+    unwrapped,
+    without_common_prefix,
+    without_prefix,
+)
 from elastic_nn.networks.named_models import build_model, named_model
 
 
@@ -31,11 +37,11 @@ def load_model(
     """Load the network of a file, its spec, and the identity of its images, if known.
 
     A file without a spec has the plain weights of the network `name` for ImageNet's channels and resolution, with as
-    many classes as its classifier has outputs. UserError where the weights do not fit, or where `name` or `n_classes`
-    differ from the file.
+    many classes as its classifier has outputs. They may be wrapped and have prefixes, see `foreign_weights`. UserError
+    where the weights do not fit, or where `name` or `n_classes` differ from the file.
     """
     data = load_checkpoint(path)
-    if "model" not in data:
+    if "model" not in data or holds_tensors(data["model"]):
         return *_from_plain(path, data, name, n_classes), None
     try:
         spec = model_from_dict(data["model"])
@@ -52,14 +58,14 @@ def load_model(
 def _from_plain(path: Path, data: Record, name: str | None, n_classes: int | None) -> tuple[nn.Module, ModelSpec]:
     if name is None:
         raise UserError(f"{path} does not say which network it holds: give its name")
-    state = data.get("state_dict", data)
-    if isinstance(state, Mapping):
-        try:
-            state = without_prefix(state)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
     spec = named_model(name, "imagenet")
     net = build_model(spec if n_classes is None else replace(spec, n_classes=n_classes))
+    state = unwrapped(data)
+    if isinstance(state, Mapping):
+        try:
+            state = without_common_prefix(without_prefix(state), net.state_dict())
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
     if n_classes is None and (found := _classes(net, state)) != spec.n_classes:
         spec = replace(spec, n_classes=found)
         net = build_model(spec)
@@ -79,9 +85,10 @@ def _classes(net: nn.Module, state: Any) -> int:
 
 def _load(path: Path, spec: ModelSpec, net: nn.Module, state: Any) -> None:
     own = net.state_dict()
-    if isinstance(state, Mapping):  # files of torch before 0.4.1 have no counts of batches
-        state = {**{key: value for key, value in own.items() if key.endswith("num_batches_tracked")}, **state}
     try:
+        if isinstance(state, Mapping):  # files of torch before 0.4.1 have no counts of batches
+            counts = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+            state = {**counts, **in_types_of(own, state)}
         check_fit(state, {key: value.shape for key, value in own.items()})
     except UserError as error:
         raise UserError(f"{path}, model {spec.name}: {error}") from error

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from apq.errors import UserError
 from apq.resume import State
+from dataset.splits import LEAST_IMAGES
 from elastic_nn.modules.quant_layers import part_of_batch, shared_batch
 from elastic_nn.training.distributed import sum_over
 from elastic_nn.training.optimizer import make_optimizer
@@ -163,7 +164,7 @@ class _Steps:
             n_all = int(sum_over(torch.tensor(len(labels)).to(self.device), self.execution))
         subnets = self.choose()
         self.training.optimizer.zero_grad(set_to_none=True)
-        n_parts = max(1, min(self.execution.accumulate, n_all // world_size))  # the same in all processes
+        n_parts = parts_of_batch(n_all, self.execution)
         parts = list(zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True))
         for i, (x, y) in enumerate(parts):
             weight = len(y) * world_size / n_all  # DistributedDataParallel averages over processes
@@ -180,7 +181,7 @@ class _Steps:
         seen = torch.tensor(float(self.n_seen), dtype=torch.float64, device=self.device)
         total, seen = sum_over(torch.stack([self.total, seen]), self.execution)
         if seen == 0:
-            raise UserError("nothing to train on: the split has fewer than two images for each process")
+            raise UserError("nothing to train on: an epoch has fewer than two images for each process")
         return (total / seen).item()
 
     def _backward_each(self, x: Tensor, y: Tensor, subnets: Sequence[Activate], weight: float) -> None:
@@ -217,6 +218,15 @@ class _Steps:
         self.training.optimizer.step()
         if (average := self.training.average) is not None:
             average.update_parameters(self.training.net)
+
+
+def parts_of_batch(n_images: int, execution: Execution) -> int:
+    """Number of parts that each process cuts its images into, of a batch of `n_images` of all processes.
+
+    It is `accumulate`, or fewer, so that BatchNorm has at least two images of each process in each part. It is the same
+    in all processes.
+    """
+    return max(1, min(execution.accumulate, n_images // execution.world_size // LEAST_IMAGES))
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:

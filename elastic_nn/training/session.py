@@ -20,8 +20,8 @@ class Execution:
 
     Attributes:
         amp: compute in bfloat16 where that is safe.
-        accumulate: number of parts that a batch is cut into, to save memory. BatchNorm and BatchQuant take statistics
-            of each part by itself.
+        accumulate: number of parts that a batch is cut into, to save memory; fewer where parts would have less than two
+            images. BatchNorm and BatchQuant take statistics of each part by itself.
         ema: decay of the moving average of the weights that training ends with (None: no average).
         rank, world_size: number of this process, and of the processes that share every batch.
     """

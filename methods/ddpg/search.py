@@ -104,7 +104,7 @@ def check_no_search_flags(args: argparse.Namespace, config: PolicySearch) -> Non
 
 def cost_model_of(args: argparse.Namespace, layers: list[ConvLayer], quantity: str) -> CostModel:
     """The cost model that the flags name. A --table in CSV form has costs measured for these layers."""
-    if args.table is not None and args.table.suffix == ".csv":
+    if args.table is not None and args.table.suffix.lower() == ".csv":
         return load_measured(args.table, layer_names(layers), quantity)
     return cost_model_from_flags(args.config, args.table)
 
