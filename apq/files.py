@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from apq.bounds import check_arrays, open_file, read_bytes, read_lines
 from apq.errors import UserError
 
 Record = dict[str, Any]  # plain data, as JSON holds it
@@ -63,9 +64,11 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file; UserError where it is missing or broken."""
+    """The JSON in a file; UserError where it is missing, broken or too large."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(read_bytes(path))
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # not text and not JSON are both ValueErrors
         raise UserError(f"cannot read {path}: {_one_line(error)}") from error
 
@@ -73,8 +76,11 @@ def read_json(path: Path) -> Any:
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, plain data only; UserError where it is missing or damaged."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            return dict(data)
+        with open_file(path) as file:
+            check_arrays(file)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as data:
+                return dict(data)
     # All of these come from damaged archives; zipfile raises NotImplementedError for an unknown compression.
     except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError, BadZipFile) as error:
         raise UserError(f"{path} is missing or damaged: {_one_line(error)}") from error
@@ -98,7 +104,9 @@ def read_jsonl(path: Path) -> list[Any]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        return [json.loads(line) for line in read_lines(path)]
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a file of JSON lines: {_one_line(error)}") from error
 
