@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from apq.bounds import check_file
 from apq.errors import UserError
 from apq.model import ModelSpec, subnet_model
 from apq.space import SearchSpace
@@ -117,6 +118,7 @@ class FolderImages(Dataset):
     def _read(self, i: int) -> tuple[Image.Image, int] | None:
         path, label = self.folder.samples[self.indices[i]]
         try:
+            check_file(Path(path))
             return self.folder.loader(path), label
         except Exception as error:  # decoders raise exceptions of any type for damaged files, even SyntaxError
             if not self.broken[i]:

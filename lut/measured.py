@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from apq.bounds import read_bytes
 from apq.errors import UserError
 from apq.files import Record
 from apq.layers import ConvLayer
@@ -94,10 +96,9 @@ def load_measured(path: Path, names: Sequence[str], quantity: str) -> MeasuredTa
     """
     cells = np.full((len(names), MOST_BITS, MOST_BITS), np.nan)
     try:
-        with path.open(newline="") as file:
-            rows = list(csv.reader(file))
-            for layer, w, a, cost in rows[1:] if rows and rows[0][:1] == ["layer"] else rows:
-                cells[_index(layer, len(names)), _index(w, MOST_BITS, 1), _index(a, MOST_BITS, 1)] = _cost(cost)
+        rows = list(csv.reader(io.StringIO(read_bytes(path).decode(), newline="")))
+        for layer, w, a, cost in rows[1:] if rows and rows[0][:1] == ["layer"] else rows:
+            cells[_index(layer, len(names)), _index(w, MOST_BITS, 1), _index(a, MOST_BITS, 1)] = _cost(cost)
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is not a table of layer,w_bits,a_bits,cost for {len(names)} layers: {error}"
