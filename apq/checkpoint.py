@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from apq.bounds import MB, check_archive, open_file
+from apq.bounds import MB, check_archive, is_number, is_whole, open_file
 from apq.errors import UserError
 from apq.files import atomic_open
+from apq.schema import anything, each, fields, mapping
 
 ZIP = b"PK"  # how a file of torch since 1.6 begins
 MOST_PLAIN = 64 * MB  # bytes of the plain values in a checkpoint, with the names and shapes of its tensors
@@ -152,6 +153,47 @@ def check_fit(found: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) ->
         }
     )
     _complain({"not finite": [key for key, value in found.items() if not torch.isfinite(value).all()]})
+
+
+def check_optimizer(found: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Check that `found` is a state of this optimizer: its settings, and finite tensors of its parameters' shapes.
+
+    UserError if not.
+    """
+    fields(state=anything, param_groups=each(mapping, len(optimizer.param_groups)))(found)
+    for own, group in zip(optimizer.state_dict()["param_groups"], found["param_groups"], strict=True):
+        check_settings(group, own)
+        if own["params"] != group["params"]:
+            raise UserError("its optimizer has other parameters")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not isinstance(found["state"], Mapping):
+        raise UserError("its optimizer has no state")
+    for index, values in found["state"].items():
+        if not is_whole(index, 0, len(parameters) - 1) or not isinstance(values, Mapping):
+            raise UserError("its optimizer has states of other parameters")
+        for name, value in values.items():
+            plain = value is None or is_number(value)
+            fits = isinstance(value, torch.Tensor) and value.shape in (parameters[index].shape, torch.Size([]))
+            if not plain and not (fits and not value.is_complex() and torch.isfinite(value).all()):
+                raise UserError(f"its optimizer has {name} that does not fit parameter {index}")
+
+
+def check_settings(found: Any, own: Mapping[str, Any]) -> None:
+    """Check that plain settings of an optimizer or a schedule have the keys and types of the present ones.
+
+    UserError if not.
+    """
+    same = isinstance(found, Mapping) and found.keys() == own.keys()
+    if not same or not all(_is_like(found[name], own[name]) for name in own):
+        raise UserError("it has settings of another optimizer or schedule")
+
+
+def _is_like(value: Any, own: Any) -> bool:
+    """Whether a setting of an optimizer is of the type of the present one."""
+    if isinstance(own, (list, tuple)):
+        same = isinstance(value, (list, tuple)) and len(value) == len(own)
+        return same and all(map(_is_like, value, own))
+    return is_number(value) if is_number(own) else type(value) is type(own)
 
 
 def _complain(by_problem: Mapping[str, list[Any]]) -> None:
