@@ -34,11 +34,12 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
     UserError for pipes, devices and folders: to open them may wait, to read them may never end. OSError as from `open`.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        kind = next((kind for kind, is_kind in KINDS.items() if is_kind(mode)), "device")
+        raise UserError(f"{path} is a {kind}, not a file")
     with os.fdopen(handle, "rb") as file:
-        mode = os.fstat(handle).st_mode
-        if not stat.S_ISREG(mode):
-            kind = next((kind for kind, is_kind in KINDS.items() if is_kind(mode)), "device")
-            raise UserError(f"{path} is a {kind}, not a file")
         yield file
 
 
