@@ -12,10 +12,18 @@ from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.overrides import TorchFunctionMode
 
 from apq.checkpoint import check_fit
 
 Net = TypeVar("Net", bound=nn.Module)
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Context in which `torch.empty`, by which layers take memory for their weights, takes none."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **({**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}))
 
 
 @contextlib.contextmanager
@@ -34,7 +42,7 @@ def without_weights() -> Iterator[None]:
 
     hooks = register_module_parameter_registration_hook(parameter), register_module_buffer_registration_hook(buffer)
     try:
-        with torch.random.fork_rng(devices=[]):  # some constructors draw before they register
+        with torch.random.fork_rng(devices=[]), _EmptyOnMeta():  # some constructors draw before they register
             yield
     finally:
         for hook in hooks:

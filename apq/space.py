@@ -264,6 +264,9 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
         given = dict(data)
         if unknown := set(given) - {FILE_NAMES.get(f.name, f.name) for f in fields(SearchSpace)}:
             raise UserError(f"not a search space: it has unknown {', '.join(sorted(map(str, unknown)))}")
+        for what in ("stages", "operands", "fixed_operands", "forbidden"):
+            if len(given.get(what, ())) > MOST_SLOTS:
+                raise UserError(f"not a search space: it has more than {MOST_SLOTS} {what}")
         given["stages"] = tuple(Stage(**{**s, "depths": tuple(s["depths"])}) for s in given["stages"])
         given["operands"] = tuple(
             OperandBits(**{**k, "layers": tuple(k["layers"]), "choices": tuple(k["choices"])})

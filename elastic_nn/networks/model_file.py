@@ -73,12 +73,12 @@ def _classes(spec: ModelSpec, state: Any) -> int:
 
 
 def _with_weights(path: Path, spec: ModelSpec, state: Any) -> nn.Module:
-    with without_weights():
-        own = build_model(spec).state_dict()
-    if isinstance(state, Mapping):  # files of torch before 0.4.1 have no counts of batches
-        counts = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
-        state = {**{key: torch.zeros(value.shape, dtype=value.dtype) for key, value in counts.items()}, **state}
     try:
+        with without_weights():
+            own = build_model(spec).state_dict()
+        if isinstance(state, Mapping):  # files of torch before 0.4.1 have no counts of batches
+            counts = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+            state = {**{key: torch.zeros(value.shape, dtype=value.dtype) for key, value in counts.items()}, **state}
         check_fit(state, own)
     except UserError as error:
         raise UserError(f"{path}, model {spec.name}: {error}") from error
