@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from apq.bounds import check_arrays, open_file, other_kind, read_bytes, read_lines
 from apq.errors import UserError, one_line
 
 Record = dict[str, Any]  # plain data, as JSON holds it
@@ -45,7 +45,7 @@ def reading(path: Path) -> Iterator[None]:
     What is not a plain file is refused before it is opened: a pipe would wait, a device has no end.
     """
     try:
-        if kind := _other_kind(path):
+        if kind := other_kind(path.stat().st_mode):
             raise UserError(f"cannot read {path}: it is {kind}, not a file")
         yield
     except Exception as error:
@@ -81,16 +81,8 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 def _check_replaceable(path: Path) -> None:
     """UserError for what is there and is no plain file. A rename would replace even a device such as /dev/null."""
-    if path.exists() and (kind := _other_kind(path)):
+    if path.exists() and (kind := other_kind(path.stat().st_mode)):
         raise UserError(f"cannot write {path}: it is {kind}, not a file")
-
-
-def _other_kind(path: Path) -> str | None:
-    """What a path is that is no plain file, None for a plain file. OSError where there is nothing."""
-    mode = path.stat().st_mode
-    if stat.S_ISREG(mode):
-        return None
-    return "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
 
 
 def check_writable(folder: Path) -> None:
@@ -113,7 +105,7 @@ def write_json(path: Path, data: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON in a file; UserError where it is missing or broken, or has one key with two values."""
     with reading(path):
-        return _parsed(path.read_text(encoding="utf-8-sig"))
+        return _parsed(read_bytes(path).decode("utf-8-sig"))
 
 
 def _parsed(text: str) -> Any:
@@ -129,8 +121,11 @@ def _whole(digits: str) -> int:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, plain data only; UserError where it is missing or damaged."""
-    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-        return dict(data)
+    with reading(path), open_file(path) as file:
+        check_arrays(file)
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as data:
+            return dict(data)
 
 
 def append_jsonl(path: Path, record: Any) -> None:
@@ -151,7 +146,7 @@ def read_jsonl(path: Path) -> list[Any]:
     if not path.exists():
         return []
     with reading(path):
-        return [_parsed(line.decode()) for line in path.read_bytes().split(b"\n")[:-1]]
+        return [_parsed(line.decode()) for line in read_lines(path)]
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:

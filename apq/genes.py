@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from apq.errors import UserError
+from apq.schema import array
 from apq.space import SearchSpace
 from apq.subnet import Subnet
 
@@ -148,6 +150,13 @@ def genes_of(space: SearchSpace, subnets: list[Subnet]) -> np.ndarray:
         row += [shared.choices.index(b) for b, shared in zip(net.shared_bits, space.shared_operands, strict=True)]
         rows.append([*row, space.resolutions.index(net.resolution)])
     return np.array(rows, dtype=np.int64).reshape(len(subnets), len(cardinalities(space)))
+
+
+def check_genes(space: SearchSpace, genes: Any) -> None:
+    """UserError unless these are a matrix `(n, genes)` of canonical rows, as searches keep it."""
+    array("i", None, len(cardinalities(space)), low=0)(genes)
+    if (genes >= cardinalities(space)).any() or (canonical(space, genes) != genes).any():
+        raise UserError(f"its genes are not those of subnets of space {space.name}")
 
 
 def subnets_of(space: SearchSpace, genes: np.ndarray) -> list[Subnet]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from apq.errors import UserError
 from apq.files import Record
+from apq.limits import MOST_CLASSES, MOST_PIXELS
+from apq.operands import check_whole
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
 
@@ -35,9 +37,9 @@ class ModelSpec:
         for what in ("name", "dataset"):
             if not isinstance(value := getattr(self, what), str) or not value:
                 raise UserError(f"a model's {what} must be a non-empty string, not {value!r}")
-        for what in ("in_channels", "n_classes", "resolution"):
-            if type(value := getattr(self, what)) is not int or value < 1:
-                raise UserError(f"model {self.name}: {what} must be an integer of at least 1, not {value!r}")
+        check_whole(f"model {self.name}", in_channels=self.in_channels)
+        check_whole(f"model {self.name}", highest=MOST_CLASSES, n_classes=self.n_classes)
+        check_whole(f"model {self.name}", highest=MOST_PIXELS, resolution=self.resolution)
         if {self.name == SUBNET, self.space is not None, self.subnet is not None} not in ({True}, {False}):
             raise UserError(
                 f"model {self.name}: a space and a subnet belong to the name {SUBNET!r}: give all three or none"

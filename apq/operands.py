@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from apq.bounds import is_whole
 from apq.errors import UserError
+from apq.limits import MOST_BITS, MOST_CHANNELS, MOST_CHOICES
 
 BLOCK_LAYERS = ("expand", "depthwise", "project")
 SHARED_LAYERS = ("blocks.0.depthwise", "blocks.0.project", "feature_mix_layer", "pooled_mix_layer")
@@ -23,11 +26,12 @@ class OperandBits:
     choices: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise UserError(f"an operand kind's name must be a non-empty string, not a {type(self.name).__name__}")
         if not self.layers or set(self.layers) - set(BLOCK_LAYERS) or self.operand not in ("w", "a"):
             raise UserError(f"operand kind {self.name}: layers are {BLOCK_LAYERS}, operands 'w' and 'a'")
-        if not self.choices or list(self.choices) != sorted(set(self.choices)):
-            raise UserError(f"operand kind {self.name}: choices {self.choices} must be ascending and distinct")
-        check_whole(f"operand kind {self.name}", lowest=2, choices=self.choices)
+        check_ascending(f"operand kind {self.name}", choices=self.choices)
+        check_whole(f"operand kind {self.name}", 2, MOST_BITS, choices=self.choices)
 
     @property
     def setting(self) -> str:
@@ -51,9 +55,8 @@ class SharedOperand:
             raise UserError(
                 f"shared operand {self.layer} {self.operand}: layers are {SHARED_LAYERS}, operands 'w', 'a'"
             )
-        if not self.choices or list(self.choices) != sorted(set(self.choices)):
-            raise UserError(f"shared operand {self.layer}: choices {self.choices} must be ascending and distinct")
-        check_whole(f"shared operand {self.layer}", lowest=2, choices=self.choices)
+        check_ascending(f"shared operand {self.layer}", choices=self.choices)
+        check_whole(f"shared operand {self.layer}", 2, MOST_BITS, choices=self.choices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +69,24 @@ class Forbidden:
     reason: str
 
 
-def check_whole(owner: str, lowest: int = 1, **values: int | tuple[int, ...]) -> None:
-    """Check that every value, or every item of a tuple, is an integer of at least `lowest`; UserError if not."""
+def check_ascending(owner: str, **choices: tuple[float, ...]) -> None:
+    """Check that there are choices, ascending, distinct and not too many; UserError if not."""
+    for what, values in choices.items():
+        if len(values) > MOST_CHOICES:
+            raise UserError(f"{owner}: {what} must be at most {MOST_CHOICES} choices, not {len(values)}")
+        if not values or list(values) != sorted(set(values)):
+            raise UserError(f"{owner}: {what} {values} must be ascending and distinct")
+
+
+def check_whole(owner: str, lowest: int = 1, highest: int = MOST_CHANNELS, **values: int | tuple[int, ...]) -> None:
+    """Check that every value, or every item of a tuple, is an integer from `lowest` to `highest`; UserError if not."""
     for what, value in values.items():
         for number in value if isinstance(value, tuple) else (value,):
-            if not isinstance(number, int) or isinstance(number, bool) or number < lowest:
+            if is_whole(number, highest + 1, math.inf):
+                raise UserError(f"{owner}: {what} must be at most {highest}, not {_shown(number)}")
+            if not is_whole(number, lowest, highest):
                 raise UserError(f"{owner}: {what} must be whole and at least {lowest}, not {number!r}")
+
+
+def _shown(number: int) -> str:
+    return str(number) if number < 1 << 64 else "a number of more than 64 bits"

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from apq.bounds import is_whole
 from apq.errors import UserError
 from apq.files import Record, read_json
 from apq.layers import FIXED_BITS, ConvLayer
+from apq.limits import LARGEST_LAYER, MOST_BITS
 
 
 @dataclass(frozen=True)
@@ -178,4 +180,21 @@ def policy_from_dict(data: Any) -> tuple[Policy, list[ConvLayer]]:
         quantizer, strategy = data["quantizer"], data["strategy"]
     except (TypeError, KeyError) as error:
         raise UserError(f"not a stored policy: it needs quantizer, strategy and layers of {sorted(known)}") from error
+    for place, layer in enumerate(layers):
+        _check_layer(place, layer)
+    if not isinstance(quantizer, str):
+        raise UserError(f"a policy's quantizer must be a name, not a {type(quantizer).__name__}")
     return policy_from_strategy(quantizer, layers, strategy), layers
+
+
+def _check_layer(place: int, layer: ConvLayer) -> None:
+    """UserError unless a layer that was read has fields that a layer can have."""
+    for name, value in vars(layer).items():
+        if name in ("w_bits", "a_bits"):
+            fits = is_whole(value, 1, MOST_BITS)
+        elif name == "name" or isinstance(getattr(ConvLayer, name, None), bool):
+            fits = isinstance(value, str if name == "name" else bool)
+        else:
+            fits = is_whole(value, 1, LARGEST_LAYER)
+        if not fits:
+            raise UserError(f"not a stored policy: {name} of layer {place} is out of range or of another type")

@@ -1,7 +1,7 @@
 """Unfinished work on disk, so that a killed run continues.
 
-`Resume` keeps one state in one file. `Journal` keeps independent records, one line each. Both record what was asked and
-refuse to continue where something else is asked.
+`Resume` keeps one state in one file, with checksums. `Journal` keeps independent records, one line each. Both record
+what was asked and refuse to continue where something else is asked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.files import append_jsonl, read_json, read_jsonl, write_json
+from apq.schema import Check
 
 FORMAT = 1
 SUFFIX = ".state.pt"  # of state files; a finetune's has its published name instead
@@ -97,28 +98,41 @@ class Resume:
         self.every_s, self.writes = every_s, writes
         self._saved_at = time.monotonic()
 
-    def load(self) -> State | None:
-        """The state that was saved last, or None. UserError if it is damaged or of other work."""
-        from apq.checkpoint import load_checkpoint  # needs torch
-
+    def load(self, check: Check = lambda state: None) -> State | None:
+        """The state that was saved last, or None. UserError if it is damaged, fails the check, or is of other work."""
         self._saved_at = time.monotonic()
         self._remove_temporaries()
         if self.file is None or not self.file.exists():
             return None
-        remedy = "give --overwrite to start anew, or remove it"
         try:
-            try:
-                data = load_checkpoint(self.file, ("format", "asked", "state"))
-            except UserError as error:
-                raise UserError(f"{error}; {remedy}") from error
-            if data["format"] != FORMAT:
-                raise UserError(f"{self.file} was written by another version of this program; {remedy}")
-            _refuse(self.file, self.what, json.loads(data["asked"]), self.asked, remedy)
+            return self._checked(check)
         except UserError:
             if self.restart:
                 return None
             raise
-        return _decoded(data["state"])
+
+    def _checked(self, check: Check) -> State:
+        """The state in the file, as `load` returns it."""
+        from apq.checkpoint import load_checkpoint  # needs torch
+
+        remedy = "give --overwrite to start anew, or remove it"
+        try:
+            data = load_checkpoint(self.file, ("format", "asked", "state"))
+        except UserError as error:
+            raise UserError(f"{error}; {remedy}") from error
+        if not isinstance(data["format"], int) or data["format"] != FORMAT:
+            raise UserError(f"{self.file} was written by another version of this program; {remedy}")
+        try:
+            asked = json.loads(data["asked"])
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.file} is damaged: it does not say what was asked; {remedy}") from error
+        _refuse(self.file, self.what, asked, self.asked, remedy)
+        try:
+            state = _decoded(data["state"])
+            check(state)
+        except UserError as error:
+            raise UserError(f"{self.file} is damaged: {error}; {remedy}") from error
+        return state
 
     def save(self, state: State) -> None:
         """Save a state of tensors, numpy arrays and plain data in place of the last one, whole or not at all."""
@@ -222,8 +236,15 @@ def _encoded(value: Any) -> Any:
 def _decoded(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() == {ARRAY}:
-            return value[ARRAY].numpy()
+            return _array(value[ARRAY])
         return {key: _decoded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(_decoded(item) for item in value)
     return value
+
+
+def _array(stored: Any) -> np.ndarray:
+    try:
+        return stored.detach().numpy()
+    except (AttributeError, TypeError, RuntimeError) as error:  # not a tensor, or of a type that numpy does not know
+        raise UserError(f"it holds a {type(stored).__name__} for an array") from error

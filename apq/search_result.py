@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from apq.bounds import is_number
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import Record, read_json, read_jsonl, write_json, write_jsonl
@@ -220,7 +221,7 @@ def _result_of(experiment: Experiment, config: _Fields) -> SearchResult:
         "cost_model": _cost_model_of(config),
         "predicted_top1": config.take("predicted_accuracy", (int, float, type(None)), None),
         "measured_top1": config.take("top1", (int, float, type(None)), None),
-        "history": tuple(read_jsonl(experiment.history)),
+        "history": _objects(experiment.history, read_jsonl(experiment.history)),
         "front": _front_of(experiment),
         "made_by": _provenance_of(experiment),
         **kind.read(experiment, config),
@@ -280,9 +281,13 @@ def _front_of(experiment: Experiment) -> tuple[Record, ...] | None:
     """The points in `front.json`, None without that file."""
     if not experiment.front.exists():
         return None
-    found = read_json(experiment.front)
-    if not (isinstance(found, list) and all(isinstance(point, dict) for point in found)):
-        raise UserError(f"{experiment.front} must hold a list of objects")
+    return _objects(experiment.front, read_json(experiment.front))
+
+
+def _objects(path: Path, found: Any) -> tuple[Record, ...]:
+    """The objects of a list that was read from a file; UserError for anything else."""
+    if not (isinstance(found, list) and all(isinstance(item, dict) for item in found)):
+        raise UserError(f"{path} must hold a list of objects")
     return tuple(found)
 
 
@@ -291,7 +296,7 @@ def _cost_of(experiment: Experiment) -> float:
     if not experiment.lat.exists():
         return float("nan")
     found = read_json(experiment.lat)
-    if not (isinstance(found, list) and len(found) == 1 and isinstance(found[0], (int, float))):
+    if not (isinstance(found, list) and len(found) == 1 and (found[0] != found[0] or is_number(found[0]))):
         raise UserError(f"{experiment.lat} must hold a list of one number")
     return float(found[0])
 
@@ -317,4 +322,6 @@ class _Fields:
         value = self.data.pop(key)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise _FieldError(f"{key} cannot be {value!r}")
+        if isinstance(value, int) and not is_number(value):
+            raise _FieldError(f"{key} has too many digits")
         return value

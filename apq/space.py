@@ -16,10 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from apq.bounds import is_number
 from apq.errors import UserError
 from apq.files import Record
+from apq.limits import (
+    MOST_BITS,
+    MOST_CLASSES,
+    MOST_EXPANSION,
+    MOST_KERNEL,
+    MOST_PIXELS,
+    MOST_SLOTS,
+    MOST_STRIDE,
+    MOST_TABLE,
+    MOST_WEIGHTS,
+)
 from apq.names import plain_name
-from apq.operands import BLOCK_LAYERS, Forbidden, OperandBits, SharedOperand, check_whole
+from apq.operands import BLOCK_LAYERS, Forbidden, OperandBits, SharedOperand, check_ascending, check_whole
 from apq.stages import Slot, Stage, check_activation, make_divisible
 
 SCOPES = ("published", "full")
@@ -91,43 +103,65 @@ class SearchSpace:
     def __post_init__(self) -> None:
         self._check_sizes()
         self._check_operands()
+        self._check_totals()
 
     def _check_sizes(self) -> None:
         plain_name(self.name, "a space's name")
-        for what in ("resolutions", "kernel_sizes", "ratios"):
-            values = getattr(self, what)
-            if not values or list(values) != sorted(set(values)):
-                raise UserError(f"space {self.name}: {what} {values} must be ascending and distinct")
+        plain_name(self.dataset, "a space's dataset")
+        owner, bits = f"space {self.name}", ("mix_activation_bits", "fixed_bits", "end_bits")
+        choices = {what: getattr(self, what) for what in ("resolutions", "kernel_sizes", "ratios")}
+        check_ascending(owner, **choices)
+        check_whole(owner, highest=MOST_CLASSES, n_classes=self.n_classes)
+        check_whole(owner, highest=MOST_PIXELS, resolutions=self.resolutions)
+        check_whole(owner, highest=MOST_STRIDE, stem_stride=self.stem_stride)
+        check_whole(owner, highest=MOST_KERNEL, kernel_sizes=self.kernel_sizes)
+        check_whole(owner, highest=MOST_BITS, **{what: getattr(self, what) for what in bits})
         check_whole(
-            f"space {self.name}",
+            owner,
             in_channels=self.in_channels,
-            n_classes=self.n_classes,
-            resolutions=self.resolutions,
             stem_width=self.stem_width,
-            stem_stride=self.stem_stride,
             first_block_width=self.first_block_width,
             head_width=self.head_width,
-            kernel_sizes=self.kernel_sizes,
-            mix_activation_bits=self.mix_activation_bits,
-            fixed_bits=self.fixed_bits,
-            end_bits=self.end_bits,
             channel_step=1 if self.channel_step is None else self.channel_step,
             pooled_width=1 if self.pooled_width is None else self.pooled_width,
         )
         for activation in (self.first_block_activation, self.end_activation):
-            check_activation(f"space {self.name}", activation)
+            check_activation(owner, activation)
         if any(k % 2 == 0 for k in self.kernel_sizes):
-            raise UserError(f"space {self.name}: kernel sizes {self.kernel_sizes} must be odd")
+            raise UserError(f"{owner}: kernel sizes {self.kernel_sizes} must be odd")
         if not isinstance(self.recipe, (str, type(None))):
-            raise UserError(f"space {self.name}: recipe must be the name of a recipe, not {self.recipe!r}")
-        if self.ratios[0] <= 0:
-            raise UserError(f"space {self.name}: ratios {self.ratios} must be positive")
+            raise UserError(f"{owner}: recipe must be the name of a recipe, not {self.recipe!r}")
+        if not all(is_number(ratio, 0, MOST_EXPANSION) for ratio in self.ratios) or self.ratios[0] == 0:
+            raise UserError(f"{owner}: ratios {self.ratios} must be positive, and at most {MOST_EXPANSION}")
         if self.budget_scope not in SCOPES:
-            raise UserError(f"space {self.name}: budget_scope {self.budget_scope!r}; known: {SCOPES}")
+            raise UserError(f"{owner}: budget_scope {self.budget_scope!r}; known: {SCOPES}")
         if not self.stages:
-            raise UserError(f"space {self.name} has no stages")
+            raise UserError(f"{owner} has no stages")
+
+    def _check_totals(self) -> None:
+        """UserError where there are too many slots, weights or combinations of choices, before any of them is made."""
+        if (n_slots := sum(stage.depths[-1] for stage in self.stages)) > MOST_SLOTS:
+            raise UserError(f"space {self.name} has {n_slots} slots; at most {MOST_SLOTS} are supported")
+        before = itertools.chain([self.first_block_width], (stage.width for stage in self.stages))
+        weights, choices = self.head_width * (self.n_classes + self.stages[-1].width), 0
+        for stage, in_channels in zip(self.stages, before, strict=False):
+            for times, inputs in ((1, in_channels), (stage.depths[-1] - 1, stage.width)):
+                widest, span = inputs * self.ratios[-1], inputs * (self.ratios[-1] - self.ratios[0])
+                outside = inputs + stage.width + self.kernel_sizes[-1] ** 2 + (widest / 2 if stage.squeeze else 0)
+                weights += times * widest * outside
+                choices += times * (len(self.ratios) if self.channel_step is None else 2 + span // self.channel_step)
+        if weights > MOST_WEIGHTS:
+            raise UserError(f"space {self.name} has {weights:.3g} weights; at most {MOST_WEIGHTS:.3g} are supported")
+        combinations = choices * len(self.kernel_sizes) * math.prod(len(kind.choices) for kind in self.operands)
+        if combinations > MOST_TABLE:
+            raise UserError(
+                f"space {self.name} has {combinations:.3g} combinations of choices in its slots; at most "
+                f"{MOST_TABLE:.3g} are supported"
+            )
 
     def _check_operands(self) -> None:
+        if len({kind.name for kind in self.operands}) < len(self.operands):
+            raise UserError(f"space {self.name}: operand kinds must have distinct names")
         for layer, operand in itertools.product(BLOCK_LAYERS, "wa"):
             owners = [kind.name for kind in self.operands if layer in kind.layers and kind.operand == operand]
             if len(owners) != 1:
@@ -194,8 +228,11 @@ class SearchSpace:
 
     def size(self) -> int:
         """Exact number of legal subnets. Choices of idle slots do not count."""
-        choices_of_bits = list(itertools.product(*(kind.choices for kind in self.operands)))
-        legal = sum(self.broken_rule(kernel, bits) is None for kernel in self.kernel_sizes for bits in choices_of_bits)
+        rules = {(rule.kernel_size, rule.operand, rule.bits) for rule in self.forbidden}
+        legal = sum(  # a rule is about one operand kind, so that the kinds can be counted apart
+            math.prod(sum((kernel, kind.name, b) not in rules for b in kind.choices) for kind in self.operands)
+            for kernel in self.kernel_sizes
+        )
         total = len(self.resolutions) * math.prod(len(shared.choices) for shared in self.shared_operands)
         for stage_index, stage in enumerate(self.stages):
             options = [len(slot.mid_channels) * legal for slot in self.slots if slot.stage == stage_index]
@@ -225,6 +262,9 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
         given = dict(data)
         if unknown := set(given) - {FILE_NAMES.get(f.name, f.name) for f in fields(SearchSpace)}:
             raise UserError(f"not a search space: it has unknown {', '.join(sorted(map(str, unknown)))}")
+        for what in ("stages", "operands", "fixed_operands", "forbidden"):
+            if len(given.get(what, ())) > MOST_SLOTS:
+                raise UserError(f"not a search space: it has more than {MOST_SLOTS} {what}")
         given["stages"] = tuple(Stage(**{**s, "depths": tuple(s["depths"])}) for s in given["stages"])
         given["operands"] = tuple(
             OperandBits(**{**k, "layers": tuple(k["layers"]), "choices": tuple(k["choices"])})

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from apq.errors import UserError
-from apq.operands import check_whole
+from apq.limits import MOST_SLOTS, MOST_STRIDE
+from apq.operands import check_ascending, check_whole
 
 ACTIVATIONS = ("relu6", "relu", "h_swish")
 
@@ -28,9 +29,10 @@ class Stage:
     activation: str = "relu6"
 
     def __post_init__(self) -> None:
-        if self.depths != tuple(sorted(set(self.depths))) or min(self.depths, default=0) < 1:
-            raise UserError(f"stage depths {self.depths} must be ascending, distinct and at least 1")
-        check_whole("stage", width=self.width, stride=self.stride)
+        check_ascending("stage", depths=self.depths)
+        check_whole("stage", highest=MOST_SLOTS, depths=self.depths)
+        check_whole("stage", width=self.width)
+        check_whole("stage", highest=MOST_STRIDE, stride=self.stride)
         check_activation("stage", self.activation)
         if not isinstance(self.squeeze, bool):
             raise UserError(f"stage: squeeze must be true or false, not {self.squeeze!r}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from apq.bounds import is_number
 from apq.errors import UserError
 from apq.files import Record
+from apq.limits import LARGEST_LAYER
 from apq.space import SHARED_SETTING, SearchSpace
 from apq.stages import Slot, make_divisible
 
@@ -148,10 +149,10 @@ def _depths(space: SearchSpace, values: Any) -> tuple[int, ...]:
 
 def _numbers(key: str, values: Any, length: int) -> list[Any]:
     if not isinstance(values, (list, tuple)) or len(values) != length:
-        what = f"{len(values)} entries" if isinstance(values, (list, tuple)) else repr(values)
+        what = f"{len(values)} entries" if isinstance(values, (list, tuple)) else f"a {type(values).__name__}"
         raise UserError(f"{key} must be a list of {length} numbers, not {what}")
-    if bad := [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v)]:
-        raise UserError(f"{key} holds {bad[0]!r}, which is not a number")
+    if bad := [i for i, value in enumerate(values) if not is_number(value, -LARGEST_LAYER, LARGEST_LAYER)]:
+        raise UserError(f"{key}[{bad[0]}] is not a number, or too large")
     return list(values)
 
 

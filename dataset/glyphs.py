@@ -6,7 +6,6 @@ their other case in size alone (c, o, s, x, ...) and some characters hardly diff
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import string
@@ -19,8 +18,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from apq.cache import read_cache, write_cache
 from apq.errors import UserError
-from apq.files import atomic_open, cache_folder, read_arrays
+from apq.files import cache_folder
 from dataset.splits import ImageSpec, Splits, TensorImages
 from dataset.transforms import blur, random_affine, random_strokes
 
@@ -105,9 +105,7 @@ def load_glyphs(n_images: dict[str, int] = N_IMAGES) -> dict[str, np.ndarray]:
     arrays = _read_cache(file, n_images)
     if arrays is None:
         arrays = make_glyphs(n_images)
-        # The images can be used even where the cache cannot be written.
-        with contextlib.suppress(OSError, UserError), atomic_open(file, "wb") as out:
-            np.savez(out, **arrays)
+        write_cache(file, arrays)
     return arrays
 
 
@@ -163,14 +161,9 @@ def _uniform(ends: tuple[float, float], n: int) -> Tensor:
 
 
 def _read_cache(file: Path, n_images: dict[str, int]) -> dict[str, np.ndarray] | None:
-    try:
-        arrays = read_arrays(file)
-    except UserError:
-        return None  # missing or damaged: the images are made again
-    found = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
-    whole = {f"{part}_images": ((n, SIDE, SIDE), "uint8") for part, n in n_images.items()}
-    whole |= {f"{part}_labels": ((n,), "int64") for part, n in n_images.items()}
-    if found != whole:
+    images = {f"{part}_images": ((n, SIDE, SIDE), "uint8") for part, n in n_images.items()}
+    labels = {f"{part}_labels": ((n,), "int64") for part, n in n_images.items()}
+    arrays = read_cache(file, images | labels)
+    if arrays is None or any(not 0 <= label < len(CHARACTERS) for name in labels for label in np.unique(arrays[name])):
         return None
-    labels = np.concatenate([arrays[f"{part}_labels"] for part in n_images])
-    return arrays if np.isin(labels, range(len(CHARACTERS))).all() else None
+    return arrays

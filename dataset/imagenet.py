@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from apq.bounds import check_file
 from apq.errors import UserError
 from apq.model import ModelSpec, subnet_model
 from apq.space import SearchSpace
@@ -157,6 +158,7 @@ class FolderImages(Dataset):
         place = self.indices[i]
         path, label = self.folder.samples[place]
         try:
+            check_file(Path(path))
             return self.folder.loader(path), label
         except Exception as error:  # decoders raise exceptions of any type for damaged files, even SyntaxError
             if not self.folder.broken[place]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from apq.bounds import is_number, is_whole
 from apq.errors import UserError
 from apq.files import Record, read_json
 from apq.genes import genes_of
@@ -20,6 +21,7 @@ from apq.space import SearchSpace, space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
 
 NETINFO = Path("dataset/NetInfo")
+MOST_PAIRS = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class PairStore:
                 break
             try:
                 subnets.append(subnet_from_spec(space, {**record["arch"], **record["policy"]}))
-                accuracies.append(float(record["accuracy"]))
-                if not 0 <= accuracies[-1] <= 1:
-                    raise UserError(f"accuracy {accuracies[-1]} is not between 0 and 1")
+                if not is_number(accuracy := record["accuracy"], 0, 1):
+                    raise UserError(f"accuracy {str(accuracy)[:20]} is not a number from 0 to 1")
+                accuracies.append(float(accuracy))
             except (UserError, KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{place}: {error}") from error
         return genes_of(space, subnets), np.array(accuracies)
@@ -70,7 +72,7 @@ class PairStore:
         """Index -> (file and line in words, record) of every pair. The first pair of an index counts."""
         found: dict[int, tuple[str, Record]] = {}
         for place, line, record in self._journal.records():
-            if not isinstance(record, dict) or not isinstance(record.get("index", line), int):
+            if not isinstance(record, dict) or not is_whole(record.get("index", line), 0, MOST_PAIRS):
                 raise UserError(f"{place}: not a pair")
             found.setdefault(record.get("index", line), (place, record))
         return found

@@ -7,12 +7,14 @@ published APQ cost table; the published DRAM figure is 15 pJ a bit.
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from apq.bounds import is_number
 from apq.errors import UserError
+from apq.limits import LARGEST_LAYER
 
+LARGEST = 1e18  # of a constant: all costs are then finite
 WHOLE = ("rows", "columns", "max_bits", "min_bits", "accumulator_bits")
 
 
@@ -38,10 +40,12 @@ class Accelerator:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and value <= sys.float_info.max
+            number, most = is_number(value), LARGEST_LAYER if name in WHOLE else LARGEST
             free = name.endswith(("_per_cycle", "_per_bit")) and not name.startswith("dram_bits")
             if not number or value < 0 or (value == 0 and not free):
                 raise UserError(f"accelerator: {name} must be a positive number, not {value!r}")
+            if value > most:
+                raise UserError(f"accelerator: {name} must be at most {most:g}")
             if name in WHOLE and not isinstance(value, int):
                 raise UserError(f"accelerator: {name} must be a whole number, not {value!r}")
         if self.min_bits > self.max_bits or math.log2(self.max_bits) % 1 or math.log2(self.min_bits) % 1:

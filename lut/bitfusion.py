@@ -5,7 +5,6 @@ Source: Sharma et al., ISCA 2018; details fitted to the cost table that APQ (CVP
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -16,9 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from apq.cache import read_cache, write_cache
 from apq.errors import UserError
-from apq.files import Record, atomic_open, cache_folder, read_arrays
+from apq.files import Record, cache_folder
 from apq.layers import ConvLayer
+from apq.limits import LARGEST_LAYER
 from apq.space import FULL_PRECISION
 from lut.accelerator import Accelerator
 from lut.cost_model import CostModel
@@ -27,7 +28,6 @@ from lut.tilings import DenseConvs, ceil_div, fusion_factor, solve
 SHAPE = ("in_channels", "out_channels", "input_size", "kernel_size", "stride", "groups", "w_bits", "a_bits")
 COLUMNS = (*SHAPE, "image_input")
 DEPTHWISE_CHANNELS = 8  # channels of a depthwise layer that run at once at the accelerator's most bits
-LARGEST = 1 << 20  # size of a layer: far above that of any network, and exact in float64
 MODEL_VERSION = 1  # raise it when the cost model changes: caches of other versions are not read
 
 _values_of = attrgetter(*COLUMNS)
@@ -62,10 +62,8 @@ class BitFusion(CostModel):
         if missing:
             costs = np.stack(self.cost(missing), axis=1).tolist()
             cached |= {_values_of(layer): tuple(pair) for layer, pair in zip(missing, costs, strict=True)}
-            # The costs are right even where the cache cannot be written.
-            with contextlib.suppress(OSError, UserError), atomic_open(self.cache_file, "wb") as out:
-                rows = np.array(list(cached), dtype=np.int64)
-                np.savez(out, layers=rows, costs=np.array(list(cached.values())))
+            rows, prices = np.array(list(cached), dtype=np.int64), np.array(list(cached.values()), dtype=np.float64)
+            write_cache(self.cache_file, {"layers": rows, "costs": prices})
         return np.array([cached[_values_of(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
 
     @property
@@ -92,19 +90,15 @@ class BitFusion(CostModel):
 
 
 def _read_cache(file: Path) -> dict[tuple[int, ...], tuple[float, float]]:
-    """The costs in a cache; none where it is missing or damaged, or has costs that no layer can have."""
-    try:
-        arrays = read_arrays(file)
-        rows, costs = arrays["layers"], arrays["costs"]
-    except (UserError, KeyError):
+    """The costs in the cache; none where it is missing, damaged, or holds what no layer costs."""
+    arrays = read_cache(file, {"layers": ((None, len(COLUMNS)), "int64"), "costs": ((None, 2), "float64")})
+    if arrays is None:
         return {}
-    if rows.ndim != 2 or rows.shape[1] != len(COLUMNS) or rows.dtype.kind != "i":
+    rows, costs = arrays["layers"], arrays["costs"]
+    possible = len(rows) == len(costs) == len(np.unique(rows, axis=0)) and np.isfinite(costs).all()
+    if not possible or (costs[:, 0] <= 0).any() or (costs[:, 1] < 0).any():
         return {}
-    if costs.shape != (len(rows), 2) or costs.dtype.kind != "f" or not np.isfinite(costs).all():
-        return {}
-    if (costs[:, 0] <= 0).any() or (costs[:, 1] < 0).any() or len(np.unique(rows, axis=0)) < len(rows):
-        return {}
-    return {tuple(row): tuple(pair) for row, pair in zip(rows.tolist(), costs.tolist(), strict=True)}
+    return dict(zip(map(tuple, rows.tolist()), map(tuple, costs.tolist()), strict=True))
 
 
 def _checked_rows(chip: Accelerator, layers: Sequence[ConvLayer]) -> np.ndarray:
@@ -115,8 +109,8 @@ def _checked_rows(chip: Accelerator, layers: Sequence[ConvLayer]) -> np.ndarray:
         _complain(~np.array(whole), layers, "sizes and bits must be whole numbers")
     rows[:, 6:8] = np.where(rows[:, 6:8] == FULL_PRECISION, chip.max_bits, rows[:, 6:8])
     c, d, groups, bits = rows[:, 0], rows[:, 1], rows[:, 5], rows[:, 6:8]
-    outside = (rows[:, : len(SHAPE)] < 1) | (rows[:, : len(SHAPE)] > LARGEST)
-    _complain(outside.any(axis=1), layers, f"sizes and bits must be at least 1 and at most {LARGEST}")
+    outside = (rows[:, : len(SHAPE)] < 1) | (rows[:, : len(SHAPE)] > LARGEST_LAYER)
+    _complain(outside.any(axis=1), layers, f"sizes and bits must be at least 1 and at most {LARGEST_LAYER}")
     _complain((c % groups + d % groups) > 0, layers, "its groups do not divide its channels")
     _complain((bits > chip.max_bits).any(axis=1), layers, f"the accelerator has at most {chip.max_bits} bits")
     return rows.astype(np.int64, copy=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from apq.bounds import read_bytes
 from apq.errors import UserError
 from apq.files import Record
 from apq.layers import ConvLayer
@@ -96,7 +97,7 @@ def load_measured(path: Path, names: Sequence[str], quantity: str) -> MeasuredTa
     """
     cells = np.full((len(names), MOST_BITS, MOST_BITS), np.nan)
     try:
-        rows = _rows(path.read_text(encoding="utf-8-sig"))
+        rows = _rows(read_bytes(path).decode("utf-8-sig"))
         places = _places(rows.pop(0)[1], quantity) if rows and not any(map(_is_number, rows[0][1])) else range(4)
         for line, row in rows:
             _put(cells, line, row, places)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from apq.bounds import is_number
 from apq.errors import UserError
 from apq.files import Record, read_json
 from apq.layers import ConvLayer, first_layers, last_layers, searchable_layers
@@ -110,4 +110,4 @@ def layer_key(layer: ConvLayer) -> str:
 
 
 def _is_cost(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+    return is_number(value, 0)

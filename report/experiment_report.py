@@ -78,7 +78,8 @@ def load_network(args: argparse.Namespace, experiment: Experiment) -> tuple[Fine
 def check_supernet(experiment: Experiment, found: FoundSubnet) -> None:
     """UserError if the supernet is not the one that the predictor of the search was trained for."""
     predictor = ModelFolder(read_result(experiment).found_subnet.models).acc_quant
-    expected = load_checkpoint(predictor).get("data", {}).get("supernet") if predictor.exists() else None
+    made_by = load_checkpoint(predictor).get("data") if predictor.exists() else None
+    expected = made_by.get("supernet") if isinstance(made_by, dict) else None
     if expected is not None and expected != digest(found.supernet.state_dict()):
         raise UserError(f"{found.file} is not the supernet that {predictor} was trained for: give that with --supernet")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from apq.bounds import is_number, is_whole
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import Record, read_jsonl
@@ -16,6 +17,7 @@ from apq.space import SearchSpace
 from apq.subnet import Subnet, subnet_from_spec
 
 EVALUATED = "evaluated.jsonl"  # of a coarse-to-fine search
+MOST_INTERVALS = 1 << 16  # of MACs, far above those of any search
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,12 @@ def load_coarse(experiment: Experiment) -> tuple[SearchSpace, Shapes, np.ndarray
     shapes = _shapes_in(file, result, read_jsonl(file) if file.exists() else None, stage="coarse")
     try:
         settings = result.settings["coarse_to_fine"]
-        edges = np.linspace(settings["flops_min"], settings["flops_max"], settings["intervals"] + 1)
+        low, high, intervals = (settings[key] for key in ("flops_min", "flops_max", "intervals"))
     except (KeyError, TypeError) as error:
         raise UserError(f"{experiment.config} is not from a coarse-to-fine search") from error
+    if not (is_number(low, 0) and is_number(high, low) and is_whole(intervals, 1, MOST_INTERVALS)):
+        raise UserError(f"{experiment.config}: its intervals of MACs are not those of a coarse-to-fine search")
+    edges = np.linspace(low, high, intervals + 1)
     return result.found_subnet.space, shapes, edges
 
 
@@ -127,7 +132,7 @@ def _shapes_in(file: Path, result: SearchResult, records: Sequence[Record] | Non
         if not records:
             raise UserError("it has no subnets")
         return shapes_of(result.found_subnet.space, records)
-    except (UserError, KeyError, TypeError, ValueError) as error:
+    except (UserError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{file} is not from a coarse-to-fine search: {error}") from error
 
 

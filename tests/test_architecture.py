@@ -22,7 +22,7 @@ STAIRS = ("quantizers", "modules", "networks", "training")
 SHARED_BY_METHODS = "search"
 # The vocabulary needs numpy and the standard library alone; these of its modules need torch.
 VOCABULARY = {"apq", "numpy", *sys.stdlib_module_names}
-LOADS_TORCH = {"checkpoint.py", "device.py"}
+LOADS_TORCH = {"checkpoint.py", "device.py", "skeleton.py"}
 TORCH_IN_VOCABULARY = {*LOADS_TORCH, "resume.py"}  # this one where a state is read or written
 # Unfinished work is kept by `Resume` and `Journal`. What was asked and where it is kept goes into them, not through
 # signatures.

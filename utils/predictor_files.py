@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.presets import APQ_IMAGENET
+from apq.skeleton import built_for
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from utils.accuracy_predictor import AccuracyPredictor
 
@@ -57,11 +60,10 @@ def different_spaces(what: str, its: SearchSpace, wanted: SearchSpace) -> str:
 
 def _from_weights(path: Path, space: SearchSpace, weights: Mapping[str, Any]) -> AccuracyPredictor:
     try:
-        n_layers = sum(key.startswith("layers.") and key.endswith(".weight") for key in weights)
-        predictor = AccuracyPredictor(space, len(weights[FIRST]), n_layers, quantize=POLICY in weights)
-        predictor.load_state_dict(weights)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if not isinstance(weights, Mapping) or not isinstance(weights.get(FIRST), torch.Tensor):
+            raise UserError(f"it has no {FIRST}")
+        n_layers = sum(str(key).startswith("layers.") and str(key).endswith(".weight") for key in weights)
+        hidden, quantize = math.prod(weights[FIRST].shape[:1]), POLICY in weights
+        return built_for(partial(AccuracyPredictor, space, hidden, n_layers, quantize), weights).eval()
+    except UserError as error:
         raise UserError(f"{path} does not hold a predictor of space {space.name}: {error}") from error
-    if not all(torch.isfinite(value).all() for value in predictor.state_dict().values()):
-        raise UserError(f"{path} holds weights that are not finite")
-    return predictor.eval()

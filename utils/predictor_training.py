@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
-from apq.checkpoint import digest
+from apq.checkpoint import check_fit, check_optimizer, check_settings, digest
 from apq.errors import UserError
 from apq.files import Record
 from apq.resume import NOT_KEPT, Resume
+from apq.schema import anything, fields, mapping, whole
 from apq.space import SearchSpace
 from utils.accuracy_predictor import AccuracyPredictor, one_thread_an_operation, scale_output, transfer
 from utils.converter import Converter
@@ -164,7 +166,15 @@ def _fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
     shuffle = torch.Generator().manual_seed(config.seed)
     parts, first = {"predictor": predictor, "optimizer": optimizer, "schedule": schedule}, 0
-    if (state := resume.load()) is not None:
+
+    def check(state: Any) -> None:
+        fields(epoch=whole(1, config.epochs), shuffle=anything, **dict.fromkeys(parts, mapping))(state)
+        check_fit(state["predictor"], predictor.state_dict())
+        check_optimizer(state["optimizer"], optimizer)
+        check_settings(state["schedule"], schedule.state_dict())
+        check_fit({"shuffle": state["shuffle"]}, {"shuffle": shuffle.get_state()})
+
+    if (state := resume.load(check)) is not None:
         for name, part in parts.items():
             part.load_state_dict(state[name])
         shuffle.set_state(state["shuffle"])

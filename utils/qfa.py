@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from apq.bounds import is_whole
 from apq.cli import Parser, run, table
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import read_json
 from apq.genes import canonical, cardinalities, genes_of, subnets_of, view
 from apq.layers import COUNTED_BITS, SQUEEZE, layers_of
+from apq.limits import MOST_PIXELS
 from apq.operands import BLOCK_LAYERS
 from apq.presets import QFA_MBV3
 from apq.search_result import read_result
@@ -164,7 +166,7 @@ def _genes_at(source: Path) -> np.ndarray:
 
 
 def _whole(row: list[object]) -> bool:
-    return all(isinstance(number, int) and not isinstance(number, bool) for number in row)
+    return all(is_whole(number, 0, MOST_PIXELS) for number in row)
 
 
 if __name__ == "__main__":

@@ -86,10 +86,10 @@ def from_published(state: Mapping[str, Any], net: nn.Module, *, elastic: bool = 
     ours = {published_key(key, elastic=elastic): key for key in net.state_dict()}
     if not any(key.endswith(RANGES) for key in found):
         ours = {key: own for key, own in ours.items() if not key.endswith(RANGES)}
-    shapes = {key: tensor.shape for key, tensor in net.state_dict().items()}
-    expected = {key: shapes[own] for key, own in ours.items()}
+    weights = net.state_dict()
+    expected = {key: weights[own] for key, own in ours.items()}
     if RAW_INPUT_RANGE in found:
-        expected[RAW_INPUT_RANGE] = torch.Size([1])
+        expected[RAW_INPUT_RANGE] = torch.zeros(1)
     check_fit(found, expected)
     return {own: found[key] for key, own in ours.items()}
 

@@ -14,6 +14,7 @@ from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.files import Record
 from apq.model import ModelSpec, model_from_dict, model_to_dict
+from apq.skeleton import without_weights
 from elastic_nn.networks.foreign_weights import (
     holds_tensors,
     in_types_of,
@@ -50,46 +51,44 @@ def load_model(
     for what, asked in (("name", name), ("n_classes", n_classes)):
         if asked is not None and asked != getattr(spec, what):
             raise UserError(f"{path} holds a network of {what} {getattr(spec, what)}, not {asked}")
-    net = build_model(spec)
-    _load(path, spec, net, data.get("state_dict"))
-    return net, spec, data.get("images")
+    return _with_weights(path, spec, data.get("state_dict")), spec, data.get("images")
 
 
 def _from_plain(path: Path, data: Record, name: str | None, n_classes: int | None) -> tuple[nn.Module, ModelSpec]:
     if name is None:
         raise UserError(f"{path} does not say which network it holds: give its name")
     spec = named_model(name, "imagenet")
-    net = build_model(spec if n_classes is None else replace(spec, n_classes=n_classes))
+    with without_weights():
+        own = build_model(spec if n_classes is None else replace(spec, n_classes=n_classes)).state_dict()
     state = unwrapped(data)
     if isinstance(state, Mapping):
         try:
-            state = without_common_prefix(without_prefix(state), net.state_dict())
+            state = without_common_prefix(without_prefix(state), own)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-    if n_classes is None and (found := _classes(net, state)) != spec.n_classes:
-        spec = replace(spec, n_classes=found)
-        net = build_model(spec)
-    elif n_classes is not None:
-        spec = replace(spec, n_classes=n_classes)
-    _load(path, spec, net, state)
-    return net, spec
+    spec = replace(spec, n_classes=_classes(own, state) if n_classes is None else n_classes)
+    return _with_weights(path, spec, state), spec
 
 
-def _classes(net: nn.Module, state: Any) -> int:
+def _classes(network: Mapping[str, torch.Tensor], state: Any) -> int:
     """Number of outputs of the classifier, which is the last matrix: in the weights, or else in the network."""
-    key, own = [(key, value) for key, value in net.state_dict().items() if value.ndim >= 2][-1]
+    key, own = [(key, value) for key, value in network.items() if value.ndim >= 2][-1]
     saved = state.get(key) if isinstance(state, Mapping) else None
     fits = isinstance(saved, torch.Tensor) and saved.ndim >= 2 and len(saved) > 0
     return len(saved if fits else own)
 
 
-def _load(path: Path, spec: ModelSpec, net: nn.Module, state: Any) -> None:
-    own = net.state_dict()
+def _with_weights(path: Path, spec: ModelSpec, state: Any) -> nn.Module:
     try:
+        with without_weights():
+            own = build_model(spec).state_dict()
         if isinstance(state, Mapping):  # files of torch before 0.4.1 have no counts of batches
             counts = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+            counts = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in counts.items()}
             state = {**counts, **in_types_of(own, state)}
-        check_fit(state, {key: value.shape for key, value in own.items()})
+        check_fit(state, own)
     except UserError as error:
         raise UserError(f"{path}, model {spec.name}: {error}") from error
+    net = build_model(spec)
     net.load_state_dict(state)
+    return net

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from apq.errors import UserError
 from apq.model import ModelSpec
+from apq.skeleton import without_weights
 from dataset.table import get_dataset
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks.subnet import build_subnet
@@ -53,10 +55,14 @@ def build_model(spec: ModelSpec) -> nn.Module:
     """
     if spec.space is not None:
         return build_subnet(spec.space, spec.subnet, FLOAT)
+    _check_runs(spec)
+    return _network(spec)
+
+
+def _network(spec: ModelSpec) -> nn.Module:
     net = _own_or_torchvision(spec)
     _fit_input(net, spec)
     use_elastic_norms(net)
-    _check_runs(net, spec)
     return net
 
 
@@ -157,14 +163,17 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _check_runs(net: nn.Module, spec: ModelSpec) -> None:
-    """UserError unless the network runs on images of this resolution, which may be too small for it."""
-    image = torch.zeros(1, spec.in_channels, spec.resolution, spec.resolution)
-    net.eval()
+@functools.lru_cache(maxsize=16)
+def _check_runs(spec: ModelSpec) -> None:
+    """UserError unless the network runs on images of its resolution, which may be too small for it.
+
+    It runs without numbers, which takes no memory for its weights and maps.
+    """
+    with without_weights():
+        net = _network(spec).eval()
     try:
         with torch.inference_mode():
-            net(image)
+            net(torch.zeros(1, spec.in_channels, spec.resolution, spec.resolution, device="meta"))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{spec.name} does not run on images of {spec.resolution} pixels: {reason}") from error
-    net.train()

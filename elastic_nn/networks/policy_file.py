@@ -16,6 +16,7 @@ from apq.layers import ConvLayer
 from apq.model import ModelSpec, model_from_dict, model_to_dict
 from apq.policy import Policy, policy_from_dict, policy_to_dict
 from apq.search_result import read_policy
+from apq.skeleton import without_weights
 from elastic_nn.modules.quant_layers import quantized_layers
 from elastic_nn.networks.named_models import build_model
 from elastic_nn.networks.quantize_model import quantize_model, set_policy
@@ -55,8 +56,9 @@ def load_policy_model(path: Path) -> PolicyModel:
     try:
         spec = model_from_dict(data["model"])
         policy, layers = policy_from_dict(data["quantization"])
-        net = build_model(spec)
         signed, state = data["signed"], data["state_dict"]
+        _check_layers(spec, state)
+        net = build_model(spec)
         if not isinstance(signed, Mapping) or set(signed) != set(policy.names):
             raise UserError("its signs of inputs are not those of its layers")
         if unknown := set(policy.names) - {name for name, _ in net.named_modules()}:
@@ -79,17 +81,24 @@ def load_finetuned_policy(experiment: Experiment) -> PolicyModel:
     return found
 
 
-def _check_state(net: nn.Module, state: Any) -> None:
-    """UserError unless the weights fit. Quantizers check their own data-dependent tensors, such as clusters."""
+def _check_layers(spec: ModelSpec, state: Any) -> None:
+    """UserError unless the weights have those of the float network, before memory is taken for it."""
     if not isinstance(state, Mapping):
         raise UserError("it has no weights")
+    with without_weights():
+        own = build_model(spec).state_dict()
+    check_fit({key: value for key, value in state.items() if key in own}, own)
+
+
+def _check_state(net: nn.Module, state: Mapping[str, Any]) -> None:
+    """UserError unless the weights fit. Quantizers check their own data-dependent tensors, such as clusters."""
     operands = [
         (f"{name}.{kind}.", quantizer, layer.weight.shape if kind == "weight_quant" else None)
         for name, layer in quantized_layers(net).items()
         for kind, quantizer in layer.operands().items()
     ]
     of_data = {prefix + key for prefix, quantizer, _ in operands for key in quantizer.data_dependent}
-    own = {path: tensor.shape for path, tensor in net.state_dict().items() if path not in of_data}
+    own = {path: tensor for path, tensor in net.state_dict().items() if path not in of_data}
     check_fit({path: value for path, value in state.items() if path not in of_data}, own)
     for prefix, quantizer, shape in operands:
         found = {key: state[prefix + key] for key in quantizer.data_dependent if prefix + key in state}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
+from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import Record
 from apq.model import ModelSpec, subnet_model
 from apq.presets import published_space
 from apq.search_result import read_result
+from apq.skeleton import built_for, without_weights
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
 from elastic_nn.networks.checkpoint_layout import CLASSIFIER, from_published, published_state
@@ -81,8 +83,10 @@ def load_float_subnet(experiment: Experiment) -> tuple[MBConvNet, ModelSpec, Rec
 def _from_published(experiment: Experiment, state: Mapping[str, torch.Tensor]) -> tuple[MBConvNet, SearchSpace, Subnet]:
     space = published_space(len(state[CLASSIFIER]))
     subnet = experiment.load_subnet(space)
-    net = build_subnet(space, subnet, LINEAR)
     try:
+        with without_weights():
+            from_published(state, build_subnet(space, subnet, LINEAR), elastic=False)
+        net = build_subnet(space, subnet, LINEAR)
         net.load_state_dict(from_published(state, net, elastic=False), strict=False)
     except UserError as error:
         raise UserError(f"{experiment.best_checkpoint} is not the network of {experiment.arch}: {error}") from error
@@ -97,9 +101,8 @@ def _rebuild(path: Path, data: Mapping[str, Any]) -> tuple[MBConvNet, SearchSpac
         raise UserError(f"{path}: its architecture and its policy must be objects")
     subnet = subnet_from_spec(space, {**data["arch"], **data["policy"]})
     try:
-        net = build_subnet(space, subnet, scheme_named(data.get("scheme", LINEAR.name)))
-        check_fit(data["state_dict"], {key: value.shape for key, value in net.state_dict().items()})
+        scheme = scheme_named(data.get("scheme", LINEAR.name))
+        net = built_for(partial(build_subnet, space, subnet, scheme), data["state_dict"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    net.load_state_dict(data["state_dict"])
     return net, space, subnet

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
+from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.files import Record
+from apq.skeleton import built_for, without_weights
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from elastic_nn.modules.quant_layers import quantizer_keys
-from elastic_nn.networks.checkpoint_layout import CLASSIFIER, RANGES, published_state
+from elastic_nn.networks.checkpoint_layout import CLASSIFIER, RANGES, from_published, published_state
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.quantizers import FLOAT, LINEAR, QuantScheme, scheme_named
@@ -51,11 +53,10 @@ def load_supernet(path: Path) -> tuple[DynamicProxylessNASNets, Origin]:
         raise UserError(f"{path} is not a supernet: it lacks {', '.join(missing)}")
     space = space_from_dict(data["space"])
     try:
-        net = build_supernet(space, scheme_named(data.get("scheme", FLOAT.name)))
-        check_fit(data["state_dict"], {key: value.shape for key, value in net.state_dict().items()})
+        scheme = scheme_named(data.get("scheme", FLOAT.name))
+        net = built_for(partial(build_supernet, space, scheme), data["state_dict"])
     except UserError as error:
         raise UserError(f"{path}, space {space.name}: {error}") from error
-    net.load_state_dict(data["state_dict"])
     return net, Origin(recipe=data["recipe"], images=data.get("images"))
 
 
@@ -86,9 +87,11 @@ def with_quantizers(net: DynamicProxylessNASNets, scheme: QuantScheme) -> Dynami
 
 def _load_published(path: Path, data: Record) -> DynamicProxylessNASNets:
     state = published_state(path, data)
-    net = DynamicProxylessNASNets(len(state[CLASSIFIER]))
     floats = {key: value for key, value in state.items() if not key.endswith(RANGES)}
     try:
+        with without_weights():
+            from_published(floats, DynamicProxylessNASNets(len(state[CLASSIFIER])))
+        net = DynamicProxylessNASNets(len(state[CLASSIFIER]))
         net.load_weights_from_proxylessnas(floats)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

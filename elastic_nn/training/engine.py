@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
+from apq.checkpoint import check_fit, check_optimizer
 from apq.errors import UserError
 from apq.resume import State
+from apq.schema import fields, mapping, optional
 from dataset.splits import LEAST_IMAGES
 from elastic_nn.modules.quant_layers import part_of_batch, shared_batch
 from elastic_nn.training.distributed import sum_over
@@ -98,6 +101,16 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
         }
+
+    def check_state(self, state: Any) -> None:
+        """UserError unless a training of the same network and settings can have saved the state."""
+        fields(net=mapping, optimizer=mapping, average=optional(mapping))(state)
+        check_fit(state["net"], self.net.state_dict())
+        check_optimizer(state["optimizer"], self.optimizer)
+        if (state["average"] is None) != (self.average is None):
+            raise UserError("only one of it and the present training has a moving average")
+        if self.average is not None:
+            check_fit(state["average"], self.average.state_dict())
 
     def load_state_dict(self, state: State) -> None:
         """Continue from a saved state."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from apq.checkpoint import check_fit
 from apq.files import Record
 from apq.resume import NOT_KEPT, Resume
+from apq.schema import fields, number, whole
 from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
@@ -106,7 +110,7 @@ def finetune(
     training = Training(net, config, device, execution=execution, average=averaged(net, execution.ema))
     train, calibration = _train_batches(session, config, side), _calibration_batches(session.splits, side)
     val = session.loader(session.splits.val, EVALUATION_BATCH, sides=(side,))
-    state = resume.load()
+    state = resume.load(partial(_check, training))
     check_agreement({"state to continue from": state and state["epoch"]}, execution)
     if state is not None:
         training.load_state_dict(state["training"])
@@ -127,6 +131,16 @@ def finetune(
             best, best_top1 = _copy(training.result), top1
         resume.save({"epoch": epoch + 1, "training": training.state_dict(), "best": best, "best_top1": best_top1})
     return best_top1, best
+
+
+def _check(training: Training, state: Any) -> None:
+    """UserError unless a finetune of this network can have saved the state."""
+    fields(
+        epoch=whole(1, training.config.epochs),
+        training=training.check_state,
+        best=lambda weights: check_fit(weights, training.result.state_dict()),
+        best_top1=number(0, 1),
+    )(state)
 
 
 def _train_batches(session: Session, config: TrainConfig, side: int, n_images: int | None = None) -> DataLoader:

@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from apq.checkpoint import digest
+from apq.checkpoint import check_fit, digest
+from apq.errors import UserError
 from apq.files import Record
 from apq.genes import cardinalities, genes_of, largest_subnet, legalise, sample, smallest_subnet, subnets_of, view
 from apq.resume import NOT_KEPT, Resume, State
+from apq.schema import each, fields, mapping, optional, whole
 from apq.space import FULL_PRECISION, SearchSpace, space_to_dict
 from apq.subnet import Subnet
 from elastic_nn.modules.quant_layers import quantizers
@@ -112,7 +115,7 @@ def train_supernet(
     """
     torch.manual_seed(session.seed)
     run = _SupernetTraining(plan, session, resume, log)
-    state = resume.load()
+    state = resume.load(run.check)
     check_agreement({"state to continue from": state and (state["phase"], state["epoch"])}, session.execution)
     if state is not None:
         run.restore(state)
@@ -140,6 +143,20 @@ class _SupernetTraining:
         self.records: list[Record] = []
         self.epochs: list[Record] = []
 
+    def check(self, state: Any) -> None:
+        """UserError unless this training can have saved the state."""
+        phases = self.plan.recipe.phases
+        place = {"phase": whole(0, len(phases) - 1), "epoch": whole(1, max(phase.train.epochs for phase in phases))}
+        records = {"records": each(mapping), "epochs": each(mapping)}
+        fields(**place, **records, training=mapping, teacher=optional(mapping))(state)
+        index = state["phase"]
+        if state["epoch"] > phases[index].train.epochs or len(state["records"]) not in (index, index + 1):
+            raise UserError("its epoch is not one of its phase")
+        self.training(index).check_state(state["training"])
+        if state["teacher"] is not None:
+            teacher = frozen_largest(self.net, self.session.device) if self.teacher is None else self.teacher
+            check_fit(state["teacher"], teacher.state_dict())
+
     def restore(self, state: State) -> None:
         """Continue from a state. `phase` restores the network."""
         self.records, self.epochs = state["records"], state["epochs"]
@@ -149,18 +166,11 @@ class _SupernetTraining:
 
     def phase(self, index: int, state: State | None) -> nn.Module:
         """Train a phase, or the rest of it from a state. Returns the network or its moving average."""
-        phase, session, last = self.plan.recipe.phases[index], self.session, len(self.plan.recipe.phases) - 1
+        phase, session = self.plan.recipe.phases[index], self.session
         if state is None and self.plan.newly_narrow(index):
             for block in self.net.blocks[1:]:
                 block.sort_channels()
-        training = Training(
-            self.net,
-            phase.train,
-            session.device,
-            execution=session.execution,
-            teacher=self.teacher,
-            average=averaged(self.net, session.execution.ema if index == last else None),
-        )
+        training = self.training(index)
         if state is not None:
             training.load_state_dict(state["training"])
         images, sides = session.splits.train, self.plan.space.resolutions
@@ -171,6 +181,18 @@ class _SupernetTraining:
             loss = self.epoch(index, epoch, training, batches)
             bar.set_postfix(loss=f"{loss:.3f}")
         return training.result
+
+    def training(self, index: int) -> Training:
+        """The training of a phase, from the present weights."""
+        session, last = self.session, len(self.plan.recipe.phases) - 1
+        return Training(
+            self.net,
+            self.plan.recipe.phases[index].train,
+            session.device,
+            execution=session.execution,
+            teacher=self.teacher,
+            average=averaged(self.net, session.execution.ema if index == last else None),
+        )
 
     def epoch(self, index: int, epoch: int, training: Training, batches: DataLoader) -> float:
         """Train an epoch, record its accuracy, save the state. Returns its loss."""

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from apq.bounds import LARGEST_NUMBER
 from apq.errors import UserError
 from apq.files import Record
-from apq.genes import sample
+from apq.genes import check_genes, sample
 from apq.resume import NOT_KEPT, Resume
+from apq.schema import MOST, array, each, fields, generator, number, whole
 from apq.space import SearchSpace
 from methods.nsga2.config import Nsga2Config
 from methods.nsga2.sorting import survivors, tournament
@@ -73,7 +77,7 @@ def find_front(
     if not 2 <= len(objectives) <= 4:
         raise UserError(f"a front has 2 to 4 objectives, not {len(objectives)}")
     rng = np.random.default_rng(config.seed)
-    if (state := resume.load()) is None:
+    if (state := resume.load(partial(_check, space, objectives))) is None:
         genes = first_population(space, objectives, config.population, rng)
         pool = _select(objectives, genes, scores(objectives, genes), config.population)
         history = [_record(pool, objectives, [], len(genes))]
@@ -93,6 +97,23 @@ def find_front(
         if resume.due:
             resume.save({**vars(pool), "rng": rng.bit_generator.state, "history": history})
     return _front(pool, objectives, history)
+
+
+def _check(space: SearchSpace, objectives: Sequence[Objective], state: Any) -> None:
+    """UserError unless a search of these objectives can have saved the state."""
+    n = len(state["genes"]) if isinstance(state, dict) and isinstance(state.get("genes"), np.ndarray) else 0
+    bests = {f"best_{one.name}": number() for one in objectives}
+    counts = dict.fromkeys(("generation", "front", "evaluated"), whole(0, MOST))
+    fields(
+        genes=partial(check_genes, space),
+        values=array("f", n, len(objectives), low=-LARGEST_NUMBER, high=LARGEST_NUMBER),
+        ranks=array("i", n, low=0, high=n),
+        crowding=array("f", n, low=0),
+        rng=generator,
+        history=each(fields(**counts, **bests)),
+    )(state)
+    if not n or not state["history"]:
+        raise UserError("it has no candidates")
 
 
 def first_population(

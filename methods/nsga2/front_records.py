@@ -46,6 +46,6 @@ def load_front(experiment: Experiment) -> tuple[Front, SearchResult]:
         values = [[float(point["objectives"][name]) for name in names] for point in result.front]
         if not subnets:
             raise UserError("it has no points")
-    except (UserError, KeyError, TypeError, ValueError) as error:
+    except (UserError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{experiment.front} is not the front of a search: {error}") from error
     return Front(genes=genes_of(space, subnets), values=np.array(values), history=list(result.history)), result

@@ -17,7 +17,10 @@ import torch.nn.functional as F
 from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
+from apq.checkpoint import check_fit, check_optimizer
+from apq.errors import UserError
 from apq.resume import State
+from apq.schema import MOST, each, fields, generator, mapping, number, optional, whole
 from methods.search.settings import AgentConfig
 
 SMALLEST_NOISE = 1e-6  # sampling divides by the noise
@@ -150,6 +153,25 @@ class Agent:
             "rng": json.dumps(self.rng.bit_generator.state),  # its numbers have 128 bits
         }
 
+    def check_state(self, state: Any) -> None:
+        """UserError unless an agent with the same features and settings can have saved the state."""
+        nets = self.actor, self.critic, self.targets
+        arrays = self.replay.states, self.replay.actions, self.replay.rewards
+        fields(
+            nets=each(mapping, len(nets)),
+            optimizers=each(mapping, len(self.optimizers)),
+            replay=each(lambda value: None, len(arrays)),
+            seen=whole(0, MOST),
+            average_reward=optional(number()),
+            rng=_check_generator,
+        )(state)
+        for net, saved in zip(nets, state["nets"], strict=True):
+            check_fit(saved, net.state_dict())
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            check_optimizer(saved, optimizer)
+        numbered = {str(i): torch.from_numpy(own) for i, own in enumerate(arrays)}
+        check_fit({str(i): saved for i, saved in enumerate(state["replay"])}, numbered)
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of an agent with the same features and settings."""
         for net, saved in zip((self.actor, self.critic, self.targets), state["nets"], strict=True):
@@ -161,6 +183,14 @@ class Agent:
             array[:] = saved.numpy()
         replay.seen, self.average_reward = state["seen"], state["average_reward"]
         self.rng.bit_generator.state = json.loads(state["rng"])
+
+
+def _check_generator(text: Any) -> None:
+    """UserError unless this is the state of a generator of random numbers, as JSON."""
+    try:
+        generator(json.loads(text))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError("it must be the state of a generator of random numbers") from error
 
 
 def _mlp(n_in: int, hidden: int) -> nn.Sequential:

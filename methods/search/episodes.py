@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
+from apq.errors import UserError
 from apq.files import Record
+from apq.limits import LARGEST_LAYER
 from apq.resume import NOT_KEPT, Resume, State
+from apq.schema import array, each, fields, mapping, number, whole
 from methods.search.agent import Agent
 from methods.search.settings import AgentConfig
 
@@ -53,7 +58,7 @@ def find(
     The state is saved after an episode when that is due. `log` is called with each record, also with those of a state.
     """
     agent = Agent(features, config)
-    candidates, history = _restored(agent, resume.load())
+    candidates, history = _restored(agent, resume.load(partial(_check, agent, decide)))
     for record in history:
         log(record)
     scored = {candidate.tobytes(): record for candidate, record in zip(candidates, history, strict=True)}
@@ -80,6 +85,21 @@ def find(
                 resume.save({"agent": agent.state_dict(), "candidates": np.stack(candidates), "history": history})
     best_episode = int(np.argmax([record["reward"] for record in history]))
     return Found(candidate=candidates[best_episode], episode=best_episode, history=history)
+
+
+def _check(agent: Agent, decide: Callable[[np.ndarray], np.ndarray], state: Any) -> None:
+    """UserError unless these episodes can have saved the state."""
+    shape = np.shape(decide(np.zeros(len(agent.features))))  # of a candidate
+    n = len(state["history"]) if isinstance(state, dict) and isinstance(state.get("history"), list) else 0
+    fields(
+        agent=agent.check_state, candidates=array("i", n, *shape, low=-1, high=LARGEST_LAYER), history=each(mapping)
+    )(state)
+    scores = dict.fromkeys(("reward", "best_reward", "noise"), number())
+    for place, record in enumerate(state["history"]):
+        facts = {key: number() for key in record if key not in OWN}
+        fields(episode=whole(place, place), **scores, **facts)(record)
+    if state["agent"]["seen"] != n:
+        raise UserError("its agent has seen other episodes")
 
 
 def _restored(agent: Agent, state: State | None) -> tuple[list[np.ndarray], list[Record]]:

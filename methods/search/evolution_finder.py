@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from apq.errors import UserError
 from apq.files import Record
-from apq.genes import subnets_of
+from apq.genes import check_genes, subnets_of
 from apq.resume import NOT_KEPT, Resume, State
+from apq.schema import MOST, array, each, fields, generator, number, whole
 from apq.space import SearchSpace
 from apq.subnet import Subnet
 from methods.search.budget import Budget, Seen, check_reachable, fill, newcomers
@@ -116,7 +119,7 @@ class EvolutionFinder:
         `resume`, and saves it when that is due.
         """
         config = self.config
-        if (state := resume.load()) is None:
+        if (state := resume.load(self._check)) is None:
             pool, seen, rng, history, since_better = self._first_generation(on_generation)
         else:
             pool, seen, rng, history, since_better = self._restored(state)
@@ -135,6 +138,21 @@ class EvolutionFinder:
                 resume.save({**vars(pool), "seen": seen.keys, **rest})
         (subnet,) = subnets_of(self.space, pool.genes[:1])
         return Found(subnet=subnet, accuracy=float(pool.accuracies[0]), cost=float(pool.costs[0]), history=history)
+
+    def _check(self, state: Any) -> None:
+        """UserError unless this search can have saved the state."""
+        scores = dict.fromkeys(("best_accuracy", "best_cost", "mean_accuracy"), number())
+        fields(
+            genes=partial(check_genes, self.space),
+            accuracies=array("f", None),
+            costs=array("f", None, high=self.budget.limit),
+            seen=array("i", None),
+            rng=generator,
+            history=each(fields(generation=whole(0, MOST), evaluated=whole(0, MOST), **scores)),
+            since_better=whole(0, MOST),
+        )(state)
+        if not len(state["genes"]) == len(state["accuracies"]) == len(state["costs"]) > 0 or not state["history"]:
+            raise UserError("its candidates do not have one accuracy and one cost each")
 
     def _restored(self, state: State) -> tuple[_Pool, Seen, np.random.Generator, list[Record], int]:
         rng = np.random.default_rng()

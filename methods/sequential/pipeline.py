@@ -8,12 +8,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from apq.checkpoint import digest
+from apq.checkpoint import check_fit, digest
 from apq.errors import UserError
 from apq.files import Record
 from apq.model import ModelSpec, subnet_model
 from apq.resume import NOT_KEPT, Resume, State
+from apq.schema import MOST, array, each, fields, mapping, number, text
+from apq.schema import whole as whole_number
 from apq.space import SearchSpace, space_to_dict
 from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
 from dataset.splits import make_loader
@@ -155,7 +158,7 @@ class _Run:
 
     def all(self) -> Sequential:
         """Run the stages that are not in the state."""
-        state = self.resume.load() or {}
+        state = self.resume.load(self.check) or {}
         if "architecture" not in state:
             state["architecture"] = self.architecture()
             self.resume.save(state)
@@ -190,6 +193,35 @@ class _Run:
         )
         facts = {"accuracy": found.accuracy, "cost": found.cost, "history": found.history}
         return {"subnet": architecture_of(space, found.subnet) | policy_of(space, found.subnet), **facts}
+
+    def check(self, state: Any) -> None:
+        """UserError unless this run can have saved the state."""
+        own = {"architecture": self.check_architecture}
+        pruned = {"pruned": mapping} if isinstance(state, dict) and "pruned" in state else {}
+        fields(**own, **pruned)(state)
+        if pruned:
+            whole = self.cut_out(self.restored_architecture(state["architecture"]).subnet)
+            self.check_pruned(whole, state["pruned"])
+
+    def check_architecture(self, state: Any) -> None:
+        """UserError unless this is a result of the first stage."""
+        fields(subnet=mapping, accuracy=number(), cost=number(0), history=each(mapping))(state)
+        subnet_from_spec(self.parts.space, state["subnet"])
+
+    def check_pruned(self, whole: FloatSubnet, state: Any) -> None:
+        """UserError unless this is the state of a result of the second stage for this network."""
+        n = len(whole.subnet.running_slots(whole.space))
+        facts = fields(stage=text, budget=number(0), cost=number(0), accuracy=number(0, 1), measured=text)
+        fields(
+            weights=mapping,
+            mid_channels=array("i", n, low=1),
+            episode=whole_number(0, MOST),
+            history=each(mapping),
+            facts=each(facts, len(STAGES) - 1),
+        )(state)
+        if state["episode"] >= len(state["history"]):
+            raise UserError("its best episode is not among its episodes")
+        check_fit(state["weights"], prune_channels(whole, state["mid_channels"]).net.state_dict())
 
     def restored_architecture(self, state: State) -> evolution_finder.Found:
         """The result of the first stage, from plain data."""
