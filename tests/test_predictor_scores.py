@@ -67,7 +67,7 @@ def test_what_is_told(changes, told):
     found = scores(**changes).warnings()
     assert len(found) == len(told)
     assert all(part in warning for part, warning in zip(told, found, strict=True))
-    assert len(cautions(asdict(scores(**changes)))) == (1 if told else 0)
+    assert len(cautions(scores(**changes))) == (1 if told else 0)
 
 
 def test_the_resolution_of_validation_images():
@@ -97,7 +97,7 @@ def test_accuracies_of_pure_noise_are_told():
 )
 def test_a_record_without_scores_has_none(record):
     assert scores_from_record(record) is None
-    assert cautions(record) == []
+    assert cautions(None) == []
 
 
 def test_records_of_earlier_predictors_are_read():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -112,9 +111,8 @@ def resolution(mean_top1: float, n_images: int) -> str:
     return f"{n_images} validation images: one is {100 / n_images:.2f} points, the standard error {100 * error:.2f}"
 
 
-def cautions(scores: Mapping[str, Any] | None) -> list[str]:
-    """Lines to print beside a prediction, of the scores in the record of a search."""
-    found = scores_from_record(scores)
-    if found is None or not (warnings := found.warnings()):
+def cautions(scores: PredictorScores | None) -> list[str]:
+    """Lines to print beside a prediction. None has none: published files have no scores."""
+    if scores is None or not (warnings := scores.warnings()):
         return []
     return [f"warning: do not rely on the predictor: {'; '.join(warnings)}"]

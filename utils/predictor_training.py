@@ -9,13 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from apq.checkpoint import digest
 from apq.errors import UserError
 from apq.files import Record
 from apq.resume import NOT_KEPT, Resume
 from apq.space import SearchSpace
+from elastic_nn.training.progress import Progress
 from utils.accuracy_predictor import AccuracyPredictor, one_thread_an_operation, scale_output, transfer
 from utils.converter import Converter
 from utils.predictor_files import different_spaces
@@ -147,7 +147,7 @@ def _fit(
         shuffle.set_state(state["shuffle"])
         first = state["epoch"]
     predictor.train()
-    for epoch in tqdm(range(first, config.epochs), desc="predictor", unit="epoch", disable=None, leave=False):
+    for epoch in Progress(range(first, config.epochs), "predictor", config.epochs, done=first, unit="epoch"):
         for batch in torch.randperm(len(targets), generator=shuffle).to(targets.device).split(config.batch_size):
             optimizer.zero_grad()
             F.mse_loss(predictor(features[batch]), targets[batch]).backward()

@@ -169,7 +169,7 @@ class _SupernetTraining:
         bar = session.bar(range(first, phase.train.epochs), f"supernet: {phase.name}")
         for epoch in bar:
             loss = self.epoch(index, epoch, training, batches)
-            bar.set_postfix(loss=f"{loss:.3f}")
+            bar.note(loss=f"{loss:.3f}")
         return training.result
 
     def epoch(self, index: int, epoch: int, training: Training, batches: DataLoader) -> float:

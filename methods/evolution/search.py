@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from tqdm import tqdm
-
 from apq.experiment import get_experiment
 from apq.files import SAVE_SECONDS
 from apq.resume import Resume
 from apq.search_result import SearchResult, SubnetChoice
+from elastic_nn.training.progress import Progress
 from lut.cost_model import cost_model_from_flags
 from lut.costs import check_priced
 from lut.population import PopulationCost
@@ -44,7 +43,7 @@ def search(args: argparse.Namespace) -> None:
     settings = {"constraint": args.constraint, "type": args.type, "scope": cost.scope, "evolution": asdict(config)}
     asked = asked_of(settings, predictor, cost_model)
     resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, every_s=SAVE_SECONDS)
-    with tqdm(total=config.generations, desc="search", disable=None) as bar:
+    with Progress(what="search", total=config.generations, unit="generation") as bar:
         found = finder.run(lambda record: bar.update(record["generation"] - bar.n), resume)
     result = SearchResult(
         method="evolution",

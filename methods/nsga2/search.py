@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
-from tqdm import tqdm
 
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
@@ -17,6 +16,7 @@ from apq.model_folder import DEFAULT_MODELS
 from apq.provenance import this_run
 from apq.resume import Resume, difference
 from apq.search_result import SearchResult, SubnetChoice
+from elastic_nn.training.progress import Progress
 from lut.cost_model import CostModel, cost_model_from_flags, cost_model_from_record
 from lut.costs import UNITS, check_priced
 from lut.population import PopulationCost
@@ -81,7 +81,7 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
         Objective(name=ACCURACY, score=predictor.fast(), maximise=True),
         *(Objective(name=k, score=c.predict, unit=c.unit, cheapest=c.cheapest_genes()) for k, c in costs.items()),
     ]
-    with tqdm(total=config.generations, desc="search", disable=None) as bar:
+    with Progress(what="search", total=config.generations, unit="generation") as bar:
         front = find_front(space, objectives, config, lambda record: bar.update(record["generation"] - bar.n), resume)
     searched = SearchResult(
         method=MODE,

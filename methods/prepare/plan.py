@@ -24,8 +24,6 @@ from utils.accuracy_predictor import AccuracyPredictor
 from utils.predictor_files import load_predictor
 from utils.predictor_training import FEWEST_PAIRS
 
-MOST_PAIRS = 10_000_000  # far above any published number; each pair takes a line on disk
-
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
@@ -67,7 +65,8 @@ def check(args: argparse.Namespace, execution: Execution) -> Preparation:
     The images come last, because drawing or listing them may take long.
     """
     folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
-    check_number(args.acc_train_sample)
+    if args.acc_train_sample is not None and args.acc_train_sample < FEWEST_PAIRS:
+        raise UserError(f"--acc_train_sample {args.acc_train_sample}: a predictor needs at least {FEWEST_PAIRS} pairs")
     target = folder.acc_quant if quantized else folder.acc
     if target.exists() and not args.overwrite:
         raise UserError(f"{target} exists; give --overwrite to train it anew (existing pairs are kept)")
@@ -108,11 +107,3 @@ def number_of_pairs(args: argparse.Namespace, recipe: Recipe) -> int:
     if args.acc_train_sample is not None:
         return args.acc_train_sample
     return recipe.pairs_quant if args.prepare == "acc_quant" else recipe.pairs_float
-
-
-def check_number(asked: int | None) -> None:
-    """UserError for a --acc_train_sample that is too small for a predictor, or absurdly large."""
-    if asked is not None and not FEWEST_PAIRS <= asked <= MOST_PAIRS:
-        raise UserError(
-            f"--acc_train_sample {asked}: a predictor needs at least {FEWEST_PAIRS} pairs (at most {MOST_PAIRS:,})"
-        )

@@ -49,7 +49,8 @@ def gather(task: Preparation, session: Session) -> Record:
     started = time.perf_counter()
     mine = missing[execution.rank :: execution.world_size]
     measure = gather_as_is if task.as_is else gather_finetuned
-    measure(task.supernet.to(session.device), session, task.recipe, store, mine)
+    done = (task.n_pairs - len(missing)) // execution.world_size  # by earlier runs
+    measure(task.supernet.to(session.device), session, task.recipe, store, mine, done)
     wait(execution)
     if execution.main:
         report_unreadable(task.splits)
@@ -102,5 +103,5 @@ def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: tor
     print(f"{target}: trained on {scores.n_train} pairs of {task.store.path}, held out {scores.n_holdout}")
     print(f"held out: {scores}")
     print(f"accuracies are of {resolution(float(accuracies.mean()), n_val)}")
-    for line in cautions(asdict(scores)):
+    for line in cautions(scores):
         print(f"{line}; gather more pairs (--acc_train_sample N --overwrite) or train the supernet longer")

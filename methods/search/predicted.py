@@ -39,7 +39,7 @@ def beside_prediction(heading: Heading, result: SearchResult) -> Heading:
     """The heading with what held-out pairs say about the predictor: its faults as lines, all of it for --json."""
     scores = scores_from_record(result.settings.get(SCORES))
     facts = {**heading.facts, SCORES: scores and scores.facts()}
-    return replace(heading, cautions=cautions(result.settings.get(SCORES)), facts=facts)
+    return replace(heading, cautions=cautions(scores), facts=facts)
 
 
 def warn_of_missing_supernet(folder: Path) -> None:
