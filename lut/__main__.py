@@ -1,8 +1,8 @@
 """Costs of networks and layers on an accelerator at batch 1: latency in ms and energy in mJ.
 
-python -m lut --model NAME                    print the costs of a network. NAME: a classification model of torchvision, one
-                                              of train.py's own (mobilenet_v2_small), exps/NAME (found by a search),
-                                              SPACE:largest or SPACE:smallest
+python -m lut --model NAME                    print the costs of a network. NAME: a classification model of torchvision,
+                                              mobilenet_v2_small or another own network of train.py, exps/NAME (found
+                                              by a search), SPACE:largest or SPACE:smallest
 python -m lut --space SPACE --out FILE        write the cost table of a space: all layers that its networks can have
 """
 

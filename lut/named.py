@@ -39,7 +39,7 @@ class NamedNetwork:
 
 
 def network_named(name: str, bits: tuple[int, int] | None = None, resolution: int | None = None) -> NamedNetwork:
-    """Look up a network: a torchvision model, one of our own, an experiment's folder, `SPACE:largest` or `SPACE:smallest`.
+    """Look up a network: a torchvision model, one of our own, an experiment's folder, `SPACE:largest` or `:smallest`.
 
     `bits` are those of weights and activations, for every layer of a torchvision model (default: 8) or for the searched
     layers of a space (default: the highest). An experiment has its own bits. UserError for an unknown network.

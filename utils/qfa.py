@@ -130,9 +130,7 @@ def _check_layout(space: SearchSpace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, prog="python -m utils.qfa")
-    parser.add_argument(
-        "source", type=Path, help="folder of an experiment of QFA's, or a JSON list of genes of qfa-mbv3"
-    )
+    parser.add_argument("source", type=Path, help="folder of an experiment, or a JSON list of genes of qfa-mbv3")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     space, genes = _genes_at(args.source)

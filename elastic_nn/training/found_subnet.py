@@ -13,7 +13,7 @@ from apq.model_folder import ModelFolder
 from apq.search_result import read_result
 from apq.space import SearchSpace
 from apq.subnet import Subnet
-from dataset import check_classes, load_splits
+from dataset import check_classes, image_folder, load_splits
 from dataset.splits import Splits
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
@@ -25,7 +25,7 @@ from elastic_nn.training.recipes import get_recipe
 
 @dataclass(frozen=True, kw_only=True)
 class FoundSubnet:
-    """A subnet and its supernet, with the supernet's file, images and recipe."""
+    """A subnet and its supernet, with the supernet's file, images, their folder (None: no folder) and recipe."""
 
     space: SearchSpace
     subnet: Subnet
@@ -33,6 +33,7 @@ class FoundSubnet:
     file: Path
     splits: Splits
     recipe: Recipe
+    data: Path | None
 
     def network(self, device: torch.device) -> MBConvNet:
         """The subnet as a network of its own, calibrated."""
@@ -54,11 +55,12 @@ def load_found(
 
     Args:
         supernet: file of the supernet (default: the one in the folder of models).
-        data: image folder, for spaces that need one.
+        data: image folder, for spaces that need one (default: the one that the search or the supernet recorded).
         recipe: name of a recipe (default: the supernet's).
         finetuned: whether the subnet will be finetuned.
     """
-    choice = read_result(experiment).found_subnet
+    result = read_result(experiment)
+    choice = result.found_subnet
     space = choice.space
     if supernet is not None and supernet.is_dir():
         supernet = ModelFolder(supernet).supernet
@@ -69,6 +71,9 @@ def load_found(
             f"{experiment.path} has no checkpoint, and {file} is a float supernet, whose subnets need a finetune: "
             "run quant_aware.py first"
         )
-    chosen, splits = get_recipe(recipe or origin.recipe, space), load_splits(space, data)
+    chosen = get_recipe(recipe or origin.recipe, space)
+    data = image_folder(data, result.settings.get("data"), origin.data)
+    splits = load_splits(space, data)
     check_classes(splits, origin.images, file)
-    return FoundSubnet(space=space, subnet=choice.subnet, supernet=net, file=file, splits=splits, recipe=chosen)
+    parts = {"supernet": net, "file": file, "splits": splits, "recipe": chosen, "data": data}
+    return FoundSubnet(space=space, subnet=choice.subnet, **parts)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from apq.checkpoint import digest
+from apq.checkpoint import digest, load_checkpoint
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
@@ -19,7 +20,7 @@ from apq.model import ModelSpec, model_to_dict
 from apq.model_folder import ModelFolder
 from apq.policy import QUANTIZERS, PolicyQuantizer, layer_names, load_strategy, policy_from_strategy
 from apq.resume import Resume
-from dataset import check_classes, load_splits
+from dataset import check_classes, image_folder, load_splits, recorded_folder
 from dataset.imagenet import report_unreadable
 from dataset.splits import Splits
 from elastic_nn.networks.model_file import load_model
@@ -32,6 +33,7 @@ from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
 from lut.cost_model import CostModel, cost_model_from_flags
 from lut.measured import load_measured
+from methods.search.bit_environment import BitEnvironment
 from methods.search.bit_search import (
     FoundPolicy,
     Task,
@@ -81,8 +83,9 @@ def search(args: argparse.Namespace) -> None:
     cost_model = cost_model_of(args, layers_of_model(net, spec), config.bits.quantity)
     task = make_task(net, spec, config.bits.quantizer, config.bits.quantity, cost_model)
     if args.policy is None:
-        environment_of(task, config.bits)  # refuses a budget that no bits meet
-    splits = load_splits(spec, args.data)  # last, because drawing or listing images may take long
+        warn_of_no_limit(environment_of(task, config.bits))  # which refuses a budget that no bits meet
+    data = image_folder(args.data, load_checkpoint(file).get("data"))
+    splits = load_splits(spec, data)  # last, because drawing or listing images may take long
     check_classes(splits, images, file)
     weights = {key: tensor.clone() for key, tensor in net.state_dict().items()}  # a search quantizes the network
     with processes(device) as execution:
@@ -99,10 +102,17 @@ def search(args: argparse.Namespace) -> None:
             return
     report_unreadable(splits)
     choice = choice_of(task, config.bits, found, args.model, recipe.name)
-    settings = {"agent": asdict(config.agent) if found.episodes else None}
+    settings = {"agent": asdict(config.agent) if found.episodes else None, **recorded_folder(data)}
     result = result_of("ddpg", choice, task, config.bits, found, settings)
     store(experiment, result, spec, weights, splits.source)
     report(experiment, result, cost_model, as_json=args.json)
+
+
+def warn_of_no_limit(environment: BitEnvironment) -> None:
+    """Say on stderr that a budget is not below the cost of the most bits, so that it limits nothing."""
+    if environment.budget >= (most := environment.most()):
+        what = f"the budget of {environment.budget:.6g} {environment.costs.unit}"
+        print(f"warning: {what} limits nothing: the most bits need {most:.6g}", file=sys.stderr)
 
 
 def check_no_search_flags(args: argparse.Namespace, config: PolicySearch) -> None:

@@ -10,7 +10,7 @@ from apq.errors import UserError
 from apq.files import check_writable
 from apq.model_folder import ModelFolder
 from apq.space import SearchSpace
-from dataset import check_classes, load_splits
+from dataset import check_classes, image_folder, load_splits
 from dataset.pairs import NETINFO, PairStore
 from dataset.splits import Splits
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
@@ -82,7 +82,7 @@ def check(args: argparse.Namespace, execution: Execution) -> Preparation:
     check_writable(store.path)
     if execution.main:
         warn_of_prices(space)
-    splits = load_splits(space, args.data)
+    splits = load_splits(space, image_folder(args.data, origin.data))
     check_classes(splits, origin.images, folder.supernet)
     return Preparation(
         folder=folder,
@@ -99,7 +99,7 @@ def check(args: argparse.Namespace, execution: Execution) -> Preparation:
 def warn_of_prices(space: SearchSpace) -> None:
     """Say on stderr that the default cost model cannot price the space: a search will need another one."""
     if problem := why_not_priced(space, cost_model_from_flags(None, None)):
-        print(f"warning: {problem}; searches of this space need --config or --table", file=sys.stderr)
+        print(f"warning: {problem}; searches of this space will need --config or --table", file=sys.stderr)
 
 
 def number_of_pairs(args: argparse.Namespace, recipe: Recipe) -> int:

@@ -15,7 +15,7 @@ from apq.model_folder import ModelFolder
 from apq.resume import Resume
 from apq.search_result import SearchResult
 from apq.space import SearchSpace
-from dataset import check_classes, load_splits
+from dataset import check_classes, image_folder, load_splits, recorded_folder
 from dataset.imagenet import report_unreadable
 from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.training.distributed import processes
@@ -52,7 +52,8 @@ def search(args: argparse.Namespace) -> None:
     parts = Parts(supernet=supernet, predictor=predictor, recipe=recipe, cost_model=cost_model)
     for line in cautions(load_scores(folder.acc)):
         print(line, file=sys.stderr)
-    splits = load_splits(space, args.data)  # last, because drawing or listing images may take long
+    data = image_folder(args.data, origin.data)
+    splits = load_splits(space, data)  # last, because drawing or listing images may take long
     check_classes(splits, origin.images, folder.supernet)
     with processes(device) as execution:
         session = Session(splits=splits, device=device, seed=args.seed, execution=execution)
@@ -63,6 +64,7 @@ def search(args: argparse.Namespace) -> None:
             return
     report_unreadable(splits)
     result = result_of_stages(found, config, parts, str(args.acc_predictor_dir))
+    result = replace(result, settings={**result.settings, **recorded_folder(data)})
     weights = {key: tensor.cpu() for key, tensor in found.net.state_dict().items()}
     store(experiment, result, found.spec, weights, splits.source)
     remove_states(resume)
