@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 
 from apq.cli import Parser, run
+from apq.errors import UserError
 from methods import DEFAULT_MODE, MODES, PREPARE
 
 
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     if asked.mode is None and asked.prepare is None and {"-h", "--help"} & set(flags):
         front.print_help()
         return
+    if asked.mode and asked.prepare:
+        raise UserError(f"--mode {asked.mode} searches, --prepare {asked.prepare} trains a predictor: give one of them")
     mode = PREPARE if asked.prepare else MODES[asked.mode or DEFAULT_MODE]
     if asked.prepare:
         flags += ["--prepare", asked.prepare]

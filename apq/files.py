@@ -95,6 +95,13 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"cannot write to {folder}: {existing} is not a folder that may be written")
 
 
+def check_new(path: Path, overwrite: bool) -> None:
+    """Check before any work that a file can be written and replaces nothing; UserError if not."""
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists; choose another --out or give --overwrite")
+    check_writable(path.parent)
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as JSON, atomically."""
     with atomic_open(path) as file:

@@ -203,12 +203,19 @@ def read_result(experiment: Experiment) -> SearchResult:
         raise UserError(f"no experiment at {experiment.path}; run search.py --exp_name {experiment.path.name} first")
     if experiment.arch.exists() and not experiment.config.exists():
         return _published(experiment)
-    if not experiment.config.exists() and experiment.unfinished():
-        raise UserError(f"the search of {experiment.path} is not finished: continue it with the same command")
+    if not experiment.config.exists():
+        raise UserError(_no_result(experiment))
     try:
         return _result_of(experiment, _Fields(read_json(experiment.config)))
     except _FieldError as error:
         raise UserError(f"{experiment.config} is not the record of a search: {error}") from error
+
+
+def _no_result(experiment: Experiment) -> str:
+    """The message for a folder without a finished search."""
+    if experiment.unfinished() or any(experiment.path.glob("*.jsonl")):  # a state, or measured subnets
+        return f"the search of {experiment.path} is not finished: continue it with the same command (search.py)"
+    return f"{experiment.path} has no result of a search: run search.py --exp_name {experiment.path.name} first"
 
 
 def _result_of(experiment: Experiment, config: _Fields) -> SearchResult:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
@@ -262,18 +262,13 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
         given = dict(data)
         if unknown := set(given) - {FILE_NAMES.get(f.name, f.name) for f in fields(SearchSpace)}:
             raise UserError(f"not a search space: it has unknown {', '.join(sorted(map(str, unknown)))}")
-        for what in ("stages", "operands", "fixed_operands", "forbidden"):
-            if len(given.get(what, ())) > MOST_SLOTS:
-                raise UserError(f"not a search space: it has more than {MOST_SLOTS} {what}")
-        given["stages"] = tuple(Stage(**{**s, "depths": tuple(s["depths"])}) for s in given["stages"])
-        given["operands"] = tuple(
-            OperandBits(**{**k, "layers": tuple(k["layers"]), "choices": tuple(k["choices"])})
-            for k in given["operands"]
-        )
-        given["shared_operands"] = tuple(
-            SharedOperand(**{**f, "choices": tuple(f["choices"])}) for f in given.pop("fixed_operands", ())
-        )
-        given["forbidden"] = tuple(Forbidden(**rule) for rule in given.get("forbidden", ()))
+        if missing := _required(SearchSpace) - set(given):
+            raise UserError(f"not a search space: it lacks {', '.join(sorted(missing))}")
+        given["stages"] = _parts(Stage, "stages", given["stages"], "depths")
+        given["operands"] = _parts(OperandBits, "operands", given["operands"], "layers", "choices")
+        shared = FILE_NAMES["shared_operands"]
+        given["shared_operands"] = _parts(SharedOperand, shared, given.pop(shared, ()), "choices")
+        given["forbidden"] = _parts(Forbidden, "forbidden", given.get("forbidden", ()))
         for what in ("resolutions", "kernel_sizes", "ratios"):
             given[what] = tuple(given[what])
         return SearchSpace(**given)
@@ -282,6 +277,26 @@ def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
     except (KeyError, TypeError, ValueError) as error:
         missing = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"not a search space: {missing}") from error
+
+
+def _required(kind: type) -> set[str]:
+    return {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+
+
+def _parts(kind: type, what: str, rows: Any, *listed: str) -> tuple[Any, ...]:
+    """Dataclasses of a kind from a list of objects, whose values `listed` are lists. UserError names a wrong key."""
+    if not isinstance(rows, (list, tuple)) or not all(isinstance(row, Mapping) for row in rows):
+        raise UserError(f"not a search space: {what} must be a list of objects")
+    if len(rows) > MOST_SLOTS:
+        raise UserError(f"not a search space: it has more than {MOST_SLOTS} {what}")
+    for i, row in enumerate(rows):
+        if unknown := set(row) - {f.name for f in fields(kind)}:
+            raise UserError(f"not a search space: {what}[{i}] has unknown {', '.join(sorted(map(str, unknown)))}")
+        if missing := _required(kind) - set(row):
+            raise UserError(f"not a search space: {what}[{i}] lacks {', '.join(sorted(missing))}")
+        if wrong := [key for key in listed if not isinstance(row[key], (list, tuple))]:
+            raise UserError(f"not a search space: {what}[{i}]: {wrong[0]} must be a list, not {row[wrong[0]]!r}")
+    return tuple(kind(**{**row, **{key: tuple(row[key]) for key in listed}}) for row in rows)
 
 
 def _listed(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apq.errors import UserError
 from apq.files import Record
@@ -12,7 +12,7 @@ from dataset.table import get_dataset, load_folder
 if TYPE_CHECKING:
     from dataset.splits import ImageSpec, Splits
 
-__all__ = ["check_classes", "load_splits"]
+__all__ = ["check_classes", "image_folder", "load_splits", "recorded_folder"]
 
 
 def check_classes(splits: Splits, trained_on: Record | None, where: Path) -> None:
@@ -22,6 +22,22 @@ def check_classes(splits: Splits, trained_on: Record | None, where: Path) -> Non
     """
     if trained_on is not None and trained_on.get("classes") != splits.source.get("classes"):
         raise UserError(f"{where} was trained on images of other classes than these: its outputs mean other classes")
+
+
+def image_folder(given: Path | None, *recorded: Any) -> Path | None:
+    """The image folder that is given, or else the first that earlier work recorded; None where there is neither.
+
+    UserError where the recorded one is not there any more.
+    """
+    known = next((Path(path) for path in recorded if isinstance(path, str)), None)
+    if given is None and known is not None and not known.is_dir():
+        raise UserError(f"the images were in {known}, which is not there: give their folder with --data")
+    return given or known
+
+
+def recorded_folder(folder: Path | None) -> Record:
+    """What is recorded of an image folder, so that later work needs no --data; {} where there is none."""
+    return {} if folder is None else {"data": str(folder.resolve())}
 
 
 def load_splits(spec: ImageSpec, data_dir: Path | None = None) -> Splits:

@@ -1,7 +1,8 @@
 """Costs of networks and layers on an accelerator at batch 1: latency in ms and energy in mJ.
 
 python -m lut --model NAME                    print the costs of a network. NAME: a classification model of torchvision,
-                                              exps/NAME (found by a search), SPACE:largest or SPACE:smallest
+                                              mobilenet_v2_small or another own network of train.py, exps/NAME (found
+                                              by a search), SPACE:largest or SPACE:smallest
 python -m lut --space SPACE --out FILE        write the cost table of a space: all layers that its networks can have
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from apq.cli import MOST_SIDE, Parser, add_common_flags, at_least, run, table
 from apq.errors import UserError
-from apq.files import write_json
+from apq.files import check_new, write_json
 from apq.layers import ConvLayer
 from apq.presets import get_space
 from lut.cost_model import CostModel, add_cost_flags, cost_model_from_flags, recorded_cost_model
@@ -26,7 +27,7 @@ from lut.named import network_named
 from lut.table import build
 
 MODEL_FLAGS = ("bits", "resolution", "layers", "table")  # belong to --model
-SPACE_FLAGS = ("space", "out")
+SPACE_FLAGS = ("space", "out", "overwrite")
 
 
 def build_parser() -> Parser:
@@ -44,6 +45,7 @@ def build_parser() -> Parser:
     parser.add_argument("--layers", action="store_true", help="also print one row for each layer of --model")
     parser.add_argument("--space", help="a preset, or the path of a space in a .json file (default: digits)")
     parser.add_argument("--out", type=Path, help="cost table to write, in the published JSON form")
+    parser.add_argument("--overwrite", action="store_true", help="replace a cost table that exists")
     add_cost_flags(parser, "what an experiment's search used, else the published BitFusion")
     add_common_flags(parser, seed=False, device=False)
     return parser
@@ -74,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 def write_table(args: argparse.Namespace) -> None:
     """Price every layer of the space and write the table."""
     space = get_space(args.space or "digits")
+    check_new(args.out, args.overwrite)
     cost_model = cost_model_from_flags(args.config, None)
     started = time.perf_counter()
     priced = build(space, cost_model)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from apq.errors import UserError
+from apq.genes import largest_subnet
 from apq.layers import ConvLayer, layers_of
 from apq.space import SCOPES, SearchSpace
 from apq.subnet import Subnet
@@ -67,6 +68,24 @@ def layer_quantity(layers: Sequence[ConvLayer], quantity: str, cost_model: CostM
         cost_model.price(layers)  # names the first layer that is not covered
         raise UserError(f"{cost_model} has no {quantity} of layers")  # a table of latencies has no energies
     return costs
+
+
+def why_not_priced(space: SearchSpace, cost_model: CostModel) -> str:
+    """Why a cost model cannot price the networks of a space, for example because of their bits; "" where it can.
+
+    The largest network at the highest bits is priced: it has the largest of all sizes. A table may lack rows.
+    """
+    try:
+        cost_model.known_prices(layers_of(space, largest_subnet(space)))
+    except UserError as error:
+        return f"{cost_model} has no costs for space {space.name}: {error}"
+    return ""
+
+
+def check_priced(space: SearchSpace, cost_model: CostModel) -> None:
+    """UserError where a cost model cannot price the networks of a space, which every report of a search does."""
+    if problem := why_not_priced(space, cost_model):
+        raise UserError(f"{problem}; give another cost model with --config or --table")
 
 
 def check_quantity(quantity: str, cost_model: CostModel | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.layers import FIXED_BITS, ConvLayer, layers_of
+from apq.own_networks import OWN_NETWORKS, SMALL, SMALL_SIDE, layers_of_own
 from apq.policy import QUANTIZERS, priced_layers
 from apq.presets import SPACES, get_space
 from apq.search_result import PolicyChoice, read_result
@@ -18,6 +19,8 @@ from apq.subnet import Subnet, subnet_from_spec
 
 ENDS = {"smallest": 0, "largest": -1}  # index into every tuple of choices
 TORCHVISION_RESOLUTION = 224
+# Channels, classes and side of the images of own networks, which are glyphs where they are small, else ImageNet.
+IMAGES_OF_OWN = {True: (1, 62, SMALL_SIDE), False: (3, 1000, TORCHVISION_RESOLUTION)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class NamedNetwork:
 
 
 def network_named(name: str, bits: tuple[int, int] | None = None, resolution: int | None = None) -> NamedNetwork:
-    """Look up a network: a torchvision model, the folder of an experiment, `SPACE:largest` or `SPACE:smallest`.
+    """Look up a network: a torchvision model, one of our own, an experiment's folder, `SPACE:largest` or `:smallest`.
 
     `bits` are those of weights and activations, for every layer of a torchvision model (default: 8) or for the searched
     layers of a space (default: the highest). An experiment has its own bits. UserError for an unknown network.
@@ -48,7 +51,10 @@ def network_named(name: str, bits: tuple[int, int] | None = None, resolution: in
         return _end_of_space(get_space(space_name), end, bits, resolution)
     if name in SPACES or name.endswith(".json"):
         raise UserError(f"{name} is a space: name one of its subnets, {name}:largest or {name}:smallest")
-    return _torchvision(name, bits or (FIXED_BITS, FIXED_BITS), resolution or TORCHVISION_RESOLUTION)
+    bits = bits or (FIXED_BITS, FIXED_BITS)
+    if name in OWN_NETWORKS:
+        return _own(name, bits, resolution)
+    return _torchvision(name, bits, resolution or TORCHVISION_RESOLUTION)
 
 
 def _experiment(experiment: Experiment, bits: tuple[int, int] | None, resolution: int | None) -> NamedNetwork:
@@ -104,6 +110,17 @@ def _of_space(title: str, space: SearchSpace, subnet: Subnet, resolution: int | 
     return NamedNetwork(title=title, resolution=subnet.resolution, layers=layers)
 
 
+def _own(name: str, bits: tuple[int, int], resolution: int | None) -> NamedNetwork:
+    """One of the toolkit's own networks, for the images that `train.py --model` trains it on by default."""
+    channels, n_classes, side = IMAGES_OF_OWN[name in SMALL]
+    side = resolution or side
+    return NamedNetwork(
+        title=f"{name} for {n_classes} classes, every layer W{bits[0]}A{bits[1]}",
+        resolution=side,
+        layers={"full": layers_of_own(name, bits, side, channels, n_classes)},
+    )
+
+
 def _torchvision(name: str, bits: tuple[int, int], resolution: int) -> NamedNetwork:
     import torchvision  # slow, and needed for these names only
 
@@ -111,10 +128,11 @@ def _torchvision(name: str, bits: tuple[int, int], resolution: int) -> NamedNetw
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=5)
+        near = difflib.get_close_matches(name, [*known, *OWN_NETWORKS], n=5)
+        nearest = f"nearest: {', '.join(near)}; or give" if near else "give"
         raise UserError(
-            f"unknown model {name!r}; {'nearest' if near else 'known'} of torchvision: {', '.join(near or known)}; "
-            "or name the folder of an experiment (exps/NAME), SPACE:largest or SPACE:smallest"
+            f"unknown model {name!r}; {nearest} a classification model of torchvision, {', '.join(OWN_NETWORKS)}, the "
+            "folder of an experiment (exps/NAME), SPACE:largest or SPACE:smallest"
         )
     with warnings.catch_warnings(), EmptyWeights():
         warnings.simplefilter("ignore")  # they concern initial values, which are not used

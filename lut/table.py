@@ -12,7 +12,7 @@ import numpy as np
 from apq.bounds import is_number
 from apq.errors import UserError
 from apq.files import Record, read_json
-from apq.layers import ConvLayer, first_layers, last_layers, searchable_layers
+from apq.layers import FIXED_BITS, ConvLayer, first_layers, last_layers, searchable_layers
 from apq.space import SearchSpace
 from lut.accelerator import Accelerator
 from lut.cost_model import CostModel, digest_of
@@ -51,7 +51,7 @@ class PublishedTable(CostModel):
         return np.array([self._cost(layer) for layer in layers], dtype=np.float64).reshape(len(layers), 2)
 
     def _row(self, layer: ConvLayer) -> tuple[float, float] | None:
-        return self.rows.get(layer_key(layer)) or self.rows.get(PARTS.get(layer.name, ""))
+        return self.rows.get(layer_key(layer)) or self.rows.get(_part_of(layer))
 
     def _cost(self, layer: ConvLayer) -> tuple[float, float]:
         row = self._row(layer)
@@ -107,6 +107,17 @@ def layer_key(layer: ConvLayer) -> str:
     """
     shape = (layer.in_channels, layer.out_channels, layer.input_size, layer.kernel_size, layer.stride)
     return f"{(*shape, layer.kernel_size // 2, layer.groups)}-W{layer.w_bits}A{layer.a_bits}"
+
+
+def _part_of(layer: ConvLayer) -> str:
+    """The key of a layer that has a row by name, "" for others.
+
+    In a built network the layer is the convolution inside a unit of that name. There its bits may be searched, and the
+    row is for 8 bits alone.
+    """
+    unit, inside, _ = layer.name.partition(".conv")
+    at_8_bits = layer.w_bits == layer.a_bits == FIXED_BITS
+    return PARTS.get(unit, "") if not inside or at_8_bits else ""
 
 
 def _is_cost(value: object) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from apq.cli import Parser, run, table
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import Record, read_json
+from apq.files import Record, check_new, read_json
 from apq.presets import get_space
 from apq.search_result import read_result
 from apq.space import SearchSpace
@@ -60,6 +60,7 @@ def build_parser() -> Parser:
     parser.add_argument("experiments", type=Path, nargs="+", help="folders of experiments; for diagram also arch files")
     parser.add_argument("--space", help="space of an arch file that is not in the folder of a search")
     parser.add_argument("--out", type=Path, help="PNG file (default: ANALYSIS.png in the folder of the first)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --out, if it exists")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser
 
@@ -73,12 +74,15 @@ def main(argv: list[str] | None = None) -> None:
     first = args.experiments[0]
     if not first.exists():
         raise UserError(f"no experiment at {first}")
+    if args.out:
+        check_new(args.out, args.overwrite)
     out = args.out or (first if first.is_dir() else first.parent) / f"{args.what}.png"
+    replaced = " (replaced)" if out.exists() else ""
     analysis = {"depths": depths, "shapes": shapes, "diagram": diagram}[args.what](args, out)
     if args.json:
         print(json.dumps({**analysis.facts, "plot": str(out)}))
         return
-    print("\n".join([table(analysis.rows), *analysis.notes, f"plot: {out}"]))
+    print("\n".join([table(analysis.rows), *analysis.notes, f"plot: {out}{replaced}"]))
 
 
 def depths(args: argparse.Namespace, out: Path) -> Analysis:

@@ -19,7 +19,7 @@ from apq.model_folder import ModelFolder
 from apq.policy import QUANTIZERS, priced_layers
 from apq.search_result import PolicyChoice, SearchResult, read_result
 from apq.subnet import spec_of
-from dataset import check_classes, load_splits
+from dataset import check_classes, image_folder, load_splits
 from dataset.imagenet import unreadable
 from dataset.splits import ImageSpec, Splits, make_loader
 from elastic_nn.networks.policy_file import load_finetuned_policy
@@ -175,8 +175,12 @@ def cost_model_of(args: argparse.Namespace, experiment: Experiment) -> CostModel
 
 
 def load_images(args: argparse.Namespace, spec: ImageSpec, images: Record | None, experiment: Experiment) -> Splits:
-    """Load the images. UserError if their classes are not those of the checkpoint."""
-    splits = load_splits(spec, args.data)
+    """Load the images, from the folder of the finetune unless another is given.
+
+    UserError if their classes are not those of the checkpoint.
+    """
+    recorded = load_checkpoint(experiment.best_checkpoint).get("data")
+    splits = load_splits(spec, image_folder(args.data, recorded))
     check_classes(splits, images, experiment.best_checkpoint)
     return splits
 

@@ -24,6 +24,7 @@ class Heading:
         title, rows: the title and a table above the choice.
         choice: a line before the choice.
         measured: how the accuracy was measured.
+        cautions: lines after a predicted accuracy, which say how far it can be relied on.
         facts: further keys of the JSON object.
     """
 
@@ -31,6 +32,7 @@ class Heading:
     rows: Sequence[tuple[str, ...]] = ()
     choice: str = ""
     measured: str = ""
+    cautions: Sequence[str] = ()
     facts: Record = field(default_factory=dict)
 
 
@@ -85,6 +87,7 @@ def _subnet_lines(result: SearchResult, cost_model: CostModel, heading: Heading)
     return f"best subnet of space {space.name}{budget}", [
         listing(shown_spec(space, spec_of(space, subnet))),
         "; ".join([*accuracy, cost]),
+        *heading.cautions,
         table(cost_rows(by_scope(network_costs(space, subnet, cost_model)))),
         f"latency and energy: {cost_model}",
     ]

@@ -129,6 +129,26 @@ def test_another_constraint_chooses_again_without_measuring(here):
     assert files_of(root / "exps/a") == before
 
 
+def test_a_choice_needs_no_flags_of_the_search(here):
+    root, calls = here
+    flags = [*FLAGS, "--flops_min", "2e5", "--seed", "3", "--acc_predictor_dir", "models/digits/."]
+    search([*flags, "--exp_name", "a"])
+    front, asked = read_json(root / "exps/a/front.json"), read_json(root / "exps/a/evaluated.json")
+    calls.clear()
+    search(["--mode", "coarse_to_fine", "--exp_name", "a", "--constraint", str(front[1]["flops"] - 1)])
+    assert read_json(root / "exps/a/arch") == [front[0]["arch"], front[0]["policy"]]
+    assert read_json(root / "exps/a/evaluated.json") == asked
+    assert calls == []
+    with pytest.raises(UserError, match=r"coarse_to_fine\.n_fine was 2, is 3; choose another --exp_name"):
+        search(["--mode", "coarse_to_fine", "--exp_name", "a", "--n_fine", "3"])
+    for script_ in (quant_aware, report):  # what a killed search leaves is told as such
+        (root / "exps/b").mkdir(exist_ok=True)
+        (root / "exps/b/evaluated.json").write_text((root / "exps/a/evaluated.json").read_text())
+        (root / "exps/b/evaluated.jsonl").write_text((root / "exps/a/evaluated.jsonl").read_text())
+        with pytest.raises(UserError, match=r"the search of exps/b is not finished: continue it"):
+            script_(["--exp_dir", "exps/b"])
+
+
 def test_what_may_not_be_replaced_is_kept(here):
     root, _ = here
     search([*FLAGS, "--exp_name", "a"])

@@ -23,7 +23,8 @@ from elastic_nn.training.engine import evaluate
 from elastic_nn.training.finetune import quantized_subnet
 from elastic_nn.training.recipes import get_recipe
 from utils.predictor_files import load_predictor
-from utils.predictor_training import holdout_split, score
+from utils.predictor_scores import score
+from utils.predictor_training import holdout_split
 
 CPU, MODELS = torch.device("cpu"), ROOT / "models/digits"
 

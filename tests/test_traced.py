@@ -339,8 +339,11 @@ def test_command_on_a_table(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "mobilnet_v2"], "unknown model 'mobilnet_v2'; nearest of torchvision: mobilenet_v2, "),
-        (["--model", "zzz"], "known of torchvision: alexnet, .*wide_resnet50_2; or name the folder .*exps/NAME"),
+        (["--model", "mobilnet_v2"], "unknown model 'mobilnet_v2'; nearest: mobilenet_v2, "),
+        (
+            ["--model", "zzz"],
+            "^unknown model 'zzz'; give a classification model of torchvision, .{,200}exps/NAME.{,50}$",
+        ),
         (["--model", "digits"], "digits is a space: .*digits:largest"),
         (["--model", "digits:huge"], "known: smallest, largest"),
         (["--model", "mars:largest"], "unknown space 'mars'"),

@@ -16,6 +16,7 @@ from apq.presets import APQ_IMAGENET
 from apq.skeleton import built_for
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from utils.accuracy_predictor import AccuracyPredictor
+from utils.predictor_scores import PredictorScores, scores_from_record
 
 FIRST, POLICY, LAST = "layers.0.0.weight", "quantize_fc.weight", "regressor.weight"
 
@@ -23,7 +24,8 @@ FIRST, POLICY, LAST = "layers.0.0.weight", "quantize_fc.weight", "regressor.weig
 def save_predictor(path: Path, predictor: AccuracyPredictor, record: Mapping[str, Any] | None = None) -> None:
     """Write a predictor, whose accuracies are from 0 to 1.
 
-    `record` is plain data about its origin, usually `data` (folder, number of pairs, seed) and `scores` (held out).
+    `record` is plain data about its origin, usually `data` (folder, number of pairs, seed) and `scores` (held out, see
+    `load_scores`).
     UserError if it has keys of the file itself.
     """
     data = {
@@ -41,6 +43,8 @@ def load_predictor(path: Path, space: SearchSpace | None = None) -> AccuracyPred
 
     A published file, which is a state dict alone, has a predictor of `apq-imagenet`.
     """
+    if not path.exists():
+        raise UserError(f"no predictor at {path}: make it with {_maker(path)}")
     data = load_checkpoint(path)
     published = FIRST in data
     if not published and (missing := [key for key in ("state_dict", "space") if key not in data]):
@@ -49,6 +53,16 @@ def load_predictor(path: Path, space: SearchSpace | None = None) -> AccuracyPred
     if space is not None and own_space != space:
         raise UserError(different_spaces(f"predictor {path}", own_space, space))
     return _from_weights(path, own_space, data if published else data["state_dict"])
+
+
+def load_scores(path: Path) -> PredictorScores | None:
+    """The scores of a predictor on held-out pairs that its file records; None in published files."""
+    return scores_from_record(load_checkpoint(path).get("scores"))
+
+
+def _maker(path: Path) -> str:
+    kind = path.stem if path.stem in ("acc", "acc_quant") else "acc_quant"
+    return f"search.py --prepare {kind} --acc_predictor_dir {path.parent}"
 
 
 def different_spaces(what: str, its: SearchSpace, wanted: SearchSpace) -> str:

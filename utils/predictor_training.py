@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor
-from tqdm import tqdm
 
 from apq.checkpoint import check_fit, check_optimizer, check_settings, digest
 from apq.errors import UserError
@@ -19,9 +17,11 @@ from apq.files import Record
 from apq.resume import NOT_KEPT, Resume
 from apq.schema import anything, fields, mapping, whole
 from apq.space import SearchSpace
+from elastic_nn.training.progress import Progress
 from utils.accuracy_predictor import AccuracyPredictor, one_thread_an_operation, scale_output, transfer
 from utils.converter import Converter
 from utils.predictor_files import different_spaces
+from utils.predictor_scores import PredictorScores, score
 
 FEWEST_PAIRS = 10
 
@@ -45,17 +45,6 @@ class PredictorConfig:
             raise UserError("epochs, batch_size, hidden, n_layers and lr must be positive, weight_decay not negative")
         if not 0 < self.holdout < 1:
             raise UserError(f"holdout is the fraction of pairs kept for scoring, between 0 and 1, not {self.holdout}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictorScores:
-    """Agreement of predicted and measured accuracies on held-out pairs. `rmse` is in the unit of the accuracies."""
-
-    n_train: int
-    n_holdout: int
-    rmse: float
-    kendall_tau: float
-    spearman: float
 
 
 def holdout_split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +105,8 @@ def train_predictor(
     train, held_out = holdout_split(len(genes), config.holdout, config.seed)
     predictor = _start(space, quantize, initial, config)
     # Targets are standardised, so that learning rate and weight decay mean the same in every space.
-    mean, std = float(accuracies[train].mean()), float(accuracies[train].std()) or 1.0
+    spread = float(accuracies[train].std()) if np.ptp(accuracies[train]) else 0.0  # 0 is exact: no rounding of a mean
+    mean, std = float(accuracies[train].mean()), spread or 1.0
     if initial is not None:
         scale_output(predictor, 1 / std, -mean / std)
     features = torch.from_numpy(Converter(space).encode(genes[train]))
@@ -124,20 +114,7 @@ def train_predictor(
     with one_thread_an_operation():
         _fit(predictor.to(device), features.to(device), targets.to(device), config, resume)
     scale_output(predictor.cpu(), std, mean)
-    return predictor, score(predictor, genes[held_out], accuracies[held_out], n_train=len(train))
-
-
-def score(predictor: AccuracyPredictor, genes: np.ndarray, accuracies: np.ndarray, n_train: int = 0) -> PredictorScores:
-    """Scores of a predictor on pairs. Rank correlations are 0 if predictions or accuracies are constant."""
-    predicted = predictor.predict(genes).astype(np.float64)
-    constant = len(genes) < 2 or not np.ptp(predicted) or not np.ptp(accuracies)
-    return PredictorScores(
-        n_train=n_train,
-        n_holdout=len(genes),
-        rmse=float(np.sqrt(np.mean((predicted - accuracies) ** 2))),
-        kendall_tau=0.0 if constant else float(stats.kendalltau(predicted, accuracies).statistic),
-        spearman=0.0 if constant else float(stats.spearmanr(predicted, accuracies).statistic),
-    )
+    return predictor, score(predictor, genes[held_out], accuracies[held_out], len(train), spread)
 
 
 def _start(
@@ -180,7 +157,7 @@ def _fit(
         shuffle.set_state(state["shuffle"])
         first = state["epoch"]
     predictor.train()
-    for epoch in tqdm(range(first, config.epochs), desc="predictor", unit="epoch", disable=None, leave=False):
+    for epoch in Progress(range(first, config.epochs), "predictor", config.epochs, done=first, unit="epoch"):
         for batch in torch.randperm(len(targets), generator=shuffle).to(targets.device).split(config.batch_size):
             optimizer.zero_grad()
             F.mse_loss(predictor(features[batch]), targets[batch]).backward()

@@ -5,7 +5,8 @@ depth of every stage and the resolution, then weight and activation bits: six nu
 project) and two for each of the last 1x1 convolutions. The first block has no expand layer; its first two numbers are
 unused.
 
-  python -m utils.qfa exps/A           the subnet of an experiment as a published gene, and its FLOPs as published
+  python -m utils.qfa exps/A           the subnet of an experiment as a published gene; in qfa-mbv3 also its FLOPs as
+                                       published
   python -m utils.qfa genes.json       the same for a JSON list of published genes
 """
 
@@ -131,38 +132,36 @@ def _check_layout(space: SearchSpace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, prog="python -m utils.qfa")
-    parser.add_argument("source", type=Path, help="folder of an experiment of qfa-mbv3, or a JSON list of genes")
+    parser.add_argument("source", type=Path, help="folder of an experiment, or a JSON list of genes of qfa-mbv3")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
-    genes = _genes_at(args.source)
-    subnets = subnets_of(QFA_MBV3, genes)
-    published = published_of_genes(QFA_MBV3, genes)
-    macs = [sum(layer.macs for layer in layers_of(QFA_MBV3, subnet)) for subnet in subnets]
-    counted = published_flops(published)
+    space, genes = _genes_at(args.source)
+    published = published_of_genes(space, genes)
+    macs = [sum(layer.macs for layer in layers_of(space, subnet)) for subnet in subnets_of(space, genes)]
+    counted = published_flops(published) if space == QFA_MBV3 else None  # the published search had this space alone
     if args.json:
-        print(json.dumps({"genes": published.tolist(), "macs": macs, "published_flops": counted.tolist()}))
+        flops = None if counted is None else counted.tolist()
+        print(json.dumps({"genes": published.tolist(), "macs": macs, "published_flops": flops}))
         return
-    rows = [
-        (f"{m / 1e6:.3f}", f"{c / 1e6:.3f}", f"{c * COUNTED_BITS**2 / 1e9:.3f}")
-        for m, c in zip(macs, counted, strict=True)
-    ]
-    print(table([("MACs, M", "FLOPs as published, M", "BitOps as published, G"), *rows]))
+    columns = {"MACs, M": np.array(macs) / 1e6}
+    if counted is not None:
+        columns |= {"FLOPs as published, M": counted / 1e6, "BitOps as published, G": counted * COUNTED_BITS**2 / 1e9}
+    rows = zip(*columns.values(), strict=True)
+    print(table([tuple(columns), *(tuple(f"{number:.3f}" for number in row) for row in rows)]))
     for gene in published.tolist():
         print(" ".join(map(str, gene)))
 
 
-def _genes_at(source: Path) -> np.ndarray:
+def _genes_at(source: Path) -> tuple[SearchSpace, np.ndarray]:
     if source.is_dir():
         found = read_result(Experiment(source)).found_subnet
-        if found.space != QFA_MBV3:
-            raise UserError(f"{source} is of space {found.space.name}, not of {QFA_MBV3.name}")
-        return genes_of(found.space, [found.subnet])
+        return found.space, genes_of(found.space, [found.subnet])
     rows = read_json(source)
     if not (isinstance(rows, list) and all(isinstance(row, list) and _whole(row) for row in rows)):
         raise UserError(f"{source} must hold a list of lists of whole numbers")
     if len({len(row) for row in rows}) != 1:
         raise UserError(f"{source} must hold genes of one length")
-    return genes_of_published(QFA_MBV3, np.array(rows))
+    return QFA_MBV3, genes_of_published(QFA_MBV3, np.array(rows))
 
 
 def _whole(row: list[object]) -> bool:

@@ -15,24 +15,22 @@ from torchvision.ops import Conv2dNormActivation
 
 from apq.errors import UserError
 from apq.model import ModelSpec
+from apq.own_networks import (
+    SMALL,
+    SMALL_SIDE,
+    V1_BLOCKS,
+    V1_SMALL_BLOCKS,
+    V1_SMALL_STEM,
+    V1_STEM,
+    V2_SMALL_HEAD,
+    V2_SMALL_STAGES,
+)
 from apq.skeleton import without_weights
 from dataset.table import get_dataset
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT
 
-# Output channels and stride of each depthwise-separable block (Howard et al., arXiv 1704.04861, table 1). The last
-# stride in that table is a misprint: the map stays at 7 pixels.
-V1_BLOCKS = (
-    *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
-    *((512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1)),
-)
-V1_SMALL_BLOCKS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1))  # maps of 16, 8, 4, 2 pixels
-# Expansion, channels, blocks, stride of each stage, as in torchvision's MobileNetV2. Narrow bottlenecks are bound by
-# memory: with larger expansions fewer bits would hardly make the network faster.
-V2_SMALL_STAGES = ((1, 8, 1, 1), (2, 16, 3, 2), (4, 16, 2, 1), (2, 48, 1, 2))  # maps of 16, 8, 8, 4 pixels
-V1_SMALL_STEM, V2_SMALL_HEAD = 8, 96
-SMALL, SMALL_SIDE = ("mobilenet_v1_small", "mobilenet_v2_small"), 32  # torchvision's small networks are for 224 pixels
 AUXILIARY = ("googlenet", "inception_v3")  # they return several outputs in training
 
 
@@ -73,7 +71,7 @@ def use_elastic_norms(net: nn.Module) -> None:
             module.__class__ = ElasticBatchNorm2d
 
 
-def mobilenet_v1(n_classes: int, stem: int = 32, blocks: tuple[tuple[int, int], ...] = V1_BLOCKS) -> nn.Sequential:
+def mobilenet_v1(n_classes: int, stem: int = V1_STEM, blocks: tuple[tuple[int, int], ...] = V1_BLOCKS) -> nn.Sequential:
     """MobileNetV1: a first convolution of stride 2, then depthwise-separable blocks, given as (channels, stride)."""
     layers: list[nn.Module] = [Conv2dNormActivation(3, stem, stride=2)]
     width = stem
@@ -118,7 +116,8 @@ def check_known(name: str) -> None:
     known = [*OWN, *models.list_models(module=models)]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=5)
-        raise UserError(f"unknown model {name!r}; {'nearest' if near else 'known'}: {', '.join(near or known)}")
+        nearest = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(OWN)} and those of torchvision"
+        raise UserError(f"unknown model {name!r}; {nearest}")
 
 
 def _own_or_torchvision(spec: ModelSpec) -> nn.Module:

@@ -21,10 +21,11 @@ from elastic_nn.quantizers import FLOAT, LINEAR, QuantScheme, scheme_named
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """How a supernet was trained: the name of its recipe and the identity of its images, if known."""
+    """How a supernet was trained: the name of its recipe, the identity of its images and their folder, if known."""
 
     recipe: str | None = None
     images: Record | None = None
+    data: str | None = None
 
 
 def save_supernet(path: Path, net: DynamicProxylessNASNets, recipe: str, images: Record, **facts: Any) -> None:
@@ -46,6 +47,8 @@ def load_supernet(path: Path) -> tuple[DynamicProxylessNASNets, Origin]:
     A file without a scheme has a float supernet. A file in the published layout has one of `apq-imagenet`, with as many
     classes as its classifier has outputs, of unknown origin. UserError where the file is damaged or does not fit.
     """
+    if not path.exists():
+        raise UserError(f"no supernet at {path}: train one with train.py --space SPACE --out {path.parent}")
     data = load_checkpoint(path)
     if "space" not in data:
         return _load_published(path, data), Origin()
@@ -57,7 +60,7 @@ def load_supernet(path: Path) -> tuple[DynamicProxylessNASNets, Origin]:
         net = built_for(partial(build_supernet, space, scheme), data["state_dict"])
     except UserError as error:
         raise UserError(f"{path}, space {space.name}: {error}") from error
-    return net, Origin(recipe=data["recipe"], images=data.get("images"))
+    return net, Origin(recipe=data["recipe"], images=data.get("images"), data=data.get("data"))
 
 
 def load_quantized_supernet(

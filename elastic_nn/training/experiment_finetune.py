@@ -16,9 +16,9 @@ from apq.experiment import Experiment
 from apq.files import Record, check_writable, write_json
 from apq.policy import policy_to_dict
 from apq.resume import Resume
-from apq.search_result import PolicyChoice, read_result
+from apq.search_result import PolicyChoice, SearchResult, read_result
 from apq.subnet import spec_of
-from dataset import check_classes, load_splits
+from dataset import check_classes, image_folder, load_splits, recorded_folder
 from dataset.imagenet import report_unreadable
 from dataset.splits import Splits
 from elastic_nn.networks.model_file import load_model
@@ -58,12 +58,14 @@ class FinetuneRequest:
 class FinetunePlan:
     """A calibrated network and how it is finetuned.
 
-    `origin` is what it was made from, as plain data. `save` writes its weights with facts about them.
+    `data` is the folder of the images (None: no folder), `origin` what it was made from, as plain data. `save` writes
+    its weights with facts about them.
     """
 
     net: nn.Module
     side: int
     splits: Splits
+    data: Path | None
     train: TrainConfig
     origin: Record
     save: Callable[..., None]
@@ -75,8 +77,9 @@ def finetune_experiment(request: FinetuneRequest, device: torch.device, executio
     if experiment.acc.exists() and not request.overwrite:
         raise UserError(f"{experiment.path} already has weights, from a finetune or from its search; give --overwrite")
     torch.manual_seed(request.seed)
-    choice = read_result(experiment).choice
-    plan = policy_plan(request, choice, device) if isinstance(choice, PolicyChoice) else subnet_plan(request, device)
+    result = read_result(experiment)
+    of_policy = isinstance(result.choice, PolicyChoice)
+    plan = policy_plan(request, result, device) if of_policy else subnet_plan(request, device)
     check_writable(experiment.path)
     session = Session(splits=plan.splits, device=device, seed=request.seed, execution=execution, progress=True)
     record = finetune_record(plan, session, compiled=request.compiled)
@@ -89,6 +92,7 @@ def finetune_experiment(request: FinetuneRequest, device: torch.device, executio
         report_unreadable(plan.splits)
         experiment.acc.unlink(missing_ok=True)  # it marks the checkpoint beside it as finished
         facts = {"train": asdict(plan.train), "seed": request.seed, "val_top1": top1}
+        facts |= recorded_folder(plan.data)
         plan.save(state=weights, images=plan.splits.source, **facts)
         write_json(experiment.acc, [top1])
         resume.done()
@@ -117,6 +121,7 @@ def subnet_plan(request: FinetuneRequest, device: torch.device) -> FinetunePlan:
         net=found.network(device),
         side=subnet.resolution,
         splits=found.splits,
+        data=found.data,
         train=request.config(found.recipe),
         origin={
             "subnet": spec_of(space, subnet),
@@ -128,17 +133,19 @@ def subnet_plan(request: FinetuneRequest, device: torch.device) -> FinetunePlan:
     )
 
 
-def policy_plan(request: FinetuneRequest, choice: PolicyChoice, device: torch.device) -> FinetunePlan:
+def policy_plan(request: FinetuneRequest, result: SearchResult, device: torch.device) -> FinetunePlan:
     """The float network of an experiment, quantized by its policy and calibrated."""
     experiment = request.experiment
     if request.supernet is not None:
         raise UserError(f"{experiment.path} has its own float network: leave --supernet out")
     if request.quantizer is not None:
         raise UserError(f"{experiment.path} has the quantizer of its policy: leave --quantizer out")
+    choice = result.found_policy
     policy, layers = choice.policy, choice.layers
     net, spec, images = load_model(experiment.model)
     recipe = get_recipe(request.recipe or choice.recipe, spec)
-    train, splits = request.config(recipe), load_splits(spec, request.data)
+    data = image_folder(request.data, result.settings.get("data"))
+    train, splits = request.config(recipe), load_splits(spec, data)
     check_classes(splits, images, experiment.model)
     weights = digest(net.state_dict())
     signed = quantized_model(net, policy, splits, spec.resolution, recipe.recalibration_images, device)
@@ -146,6 +153,7 @@ def policy_plan(request: FinetuneRequest, choice: PolicyChoice, device: torch.de
         net=net,
         side=spec.resolution,
         splits=splits,
+        data=data,
         train=train,
         origin={
             "policy": policy_to_dict(policy, layers),

@@ -125,7 +125,7 @@ def finetune(
         loss = train_one_epoch(training, train, epoch)
         collect_ranges(training.result, calibration, device, RANGE_IMAGES)
         top1 = evaluate(training.result, val, device, execution=execution).top1
-        bar.set_postfix(loss=f"{loss:.3f}", val_top1=f"{top1:.4f}")
+        bar.note(loss=f"{loss:.3f}", val_top1=f"{top1:.4f}")
         log({"epoch": epoch + 1, "loss": loss, "val_top1": top1})
         if top1 >= best_top1:  # of equal epochs the later one is kept
             best, best_top1 = _copy(training.result), top1

@@ -13,7 +13,7 @@ from apq.model_folder import ModelFolder
 from apq.search_result import read_result
 from apq.space import SearchSpace
 from apq.subnet import Subnet
-from dataset import check_classes, load_splits
+from dataset import check_classes, image_folder, load_splits
 from dataset.splits import Splits
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
@@ -26,7 +26,7 @@ from elastic_nn.training.recipes import get_recipe
 
 @dataclass(frozen=True, kw_only=True)
 class FoundSubnet:
-    """A subnet and its supernet, with the supernet's file, images and recipe."""
+    """A subnet and its supernet, with the supernet's file, images, their folder (None: no folder) and recipe."""
 
     space: SearchSpace
     subnet: Subnet
@@ -34,6 +34,7 @@ class FoundSubnet:
     file: Path
     splits: Splits
     recipe: Recipe
+    data: Path | None
 
     def network(self, device: torch.device) -> MBConvNet:
         """The subnet as a network of its own, calibrated."""
@@ -56,12 +57,13 @@ def load_found(
 
     Args:
         supernet: file of the supernet (default: the one in the folder of models).
-        data: image folder, for spaces that need one.
+        data: image folder, for spaces that need one (default: the one that the search or the supernet recorded).
         recipe: name of a recipe (default: the supernet's).
         quantizer: name of the quantizers of a float supernet's subnets (default: those of the recipe).
         finetuned: whether the subnet will be finetuned.
     """
-    choice = read_result(experiment).found_subnet
+    result = read_result(experiment)
+    choice = result.found_subnet
     space = choice.space
     if supernet is not None and supernet.is_dir():
         supernet = ModelFolder(supernet).supernet
@@ -74,7 +76,10 @@ def load_found(
         )
     if quantizer is not None and net.scheme.trains_supernets:
         raise UserError(f"{file} was trained with {net.scheme.name} quantizers, which its subnets keep: no --quantizer")
-    chosen, splits = with_quantizer(get_recipe(recipe or origin.recipe, space), quantizer), load_splits(space, data)
+    chosen = with_quantizer(get_recipe(recipe or origin.recipe, space), quantizer)
+    data = image_folder(data, result.settings.get("data"), origin.data)
+    splits = load_splits(space, data)
     check_classes(splits, origin.images, file)
     net = with_quantizers(net, scheme_named(chosen.quantizer))
-    return FoundSubnet(space=space, subnet=choice.subnet, supernet=net, file=file, splits=splits, recipe=chosen)
+    parts = {"supernet": net, "file": file, "splits": splits, "recipe": chosen, "data": data}
+    return FoundSubnet(space=space, subnet=choice.subnet, **parts)

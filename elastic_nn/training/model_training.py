@@ -14,7 +14,7 @@ from apq.model import ModelSpec, model_to_dict
 from apq.model_folder import ModelFolder
 from apq.presets import APQ_IMAGENET
 from apq.resume import Resume
-from dataset import load_splits
+from dataset import load_splits, recorded_folder
 from dataset.imagenet import image_folder_model, report_unreadable
 from elastic_nn.networks.model_file import save_model
 from elastic_nn.networks.named_models import build_model, named_model
@@ -70,6 +70,7 @@ def train_model(request: ModelRequest, device: torch.device, execution: Executio
     if execution.main:
         report_unreadable(splits)
         facts = {"recipe": recipe, "train": asdict(config), "seed": request.seed, "val_top1": top1}
+        facts |= recorded_folder(request.data)
         save_model(folder.model, spec, weights, splits.source, **facts)
         resume.done()
     return TrainedModel(file=folder.model, top1=top1, epochs=config.epochs)

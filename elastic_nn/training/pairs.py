@@ -5,13 +5,10 @@ Pair i depends on the seed and on i alone. Each process measures its own pairs b
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from apq.genes import sample, subnets_of, with_highest_bits
 from apq.space import SearchSpace
@@ -25,10 +22,9 @@ from elastic_nn.quantizers import scheme_named
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import EVALUATION_BATCH, derived_seed, evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
+from elastic_nn.training.progress import Progress
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.session import Session
-
-LOG_SECONDS = 60
 
 
 def pair_subnet(space: SearchSpace, seed: int, index: int, *, quantized: bool) -> Subnet:
@@ -65,14 +61,19 @@ def short_finetune_top1(
 
 
 def gather_as_is(
-    supernet: DynamicProxylessNASNets, session: Session, recipe: Recipe, store: PairStore, indices: Sequence[int]
+    supernet: DynamicProxylessNASNets,
+    session: Session,
+    recipe: Recipe,
+    store: PairStore,
+    indices: Sequence[int],
+    done: int = 0,
 ) -> None:
     """Append the pairs of these indices: subnets as they are in the supernet, recalibrated, not finetuned.
 
-    Those of a float supernet have no policy.
+    Those of a float supernet have no policy. Progress starts at the `done` pairs of earlier runs.
     """
     quantized, alone = supernet.scheme.quantizes, session.alone()
-    for index in _with_pace(indices, f"{'quantized' if quantized else 'float'} pairs", store.rank):
+    for index in _progress(indices, f"{'quantized' if quantized else 'float'} pairs", store, done):
         subnet = pair_subnet(supernet.space, session.seed, index, quantized=quantized)
         top1 = subnet_top1(supernet, subnet, alone, session.splits.val, recipe.recalibration_images)
         store.append(supernet.space, index, subnet, top1)
@@ -84,28 +85,18 @@ def gather_finetuned(
     recipe: Recipe,
     store: PairStore,
     indices: Sequence[int],
+    done: int = 0,
 ) -> None:
     """Append the pairs of these indices: random architectures with random policies, each after a short finetune.
 
-    They have the quantizers of the recipe.
+    They have the quantizers of the recipe. Progress starts at the `done` pairs of earlier runs.
     """
     supernet = with_quantizers(supernet, scheme_named(recipe.quantizer))
-    for index in _with_pace(indices, "quantized pairs", store.rank):
+    for index in _progress(indices, "quantized pairs", store, done):
         subnet = pair_subnet(supernet.space, session.seed, index, quantized=True)
         own = session.alone(seed=derived_seed(session.seed, index))
         store.append(supernet.space, index, subnet, short_finetune_top1(supernet, subnet, own, recipe))
 
 
-def _with_pace(indices: Sequence[int], what: str, rank: int) -> Iterator[int]:
-    """Yield the indices. The first process shows a progress bar on a terminal, or prints a line a minute to a log."""
-    started = printed = time.monotonic()
-    for done, index in enumerate(tqdm(indices, desc=what, unit="subnet", disable=None if rank == 0 else True)):
-        now = time.monotonic()
-        if rank == 0 and done and now - printed > LOG_SECONDS and not sys.stderr.isatty():
-            pace, printed = done / (now - started), now
-            left = (len(indices) - done) / pace
-            print(
-                f"{what}: {done} of {len(indices)} here, {60 * pace:.1f} a minute, {left / 60:.0f} minutes left",
-                file=sys.stderr,
-            )
-        yield index
+def _progress(indices: Sequence[int], what: str, store: PairStore, done: int) -> Progress:
+    return Progress(indices, what, done + len(indices), done=done, unit="subnet", shown=store.rank == 0)

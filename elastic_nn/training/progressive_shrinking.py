@@ -179,7 +179,7 @@ class _SupernetTraining:
         bar = session.bar(range(first, phase.train.epochs), f"supernet: {phase.name}")
         for epoch in bar:
             loss = self.epoch(index, epoch, training, batches)
-            bar.set_postfix(loss=f"{loss:.3f}")
+            bar.note(loss=f"{loss:.3f}")
         return training.result
 
     def training(self, index: int) -> Training:

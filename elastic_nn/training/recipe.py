@@ -28,7 +28,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
-            raise UserError(f"training needs epochs >= 1, batch size >= 2, learning rate > 0, not {self}")
+            found = f"{self.epochs}, {self.batch_size} and {self.lr:g}"
+            raise UserError(f"training needs epochs >= 1, batch size >= 2, learning rate > 0, not {found}")
 
 
 @dataclass(frozen=True, kw_only=True)

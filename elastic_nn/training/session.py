@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from apq.files import Record
 from dataset.splits import Splits, make_loader
+from elastic_nn.training.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +68,7 @@ class Session:
         part = {"rank": self.execution.rank, "world_size": self.execution.world_size}
         return make_loader(images, batch_size, **part, **rest)
 
-    def bar(self, steps: Iterable[int], what: str, **rest: Any) -> tqdm:
-        """The steps, with a progress bar if the session shows progress."""
-        return tqdm(steps, desc=what, disable=None if self.progress and self.execution.main else True, **rest)
+    def bar(self, steps: range, what: str) -> Progress:
+        """The steps, with progress if the session shows it. A range that starts later continues earlier work."""
+        shown = self.progress and self.execution.main
+        return Progress(steps, what, steps.stop, done=steps.start, unit="epoch", shown=shown)

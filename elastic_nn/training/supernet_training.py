@@ -16,9 +16,8 @@ from apq.model_folder import ModelFolder
 from apq.presets import get_space
 from apq.resume import Resume
 from apq.space import SearchSpace
-from dataset import check_classes, load_splits
+from dataset import check_classes, load_splits, recorded_folder
 from dataset.imagenet import image_folder_space, report_unreadable
-from dataset.splits import Splits
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import BATCHQUANT, FLOAT, LSQ, QuantScheme, scheme_named
@@ -27,6 +26,8 @@ from elastic_nn.training.progressive_shrinking import SupernetPlan, supernet_rec
 from elastic_nn.training.recipe import with_batch_size
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Execution, Session
+from lut.cost_model import cost_model_from_flags
+from lut.costs import why_not_priced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +51,20 @@ def train_space(request: SupernetRequest, device: torch.device, execution: Execu
     if request.data:
         space = image_folder_space(space, request.data)
     scheme = usual_scheme(space) if request.quantizer is None else scheme_named(request.quantizer)
+    recipe = get_recipe(request.recipe, space, in_float=not scheme.quantizes)
+    if request.batch_size:
+        recipe = with_batch_size(recipe, request.batch_size)
     folder = ModelFolder(request.out or default_folder(space, scheme))
     if folder.supernet.exists() and not request.overwrite:
         raise UserError(f"{folder.supernet} exists; choose another --out or give --overwrite")
     check_writable(folder.path)
-    splits = load_splits(space, request.data)
-    recipe = get_recipe(request.recipe, space, in_float=not scheme.quantizes)
-    if request.batch_size:
-        recipe = with_batch_size(recipe, request.batch_size)
-    start, origin = (None, {}) if request.start_from is None else load_start(request.start_from, splits)
+    start, origin, images = (None, {}, None) if request.start_from is None else load_start(request.start_from)
     plan = SupernetPlan(space=space, recipe=recipe, scheme=scheme, start=start)
+    if execution.main and (problem := why_not_priced(space, cost_model_from_flags(None, None))):
+        print(f"warning: {problem}; searches of this space will need --config or --table", file=sys.stderr)
+    splits = load_splits(space, request.data)  # last, because drawing or listing images may take long
+    if request.start_from is not None:
+        check_classes(splits, images, request.start_from)
     session = Session(splits=splits, device=device, seed=request.seed, execution=execution, progress=True)
     record = supernet_record(plan, session)
     check_agreement(record, execution)
@@ -69,7 +74,7 @@ def train_space(request: SupernetRequest, device: torch.device, execution: Execu
     net, records = train_supernet(plan, session, resume, log_phase if execution.main else lambda record: None)
     if execution.main:
         report_unreadable(splits)
-        facts = {"seed": request.seed, **origin}
+        facts = {"seed": request.seed, **origin, **recorded_folder(request.data)}
         write_json(folder.training, {"space": space.name, "recipe": recipe.name, **facts, "phases": records})
         # The supernet comes last: where it exists, all is complete.
         save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, records=records, **facts)
@@ -89,12 +94,14 @@ def default_folder(space: SearchSpace, scheme: QuantScheme) -> Path:
     return Path("models") / (space.name if scheme == usual_scheme(space) else f"{space.name}-{scheme.name}")
 
 
-def load_start(given: Path, splits: Splits) -> tuple[DynamicProxylessNASNets, Record]:
-    """Load the supernet to start from, in a folder or a file. Also returns the record of it for the new files."""
+def load_start(given: Path) -> tuple[DynamicProxylessNASNets, Record, Record | None]:
+    """Load the supernet to start from, in a folder or a file.
+
+    Also returns the record of it for the new files, and the identity of its images, if known.
+    """
     file = ModelFolder(given).supernet if given.is_dir() else given
     start, origin = load_supernet(file)
-    check_classes(splits, origin.images, file)
-    return start, {"started_from": {"file": str(file), "weights": digest(start.state_dict())}}
+    return start, {"started_from": {"file": str(file), "weights": digest(start.state_dict())}}, origin.images
 
 
 def log_phase(record: Record) -> None:

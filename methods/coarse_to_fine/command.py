@@ -22,31 +22,18 @@ def build_parser() -> Parser:
     add_scope_flag(parser)
     add_models_flag(parser)
     add_image_flags(parser)
-    group = parser.add_argument_group("measured subnets")
+    group = parser.add_argument_group("measured subnets (defaults: those of a search that has begun)")
     default = {field.name: field.default for field in fields(CoarseToFineConfig)}
-    group.add_argument(
-        "--n_coarse", type=at_least(1, MOST_CANDIDATES), default=default["n_coarse"], help="random subnets to measure"
-    )
-    group.add_argument(
-        "--intervals",
-        type=at_least(1, MOST_CANDIDATES),
-        default=default["intervals"],
-        help="intervals of MACs that they are spread over",
-    )
+    # No defaults here: a search that has begun is compared with the given flags alone.
+    for name, kind, meaning in (
+        ("n_coarse", at_least(1, MOST_CANDIDATES), "random subnets to measure"),
+        ("intervals", at_least(1, MOST_CANDIDATES), "intervals of MACs that they are spread over"),
+        ("n_fine", at_least(0, MOST_CANDIDATES), "variants with other kernels for each skeleton"),
+        ("kernel_prob", float, "probability of each kernel to change"),
+    ):
+        group.add_argument(f"--{name}", type=kind, help=f"{meaning} (default: {default[name]})")
     group.add_argument("--flops_min", type=float, help="fewest MACs of a subnet (default: the smallest subnet's)")
     group.add_argument("--flops_max", type=float, help="most MACs of a subnet (default: the largest subnet's)")
-    group.add_argument(
-        "--n_fine",
-        type=at_least(0, MOST_CANDIDATES),
-        default=default["n_fine"],
-        help="variants with other kernels for each skeleton",
-    )
-    group.add_argument(
-        "--kernel_prob",
-        type=float,
-        default=default["kernel_prob"],
-        help="probability of each kernel to change",
-    )
     return parser
 
 

@@ -12,11 +12,13 @@ from typing import Any
 
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import Record, write_json, write_jsonl
+from apq.files import Record, read_json, write_json, write_jsonl
 from apq.resume import Journal
+from apq.search_result import read_result
 from apq.space import SearchSpace
 from apq.subnet import Subnet, spec_of
 
+MODE = "coarse_to_fine"
 ASKED, STEM = "evaluated.json", "evaluated"
 REMEDY = "choose another --exp_name or give --overwrite"
 
@@ -92,6 +94,24 @@ def open_store(
     """The measured subnets of an experiment, to which the process of this rank appends."""
     journal = Journal(experiment.path / ASKED, STEM, "coarse-to-fine search", REMEDY, rank)
     return EvaluatedStore(space=space, journal=journal, made_by=made_by, lenient=lenient)
+
+
+def begun(experiment: Experiment) -> Record:
+    """The settings of the search that an experiment holds, finished or not; {} where there is none.
+
+    A finished one also has "models", the folder of its supernet, and "data", that of its images, if it was given.
+    """
+    file = experiment.path / ASKED
+    if not file.exists():
+        return {}
+    asked = read_json(file)
+    settings = asked.get(MODE) if isinstance(asked, dict) else None
+    settings = settings if isinstance(settings, dict) else {}
+    found: Record = {key: value for key, value in settings.items() if type(value) in (int, float)}
+    if experiment.arch.exists():
+        result = read_result(experiment)
+        found |= {"models": str(result.found_subnet.models), "data": result.settings.get("data")}
+    return found
 
 
 def write_evaluated(experiment: Experiment, space: SearchSpace, made_by: Record, found: Sequence[Evaluated]) -> None:

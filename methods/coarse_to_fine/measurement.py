@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from apq.checkpoint import load_checkpoint
 from apq.errors import UserError
@@ -21,6 +20,7 @@ from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.training.distributed import check_agreement, wait
 from elastic_nn.training.engine import EVALUATION_BATCH, evaluate
 from elastic_nn.training.finetune import quantized_subnet
+from elastic_nn.training.progress import Progress
 from elastic_nn.training.session import Execution
 from methods.coarse_to_fine.evaluated import REMEDY, Evaluated, EvaluatedStore
 
@@ -85,7 +85,9 @@ def measure(
     # By resolution, because loaders with worker processes are kept for the latest few resolutions only.
     missing = sorted((i for i in range(len(subnets)) if i not in done), key=lambda i: subnets[i].resolution)
     missing = missing[execution.rank :: execution.world_size]
-    for i in tqdm(missing, desc=stage, unit="subnet", disable=None if execution.main else True):
+    before = len(done) // execution.world_size
+    total = before + len(missing)
+    for i in Progress(missing, f"{stage} stage", total, done=before, unit="subnet", shown=execution.main):
         top1 = measurement.top1(subnets[i])
         store.append(Evaluated(stage=stage, index=i, subnet=subnets[i], flops=int(flops[i]), top1=top1))
     wait(execution)

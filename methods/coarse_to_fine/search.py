@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,11 @@ from apq.experiment import Experiment, get_experiment
 from apq.files import Record, write_json
 from apq.genes import genes_of, largest_subnet, subnets_of
 from apq.layers import COUNTED_BITS
-from apq.model_folder import ModelFolder
+from apq.model_folder import DEFAULT_MODELS, ModelFolder
 from apq.search_result import SearchResult, SubnetChoice
 from apq.space import SearchSpace, space_to_dict
 from apq.subnet import spec_of
-from dataset import check_classes, load_splits
+from dataset import check_classes, image_folder, load_splits, recorded_folder
 from dataset.imagenet import report_unreadable
 from elastic_nn.networks.subnet_file import save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet
@@ -28,15 +28,15 @@ from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Execution
 from lut.cost_model import CostModel, cost_model_from_flags
+from lut.costs import check_priced
 from lut.population import PopulationCost
-from methods.coarse_to_fine.evaluated import Evaluated, open_store, write_evaluated
+from methods.coarse_to_fine.evaluated import MODE, Evaluated, begun, open_store, write_evaluated
 from methods.coarse_to_fine.finder import STAGES, CoarseToFineConfig, Measured, coarse_to_fine
 from methods.coarse_to_fine.measurement import Measurement, can_continue, measure
 from methods.search.budget import Budget, check_reachable
 from report.plots import plot_front
 from report.search_report import Heading, report_result
 
-MODE = "coarse_to_fine"
 FRONT_PICTURE = "front.png"
 
 
@@ -73,13 +73,14 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a search works with. `models` is the folder of the supernet."""
+    """What a search works with. `models` is the folder of the supernet, `data` that of the images (None: no folder)."""
 
     models: Path
     measurement: Measurement
     config: CoarseToFineConfig
     choice: Choice
     cost_model: CostModel
+    data: Path | None
 
     @property
     def space(self) -> SearchSpace:
@@ -102,7 +103,8 @@ def search(args: argparse.Namespace) -> None:
 
     With another --constraint or --type the same command chooses again among the subnets of a finished search.
     """
-    experiment, task = get_experiment(args.exp_name, args.exp_dir), load_task(args)
+    experiment = get_experiment(args.exp_name, args.exp_dir)
+    task = load_task(args, experiment)
     with processes(task.measurement.device) as execution:
         found = measure_stages(experiment, task, execution, overwrite=args.overwrite)
         if not execution.main:
@@ -114,18 +116,24 @@ def search(args: argparse.Namespace) -> None:
     report_result(experiment, result, task.cost_model, heading_of(task, found, best), as_json=args.json)
 
 
-def load_task(args: argparse.Namespace) -> Task:
-    """The supernet, images and costs that the flags name."""
-    device, file = resolve_device(args.device), ModelFolder(args.acc_predictor_dir).supernet
+def load_task(args: argparse.Namespace, experiment: Experiment) -> Task:
+    """The supernet, images and costs that the flags name. What they leave out is as in the search that has begun."""
+    device, began = resolve_device(args.device), {} if args.overwrite else begun(experiment)
+    models = args.acc_predictor_dir
+    if models == DEFAULT_MODELS and "models" in began:
+        models = Path(began["models"])
+    file = ModelFolder(models).supernet
     supernet, origin = load_quantized_supernet(file)
-    space = supernet.space
-    recipe, splits = get_recipe(args.recipe or origin.recipe, space), load_splits(space, args.data)
-    check_classes(splits, origin.images, file)
-    cost_model = cost_model_from_flags(args.config, args.table)
-    config = search_config(args, space)
+    space, cost_model = supernet.space, cost_model_from_flags(args.config, args.table)
+    config, recipe = search_config(args, space, began), get_recipe(args.recipe or origin.recipe, space)
+    check_priced(space, cost_model)
     cost = PopulationCost(space, args.type, cost_model, args.scope or space.budget_scope)
+    choice = Choice(cost=cost, limit=args.constraint)
+    data = image_folder(args.data, began.get("data"), origin.data)
+    splits = load_splits(space, data)  # last, because drawing or listing images may take long
+    check_classes(splits, origin.images, file)
     return Task(
-        models=args.acc_predictor_dir,
+        models=models,
         measurement=Measurement(
             supernet=supernet.to(device),
             splits=splits,
@@ -133,23 +141,24 @@ def load_task(args: argparse.Namespace) -> Task:
             device=device,
         ),
         config=config,
-        choice=Choice(cost=cost, limit=args.constraint),
+        choice=choice,
+        data=data,
         cost_model=cost_model,
     )
 
 
-def search_config(args: argparse.Namespace, space: SearchSpace) -> CoarseToFineConfig:
-    """The settings in the flags. The range of MACs defaults to that of the space."""
+def search_config(args: argparse.Namespace, space: SearchSpace, began: Record) -> CoarseToFineConfig:
+    """The settings in the flags, else those of the search that has begun, else the defaults.
+
+    The range of MACs defaults to that of the space.
+    """
     flops, largest = PopulationCost(space, "flops"), genes_of(space, [largest_subnet(space)])
-    return CoarseToFineConfig(
-        flops_min=flops.cheapest()[0] if args.flops_min is None else args.flops_min,
-        flops_max=float(flops.predict(largest)[0]) if args.flops_max is None else args.flops_max,
-        n_coarse=args.n_coarse,
-        intervals=args.intervals,
-        n_fine=args.n_fine,
-        kernel_prob=args.kernel_prob,
-        seed=args.seed,
-    )
+    usual = {"flops_min": flops.cheapest()[0], "flops_max": float(flops.predict(largest)[0])}
+    names = [field.name for field in fields(CoarseToFineConfig)]
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if not args.seed and "seed" in began:  # 0 is the default of --seed
+        del given["seed"]
+    return CoarseToFineConfig(**{**usual, **{name: began[name] for name in names if name in began}, **given})
 
 
 def measure_stages(experiment: Experiment, task: Task, execution: Execution, *, overwrite: bool) -> Measured:
@@ -182,7 +191,7 @@ def result_of(task: Task, found: Measured, best: int, cost: float) -> SearchResu
         scope=priced.scope,
         measured_top1=evaluated[best].top1,
         cost_model=task.cost_model.record(),
-        settings=task.settings,
+        settings={**task.settings, **recorded_folder(task.data)},
         history=history_of(found),
         front=front_of(task.space, found, evaluated),
     )
@@ -228,7 +237,7 @@ def record(experiment: Experiment, task: Task, found: Measured, result: SearchRe
     subnet, measurement = result.found_subnet.subnet, task.measurement
     net = measurement.network(subnet)
     state = {key: tensor.cpu() for key, tensor in net.state_dict().items()}
-    facts = {"train": None, "seed": task.config.seed, "val_top1": result.measured_top1}
+    facts = {"train": None, "seed": task.config.seed, "val_top1": result.measured_top1, **recorded_folder(task.data)}
     with experiment.replaced() as new:
         write_evaluated(new, task.space, task.asked, evaluated_of(task.space, found))
         picture = new.path / FRONT_PICTURE

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from apq.checkpoint import digest
+from apq.checkpoint import digest, load_checkpoint
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
@@ -20,19 +20,28 @@ from apq.model import ModelSpec, model_to_dict
 from apq.model_folder import ModelFolder
 from apq.policy import QUANTIZERS, PolicyQuantizer, layer_names, load_strategy, policy_from_strategy
 from apq.resume import Resume
-from dataset import check_classes, load_splits
+from dataset import check_classes, image_folder, load_splits, recorded_folder
 from dataset.imagenet import report_unreadable
 from dataset.splits import Splits
 from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.named_models import check_known
 from elastic_nn.networks.subnet_file import load_float_subnet
 from elastic_nn.training.distributed import check_agreement, processes
+from elastic_nn.training.progress import Progress
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
 from lut.cost_model import CostModel, cost_model_from_flags
 from lut.measured import load_measured
-from methods.search.bit_search import FoundPolicy, Task, layers_of_model, make_task, search_bits
+from methods.search.bit_environment import BitEnvironment
+from methods.search.bit_search import (
+    FoundPolicy,
+    Task,
+    environment_of,
+    layers_of_model,
+    make_task,
+    search_bits,
+)
 from methods.search.flags import agent_config
 from methods.search.policy_result import choice_of, report, result_of, store
 from methods.search.settings import AgentConfig, BitSearch, PolicySearch
@@ -65,16 +74,19 @@ def search(args: argparse.Namespace) -> None:
     """Search the bits of a network, or take them from a file; record and print them."""
     experiment = get_experiment(args.exp_name, args.exp_dir)
     experiment.check_free(args.overwrite)
-    device = resolve_device(args.device)
+    device, agent = resolve_device(args.device), agent_config(args)
     net, spec, images, file = load_float(args.model, args.weights)
-    splits = load_splits(spec, args.data)
-    check_classes(splits, images, file)
     recipe = get_recipe(args.recipe, spec)
-    config = PolicySearch(bits=bit_search(args, recipe), agent=agent_config(args), train=recipe.pair_finetune)
+    config = PolicySearch(bits=bit_search(args, recipe), agent=agent, train=recipe.pair_finetune)
     if args.policy is not None:
         check_no_search_flags(args, config)
     cost_model = cost_model_of(args, layers_of_model(net, spec), config.bits.quantity)
     task = make_task(net, spec, config.bits.quantizer, config.bits.quantity, cost_model)
+    if args.policy is None:
+        warn_of_no_limit(environment_of(task, config.bits))  # which refuses a budget that no bits meet
+    data = image_folder(args.data, load_checkpoint(file).get("data"))
+    splits = load_splits(spec, data)  # last, because drawing or listing images may take long
+    check_classes(splits, images, file)
     weights = {key: tensor.clone() for key, tensor in net.state_dict().items()}  # a search quantizes the network
     with processes(device) as execution:
         if args.policy is not None:
@@ -90,10 +102,17 @@ def search(args: argparse.Namespace) -> None:
             return
     report_unreadable(splits)
     choice = choice_of(task, config.bits, found, args.model, recipe.name)
-    settings = {"agent": asdict(config.agent) if found.episodes else None}
+    settings = {"agent": asdict(config.agent) if found.episodes else None, **recorded_folder(data)}
     result = result_of("ddpg", choice, task, config.bits, found, settings)
     store(experiment, result, spec, weights, splits.source)
     report(experiment, result, cost_model, as_json=args.json)
+
+
+def warn_of_no_limit(environment: BitEnvironment) -> None:
+    """Say on stderr that a budget is not below the cost of the most bits, so that it limits nothing."""
+    if environment.budget >= (most := environment.most()):
+        what = f"the budget of {environment.budget:.6g} {environment.costs.unit}"
+        print(f"warning: {what} limits nothing: the most bits need {most:.6g}", file=sys.stderr)
 
 
 def check_no_search_flags(args: argparse.Namespace, config: PolicySearch) -> None:
@@ -158,12 +177,11 @@ def given_policy(file: Path, task: Task, config: BitSearch) -> FoundPolicy:
 
 
 def with_progress(task: Task, config: PolicySearch, session: Session, resume: Resume) -> FoundPolicy:
-    """`search_bits` with a progress bar."""
-    shown = None if session.execution.main else True  # None: on a terminal
-    with tqdm(total=config.agent.episodes, desc="episodes", disable=shown) as bar:
+    """`search_bits` that shows its progress."""
+    total, shown = config.agent.episodes, session.execution.main
+    with Progress(what="search", total=total, unit="episode", shown=shown) as bar:
 
         def log(record: Record) -> None:
-            bar.set_postfix(top1=f"{record['accuracy']:.4f}", best=f"{record['best_reward']:.2f}")
-            bar.update()
+            bar.update(top1=f"{record['accuracy']:.4f}", best=f"{record['best_reward']:.2f}")
 
         return search_bits(task, config, session, resume, log)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from tqdm import tqdm
-
 from apq.experiment import get_experiment
 from apq.files import SAVE_SECONDS
 from apq.resume import Resume
 from apq.search_result import SearchResult, SubnetChoice
+from elastic_nn.training.progress import Progress
 from lut.cost_model import cost_model_from_flags
+from lut.costs import check_priced
 from lut.population import PopulationCost
 from methods.search.evolution_finder import EvolutionFinder
 from methods.search.flags import evolution_config
-from methods.search.predicted import asked_of, load_quantized_predictor
+from methods.search.predicted import (
+    asked_of,
+    beside_prediction,
+    load_quantized_predictor,
+    recorded_scores,
+    warn_of_missing_supernet,
+)
 from report.plots import plot_history
-from report.search_report import report_result
+from report.search_report import Heading, report_result
 
 STATE = "search.state.pt"
 
@@ -28,6 +34,8 @@ def search(args: argparse.Namespace) -> None:
     experiment.check_free(args.overwrite)
     config, predictor = evolution_config(args), load_quantized_predictor(args.acc_predictor_dir)
     space, cost_model = predictor.space, cost_model_from_flags(args.config, args.table)
+    check_priced(space, cost_model)
+    warn_of_missing_supernet(args.acc_predictor_dir)
     cost = PopulationCost(space, args.type, cost_model, args.scope or space.budget_scope)
     finder = EvolutionFinder(
         space, predictor.fast(), cost.predict, args.constraint, config, cost.cheapest_genes(), cost.unit
@@ -35,7 +43,7 @@ def search(args: argparse.Namespace) -> None:
     settings = {"constraint": args.constraint, "type": args.type, "scope": cost.scope, "evolution": asdict(config)}
     asked = asked_of(settings, predictor, cost_model)
     resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, every_s=SAVE_SECONDS)
-    with tqdm(total=config.generations, desc="search", disable=None) as bar:
+    with Progress(what="search", total=config.generations, unit="generation") as bar:
         found = finder.run(lambda record: bar.update(record["generation"] - bar.n), resume)
     result = SearchResult(
         method="evolution",
@@ -47,11 +55,11 @@ def search(args: argparse.Namespace) -> None:
         scope=cost.scope,
         predicted_top1=found.accuracy,
         cost_model=cost_model.record(),
-        settings={"evolution": asdict(config)},
+        settings={"evolution": asdict(config), **recorded_scores(args.acc_predictor_dir)},
         history=tuple(found.history),
     )
     with experiment.replaced() as new:
         result.write(new)
         budget = {"constraint": args.constraint, "quantity": cost.quantity, "unit": cost.unit}
         plot_history(found.history, new.path / "history.png", **budget)
-    report_result(experiment, result, cost_model, as_json=args.json)
+    report_result(experiment, result, cost_model, beside_prediction(Heading(), result), as_json=args.json)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
-from tqdm import tqdm
 
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
@@ -17,15 +16,22 @@ from apq.model_folder import DEFAULT_MODELS
 from apq.provenance import this_run
 from apq.resume import Resume, difference
 from apq.search_result import SearchResult, SubnetChoice
+from elastic_nn.training.progress import Progress
 from lut.cost_model import CostModel, cost_model_from_flags, cost_model_from_record
-from lut.costs import UNITS
+from lut.costs import UNITS, check_priced
 from lut.population import PopulationCost
 from methods.nsga2.config import ACCURACY, OBJECTIVES, Nsga2Config, parse_objectives
 from methods.nsga2.front_finder import Front, Objective, find_front
 from methods.nsga2.front_records import MODE, has_front, load_front, records_of
 from methods.nsga2.picking import Bound, parse_bounds, pick
 from methods.search.budget import Budget, check_reachable
-from methods.search.predicted import asked_of, load_quantized_predictor
+from methods.search.predicted import (
+    asked_of,
+    beside_prediction,
+    load_quantized_predictor,
+    recorded_scores,
+    warn_of_missing_supernet,
+)
 from report.plots import plot_predicted_front
 from report.search_report import Heading, report_result
 
@@ -63,6 +69,8 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
     bounds = parse_bounds(args.pick, names[1:])
     predictor = load_quantized_predictor(args.acc_predictor_dir)
     space, cost_model = predictor.space, cost_model_from_flags(args.config, args.table)
+    check_priced(space, cost_model)
+    warn_of_missing_supernet(args.acc_predictor_dir)
     scope = args.scope or space.budget_scope
     costs = {name: PopulationCost(space, name, cost_model, scope) for name in names[1:]}
     check_bounds(bounds, costs)
@@ -73,7 +81,7 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
         Objective(name=ACCURACY, score=predictor.fast(), maximise=True),
         *(Objective(name=k, score=c.predict, unit=c.unit, cheapest=c.cheapest_genes()) for k, c in costs.items()),
     ]
-    with tqdm(total=config.generations, desc="search", disable=None) as bar:
+    with Progress(what="search", total=config.generations, unit="generation") as bar:
         front = find_front(space, objectives, config, lambda record: bar.update(record["generation"] - bar.n), resume)
     searched = SearchResult(
         method=MODE,
@@ -83,7 +91,7 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
         unit=UNITS[names[1]],
         scope=scope,
         cost_model=cost_model.record(),
-        settings=settings,
+        settings={**settings, **recorded_scores(args.acc_predictor_dir)},
         history=tuple(front.history),
         front=tuple(records_of(space, names, front)),
     )
@@ -203,6 +211,7 @@ def report(args: argparse.Namespace, experiment: Experiment, front: Front, resul
         choice=f"picked: the most accurate subnet{asked and ' with ' + asked}",
         facts={"objectives": names, "front": n, "pick": asked or None, "picked": result.settings["picked"]},
     )
+    heading = beside_prediction(heading, result)
     report_result(experiment, result, cost_model_of(experiment, result), heading, as_json=args.json)
 
 

@@ -12,90 +12,53 @@ import torch
 
 from apq.checkpoint import digest
 from apq.device import resolve_device
-from apq.errors import UserError
-from apq.files import SAVE_SECONDS, Record, check_writable
-from apq.model_folder import ModelFolder
+from apq.files import SAVE_SECONDS, Record
 from apq.resume import Resume
 from apq.space import space_to_dict
-from dataset import check_classes, load_splits
 from dataset.imagenet import report_unreadable
-from dataset.pairs import NETINFO, PairStore
-from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
 from elastic_nn.training.distributed import check_agreement, processes, wait
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned
-from elastic_nn.training.recipe import Recipe, with_quantizer
-from elastic_nn.training.recipes import get_recipe
-from elastic_nn.training.session import Execution, Session
-from utils.predictor_files import load_predictor, save_predictor
-from utils.predictor_training import (
-    FEWEST_PAIRS,
-    PredictorConfig,
-    train_predictor,
-    training_record,
-)
+from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.session import Session
+from methods.prepare.plan import Preparation, check
+from utils.predictor_files import save_predictor
+from utils.predictor_scores import cautions, resolution
+from utils.predictor_training import PredictorConfig, train_predictor, training_record
 
 
 def prepare(args: argparse.Namespace) -> None:
     """Gather pairs from the supernet in all processes, and train the predictor in the first."""
     device = resolve_device(args.device)
     with processes(device) as execution:
-        gathered = gather(args, device, execution)
+        task = check(args, execution)
+        config = PredictorConfig(seed=args.seed, hidden=task.recipe.predictor_hidden)
+        made_by = gather(task, Session(splits=task.splits, device=device, seed=args.seed, execution=execution))
     if execution.main:
-        fit(args, device, *gathered)
+        fit(task, made_by, config, device, as_json=args.json)
 
 
-def gather(args: argparse.Namespace, device: torch.device, execution: Execution) -> tuple[PairStore, int, Record, int]:
-    """Measure the missing pairs, each process its part.
-
-    Returns the store of the pairs, their number and origin, and the width of the predictor to train on them. UserError
-    where the predictor exists, or where the supernet, the images and the flags do not fit together.
-    """
-    folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
-    target = folder.acc_quant if quantized else folder.acc
-    if target.exists() and not args.overwrite:
-        raise UserError(f"{target} exists; give --overwrite to train it anew (existing pairs are kept)")
-    supernet, supernet_origin = (load_quantized_supernet if quantized else load_supernet)(folder.supernet)
-    # Subnets are measured as they are, unless quantizers were added to a float supernet.
-    space, as_is = supernet.space, supernet.scheme.trains_supernets
-    if supernet.scheme.quantizes and not quantized:
-        raise UserError(f"{folder.supernet} was trained quantized: gather its pairs with --prepare acc_quant")
-    recipe = with_quantizer(get_recipe(args.recipe or supernet_origin.recipe, space), args.quantizer)
-    splits = load_splits(space, args.data)
-    check_classes(splits, supernet_origin.images, folder.supernet)
-    n_pairs = number_of_pairs(args, recipe)
-    if not as_is:  # checked before gathering, which takes hours
-        load_predictor(folder.acc, space)
-    store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, execution.rank)
-    check_writable(folder.path)
-    check_writable(store.path)
-    weights = digest(supernet.state_dict())
-    made_by = origin_of_pairs(args.seed, recipe, weights, splits.source, finetuned=not as_is)
-    check_agreement({"space": space_to_dict(space), "pairs": n_pairs, **made_by}, execution)
-    missing = store.open(space, made_by, n_pairs)
+def gather(task: Preparation, session: Session) -> Record:
+    """Measure the missing pairs, each process its part. Returns the origin of the pairs."""
+    execution, space, store = session.execution, task.space, task.store
+    weights = digest(task.supernet.state_dict())
+    made_by = origin_of_pairs(session.seed, task.recipe, weights, task.splits.source, finetuned=not task.as_is)
+    check_agreement({"space": space_to_dict(space), "pairs": task.n_pairs, **made_by}, execution)
+    missing = store.open(space, made_by, task.n_pairs)
     check_agreement({"pairs (their folder must be shared)": missing}, execution)
     wait(execution)  # no process appends before all have read which are missing
     started = time.perf_counter()
-    session = Session(splits=splits, device=device, seed=args.seed, execution=execution)
     mine = missing[execution.rank :: execution.world_size]
-    (gather_as_is if as_is else gather_finetuned)(supernet.to(device), session, recipe, store, mine)
+    measure = gather_as_is if task.as_is else gather_finetuned
+    done = (task.n_pairs - len(missing)) // execution.world_size  # by earlier runs
+    measure(task.supernet.to(session.device), session, task.recipe, store, mine, done)
     wait(execution)
     if execution.main:
-        report_unreadable(splits)
+        report_unreadable(task.splits)
     if missing and execution.main:
         a_minute = 60 * len(missing) / (time.perf_counter() - started)
         pace = f"{a_minute:.1f} subnets a minute on {execution.world_size} process(es)"
         print(f"{len(missing)} pairs measured, {pace}", file=sys.stderr)
-    return store, n_pairs, made_by, recipe.predictor_hidden
-
-
-def number_of_pairs(args: argparse.Namespace, recipe: Recipe) -> int:
-    """The number of pairs to gather: that of the flag, or else of the recipe. UserError for too few."""
-    n_pairs = recipe.pairs_quant if args.prepare == "acc_quant" else recipe.pairs_float
-    if args.acc_train_sample is not None:
-        n_pairs = args.acc_train_sample
-    if n_pairs < FEWEST_PAIRS:
-        raise UserError(f"--acc_train_sample {n_pairs}: a predictor needs at least {FEWEST_PAIRS} pairs")
-    return n_pairs
+    return made_by
 
 
 def origin_of_pairs(seed: int, recipe: Recipe, weights: str, images: Record, *, finetuned: bool) -> Record:
@@ -114,42 +77,32 @@ def origin_of_pairs(seed: int, recipe: Recipe, weights: str, images: Record, *, 
     return made_by
 
 
-def fit(
-    args: argparse.Namespace,
-    device: torch.device,
-    store: PairStore,
-    n_pairs: int,
-    made_by: Record,
-    hidden: int,
-) -> None:
-    """Train the predictor on the gathered pairs, save it, print its scores.
+def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: torch.device, *, as_json: bool) -> None:
+    """Train the predictor on the gathered pairs, save it, print its scores and what is wrong with them.
 
     For finetuned pairs, which are few, it is transferred from the float predictor. Others start from random weights.
     """
-    folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
-    target = folder.acc_quant if quantized else folder.acc
-    space = load_supernet(folder.supernet)[0].space
-    genes, accuracies = store.load(space, n_pairs)
-    config = PredictorConfig(seed=args.seed, hidden=hidden)
-    how = {
-        "quantize": quantized,
-        "initial": load_predictor(folder.acc, space) if "finetune" in made_by else None,
-        "config": config,
-    }
+    target = task.folder.acc_quant if task.quantized else task.folder.acc
+    genes, accuracies = task.store.load(task.space, task.n_pairs)
+    how = {"quantize": task.quantized, "initial": task.initial, "config": config}
     asked = training_record(genes, accuracies, **how)
     # Training takes seconds, so the state of another training is dropped.
-    state_file = folder.state_of(target)
+    state_file = task.folder.state_of(target)
     resume = Resume(state_file, asked, "predictor training", restart=True, every_s=SAVE_SECONDS)
-    predictor, scores = train_predictor(genes, accuracies, space, **how, device=device, resume=resume)
+    predictor, scores = train_predictor(genes, accuracies, task.space, **how, device=device, resume=resume)
+    n_val = len(task.splits.val)
     facts = {
-        "data": {"pairs": str(store.path), "n_pairs": len(genes), **made_by},
+        "data": {"pairs": str(task.store.path), "n_pairs": len(genes), "n_val": n_val, **made_by},
         "scores": asdict(scores),
         "predictor_training": asdict(config),
     }
     save_predictor(target, predictor, facts)
     resume.done()
-    if args.json:
-        print(json.dumps({"predictor": str(target), **facts}))
+    if as_json:
+        print(json.dumps({"predictor": str(target), **facts, "scores": scores.facts()}))
         return
-    print(f"{target}: trained on {scores.n_train} pairs of {store.path}, held out {scores.n_holdout}")
-    print(f"held out: RMSE {scores.rmse:.4f}, Kendall tau {scores.kendall_tau:.3f}, Spearman {scores.spearman:.3f}")
+    print(f"{target}: trained on {scores.n_train} pairs of {task.store.path}, held out {scores.n_holdout}")
+    print(f"held out: {scores}")
+    print(f"accuracies are of {resolution(float(accuracies.mean()), n_val)}")
+    for line in cautions(scores):
+        print(f"{line}; gather more pairs (--acc_train_sample N --overwrite) or train the supernet longer")

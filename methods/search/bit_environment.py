@@ -152,6 +152,11 @@ class BitEnvironment:
         costs_more = change > 0
         return np.where(costs_more[:, None], bits, lower), np.where(costs_more, 0.0, change)
 
+    def most(self) -> float:
+        """The highest cost of all allowed bits."""
+        cells = self._allowed_cells()
+        return float(np.where(np.isfinite(cells), cells, 0).max(axis=(1, 2)).sum())
+
     def cheapest(self) -> np.ndarray:
         """The bits of lowest cost, the most bits of equal ones."""
         cells = self._allowed_cells()

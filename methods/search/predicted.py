@@ -1,17 +1,24 @@
-"""Searches by predicted accuracy: their predictor, and what they were asked."""
+"""Searches by predicted accuracy: their predictor, how well it ranks, and what they were asked."""
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from apq.checkpoint import digest
 from apq.errors import UserError
 from apq.files import Record
 from apq.model_folder import ModelFolder
+from apq.search_result import SearchResult
 from apq.space import space_to_dict
 from lut.cost_model import CostModel
+from report.search_report import Heading
 from utils.accuracy_predictor import AccuracyPredictor
-from utils.predictor_files import load_predictor
+from utils.predictor_files import load_predictor, load_scores
+from utils.predictor_scores import cautions, scores_from_record
+
+SCORES = "predictor_scores"  # key of a search's settings: what held-out pairs say about its predictor
 
 
 def load_quantized_predictor(folder: Path) -> AccuracyPredictor:
@@ -20,6 +27,25 @@ def load_quantized_predictor(folder: Path) -> AccuracyPredictor:
     if not predictor.quantize:
         raise UserError(f"{folder}/acc_quant.pt is a float predictor: it ignores the bits")
     return predictor
+
+
+def recorded_scores(folder: Path) -> Record:
+    """The setting that keeps the scores of the predictor in a folder with the result of a search."""
+    scores = load_scores(ModelFolder(folder).acc_quant)
+    return {SCORES: scores and asdict(scores)}
+
+
+def beside_prediction(heading: Heading, result: SearchResult) -> Heading:
+    """The heading with what held-out pairs say about the predictor: its faults as lines, all of it for --json."""
+    scores = scores_from_record(result.settings.get(SCORES))
+    facts = {**heading.facts, SCORES: scores and scores.facts()}
+    return replace(heading, cautions=cautions(scores), facts=facts)
+
+
+def warn_of_missing_supernet(folder: Path) -> None:
+    """Say on stderr that what is found cannot be finetuned from this folder, before the search."""
+    if not (file := ModelFolder(folder).supernet).exists():
+        print(f"warning: no supernet at {file}: quant_aware.py will need its file (--supernet)", file=sys.stderr)
 
 
 def asked_of(settings: Record, predictor: AccuracyPredictor, cost_model: CostModel) -> Record:

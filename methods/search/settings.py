@@ -83,8 +83,10 @@ class BitSearch:
             )
         if self.keep_ends and FIXED_BITS not in known.bits:
             raise UserError(f"{self.quantizer} has no {FIXED_BITS} bits for the first and last layer: --no-keep_ends")
-        if not self.ratio > 0 or (self.budget is not None and not self.budget > 0):
-            raise UserError(f"the budget must be positive, not {self.budget or self.ratio}")
+        if not 0 < self.ratio <= 1:
+            raise UserError(f"the budget must be a fraction above 0 and at most 1, not {self.ratio:g}")
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise UserError(f"the budget must be a positive number, not {self.budget:g}")
         if not known.priced and self.quantity != "size":
             raise UserError(
                 f"{self.quantizer} weights compute in floating point: their budget is a size, give --type size"

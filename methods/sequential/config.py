@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from apq.errors import UserError
@@ -25,8 +26,9 @@ class Split:
     architecture: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.constraint > 0 or (self.architecture is not None and not self.architecture > 0):
-            raise UserError("the final budget and that of the architecture must be positive")
+        budgets = [self.constraint, *([] if self.architecture is None else [self.architecture])]
+        if not all(0 < budget < math.inf for budget in budgets):
+            raise UserError("the final budget and that of the architecture must be positive numbers")
         if not (0 < self.prune_ratio <= 1 and 0 < self.preserve_ratio <= 1):
             raise UserError(
                 f"ratios must be above 0, at most 1, not {self.prune_ratio} for pruning, {self.preserve_ratio} for bits"
@@ -71,7 +73,7 @@ class WidthSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class SequentialConfig:
-    """Settings of all stages.
+    """Settings of all stages. UserError where one is out of range.
 
     Attributes:
         quantity: the cost that is limited, one of UNITS.
@@ -97,6 +99,9 @@ class SequentialConfig:
     max_bit: int = 8
     keep_ends: bool = True
     quantizer: str = LINEAR
+
+    def __post_init__(self) -> None:
+        _ = self.widths, self.bits  # settings of later stages are checked before the first one runs
 
     @property
     def architecture(self) -> ArchitectureSearch:

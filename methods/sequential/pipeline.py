@@ -35,7 +35,7 @@ from methods.search.episodes import Found
 from methods.search.settings import PolicySearch
 from methods.sequential.architecture import search_architecture, subnet_cost
 from methods.sequential.config import SequentialConfig
-from methods.sequential.pruning import FloatSubnet, prune_channels, search_widths
+from methods.sequential.pruning import FloatSubnet, prune_channels, search_widths, widest_network
 from utils.accuracy_predictor import AccuracyPredictor
 
 STATE = "sequential.state.pt"  # in the folder of an unfinished experiment
@@ -236,6 +236,8 @@ class _Run:
     def pruned(self, whole: FloatSubnet) -> _Pruned:
         """Run the second stage and the float finetune."""
         session, side = self.session, whole.subnet.resolution
+        # Episodes end close below their budget, where accuracy is best: they would be in vain if no bits fit there.
+        self.check_bits(widest_network(whole, self.parts.cost_model, self.config.widths))
         self.recalibrate(whole)
         val = session.loader(session.splits.val, EVALUATION_BATCH, sides=(side,))
         float_top1 = evaluate(whole.net, val, session.device, execution=session.execution).top1
@@ -293,10 +295,7 @@ class _Run:
 
     def bits(self, pruned: _Pruned) -> tuple[FoundPolicy, StageFacts]:
         """Run the last stage, on a copy of the network."""
-        config, quantity = self.config, self.config.quantity
-        task = make_task(
-            copy.deepcopy(pruned.whole.net), pruned.spec, config.quantizer, quantity, self.parts.cost_model
-        )
+        config, task = self.config, self.bit_task(copy.deepcopy(pruned.whole.net), pruned.spec)
         search = PolicySearch(bits=config.bits, agent=config.bits_agent, train=self.parts.recipe.pair_finetune)
         state = self.resume.stage("bits")
         found = search_bits(task, search, self.session, state, lambda record: self.log("bits", record))

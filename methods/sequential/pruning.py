@@ -75,6 +75,13 @@ def prune_channels(whole: FloatSubnet, mid_channels: np.ndarray) -> FloatSubnet:
     return FloatSubnet(net=pruned.train(net.training), space=space, subnet=pruned_subnet)
 
 
+def widest_network(whole: FloatSubnet, cost_model: CostModel, config: WidthSearch) -> FloatSubnet:
+    """The network that keeps as many channels as the budget allows. UserError if none is within it."""
+    space, subnet = whole.space, whole.subnet
+    environment = width_environment(space, subnet, config.quantity, cost_model, config.budget)
+    return prune_channels(whole, environment.decide(np.ones(len(subnet.running_slots(space)))))
+
+
 def search_widths(
     whole: FloatSubnet,
     cost_model: CostModel,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict, replace
-
-from tqdm import tqdm
 
 from apq.cli import table
 from apq.device import resolve_device
@@ -16,20 +15,23 @@ from apq.model_folder import ModelFolder
 from apq.resume import Resume
 from apq.search_result import SearchResult
 from apq.space import SearchSpace
-from dataset import check_classes, load_splits
+from dataset import check_classes, image_folder, load_splits, recorded_folder
 from dataset.imagenet import report_unreadable
 from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.training.distributed import processes
+from elastic_nn.training.progress import Progress
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
 from lut.cost_model import cost_model_from_flags
+from lut.costs import check_priced
 from methods.search.bit_search import make_task
 from methods.search.flags import agent_config, evolution_config
 from methods.search.policy_result import choice_of, report, result_of, store
 from methods.sequential.config import SequentialConfig, Split
 from methods.sequential.pipeline import STATE, Parts, Sequential, asked_of, remove_states, run_sequential
-from utils.predictor_files import load_predictor
+from utils.predictor_files import load_predictor, load_scores
+from utils.predictor_scores import cautions
 
 DEFAULT_RATIO = Split(constraint=1.0).preserve_ratio
 
@@ -43,11 +45,16 @@ def search(args: argparse.Namespace) -> None:
     if supernet.scheme.quantizes:
         raise UserError(f"{folder.supernet} was trained quantized: the sequential baseline needs a float supernet")
     space = supernet.space
-    predictor = load_predictor(folder.acc, space)
-    splits, recipe = load_splits(space, args.data), get_recipe(args.recipe or origin.recipe, space)
-    check_classes(splits, origin.images, folder.supernet)
+    recipe = get_recipe(args.recipe or origin.recipe, space)
     config, cost_model = sequential_config(args, space, recipe), cost_model_from_flags(args.config, None)
+    check_priced(space, cost_model)
+    predictor = load_predictor(folder.acc, space)
     parts = Parts(supernet=supernet, predictor=predictor, recipe=recipe, cost_model=cost_model)
+    for line in cautions(load_scores(folder.acc)):
+        print(line, file=sys.stderr)
+    data = image_folder(args.data, origin.data)
+    splits = load_splits(space, data)  # last, because drawing or listing images may take long
+    check_classes(splits, origin.images, folder.supernet)
     with processes(device) as execution:
         session = Session(splits=splits, device=device, seed=args.seed, execution=execution)
         asked, kept = asked_of(config, parts, session), {"every_s": SAVE_SECONDS, "writes": execution.main}
@@ -57,6 +64,7 @@ def search(args: argparse.Namespace) -> None:
             return
     report_unreadable(splits)
     result = result_of_stages(found, config, parts, str(args.acc_predictor_dir))
+    result = replace(result, settings={**result.settings, **recorded_folder(data)})
     weights = {key: tensor.cpu() for key, tensor in found.net.state_dict().items()}
     store(experiment, result, found.spec, weights, splits.source)
     remove_states(resume)
@@ -66,11 +74,11 @@ def search(args: argparse.Namespace) -> None:
 
 
 def with_progress(config: SequentialConfig, parts: Parts, session: Session, resume: Resume) -> Sequential:
-    """`run_sequential` with a bar that counts the records of each stage."""
-    with tqdm(disable=None if session.execution.main else True) as bar:
+    """`run_sequential` that shows its progress: the records of each stage are counted."""
+    with Progress(what="architecture", shown=session.execution.main) as bar:
 
         def log(stage: str, record: Record) -> None:
-            bar.set_description(stage, refresh=False)
+            bar.start(stage)
             bar.update()
 
         return run_sequential(config, parts, session, resume, log)
