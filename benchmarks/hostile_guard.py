@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from apq.exits import FAULT, exit_code
 
@@ -113,7 +114,13 @@ class Guard:
                     self._outside.append(f"{event} {full}")
 
     @staticmethod
-    def _late(number: int, frame: object) -> None:
+    def _late(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            # Torch's writer of archives ends the process if an exception closes its file: wait until it is done.
+            if frame.f_code.co_name == "save_checkpoint":
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
+                return
+            frame = frame.f_back
         raise Late
 
 
