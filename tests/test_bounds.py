@@ -87,7 +87,7 @@ def bomb(shape, dtype="<f8", payload=b""):
 def test_arrays_have_the_size_that_they_declare(tmp_path, member):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
         file.writestr("a.npy", member)
-    assert "missing or damaged" in refused(lambda: read_arrays(tmp_path / "a.npz"))
+    assert "cannot read" in refused(lambda: read_arrays(tmp_path / "a.npz"))
 
 
 @linux
