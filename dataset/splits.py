@@ -1,7 +1,7 @@
 """The splits of a data set, and loaders whose batches any number of processes can share.
 
 `train` is for training. `val` is held out of the training images and decides every choice (pairs, search, best epoch).
-`test` is for `test.py` alone. The batches of a loader do not depend on the number of processes.
+`test` is for `test.py` alone. The batches of a loader do not depend on the number of processes, see `batch_sizes`.
 """
 
 from __future__ import annotations
