@@ -71,7 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="hostile-") as root:
         folder = Path(root) / "world"
         folder.mkdir()
-        os.environ.update(APQ_CACHE=str(folder / "cache"), HOME=str(folder), TMPDIR=str(folder), MPLBACKEND="agg")
+        own = {name: str(folder) for name in ("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR")}
+        os.environ.update(own, APQ_CACHE=str(folder / "cache"), MPLBACKEND="agg")
         tempfile.tempdir = str(folder)
         os.chdir(folder)
         try:

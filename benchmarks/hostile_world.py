@@ -224,12 +224,6 @@ def formats() -> list[Format]:
         if not np.array_equal(cached.price(layers), prices):
             raise AssertionError("a damaged cache changed a price")
 
-    def images() -> None:
-        splits = image_folder_splits(image_folder_space(SPACE, Path("images")), Path("images"))
-        for dataset in (splits.train, splits.val, splits.test):
-            for i in range(len(dataset)):
-                dataset[i, 0]
-
     pt = [
         Format("supernet", Path(MODELS, "supernet.pt"), lambda: load_supernet(Path(MODELS, "supernet.pt"))),
         Format("predictor", Path(MODELS, "acc.pt"), lambda: load_predictor(Path(MODELS, "acc.pt"))),
@@ -274,7 +268,10 @@ def formats() -> list[Format]:
         Format("cache", cached.cache_file, price_again),
         *pt,
         *states,
-        *(Format(f"{file.suffix[1:]} image", file, images) for file in sorted(Path("images/train/a").iterdir())),
+        *(
+            Format(f"{file.suffix[1:]} image", file, image_reader(file))
+            for file in sorted(Path("images/train/a").iterdir())
+        ),
     ]
 
 
@@ -282,3 +279,16 @@ def state_reader(file: Path) -> Callable[[], object]:
     """Reads a state as the work that it belongs to does."""
     asked = json.loads(file.with_name(f"{file.name}.asked").read_text())
     return lambda: Resume(file, asked, "work").load()
+
+
+def image_reader(file: Path) -> Callable[[], object]:
+    """Reads an image of the folder `images` as training and validation do."""
+
+    def read() -> None:
+        splits = image_folder_splits(image_folder_space(SPACE, Path("images")), Path("images"))
+        for dataset in (splits.train, splits.calibration, splits.val):
+            for i, place in enumerate(dataset.indices):
+                if Path(dataset.folder.samples[place][0]) == file:
+                    dataset[i, 0]
+
+    return read
