@@ -24,6 +24,11 @@ ZIP = b"PK"  # how a file of torch since 1.6 begins
 MOST_PLAIN = 64 * MB  # bytes of the plain values in a checkpoint, with the names and shapes of its tensors
 MOST_REPEATED = 8  # how often, on average, values and numbers may be repeated, for example by tied weights
 DEEPEST = 64  # levels of nested values
+STATES = {  # what optimizers keep of each parameter that they have changed
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+}
 TENSORS = (torch.Tensor, torch.nn.Parameter)
 PLAIN = (bool, int, float, complex, str, bytes, bytearray, torch.Size, torch.dtype, torch.device)
 
@@ -165,14 +170,16 @@ def check_optimizer(found: Any, optimizer: torch.optim.Optimizer) -> None:
     fields(state=anything, param_groups=each(mapping, len(optimizer.param_groups)))(found)
     for own, group in zip(optimizer.state_dict()["param_groups"], found["param_groups"], strict=True):
         check_settings(group, own)
-        if own["params"] != group["params"]:
-            raise UserError("its optimizer has other parameters")
+        if changed := [name for name in own if name != "lr" and group[name] != own[name]]:
+            raise UserError(f"its optimizer has another {changed[0]}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not isinstance(found["state"], Mapping):
         raise UserError("its optimizer has no state")
     for index, values in found["state"].items():
         if not is_whole(index, 0, len(parameters) - 1) or not isinstance(values, Mapping):
             raise UserError("its optimizer has states of other parameters")
+        if values.keys() != STATES.get(type(optimizer), values.keys()):
+            raise UserError(f"its optimizer lacks a part of the state of parameter {index}")
         for name, value in values.items():
             plain = value is None or is_number(value)
             fits = isinstance(value, torch.Tensor) and value.shape in (parameters[index].shape, torch.Size([]))
@@ -191,11 +198,11 @@ def check_settings(found: Any, own: Mapping[str, Any]) -> None:
 
 
 def _is_like(value: Any, own: Any) -> bool:
-    """Whether a setting of an optimizer is of the type of the present one."""
+    """Whether a setting is the present one, or both are numbers."""
     if isinstance(own, (list, tuple)):
         same = isinstance(value, (list, tuple)) and len(value) == len(own)
         return same and all(map(_is_like, value, own))
-    return is_number(value) if is_number(own) else type(value) is type(own)
+    return is_number(value) if is_number(own) else type(value) is type(own) and value == own
 
 
 def _complain(by_problem: Mapping[str, list[Any]]) -> None:
