@@ -29,13 +29,15 @@ from apq.errors import UserError
 from apq.files import append_jsonl, read_jsonl
 from apq.genes import sample, subnets_of
 from apq.model_folder import ModelFolder
+from apq.policy import LINEAR, of_activations
 from apq.space import SearchSpace
 from apq.subnet import Subnet, spec_of
 from dataset import load_splits
 from dataset.digits import VAL_VIEWS, distort
 from dataset.pairs import NETINFO, PairStore
 from dataset.splits import Splits, TensorImages, make_loader
-from elastic_nn.networks.supernet_file import load_quantized_supernet
+from elastic_nn.networks.supernet_file import load_supernet, with_quantizers
+from elastic_nn.quantizers import scheme_named
 from elastic_nn.training.engine import evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
 from elastic_nn.training.recipe import Recipe
@@ -54,6 +56,7 @@ QUANTILES = (0.1, 0.3, 0.6)  # budgets, as quantiles of the latency of random su
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--acc_predictor_dir", type=Path, default=Path("models/digits"), help="folder of trained parts")
+    parser.add_argument("--quantizer", choices=of_activations(), default=LINEAR, help="quantizers of the subnets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
     parser.add_argument("--random", type=int, default=50, help="random subnets for each budget and seed")
     parser.add_argument("--repeats", type=int, default=3, help="finetunes of each searched subnet, averaged")
@@ -66,7 +69,8 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     folder, device = ModelFolder(args.acc_predictor_dir), resolve_device(args.device)
-    supernet, origin = load_quantized_supernet(folder.supernet)
+    source, origin = load_supernet(folder.supernet)
+    supernet = with_quantizers(source, scheme_named(args.quantizer))
     space, splits, recipe = supernet.space, load_splits(supernet.space), get_recipe(origin.recipe, supernet.space)
     weights = digest(supernet.state_dict())
     supernet.to(device)
@@ -97,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     test, hard = make_loader(splits.test, 400), make_loader(hard_test(splits), 400)
     records = []
     for facts, subnet, seed in tqdm(plan, desc="finetunes", disable=None):
-        key = repr((facts, spec_of(space, subnet), asdict(recipe.finetune), weights))
+        key = repr((facts, spec_of(space, subnet), asdict(recipe.finetune), weights, args.quantizer))
         if key not in done:
             net = finetuned(supernet, subnet, splits, recipe, seed, device)
             top1, hard_top1 = (evaluate(net, loader, device).top1 for loader in (test, hard))

@@ -57,7 +57,7 @@ def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--model", default="mobilenet_v2_small", help="a network of models/NAME")
     parser.add_argument(
-        "--quantizers", nargs="+", choices=tuple(QUANTIZERS), default=list(QUANTIZERS), help="quantizers to run"
+        "--quantizers", nargs="+", choices=tuple(QUANTIZERS), default=["linear", "kmeans"], help="quantizers to run"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
     parser.add_argument("--episodes", type=int, default=300, help="policies tried by the agent, and at random")

@@ -3,7 +3,7 @@
 Both methods start from the same supernet. What they find has the same quantization-aware finetune, that of the recipe,
 and its best validation epoch is measured on the test images. The sequential network is also finetuned in floating point
 after pruning. In both methods bits lie between the fewest and the most of the space. The seed draws every search and
-finetune. Every result is a line of --out, so a killed run continues.
+finetune. Every result is a line of --out, so a killed run continues; give runs of another --quantizer another --out.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from apq.cli import Parser, run
 from apq.device import resolve_device
 from apq.files import append_jsonl, read_jsonl
 from apq.model_folder import ModelFolder
+from apq.policy import QUANTIZER_HELP, of_activations
 from dataset import load_splits
 from dataset.splits import Splits, make_loader
-from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
+from elastic_nn.networks.supernet_file import load_supernet, with_quantizers
+from elastic_nn.quantizers import scheme_named
 from elastic_nn.training.engine import EVALUATION_BATCH, evaluate, seed_epoch
 from elastic_nn.training.finetune import finetune, quantized_subnet
 from elastic_nn.training.policies import quantized_model
-from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.recipe import Recipe, with_quantizer
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
 from lut.bitfusion import BitFusion
@@ -51,6 +53,7 @@ PRUNING_EPISODES, BITS_EPISODES, FLOAT_EPOCHS = 100, 150, 1
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--acc_predictor_dir", type=Path, default=Path("models/glyphs"), help="folder of trained parts")
+    parser.add_argument("--quantizer", choices=of_activations(), help=QUANTIZER_HELP)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
     parser.add_argument("--constraints", type=float, nargs="+", default=[0.06], help="latency budgets, ms")
     parser.add_argument("--out", type=Path, default=Path("exps/sequential.jsonl"), help="file of measured records")
@@ -65,7 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     wanted = [(c, s, m) for c in args.constraints for s in args.seeds for m in METHODS]
     folder = ModelFolder(args.acc_predictor_dir)
     supernet, origin = load_supernet(folder.supernet)
-    recipe, splits = get_recipe(origin.recipe, supernet.space), load_splits(supernet.space)
+    recipe = with_quantizer(get_recipe(origin.recipe, supernet.space), args.quantizer)
+    splits = load_splits(supernet.space)
     for constraint, seed, method in tqdm(wanted, disable=None):
         if (constraint, seed, method) not in done:
             found = (joint if method == "joint" else sequential)(folder, splits, recipe, constraint, seed, device)
@@ -79,7 +83,7 @@ def joint(
     folder: ModelFolder, splits: Splits, recipe: Recipe, constraint: float, seed: int, device: torch.device
 ) -> dict[str, Any]:
     """Search with APQ and finetune the subnet."""
-    supernet, _ = load_quantized_supernet(folder.supernet)
+    supernet = with_quantizers(load_supernet(folder.supernet)[0], scheme_named(recipe.quantizer))
     space = supernet.space
     cost = PopulationCost(space, "latency", COST_MODEL, SCOPE)
     accuracy = load_predictor(folder.acc_quant, space).fast()
@@ -110,6 +114,7 @@ def sequential(
         val_images=recipe.episode_val_images,
         min_bit=choices[0],
         max_bit=choices[-1],
+        quantizer=recipe.quantizer,
     )
     predictor = load_predictor(folder.acc, space)
     parts = Parts(supernet=supernet, predictor=predictor, recipe=recipe, cost_model=COST_MODEL)

@@ -261,6 +261,8 @@ def test_mistakes(here, words, message):
 def test_finetune_of_a_policy_refuses_a_supernet(here):
     with pytest.raises(UserError, match="leave --supernet out"):
         quant_aware(["--exp_name", "linear", "--overwrite", "--supernet", "x.pt"])
+    with pytest.raises(UserError, match="has the quantizer of its policy: leave --quantizer out"):
+        quant_aware(["--exp_name", "linear", "--overwrite", "--quantizer", "linear-published"])
 
 
 def test_network_of_ones_own(few):

@@ -70,7 +70,10 @@ def test_quantization_aware_training_from_a_float_file(here):
 def test_a_subnet_is_finetuned_and_reported_with_its_own_quantizers(here, capsys):
     subnet = smallest_subnet(SPACE)
     experiment = write_found(here / "exps/one", SPACE, subnet, "models/small-oqa")
-    quant_aware(["--exp_name", "one", "--supernet", "models/small-oqa/supernet.pt", "--recipe", "tiny"])
+    asked = ["--exp_name", "one", "--supernet", "models/small-oqa/supernet.pt", "--recipe", "tiny"]
+    with pytest.raises(UserError, match="trained with lsq quantizers, which its subnets keep"):
+        quant_aware([*asked, "--quantizer", "linear"])
+    quant_aware(asked)
     net, _, found, _ = load_finetuned(experiment)
     assert (net.scheme, found) == (LSQ, subnet)
     capsys.readouterr()

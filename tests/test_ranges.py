@@ -12,7 +12,7 @@ from torch import nn
 
 from apq.presets import DIGITS, OQA_MBV2_GLYPHS
 from dataset.splits import TensorImages, make_loader
-from elastic_nn.modules.quant_layers import learned_scales, quantized_layers
+from elastic_nn.modules.quant_layers import quantized_layers, relative_parameters
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.quantize_model import quantize_model
 from elastic_nn.networks.supernet_file import build_supernet, with_quantizers
@@ -100,14 +100,14 @@ def test_zeros_say_nothing_about_the_range():
 
 
 def reference(usual, norm, lr, gradients):
-    """Scales by torch's own SGD on t = u log s, with torch's own clipping."""
+    """Clips by torch's own SGD on t = u log s, with torch's own clipping."""
     t = nn.Parameter(torch.zeros(len(usual), dtype=torch.float64))
     optimizer = torch.optim.SGD([t], lr=lr, momentum=0.9, nesterov=True)
     usual, seen = torch.tensor(usual, dtype=torch.float64), []
     for gradient in gradients:
         optimizer.zero_grad()
-        scales = usual * torch.exp(t / usual)
-        scales.backward(gradient)
+        clips = usual * torch.exp(t / usual)
+        clips.backward(gradient)
         nn.utils.clip_grad_norm_([t], norm)
         optimizer.step()
         seen.append((usual * torch.exp(t / usual)).detach())
@@ -116,28 +116,28 @@ def reference(usual, norm, lr, gradients):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.floats(0.5, 50), st.sampled_from([0.005, 0.02]))
-def test_scales_step_as_torch_steps_their_logarithms(seed, norm, lr):
+def test_clips_step_as_torch_steps_their_logarithms(seed, norm, lr):
     generator = torch.Generator().manual_seed(seed)
     gradients = 3 * torch.randn(6, 3, generator=generator, dtype=torch.float64)
     usual = [3.0, 1.0, 2.0]
-    scales = [nn.Parameter(torch.tensor([u], dtype=torch.float64)) for u in usual]
-    groups = [{"name": name, "params": scales if name == "ranges" else []} for name in ("decayed", "free", "ranges")]
-    optimizer = ScaleFreeSGD(groups, dict(zip(scales, usual, strict=True)), lr=lr, momentum=0.9, nesterov=True)
+    clips = [nn.Parameter(torch.tensor([u], dtype=torch.float64)) for u in usual]
+    groups = [{"name": name, "params": clips if name == "ranges" else []} for name in ("decayed", "free", "ranges")]
+    optimizer = ScaleFreeSGD(groups, dict(zip(clips, usual, strict=True)), lr=lr, momentum=0.9, nesterov=True)
     for gradient, expected in zip(gradients, reference(usual, norm, lr, gradients), strict=True):
-        for scale, own in zip(scales, gradient, strict=True):
-            scale.grad = own.reshape(1).clone()
+        for clip, own in zip(clips, gradient, strict=True):
+            clip.grad = own.reshape(1).clone()
         optimizer.clip_gradients(norm)
         optimizer.step()
-        torch.testing.assert_close(torch.cat([s.detach() for s in scales]), expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(torch.cat([s.detach() for s in clips]), expected, rtol=1e-6, atol=0)
 
 
-def test_a_scale_keeps_its_sign_and_at_most_doubles_or_halves():
-    scales = [nn.Parameter(torch.tensor([value])) for value in (1e-6, -2.0, 1e6)]
-    optimizer = ScaleFreeSGD([{"params": scales}], dict.fromkeys(scales, 1.0), lr=10.0)
-    for scale in scales:
-        scale.grad = torch.tensor([1e9])
+def test_a_step_keeps_the_sign_and_at_most_doubles_or_halves():
+    clips = [nn.Parameter(torch.tensor([value])) for value in (1e-6, -2.0, 1e6)]
+    optimizer = ScaleFreeSGD([{"params": clips}], dict.fromkeys(clips, 1.0), lr=10.0)
+    for clip in clips:
+        clip.grad = torch.tensor([1e9])
     optimizer.step()
-    assert [scale.item() for scale in scales] == pytest.approx([0.5e-6, -4.0, 0.5e6])
+    assert [clip.item() for clip in clips] == pytest.approx([0.5e-6, -4.0, 0.5e6])
 
 
 class Units(nn.Module):
@@ -172,8 +172,8 @@ def narrowed(net, scheme, images):
             operand.double()
     calibrate_ranges(net, images)
     with torch.no_grad():
-        for scale in learned_scales(net):
-            scale.mul_(0.5)
+        for clip in relative_parameters(net):
+            clip.mul_(0.5)
     return net
 
 
@@ -187,10 +187,10 @@ def trained(net, few, lr=0.1):
 
 
 def split_state(net):
-    """The weights and the learned scales of a network."""
-    scales = {id(scale) for scale in learned_scales(net)}
+    """The weights, and the clips and steps, of a network."""
+    clips = {id(clip) for clip in relative_parameters(net)}
     named = dict(net.named_parameters())
-    return ({k: p.detach() for k, p in named.items() if (id(p) in scales) == which} for which in (False, True))
+    return ({k: p.detach() for k, p in named.items() if (id(p) in clips) == which} for which in (False, True))
 
 
 @pytest.mark.parametrize("scheme", [LINEAR, LSQ_SCALE_FREE, BATCHQUANT], ids=lambda scheme: scheme.name)
@@ -199,17 +199,17 @@ def test_units_of_activations_do_not_change_training(scheme, c, few):
     """Momentum, decay of weights and clipping of gradients are those of all recipes."""
     images = few.calibration.images.double()
     plain, other = (trained(network(unit, scheme, images), few) for unit in (1.0, c))
-    weights, scales = split_state(plain)
-    other_weights, other_scales = split_state(other)
+    weights, clips = split_state(plain)
+    other_weights, other_clips = split_state(other)
     tolerance = {"rtol": 0, "atol": 0} if math.log2(c).is_integer() else {"rtol": 1e-6, "atol": 1e-9}
     for name, value in weights.items():
         torch.testing.assert_close(other_weights[name], value, msg=name, **tolerance)
     start = dict(network(1.0, scheme, images).named_parameters())
-    for name, value in scales.items():
+    for name, value in clips.items():
         factor = c if "act_quant" in name and name != "0.act_quant" else 1.0
-        torch.testing.assert_close(other_scales[name] / factor, value, msg=name, **tolerance)
+        torch.testing.assert_close(other_clips[name] / factor, value, msg=name, **tolerance)
         assert not torch.equal(start[name], value)  # it was learned
-    assert bool(scales) == (scheme != BATCHQUANT)
+    assert bool(clips) == (scheme != BATCHQUANT)
 
 
 @pytest.mark.parametrize("scheme", [LINEAR_PUBLISHED, LSQ], ids=lambda scheme: scheme.name)
@@ -267,15 +267,15 @@ def test_a_step_of_zero_can_grow():
     assert step.grad.item() == pytest.approx((3 * 1 - 4 * 2 + 3 * 3) / math.sqrt(3 * 3))
 
 
-def test_which_scales_move_by_fractions():
-    assert set(LinearActivationQuantizer(signed=True).scales().values()) == {3.0}
-    assert not LinearActivationQuantizer(signed=True, published=True).scales()
-    assert not LsqQuantizer(signed=True).scales()  # as OQA
-    assert len(PerBits(lambda: LsqQuantizer(signed=True, scale_free=True), (2, 4)).scales()) == 2
+def test_which_parameters_move_by_fractions():
+    assert set(LinearActivationQuantizer(signed=True).relative_parameters().values()) == {3.0}
+    assert not LinearActivationQuantizer(signed=True, published=True).relative_parameters()
+    assert not LsqQuantizer(signed=True).relative_parameters()  # as OQA
+    assert len(PerBits(lambda: LsqQuantizer(signed=True, scale_free=True), (2, 4)).relative_parameters()) == 2
     for scheme in SCHEMES.values():
         for quantizer in (scheme.weight(), scheme.activation(True)):
             learned = {id(parameter) for parameter in quantizer.learned_parameters()}
-            assert {id(scale) for scale in quantizer.scales()} <= learned
+            assert {id(clip) for clip in quantizer.relative_parameters()} <= learned
 
 
 # Published behaviour by name
@@ -295,7 +295,7 @@ def test_a_float_supernet_gets_the_quantizers_of_a_scheme():
     assert (linear.scheme, published.scheme) == (LINEAR, LINEAR_PUBLISHED)
     own = published.state_dict()
     assert all(torch.equal(own[key], value) for key, value in source.state_dict().items())
-    assert learned_scales(linear)
-    assert not learned_scales(published)
+    assert relative_parameters(linear)
+    assert not relative_parameters(published)
     steps = build_supernet(OQA_MBV2_GLYPHS, LSQ)
     assert with_quantizers(steps, LINEAR) is steps  # it was trained with its own

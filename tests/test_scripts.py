@@ -272,6 +272,20 @@ def test_pairs_of_another_supernet_are_not_mixed_in(here):
     assert not (here / "models/other/acc.pt").exists()
 
 
+def test_published_quantizers_by_name(here):
+    search([*SEARCH, "--exp_name", "published"])
+    quant_aware(["--exp_name", "published", "--recipe", "tiny", "--quantizer", "linear-published"])
+    schemes = {}
+    for name in ("published", "demo"):
+        weights = torch.load(here / f"exps/{name}/checkpoint/model_best.pth.tar", weights_only=True)
+        schemes[name] = weights["scheme"]
+    assert schemes == {"published": "linear-published", "demo": "linear"}
+    report(["--exp_dir", "exps/published"])
+    asked = ["--prepare", "acc_quant", "--acc_train_sample", "13", "--recipe", "tiny", "--overwrite"]
+    with pytest.raises(UserError, match="quantizer was linear, is linear-published"):
+        search([*asked, "--quantizer", "linear-published"])
+
+
 def test_changed_arch_is_noticed(here):
     search([*SEARCH, "--exp_name", "other", "--seed", "1"])
     quant_aware(["--exp_name", "other", "--recipe", "tiny"])

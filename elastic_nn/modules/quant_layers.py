@@ -90,9 +90,9 @@ def learned_parameters(net: nn.Module) -> list[nn.Parameter]:
     return list(dict.fromkeys(found))
 
 
-def learned_scales(net: nn.Module) -> dict[nn.Parameter, float]:
+def relative_parameters(net: nn.Module) -> dict[nn.Parameter, float]:
     """Those of `learned_parameters` that training moves by fractions of their size, each with its usual size."""
-    return {scale: usual for quantizer in _all_quantizers(net) for scale, usual in quantizer.scales().items()}
+    return {p: usual for quantizer in _all_quantizers(net) for p, usual in quantizer.relative_parameters().items()}
 
 
 def quantizer_keys(net: nn.Module) -> set[str]:

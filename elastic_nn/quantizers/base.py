@@ -82,7 +82,7 @@ class Quantizer(nn.Module, ABC):
         """Ranges, steps and offsets that training learns, without weight decay and with gradients clipped apart."""
         return list(self.parameters())
 
-    def scales(self) -> dict[nn.Parameter, float]:
+    def relative_parameters(self) -> dict[nn.Parameter, float]:
         """The learned parameters that training moves by fractions of their size, each with its usual size.
 
         They are in the units of the values that are quantized, and not 0 once calibrated. At its usual size a parameter

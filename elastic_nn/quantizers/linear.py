@@ -31,7 +31,7 @@ class LinearActivationQuantizer(Quantizer):
 
     `signed` activations (linear bottlenecks) spend one bit on the sign. The `published` quantizer differs in two ways:
     its clip is calibrated to at most 6, whatever the network's activation function, and training moves it by amounts
-    that do not depend on its size (see `Quantizer.scales`).
+    that do not depend on its size (see `relative_parameters`).
     """
 
     def __init__(self, signed: bool, *, published: bool = False) -> None:
@@ -63,7 +63,7 @@ class LinearActivationQuantizer(Quantizer):
         self.range.fill_(max(chosen, self.range.item()) if self._calibrated else chosen)
         self._calibrated = True
 
-    def scales(self) -> dict[nn.Parameter, float]:
+    def relative_parameters(self) -> dict[nn.Parameter, float]:
         return {} if self.published else {self.range: USUAL_CLIP}
 
     @torch.no_grad()

@@ -55,7 +55,7 @@ class LsqQuantizer(Quantizer):
     train together must calibrate first, or each would start from its own images.
 
     As published, training moves the step by amounts that do not depend on its size. It may cross zero and come back,
-    because only its magnitude counts. The `scale_free` one moves by fractions of its size (see `Quantizer.scales`).
+    because only its magnitude counts. If `scale_free`, it moves by fractions of its size (`relative_parameters`).
     """
 
     def __init__(self, signed: bool, *, scale_free: bool = False) -> None:
@@ -95,7 +95,7 @@ class LsqQuantizer(Quantizer):
             self.step.copy_(step)
         self._count += v.numel()
 
-    def scales(self) -> dict[nn.Parameter, float]:
+    def relative_parameters(self) -> dict[nn.Parameter, float]:
         return {self.step: USUAL_STEP} if self.scale_free else {}
 
     @torch.no_grad()

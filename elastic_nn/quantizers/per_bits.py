@@ -59,8 +59,8 @@ class PerBits(Quantizer):
     def learned_parameters(self) -> list[nn.Parameter]:
         return [parameter for quantizer in self.of_bits.values() for parameter in quantizer.learned_parameters()]
 
-    def scales(self) -> dict[nn.Parameter, float]:
-        return {scale: usual for quantizer in self.of_bits.values() for scale, usual in quantizer.scales().items()}
+    def relative_parameters(self) -> dict[nn.Parameter, float]:
+        return {p: usual for part in self.of_bits.values() for p, usual in part.relative_parameters().items()}
 
     @property
     def needs_statistics(self) -> bool:
