@@ -72,7 +72,9 @@ def test_steps_after_the_first_need_no_data(tmp_path, monkeypatch):
     monkeypatch.setattr(found_subnet, "quantized_subnet", lambda *_: cut_out)
     monkeypatch.setattr(experiment_finetune, "finetune", lambda *_, **__: (0.5, cut_out.state_dict()))
     quant_aware(["--exp_dir", "a"])
-    monkeypatch.setattr(experiment_report, "measure", lambda *_: (Accuracy(top1=0.5, top5=1.0, loss=1.0, n_images=9), 0))
+    monkeypatch.setattr(
+        experiment_report, "measure", lambda *_: (Accuracy(top1=0.5, top5=1.0, loss=1.0, n_images=9), 0)
+    )
     report(["--exp_dir", "a"])
     cats.rename(tmp_path / "dogs")
     with pytest.raises(UserError, match="cats, which is not there: give their folder with --data"):
