@@ -98,7 +98,7 @@ class Experiment:
         """
         with locked(self.path) as lock:
             if lock.seen is None:
-                _clear(lock.folder)
+                _clear(lock)
                 lock.seen = self._choice()
             yield lock
 
@@ -229,15 +229,15 @@ class Experiment:
             raise UserError(f"{self.arch}: {error}") from error
 
 
-def _clear(folder: Path) -> None:
-    """Remove what killed runs left in and beside the folder of an experiment, whose lock is held."""
-    restore(folder)
-    for left in staged(folder):
-        if listed_files(left):
-            remove(left, contents_of(left).own)  # an old experiment; or a new one that is complete
+def _clear(lock: Lock) -> None:
+    """Remove what killed runs left in and beside the folder of an experiment."""
+    restore(lock.folder)
+    for left in staged(lock.folder):
+        if identity(left) == lock.replaced:  # the old experiment: nothing of others may go with it
+            remove(left, contents_of(left).own)
         else:
             shutil.rmtree(left, ignore_errors=True)
-    unlink(folder, contents_of(folder).leftover)
+    unlink(lock.folder, contents_of(lock.folder).leftover)
 
 
 def get_experiment(name: str, folder: Path | None = None) -> Experiment:

@@ -42,12 +42,14 @@ class Lock:
         folder: the folder, without symbolic links.
         file: descriptor of the lock's file.
         finished: whether the last run was this very command, and was killed when its result was in place already.
+        replaced: identity of what the result of a killed run was to replace or has replaced.
         seen: what the folder's owner saw there at the start.
     """
 
     folder: Path
     file: int
     finished: bool = False
+    replaced: list[int] | None = None
     seen: Any = None
     _note: Note = field(default_factory=dict)
 
@@ -130,7 +132,7 @@ def _take(folder: Path, place: Path) -> Lock:
         raise UserError(f"{path} is in the way: it is not a lock of this program")
     me: Note = {"command": shlex.join(sys.argv), "folder": str(Path.cwd())}
     finished = _published(before) and {key: before.get(key) for key in me} == me
-    lock = Lock(place, file, finished, _note={"pid": os.getpid(), "host": platform.node(), **me})
+    lock = Lock(place, file, finished, before.get("was"), _note={"pid": os.getpid(), "host": platform.node(), **me})
     _write(file, lock._note)
     return lock
 

@@ -53,9 +53,9 @@ class Contents:
     foreign: frozenset[str]
 
     @property
-    def own(self) -> frozenset[str]:
-        """All that this program wrote."""
-        return self.finished | self.unfinished | self.leftover
+    def own(self) -> list[str]:
+        """All that this program wrote. The list of files comes last: until it is removed, it says what else may be."""
+        return sorted(self.finished | self.unfinished | self.leftover, key=lambda path: (path == CONFIG, path))
 
 
 def contents_of(folder: Path) -> Contents:
