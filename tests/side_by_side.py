@@ -1,9 +1,9 @@
 """Runs scripts side by side, each in a process of its own, for tests/test_concurrency.py.
 
-Imports everything once and then forks, so that a run costs little more than its work. Images are few and predictors are
-trained shortly: what is tested is who writes what. Reads lines `[[script, word, ...], ...]`; a line is one round.
-Answers each with a line `[[exit code, stdout, stderr], ...]`. A line with one run is run here, so that what it imports
-is there for all later ones.
+Imports everything once and then forks, so that a run costs little more than its work. Images are few, accuracies of
+pairs made up, pictures empty and trainings of predictors short: what is tested is who writes what. Reads lines
+`[[script, word, ...], ...]`; a line is one round. Answers each with a line `[[exit code, stdout, stderr], ...]`. A line
+with one run is run here, so that what it imports is there for all later ones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import io
 import json
 import os
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -25,9 +24,12 @@ from conftest import script
 import elastic_nn.training.experiment_finetune
 import elastic_nn.training.found_subnet
 import elastic_nn.training.model_training
+import elastic_nn.training.pairs
+import methods.evolution.search
 import methods.prepare.predictor
 import report.experiment_report
 from apq.cli import run
+from apq.files import atomic_open
 from dataset import load_splits
 from dataset.splits import Splits, TensorImages
 
@@ -73,26 +75,36 @@ def work(words, start, out, err):
 def side_by_side(runs):
     """[exit code, stdout, stderr] of each run. All start at once."""
     start, hold = os.pipe()
-    files = [[tempfile.TemporaryFile() for _ in range(2)] for _ in runs]
-    children = []
+    children, files = [], [[os.memfd_create(name) for name in ("out", "err")] for _ in runs]
     for words, (out, err) in zip(runs, files, strict=True):
         children.append(os.fork())
         if not children[-1]:
             os.close(hold)
             code = 99
             try:
-                code = work(words, start, out.fileno(), err.fileno())
+                code = work(words, start, out, err)
             finally:
                 os._exit(code)
     os.close(hold)
     answers = []
     for child, pair in zip(children, files, strict=True):
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        answers.append([code, *(os.pread(file.fileno(), 1 << 20, 0).decode() for file in pair)])
+        answers.append([code, *(os.pread(file, 1 << 20, 0).decode() for file in pair)])
         for file in pair:
-            file.close()
+            os.close(file)
     os.close(start)
     return answers
+
+
+def made_up(supernet, subnet, *args):
+    """An accuracy that depends on the subnet."""
+    return sum(subnet.e) / 1000
+
+
+def draw_nothing(history, path, **options):
+    """Write a file in place of a picture."""
+    with atomic_open(path, "wb") as file:
+        file.write(b"picture")
 
 
 def alone(name, *words):
@@ -108,6 +120,8 @@ if __name__ == "__main__":
         module.load_splits = few
     config = methods.prepare.predictor.PredictorConfig
     methods.prepare.predictor.PredictorConfig = partial(config, epochs=2)
+    elastic_nn.training.pairs.subnet_top1 = made_up
+    methods.evolution.search.plot_history = draw_nothing
     for line in sys.stdin:
         runs = json.loads(line)
         print(json.dumps(side_by_side(runs) if len(runs) > 1 else alone(*runs[0])), flush=True)
