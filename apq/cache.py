@@ -11,6 +11,7 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.files import atomic_open, read_arrays
+from apq.leftovers import sweep_cache
 
 CHECKSUM = "checksum"  # name of the array that holds the checksum of the others
 
@@ -21,6 +22,7 @@ def write_cache(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays with their checksum. They can be used even where this fails, so that failure is silent."""
     with contextlib.suppress(OSError, UserError), atomic_open(file, "wb") as out:
         np.savez(out, **arrays, **{CHECKSUM: _checksum(arrays)})
+    sweep_cache(file.parent)
 
 
 def read_cache(file: Path, forms: Mapping[str, Form]) -> dict[str, np.ndarray] | None:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from apq.errors import UserError
 from apq.exits import Main, drop_output, exit_code, quiet_interrupts, steady_streams
 from apq.names import shown
+from apq.processes import first_process
 
 quiet_interrupts()  # scripts import this module first, and slow ones after it
 
@@ -124,8 +125,13 @@ def add_execution_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(main: Main, name: str | None = None) -> NoReturn:
-    """Run a script's main function and exit, see `exit_code`. The plugins are imported first, see `import_plugins`."""
+def run(main: Main, name: str | None = None, *, alone: bool = False) -> NoReturn:
+    """Run a script's main function and exit, see `exit_code`. The plugins are imported first, see `import_plugins`.
+
+    Of several processes of torchrun the first alone runs it, if `alone` is set.
+    """
+    if alone and not first_process():
+        sys.exit(0)
 
     def with_plugins(argv: list[str] | None) -> None:
         import_plugins()

@@ -10,8 +10,9 @@ Each prints a table and writes a PNG. `diagram` takes any experiment, or an arch
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from apq.cli import Parser, run, table
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import Record, check_new, read_json
+from apq.lock import real
+from apq.manifest import listed_files
 from apq.presets import get_space
 from apq.search_result import read_result
 from apq.space import SearchSpace
@@ -78,11 +81,29 @@ def main(argv: list[str] | None = None) -> None:
         check_new(args.out, args.overwrite)
     out = args.out or (first if first.is_dir() else first.parent) / f"{args.what}.png"
     replaced = " (replaced)" if out.exists() else ""
-    analysis = {"depths": depths, "shapes": shapes, "diagram": diagram}[args.what](args, out)
+    with place_of(out, overwrite=args.overwrite) as picture:
+        analysis = {"depths": depths, "shapes": shapes, "diagram": diagram}[args.what](args, picture)
     if args.json:
         print(json.dumps({**analysis.facts, "plot": str(out)}))
         return
     print("\n".join([table(analysis.rows), *analysis.notes, f"plot: {out}{replaced}"]))
+
+
+@contextlib.contextmanager
+def place_of(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield the file to draw to. In an experiment it becomes one of its files.
+
+    UserError for a file of others, which only `overwrite` replaces.
+    """
+    if listed_files(real(out.parent)):
+        with Experiment(out.parent).adding(out.name) as own:
+            yield own
+        return
+    from report.plots import check_ours
+
+    if not overwrite:
+        check_ours(out)
+    yield out
 
 
 def depths(args: argparse.Namespace, out: Path) -> Analysis:
@@ -182,4 +203,4 @@ def names_of(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 if __name__ == "__main__":
-    run(main, "python -m report.analyse")
+    run(main, "python -m report.analyse", alone=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -15,31 +17,66 @@ from torch import Tensor
 
 from apq.device import process_number
 from apq.errors import UserError, one_line
+from apq.lock import Lock
+from apq.processes import several_processes
 from elastic_nn.training.session import ONE_PROCESS, Execution
 
 
 @contextlib.contextmanager
-def processes(device: torch.device, execution: Execution = ONE_PROCESS) -> Iterator[Execution]:
+def joined(device: torch.device, execution: Execution = ONE_PROCESS) -> Iterator[Execution]:
     """Context that yields the execution with this process's rank and the world size, as torchrun set them.
 
-    The processes can communicate in the block. Without torchrun there is one process.
+    The processes can communicate in the block. Without torchrun there is one process. At the end no process waits for
+    the others, so that the first can go on alone.
     """
-    if "WORLD_SIZE" not in os.environ:
+    if not several_processes():
         yield execution
         return
-    _check_torchrun()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    # The timeout is long because one process may measure subnets for hours while the others wait.
-    try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
-    except (RuntimeError, ValueError) as error:  # of the address, of the network
-        raise UserError(f"the processes cannot be connected: {one_line(error)}") from error
+    outermost = not dist.is_initialized()
+    if outermost:
+        _check_torchrun()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        # The timeout is long because one process may measure subnets for hours while the others wait.
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
+        except (RuntimeError, ValueError) as error:  # of the address, of the network
+            raise UserError(f"the processes cannot be connected: {one_line(error)}") from error
     try:
         yield replace(execution, rank=dist.get_rank(), world_size=dist.get_world_size())
-        dist.barrier()
     finally:
-        dist.destroy_process_group()
+        if outermost:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def processes(device: torch.device, execution: Execution = ONE_PROCESS) -> Iterator[Execution]:
+    """As `joined`, but at the end all processes wait for each other."""
+    with joined(device, execution) as own:
+        yield own
+        wait(own)
+
+
+@contextlib.contextmanager
+def locked_by_first(lock: AbstractContextManager[Lock], execution: Execution) -> Iterator[bool]:
+    """Hold a lock for all processes, in the first. Yields whether the killed run before had finished (`Lock.finished`).
+
+    Where it cannot be had, the first process raises its UserError, and the others end without a word.
+    """
+    with contextlib.ExitStack() as stack:
+        error, answer = None, [None]
+        if execution.main:
+            try:
+                answer = [stack.enter_context(lock).finished]
+            except UserError as raised:
+                error = raised
+        if execution.world_size > 1:
+            dist.broadcast_object_list(answer)
+        if error is not None:
+            raise error
+        if answer[0] is None:
+            sys.exit(2)
+        yield answer[0]
 
 
 def _check_torchrun() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from apq.bit_widths import bits_throughout
-from apq.checkpoint import digest
+from apq.checkpoint import digest, load_checkpoint
 from apq.errors import UserError
-from apq.files import Record, check_writable, write_json
+from apq.files import Record, check_writable, read_json, write_json
 from apq.model_folder import ModelFolder
 from apq.presets import get_space
 from apq.resume import Resume
@@ -21,7 +21,7 @@ from dataset.imagenet import image_folder_space, report_unreadable
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import BATCHQUANT, FLOAT, LSQ, QuantScheme, scheme_named
-from elastic_nn.training.distributed import check_agreement
+from elastic_nn.training.distributed import check_agreement, locked_by_first
 from elastic_nn.training.progressive_shrinking import SupernetPlan, supernet_record, train_supernet
 from elastic_nn.training.recipe import with_batch_size
 from elastic_nn.training.recipes import get_recipe
@@ -46,7 +46,10 @@ class SupernetRequest:
 
 
 def train_space(request: SupernetRequest, device: torch.device, execution: Execution) -> tuple[Path, list[Record]]:
-    """Train the supernet, write its file and `training.json`. Returns the file and one record a phase."""
+    """Train the supernet, write its file and `training.json`. Returns the file and one record a phase.
+
+    No other run can write their folder meanwhile; UserError names the process of one that does.
+    """
     space = get_space(request.space)
     if request.data:
         space = image_folder_space(space, request.data)
@@ -55,31 +58,58 @@ def train_space(request: SupernetRequest, device: torch.device, execution: Execu
     if request.batch_size:
         recipe = with_batch_size(recipe, request.batch_size)
     folder = ModelFolder(request.out or default_folder(space, scheme))
-    if folder.supernet.exists() and not request.overwrite:
+    with locked_by_first(folder.locked(), execution) as finished:
+        if finished:
+            records = load_checkpoint(folder.supernet, ("records",))["records"]
+            if execution.main:
+                print(f"{folder.supernet} is finished: the run was killed after it was in place", file=sys.stderr)
+                folder.supernet_state.unlink(missing_ok=True)
+        else:
+            check_free(folder, overwrite=request.overwrite)
+            start, origin, images = (None, {}, None) if request.start_from is None else load_start(request.start_from)
+            plan = SupernetPlan(space=space, recipe=recipe, scheme=scheme, start=start)
+            if execution.main and (problem := why_not_priced(space, cost_model_from_flags(None, None))):
+                print(f"warning: {problem}; searches of this space will need --config or --table", file=sys.stderr)
+            splits = load_splits(space, request.data)  # last, because drawing or listing images may take long
+            if request.start_from is not None:
+                check_classes(splits, images, request.start_from)
+            session = Session(splits=splits, device=device, seed=request.seed, execution=execution, progress=True)
+            records = _train(request, plan, session, folder, origin)
+    return folder.supernet, records
+
+
+def check_free(folder: ModelFolder, *, overwrite: bool) -> None:
+    """UserError if the folder has a supernet that may not be replaced, a `training.json` of others, or is read-only."""
+    if folder.supernet.exists() and not overwrite:
         raise UserError(f"{folder.supernet} exists; choose another --out or give --overwrite")
+    if folder.training.exists():
+        record = read_json(folder.training)
+        if not (isinstance(record, dict) and {"space", "recipe", "phases"} <= record.keys()):
+            raise UserError(f"{folder.training} exists, and no training wrote it: choose another --out")
     check_writable(folder.path)
-    start, origin, images = (None, {}, None) if request.start_from is None else load_start(request.start_from)
-    plan = SupernetPlan(space=space, recipe=recipe, scheme=scheme, start=start)
-    if execution.main and (problem := why_not_priced(space, cost_model_from_flags(None, None))):
-        print(f"warning: {problem}; searches of this space will need --config or --table", file=sys.stderr)
-    splits = load_splits(space, request.data)  # last, because drawing or listing images may take long
-    if request.start_from is not None:
-        check_classes(splits, images, request.start_from)
-    session = Session(splits=splits, device=device, seed=request.seed, execution=execution, progress=True)
+
+
+def _train(
+    request: SupernetRequest, plan: SupernetPlan, session: Session, folder: ModelFolder, origin: Record
+) -> list[Record]:
+    """Train and write the files. Returns one record a phase."""
+    splits, execution, space, recipe = session.splits, session.execution, plan.space, plan.recipe
     record = supernet_record(plan, session)
     check_agreement(record, execution)
     resume = Resume(folder.supernet_state, record, "training", request.overwrite, writes=execution.main)
     if execution.main:
-        print(f"space {space.name}, recipe {recipe.name}, quantizers {scheme.name}", file=sys.stderr)
+        print(f"space {space.name}, recipe {recipe.name}, quantizers {plan.scheme.name}", file=sys.stderr)
     net, records = train_supernet(plan, session, resume, log_phase if execution.main else lambda record: None)
     if execution.main:
         report_unreadable(splits)
         facts = {"seed": request.seed, **origin, **recorded_folder(request.data)}
         write_json(folder.training, {"space": space.name, "recipe": recipe.name, **facts, "phases": records})
-        # The supernet comes last: where it exists, all is complete.
-        save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, records=records, **facts)
+        with folder.locked() as lock:
+            # The supernet comes last: where it exists, all is complete.
+            lock.publishing(folder.supernet)
+            save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, records=records, **facts)
         resume.done()
-    return folder.supernet, records
+    return records
 
 
 def usual_scheme(space: SearchSpace) -> QuantScheme:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from apq.errors import UserError
 from apq.files import check_writable
@@ -54,6 +55,11 @@ class Preparation:
         return self.kind == "acc_quant"
 
     @property
+    def target(self) -> Path:
+        """The file of the predictor."""
+        return self.folder.predictor(self.kind)
+
+    @property
     def as_is(self) -> bool:
         """Whether subnets are measured as they are: unless quantizers were added to a float supernet."""
         return self.supernet.scheme.trains_supernets
@@ -67,7 +73,7 @@ def check(args: argparse.Namespace, execution: Execution) -> Preparation:
     folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
     if args.acc_train_sample is not None and args.acc_train_sample < FEWEST_PAIRS:
         raise UserError(f"--acc_train_sample {args.acc_train_sample}: a predictor needs at least {FEWEST_PAIRS} pairs")
-    target = folder.acc_quant if quantized else folder.acc
+    target = folder.predictor(args.prepare)
     if target.exists() and not args.overwrite:
         raise UserError(f"{target} exists; give --overwrite to train it anew (existing pairs are kept)")
     supernet, origin = (load_quantized_supernet if quantized else load_supernet)(folder.supernet)

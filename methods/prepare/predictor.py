@@ -13,10 +13,11 @@ import torch
 from apq.checkpoint import digest
 from apq.device import resolve_device
 from apq.files import SAVE_SECONDS, Record
+from apq.model_folder import ModelFolder
 from apq.resume import Resume
 from apq.space import space_to_dict
 from dataset.imagenet import report_unreadable
-from elastic_nn.training.distributed import check_agreement, processes, wait
+from elastic_nn.training.distributed import check_agreement, joined, locked_by_first, wait
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.session import Session
@@ -27,14 +28,32 @@ from utils.predictor_training import PredictorConfig, train_predictor, training_
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Gather pairs from the supernet in all processes, and train the predictor in the first."""
-    device = resolve_device(args.device)
-    with processes(device) as execution:
+    """Gather pairs from the supernet in all processes, and train the predictor in the first.
+
+    No other run can write the folder of the predictor meanwhile, or that of the pairs; UserError names the process of
+    one that does.
+    """
+    device, folder = resolve_device(args.device), ModelFolder(args.acc_predictor_dir)
+    with joined(device) as execution, locked_by_first(folder.locked(), execution) as finished:
+        if finished:
+            if execution.main:
+                say_finished(args, folder)
+            return
         task = check(args, execution)
         config = PredictorConfig(seed=args.seed, hidden=task.recipe.predictor_hidden)
         made_by = gather(task, Session(splits=task.splits, device=device, seed=args.seed, execution=execution))
-    if execution.main:
-        fit(task, made_by, config, device, as_json=args.json)
+        if execution.main:
+            fit(task, made_by, config, device, as_json=args.json)
+
+
+def say_finished(args: argparse.Namespace, folder: ModelFolder) -> None:
+    """Print that the run that was killed had finished, and remove the state that it left."""
+    target = folder.predictor(args.prepare)
+    folder.state_of(target).unlink(missing_ok=True)
+    if args.json:
+        print(json.dumps({"predictor": str(target), "finished": True}))
+    else:
+        print(f"{target} is finished: the run was killed after it was in place")
 
 
 def gather(task: Preparation, session: Session) -> Record:
@@ -43,7 +62,14 @@ def gather(task: Preparation, session: Session) -> Record:
     weights = digest(task.supernet.state_dict())
     made_by = origin_of_pairs(session.seed, task.recipe, weights, task.splits.source, finetuned=not task.as_is)
     check_agreement({"space": space_to_dict(space), "pairs": task.n_pairs, **made_by}, execution)
-    missing = store.open(space, made_by, task.n_pairs)
+    with locked_by_first(store.locked(), execution):
+        measure_missing(task, session, store.open(space, made_by, task.n_pairs))
+    return made_by
+
+
+def measure_missing(task: Preparation, session: Session, missing: list[int]) -> None:
+    """Measure the missing pairs, each process its part, and append them to their store."""
+    execution, store = session.execution, task.store
     check_agreement({"pairs (their folder must be shared)": missing}, execution)
     wait(execution)  # no process appends before all have read which are missing
     started = time.perf_counter()
@@ -58,7 +84,6 @@ def gather(task: Preparation, session: Session) -> Record:
         a_minute = 60 * len(missing) / (time.perf_counter() - started)
         pace = f"{a_minute:.1f} subnets a minute on {execution.world_size} process(es)"
         print(f"{len(missing)} pairs measured, {pace}", file=sys.stderr)
-    return made_by
 
 
 def origin_of_pairs(seed: int, recipe: Recipe, weights: str, images: Record, *, finetuned: bool) -> Record:
@@ -82,7 +107,7 @@ def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: tor
 
     For finetuned pairs, which are few, it is transferred from the float predictor. Others start from random weights.
     """
-    target = task.folder.acc_quant if task.quantized else task.folder.acc
+    target = task.target
     genes, accuracies = task.store.load(task.space, task.n_pairs)
     how = {"quantize": task.quantized, "initial": task.initial, "config": config}
     asked = training_record(genes, accuracies, **how)
@@ -96,7 +121,9 @@ def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: tor
         "scores": asdict(scores),
         "predictor_training": asdict(config),
     }
-    save_predictor(target, predictor, facts)
+    with task.folder.locked() as lock:
+        lock.publishing(target)
+        save_predictor(target, predictor, facts)
     resume.done()
     if as_json:
         print(json.dumps({"predictor": str(target), **facts, "scores": scores.facts()}))
