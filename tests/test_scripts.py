@@ -282,7 +282,7 @@ def test_published_quantizers_by_name(here):
     assert schemes == {"published": "linear-published", "demo": "linear"}
     report(["--exp_dir", "exps/published"])
     asked = ["--prepare", "acc_quant", "--acc_train_sample", "13", "--recipe", "tiny", "--overwrite"]
-    with pytest.raises(UserError, match="quantizer was linear, is linear-published"):
+    with pytest.raises(UserError, match='quantizer was "linear", is "linear-published"'):
         search([*asked, "--quantizer", "linear-published"])
 
 
