@@ -220,12 +220,18 @@ def test_synchronised_norms_behave_as_those_of_torch(one_process, affine, tracke
 @pytest.mark.parametrize("kind", KINDS)
 def test_processes_refuse_statistics_that_they_cannot_share(kind):
     net = KINDS[kind]()
-    if kind in ("elastic", "SyncBatchNorm"):
+    if kind == "elastic":
         with shared_batch(net, 2):
-            assert getattr(net.norm, "synchronised", True)
+            assert net.norm.synchronised
         return
     message = f"layer norm is a {type(net.norm).__name__}, whose statistics 2 processes"
     with pytest.raises(UserError, match=message), shared_batch(net, 2):
         pass
     with shared_batch(net, 1):
+        pass
+    with pytest.raises(UserError, match=message), shared_batch(KINDS[kind](track_running_stats=False), 2):
+        pass
+    with shared_batch(nn.InstanceNorm2d(3), 2):  # each image has its own statistics
+        pass
+    with shared_batch(nn.SyncBatchNorm(3).to("meta"), 2):  # as on a GPU
         pass

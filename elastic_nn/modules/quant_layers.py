@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from apq.errors import UserError
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
@@ -146,9 +146,12 @@ def shared_batch(net: nn.Module, world_size: int) -> Iterator[None]:
         yield
         return
     norms = [module for module in net.modules() if isinstance(module, ElasticBatchNorm2d)]
+    synchronising = (ElasticBatchNorm2d,)
+    if any(parameter.device.type != "cpu" for parameter in net.parameters()):
+        synchronising = (ElasticBatchNorm2d, nn.SyncBatchNorm)  # torch's own needs a GPU
     for name, module in net.named_modules():
-        shared = isinstance(module, (ElasticBatchNorm2d, nn.SyncBatchNorm))
-        if isinstance(module, _NormBase) and module.track_running_stats and not shared:
+        takes = isinstance(module, _BatchNorm) or (isinstance(module, _NormBase) and module.running_mean is not None)
+        if takes and not isinstance(module, synchronising):
             raise UserError(
                 f"layer {name} is a {type(module).__name__}, whose statistics {world_size} processes cannot share: "
                 "train in one process"
