@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import asdict, replace
@@ -10,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 from bounded import refused
+from conftest import ROOT
 from example_spaces import ALL, TINY, WIDE
 from test_bounds import linux
 
-from apq.checkpoint import load_checkpoint, save_checkpoint
+from apq.checkpoint import save_checkpoint
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.genes import largest_subnet
 from apq.layers import ConvLayer, layers_of
-from apq.model import ModelSpec, model_to_dict
-from apq.operands import BLOCK_LAYERS, OperandBits
+from apq.model import model_to_dict
 from apq.policy import policy_from_dict
 from apq.presets import APQ_IMAGENET, DIGITS, QFA_MBV3, get_space
 from apq.search_result import read_result
@@ -46,7 +47,7 @@ DATA = space_to_dict(DIGITS)
 STAGE, KIND = DATA["stages"][0], DATA["operands"][0]
 SPACES = {
     "depths": {"stages": [{**STAGE, "depths": [1, 10**9]}]},
-    "many stages": {"stages": [STAGE] * 10**5},
+    "many stages": {"stages": [STAGE] * 5000},
     "width": {"stages": [{**STAGE, "width": 10**9}]},
     "stride": {"stages": [{**STAGE, "stride": 10**9}]},
     "weights": {"stages": [{**STAGE, "width": 60_000}], "ratios": [64]},
@@ -104,8 +105,6 @@ def test_large_spaces_that_people_may_want_are_not_refused():
 @pytest.mark.parametrize("space", [TINY, WIDE], ids=["tiny", "wide"])
 def test_the_size_of_a_space_counts_rules_as_one_by_one(space):
     """The count of each slot by brute force: every kernel with every combination of bits."""
-    import itertools
-
     combinations = itertools.product(space.kernel_sizes, itertools.product(*(kind.choices for kind in space.operands)))
     legal = sum(space.broken_rule(kernel, bits) is None for kernel, bits in combinations)
     total = 0
@@ -270,8 +269,6 @@ def test_pairs_with_impossible_numbers(tmp_path, value):
 @pytest.mark.parametrize("value", [HUGE, "x", [10**9], {"a": 1}], ids=["huge", "text", "list", "object"])
 def test_results_with_impossible_numbers(tmp_path, key, value):
     """The shipped search from coarse to fine, with one value changed."""
-    from conftest import ROOT
-
     for file in (ROOT / "exps/oqa-4bit").iterdir():
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -317,6 +314,3 @@ def test_a_damaged_cache_of_prices_is_not_believed():
 def test_every_space_here_is_read_back():
     for space in ALL.values():
         assert space_from_dict(json.loads(json.dumps(space_to_dict(space)))) == space
-    assert OperandBits(name="w", layers=BLOCK_LAYERS, operand="w", choices=(2, 32)).setting == "w_bits_setting"
-    assert ModelSpec(**PLAIN) == SPEC
-    assert load_checkpoint

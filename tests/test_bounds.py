@@ -6,7 +6,9 @@ import os
 import socket
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,15 @@ import torch
 from bounded import refused
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from apq.bounds import check_file, is_number, is_whole
 from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.files import read_arrays, read_json, read_jsonl
 from apq.policy import load_strategy
-from apq.presets import get_space
+from apq.presets import DIGITS, get_space
+from dataset.imagenet import image_folder_splits, unreadable
 from lut.measured import load_measured
 from lut.table import load as load_table
 from utils.predictor_files import load_predictor
@@ -248,3 +252,32 @@ def test_numbers_are_finite_and_in_range(value):
     assert is_number(value, -1, 2) == fits
     assert is_whole(value, -1, 2) == (fits and type(value) is int)
     assert not is_number(10**400)
+
+
+def png(width, height):
+    """A PNG file that declares a size and holds nothing."""
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(99))))
+    chunks = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@linux
+def test_images_of_any_size_and_pipes_are_skipped(tmp_path, capsys):
+    for part in ("train", "val"):
+        for kind in ("a", "b"):
+            (tmp_path / part / kind).mkdir(parents=True)
+            for i in range(8):
+                Image.new("RGB", (40, 40), (9 * i, 0, 0)).save(tmp_path / part / kind / f"{i}.png")
+    hostile = tmp_path / "val" / "a"
+    (hostile / "bomb.png").write_bytes(png(2**31 - 1, 2**31 - 1))
+    (hostile / "large.png").write_bytes(png(60_000, 60_000))
+    os.mkfifo(hostile / "pipe.jpg")
+    (hostile / "endless.jpg").symlink_to("/dev/zero")
+    spec = replace(DIGITS, dataset="imagenet", in_channels=3, n_classes=2)
+
+    def read():
+        test = image_folder_splits(spec, tmp_path).test
+        found = [test[i, 0] for i in range(len(test))]
+        raise UserError(f"{sum(image is not None for image in found)} images, {unreadable(test)} skipped")
+
+    assert refused(read) == "16 images, 4 skipped"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_architecture import FLOOR, files_of
 from test_ddpg import FEATURES, QUICK, decide, score
 from test_sequential import STATE, whole_way
 
@@ -154,6 +155,11 @@ def test_damaged_states_are_told_and_replaced(few, tmp_path, monkeypatch, work):
         save_checkpoint(resume.file, {**saved, "state": damage.applied(saved["state"])})
         assert "a.state.pt is damaged: " in told(partial(work, resume, few), damage)
     assert work(Resume(resume.file, {"seed": 0}, "search", restart=True), few) == whole
+
+
+def test_all_work_checks_its_state():
+    files = [file for room in FLOOR for file in files_of(room)]
+    assert not [str(file) for file in files if "resume.load()" in file.read_text()]
 
 
 @pytest.mark.parametrize("key", ["format", "asked", "state"])
