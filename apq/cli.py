@@ -15,7 +15,7 @@ from apq.errors import UserError
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        complete = action.default in (None, False) or "(default" in (action.help or "")
+        complete = action.default is None or action.default is False or "(default" in (action.help or "")
         return action.help if complete else super()._get_help_string(action)
 
 
