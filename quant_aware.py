@@ -20,7 +20,7 @@ def build_parser() -> Parser:
     parser.add_argument("--exp_name", default="test", help="name of the experiment: its folder is exps/NAME")
     parser.add_argument("--exp_dir", type=Path, help="folder of the experiment (default: exps/EXP_NAME)")
     parser.add_argument("--supernet", type=Path, help="file of the supernet (default: the one beside the predictor)")
-    parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
+    parser.add_argument("--data", type=Path, help="own images: train/CLASS, val/CLASS (default: of earlier steps)")
     parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the supernet's)")
     parser.add_argument("--quantizer", choices=of_activations(), help=QUANTIZER_HELP)
     parser.add_argument("--epochs", type=at_least(1), help="epochs of training (default: the recipe's)")

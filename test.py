@@ -23,7 +23,7 @@ def build_parser() -> Parser:
         type=Path,
         help="file of the supernet, if there is no checkpoint (default: the one beside the predictor)",
     )
-    parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
+    parser.add_argument("--data", type=Path, help="own images: train/CLASS, val/CLASS (default: of earlier steps)")
     add_cost_flags(parser, "what the search used")
     parser.add_argument("--batch_size", type=at_least(1, MOST_BATCH), default=256, help="images evaluated at a time")
     add_common_flags(parser, seed=False)

@@ -30,7 +30,7 @@ WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        complete = action.default in (None, False) or "(default" in (action.help or "")
+        complete = action.default is None or action.default is False or "(default" in (action.help or "")
         return action.help if complete else super()._get_help_string(action)
 
 

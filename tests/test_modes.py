@@ -69,7 +69,7 @@ def test_help_of_a_mode_shows_its_flags_and_no_others(mode, capsys):
         assert (flag in flags_of(text)) == (mode in owners), flag
 
 
-@pytest.mark.parametrize("words", [["--prepare", "acc", "-h"], ["--help", "--mode=ddpg", "--prepare=acc_quant"]])
+@pytest.mark.parametrize("words", [["--prepare", "acc", "-h"], ["--help", "--prepare=acc_quant"]])
 def test_preparing_is_a_mode_of_its_own(words, capsys):
     text = shown(capsys, words)
     assert {"--acc_train_sample", "--netinfo"} <= flags_of(text)

@@ -59,22 +59,17 @@ def test_steps_after_the_first_need_no_data(tmp_path, monkeypatch):
     with pytest.raises(pytest.fail.Exception, match=str(cats)):
         search(["--prepare", "acc", "--acc_predictor_dir", "m"])
 
-    experiment, (subnet,) = (
-        Experiment(tmp_path / "a"),
-        subnets_of(net.space, sample(net.space, 1, np.random.default_rng(0))),
-    )
+    genes = sample(net.space, 1, np.random.default_rng(0))
+    experiment, (subnet,) = Experiment(tmp_path / "a"), subnets_of(net.space, genes)
     choice = SubnetChoice(space=net.space, subnet=subnet, models=tmp_path / "m")
-    record = {"accelerator": {}, "table": None}
-    SearchResult(method="x", choice=choice, cost=1.0, quantity="latency", unit="ms", cost_model=record).write(
-        experiment
-    )
+    facts = {"cost": 1.0, "quantity": "latency", "unit": "ms", "cost_model": {"accelerator": {}, "table": None}}
+    SearchResult(method="x", choice=choice, **facts).write(experiment)
     cut_out = build_subnet(net.space, subnet, LINEAR)
     monkeypatch.setattr(found_subnet, "quantized_subnet", lambda *_: cut_out)
     monkeypatch.setattr(experiment_finetune, "finetune", lambda *_, **__: (0.5, cut_out.state_dict()))
     quant_aware(["--exp_dir", "a"])
-    monkeypatch.setattr(
-        experiment_report, "measure", lambda *_: (Accuracy(top1=0.5, top5=1.0, loss=1.0, n_images=9), 0)
-    )
+    measured = Accuracy(top1=0.5, top5=1.0, loss=1.0, n_images=9)
+    monkeypatch.setattr(experiment_report, "measure", lambda *_: (measured, 0))
     report(["--exp_dir", "a"])
     cats.rename(tmp_path / "dogs")
     with pytest.raises(UserError, match="cats, which is not there: give their folder with --data"):

@@ -22,7 +22,7 @@ def build_parser() -> Parser:
     add_scope_flag(parser)
     add_models_flag(parser)
     add_image_flags(parser)
-    group = parser.add_argument_group("measured subnets (defaults: those of a search that has begun)")
+    group = parser.add_argument_group("measured subnets (a search that has begun keeps its settings)")
     default = {field.name: field.default for field in fields(CoarseToFineConfig)}
     # No defaults here: a search that has begun is compared with the given flags alone.
     for name, kind, meaning in (

@@ -62,7 +62,7 @@ def add_image_flags(parser: Parser) -> None:
     """Add --data and --recipe."""
     from elastic_nn.training.recipes import RECIPES
 
-    parser.add_argument("--data", type=Path, help="image folder (train/CLASS, val/CLASS); digits and glyphs need none")
+    parser.add_argument("--data", type=Path, help="own images: train/CLASS, val/CLASS (default: of earlier steps)")
     parser.add_argument("--recipe", help=f"training recipe: {', '.join(RECIPES)} (default: the network's)")
 
 
