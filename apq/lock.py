@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from apq.errors import UserError
+from apq.files import check_writable
 
 PATIENCE_S, PAUSE_S = 1.0, 0.02  # a holder writes its process into the file at once after it has the lock
 MOST_SHOWN = 120  # characters of a command in a message
@@ -112,6 +113,7 @@ def locked(folder: Path) -> Iterator[Lock]:
 
 def _take(folder: Path, place: Path) -> Lock:
     path = lock_file(place)
+    check_writable(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:

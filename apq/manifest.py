@@ -79,13 +79,12 @@ def contents_of(folder: Path) -> Contents:
 
 def listed_files(folder: Path) -> set[str]:
     """The files of the finished experiment in a folder; none where there is no experiment."""
-    config = _json(folder / CONFIG)
-    if not _is_record(config):
+    config, made_by = _json(folder / CONFIG), _json(folder / MADE_BY)
+    if not (_is_record(config) or _is_provenance(made_by)):
         of_others = set() if config is None else {CONFIG}  # None: there is none, or it is damaged
         return OF_FORMAT_1 - of_others if _is_arch(_json(folder / ARCH)) else set()
-    if isinstance(files := config.get(KEY), list):
+    if isinstance(config, dict) and isinstance(files := config.get(KEY), list):
         return {CONFIG, *(str(name) for name in files)}
-    made_by = _json(folder / MADE_BY)
     files = made_by.get(KEY) if isinstance(made_by, dict) else None
     own = {str(name) for name in files} if isinstance(files, list) and files else OF_FORMAT_1
     return {CONFIG, MADE_BY, *own, *FINETUNED, *PICTURES}
@@ -165,6 +164,11 @@ def _is_record(config: Any) -> bool:
     if not isinstance(config, dict):
         return False
     return len(RECORD_KEYS & config.keys()) >= FEWEST_KEYS
+
+
+def _is_provenance(made_by: Any) -> bool:
+    """Whether `made_by.json` is that of a search. It still tells so where `config.json` is damaged."""
+    return isinstance(made_by, dict) and {"command", "date", "versions"} <= made_by.keys()
 
 
 def _is_arch(data: Any) -> bool:
