@@ -178,7 +178,7 @@ def check_optimizer(found: Any, optimizer: torch.optim.Optimizer) -> None:
     for index, values in found["state"].items():
         if not is_whole(index, 0, len(parameters) - 1) or not isinstance(values, Mapping):
             raise UserError("its optimizer has states of other parameters")
-        if values.keys() != STATES.get(type(optimizer), values.keys()):
+        if values.keys() != next((own for kind, own in STATES.items() if isinstance(optimizer, kind)), values.keys()):
             raise UserError(f"its optimizer lacks a part of the state of parameter {index}")
         for name, value in values.items():
             plain = value is None or is_number(value)
