@@ -120,6 +120,13 @@ def _parsed(text: str) -> Any:
     return json.loads(text, parse_int=_whole if LONG.search(text) else None, object_pairs_hook=_unambiguous)
 
 
+def _parsed_line(line: bytes, number: int) -> Any:
+    try:
+        return _parsed(line.decode())
+    except ValueError as error:
+        raise ValueError(f"line {number}: {one_line(error)}") from error
+
+
 def _whole(digits: str) -> int:
     if not -LARGEST - 1 <= (value := int(digits)) <= LARGEST:
         raise ValueError(f"the number {digits[:20]}... has more than 64 bits")
@@ -153,7 +160,7 @@ def read_jsonl(path: Path) -> list[Any]:
     if not path.exists():
         return []
     with reading(path):
-        return [_parsed(line.decode()) for line in read_lines(path)]
+        return [_parsed_line(line, number) for number, line in enumerate(read_lines(path), start=1)]
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:

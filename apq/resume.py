@@ -21,7 +21,7 @@ from apq.files import append_jsonl, read_json, read_jsonl, write_json
 from apq.leftovers import sweep
 from apq.schema import Check
 
-FORMAT = 1
+FORMAT = 2  # raise it when results of a training change: states of other versions are refused
 SUFFIX = ".state.pt"  # of state files; a finetune's has its published name instead
 MOST_SHOWN = 4  # differences that a message shows
 SHOWN = 40  # most characters of a value in a message

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -16,6 +17,8 @@ from dataset import load_splits
 from dataset.splits import Splits, TensorImages
 
 ROOT = Path(__file__).resolve().parent.parent
+hypothesis.settings.register_profile("apq", deadline=None)  # tests assert no times
+hypothesis.settings.load_profile("apq")
 GOLDEN = Path(os.environ.get("APQ_GOLDEN", ROOT.parent / "shared" / "golden"))
 
 

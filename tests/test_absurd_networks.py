@@ -209,7 +209,7 @@ def test_skeletons_of_named_networks(name):
 NUMBERS = [HUGE, -HUGE, math.nan, math.inf, 1e308, True, "1", None, [1], {"a": 1}, -1, 0.5]
 
 
-@pytest.mark.parametrize("value", NUMBERS, ids=str)
+@pytest.mark.parametrize("value", NUMBERS, ids=lambda value: str(value)[:20])
 @pytest.mark.parametrize("key", ["ks", "e", "d", "resolution", "pw_w_bits_setting"])
 def test_specs_with_impossible_numbers(key, value):
     spec = spec_of(DIGITS, largest_subnet(DIGITS))
@@ -221,7 +221,7 @@ def test_specs_with_impossible_numbers(key, value):
             subnet_from_spec(DIGITS, {**spec, key: changed})
 
 
-@pytest.mark.parametrize("value", NUMBERS, ids=str)
+@pytest.mark.parametrize("value", NUMBERS, ids=lambda value: str(value)[:20])
 @pytest.mark.parametrize("key", list(ConvLayer.__dataclass_fields__))
 def test_layers_of_policies_with_impossible_numbers(key, value):
     stored = of_policy(None)
@@ -232,12 +232,12 @@ def test_layers_of_policies_with_impossible_numbers(key, value):
         policy_from_dict({**stored, "layers": [layer]})
 
 
-@pytest.mark.parametrize("value", NUMBERS, ids=str)
+@pytest.mark.parametrize("value", NUMBERS, ids=lambda value: str(value)[:20])
 def test_files_of_costs_with_impossible_numbers(tmp_path, value):
     path = tmp_path / "f.json"
     if value not in (1e308, 0.5):
         path.write_text(json.dumps({"head": {"latency": value, "energy": 1.0}}))
-        with pytest.raises(UserError, match="head"):
+        with pytest.raises(UserError, match=r"head|64 bits"):
             load_table(path)
     for name in ("rows", "clock_mhz", "max_bits", "dram_nj_per_bit"):
         if value == 0.5 and name in ("clock_mhz", "dram_nj_per_bit"):
@@ -245,11 +245,11 @@ def test_files_of_costs_with_impossible_numbers(tmp_path, value):
         with pytest.raises(UserError, match=name):
             accelerator_from_dict({name: value})
         path.write_text(json.dumps({name: value}))
-        with pytest.raises(UserError, match=name):
+        with pytest.raises(UserError, match=rf"{name}|64 bits"):
             cost_model_from_flags(path, None)
 
 
-@pytest.mark.parametrize("value", NUMBERS, ids=str)
+@pytest.mark.parametrize("value", NUMBERS, ids=lambda value: str(value)[:20])
 def test_pairs_with_impossible_numbers(tmp_path, value):
     store, subnet = PairStore(tmp_path), largest_subnet(DIGITS)
     store.open(DIGITS, {}, 1)

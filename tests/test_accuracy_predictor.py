@@ -70,7 +70,7 @@ def test_published_full_precision_predictor(golden):
 @spaces
 @quantizes
 @given(seed=st.integers(0, 1000), n_layers=st.integers(1, 4))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_fast_is_the_same_function(space, quantize, seed, n_layers):
     predictor = filled(AccuracyPredictor(space, 50, n_layers, quantize), seed)
     genes = sample(space, 20, np.random.default_rng(seed))

@@ -34,7 +34,7 @@ def numbered(n):
     return TensorImages(torch.arange(n).view(n, 1, 1, 1).float(), torch.arange(n))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(n=st.integers(0, 5000), batch=st.integers(1, 300), ranks=st.integers(1, 40))
 def test_sizes_of_batches(n, batch, ranks):
     sizes = batch_sizes(n, batch, ranks)

@@ -146,7 +146,7 @@ def test_published_weights(golden):
     assert torch.equal(weight(w), quantize_lsq(w, step, case["bits"], signed=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 8), st.booleans(), st.floats(-1, 1), st.floats(-1, 1), st.integers(0, 1000))
 def test_gradients_are_those_of_the_plain_formula(bits, signed, scale, offset, seed):
     def plain(x, gain, offset):  # as in the paper, by autograd

@@ -160,7 +160,7 @@ def any_layer(draw):
 
 
 @pytest.mark.parametrize("chip", [Accelerator(), SMALL_CHIP], ids=["default", "small"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(layers=st.lists(any_layer(), min_size=1, max_size=3))
 def test_equals_slow_oracle(chip, layers):
     expected = [oracle(chip, layer) for layer in layers]

@@ -83,7 +83,7 @@ def test_every_interval_is_filled_evenly(space):  # TINY has too few networks: s
     assert not forbidden_slots(space, genes).any()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(4, 200), intervals=st.integers(1, 4))
 def test_a_small_space_gives_all_that_an_interval_has(seed, n, intervals):
     rows = every_row(TINY)

@@ -63,7 +63,7 @@ def test_dimensions(space):
 
 @spaces
 @seeds
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_decode_undoes_encode(space, seed):
     converter = Converter(space)
     genes = sample(space, 10, np.random.default_rng(seed))
@@ -74,7 +74,7 @@ def test_decode_undoes_encode(space, seed):
 
 @spaces
 @seeds
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_specs_round_trip(space, seed):
     converter = Converter(space, seed)
     spec = converter.random_spec()
@@ -85,7 +85,7 @@ def test_specs_round_trip(space, seed):
 
 @spaces
 @seeds
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_one_changed_active_gene_changes_the_vector(space, seed):
     converter, rng = Converter(space), np.random.default_rng(seed)
     genes = sample(space, 1, rng)

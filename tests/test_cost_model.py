@@ -72,7 +72,7 @@ def population(space, quantity, scope):
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 @given(seed=st.integers(0, 2**32 - 1), quantity=st.sampled_from(("latency", "energy")), scope=st.sampled_from(SCOPES))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_population_costs_the_sum_of_its_layers(space, quantity, scope, seed):
     genes = sample(space, 4, np.random.default_rng(seed))
     column = ("latency", "energy").index(quantity)

@@ -20,7 +20,7 @@ from apq import schema
 from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.presets import DIGITS
-from apq.resume import Resume
+from apq.resume import FORMAT, Resume
 from elastic_nn.networks import DynamicProxylessNASNets
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.progressive_shrinking import SupernetPlan, train_supernet
@@ -183,7 +183,7 @@ def test_what_states_are_wrapped_in(tmp_path, key, value):
 )
 def test_arrays_of_states(tmp_path, stored):
     resume = Resume(tmp_path / "a.state.pt", {}, "search")
-    save_checkpoint(resume.file, {"format": 1, "asked": "{}", "state": {"n": {"__ndarray__": stored}}})
+    save_checkpoint(resume.file, {"format": FORMAT, "asked": "{}", "state": {"n": {"__ndarray__": stored}}})
     if isinstance(stored, torch.nn.Parameter):
         assert resume.load()["n"].tolist() == [1, 1, 1]
         return

@@ -49,7 +49,7 @@ def finder(space, limit, config=SHORT, quantity="bitops", accuracy=None):
 
 @spaces
 @seeds
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_operators_keep_rows_legal_and_canonical(space, seed):
     rng = np.random.default_rng(seed)
     mothers, fathers = sample(space, 20, rng), sample(space, 20, rng)
@@ -139,7 +139,7 @@ def test_tight_latency_budgets_on_apq_imagenet_are_filled():
 
 
 @seeds
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_seen_knows_rows(seed):
     genes = sample(DIGITS, 60, np.random.default_rng(seed))
     seen = Seen.empty(DIGITS)

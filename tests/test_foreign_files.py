@@ -195,7 +195,7 @@ def test_unclear_tables_are_refused_in_a_line(tmp_path, text, message):
         measured(tmp_path, text, encoding="utf-16")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6))
 def test_any_order_of_rows_and_columns_is_one_table(tmp_path_factory, seed):
     rng, file = random.Random(seed), tmp_path_factory.getbasetemp() / "any.csv"

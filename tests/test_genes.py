@@ -28,7 +28,7 @@ seeds = given(seed=st.integers(0, 2**32 - 1))
 
 @spaces
 @seeds
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_samples_are_legal_canonical_and_in_range(space, seed):
     genes = sample(space, 20, np.random.default_rng(seed))
     assert genes.shape == (20, len(cardinalities(space)))
@@ -40,7 +40,7 @@ def test_samples_are_legal_canonical_and_in_range(space, seed):
 
 @spaces
 @seeds
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_genes_and_subnets_are_two_forms_of_one_thing(space, seed):
     genes = sample(space, 5, np.random.default_rng(seed))
     subnets = subnets_of(space, genes)

@@ -45,7 +45,7 @@ def test_published_costs(golden):
 @spaces
 @types
 @given(seed=st.integers(0, 2**32 - 1), scope=st.sampled_from(SCOPES))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_equals_the_sum_over_the_layers_that_run(space, quantity, seed, scope):
     genes = sample(space, 4, np.random.default_rng(seed))
     predicted = predictor_of(space, quantity, scope).predict(genes)

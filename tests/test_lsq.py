@@ -55,7 +55,7 @@ def test_gradients_by_hand():
     assert step.grad.item() == pytest.approx(-(-2 + (-2 + 1.8) + (1 - 0.6) + 1 + 1) / math.sqrt(5))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 8), st.booleans(), st.floats(0.01, 2), st.booleans(), st.integers(0, 1000))
 def test_fewer_bits_move_no_value_further_than_the_step(bits, signed, size, negative, seed):
     v = 4 * torch.randn(500, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -71,7 +71,7 @@ few_points = st.tuples(st.integers(1, 24), st.integers(2, 4), st.integers(2, 12)
 
 
 @given(few_points, st.integers(1, 30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_survivors_are_those_of_the_definition(points, n):
     size, columns, n_values, seed = points
     losses = np.random.default_rng(seed).integers(n_values, size=(size, columns)).astype(float)  # with ties
@@ -124,7 +124,7 @@ def test_finds_the_front_of_a_tiny_space(costs):
 
 @spaces
 @given(seed=st.integers(0, 2**32 - 1), n_costs=st.integers(1, 3))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_a_front_is_a_front(space, seed, n_costs):
     objectives, scored = objectives_of(space, ALL_COSTS[:n_costs]), []
     score = objectives[0].score

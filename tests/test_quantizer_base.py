@@ -58,7 +58,7 @@ def drawn(seed, signed, scale=1.0):
     return x if signed else x.relu()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(sorted(AFFINE)), st.integers(2, 8), st.booleans(), st.floats(0.1, 3), st.integers(0, 1000))
 def test_codes_and_scale_rebuild_what_is_quantized(name, bits, signed, scale, seed):
     quantizer = AFFINE[name](signed).eval()
@@ -316,7 +316,7 @@ def calibrated_on(make, bits, *values):
     return quantizer
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(WHOLE)), st.integers(0, 7), st.integers(1, 5), st.floats(0.1, 5), st.integers(0, 1000))
 def test_two_calls_of_calibrate_are_as_one_with_all_values(name, more_bits, n, scale, seed):
     make, fewest = WHOLE[name]
@@ -328,7 +328,7 @@ def test_two_calls_of_calibrate_are_as_one_with_all_values(name, more_bits, n, s
         assert torch.equal(twice(whole), once(whole))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(COVERING)), st.integers(2, 4), st.floats(1.1, 5), st.booleans(), st.integers(0, 1000))
 def test_two_calls_of_calibrate_count_both(name, bits, scale, swapped, seed):
     first, second = drawn(seed, True, 0.5), drawn(seed + 1, True, 0.5 * scale)

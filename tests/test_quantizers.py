@@ -72,7 +72,7 @@ def test_published_thresholds_and_calibration(golden):
         assert stored == pytest.approx(case["weight_range_after"], rel=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(2, 8), st.booleans(), st.floats(0.1, 8), st.integers(0, 1000))
 def test_activation_codes_are_few_and_close(bits, signed, clip, seed):
     x = 4 * torch.randn(200, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 # Calibration
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(-4, 4), st.integers(5, 8), st.booleans(), st.integers(0, 1000))
 def test_the_clip_is_the_largest_magnitude_whatever_its_size(exponent, bits, published, seed):
     x = 10**exponent * torch.randn(200, generator=torch.Generator().manual_seed(seed)).relu()
@@ -114,7 +114,7 @@ def reference(usual, norm, lr, gradients):
     return torch.stack(seen)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.floats(0.5, 50), st.sampled_from([0.005, 0.02]))
 def test_clips_step_as_torch_steps_their_logarithms(seed, norm, lr):
     generator = torch.Generator().manual_seed(seed)
@@ -222,7 +222,7 @@ def test_published_steps_depend_on_the_units(scheme, few):
 
 
 @pytest.mark.parametrize("scheme", [LINEAR, LSQ_SCALE_FREE], ids=lambda scheme: scheme.name)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(exponent=st.floats(-3, 3))
 def test_a_rescaled_layer_and_its_successor_learn_the_same_ranges(scheme, exponent, few):
     """One is c times larger, the other c times smaller. The weights are kept: SGD itself is not scale-free for them."""

@@ -111,7 +111,7 @@ def test_all_stages_count_alike(quantity):
         assert LatencyPredictor(quantity, "full", GLYPHS).predict_lat(subnet) == pytest.approx(traced)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(UNITS)), st.floats(0, 1))
 def test_widths_are_legal_and_within_the_budget(seed, quantity, tightness):
     rng = np.random.default_rng(seed)
