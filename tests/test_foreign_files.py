@@ -115,7 +115,7 @@ def test_tensors_of_other_kinds_are_no_weights(tmp_path, trained):
         trained[key].to("meta"),
         trained[key].flatten()[:1].to(torch.complex64),
     ):
-        with pytest.raises(UserError, match=key):
+        with pytest.raises(UserError, match=rf"{key}|not a plain one"):
             loaded(tmp_path, {**trained, key: odd})
     with pytest.raises(UserError, match="not finite"):
         loaded(tmp_path, {**trained, key: trained[key].double() * 1e300})
@@ -239,7 +239,7 @@ def test_tables_have_prices_only(tmp_path, value, quantity):
     row = {"latency": "1", "energy": "2", quantity: value}
     inside = ", ".join(f'"{name}": {text}' for name, text in row.items())
     (tmp_path / "own.json").write_text(f'{{"head": {{{inside}}}}}')
-    with pytest.raises(UserError, match="row head must hold"):
+    with pytest.raises(UserError, match=r"row head must hold|64 bits"):
         table.load(tmp_path / "own.json")
     (tmp_path / "chip.json").write_text(f'{{"clock_mhz": {value}}}')
     with pytest.raises(UserError, match="clock_mhz must be a positive number"):
