@@ -9,7 +9,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from apq.cli import MOST_BATCH, MOST_CANDIDATES, MOST_HIDDEN, Parser, add_common_flags, at_least
+from apq.cli import (
+    LARGEST,
+    MOST_BATCH,
+    MOST_CANDIDATES,
+    MOST_HIDDEN,
+    Parser,
+    above_0,
+    add_common_flags,
+    at_least,
+)
 from apq.model_folder import DEFAULT_MODELS
 from apq.policy import LINEAR, QUANTIZERS
 from apq.space import SCOPES
@@ -35,7 +44,7 @@ def mode_parser(mode: str, description: str) -> Parser:
 
 def add_budget_flags(parser: Parser, *, quantities: Sequence[str] = tuple(UNITS), default: str | None) -> None:
     """Add --constraint and --type. Without a `default` the default is latency, or size for k-means."""
-    parser.add_argument("--constraint", type=float, help="budget, in the unit of --type")
+    parser.add_argument("--constraint", type=above_0(LARGEST), help="budget, in the unit of --type")
     units = ", ".join(f"{name}: {UNITS[name]}" for name in quantities)
     shown = default or "latency, for k-means size"
     parser.add_argument(
