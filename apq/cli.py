@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from apq.errors import UserError
-from apq.processes import first_process
+from apq.processes import first_process, quieten
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -87,6 +87,7 @@ def run(main: Callable[[list[str] | None], None], name: str | None = None, *, al
     """
     if alone and not first_process():
         sys.exit(0)
+    quieten()
     try:
         import_plugins()
         main(None)
