@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from apq.errors import UserError
 from apq.exits import Main, drop_output, exit_code, quiet_interrupts, steady_streams
 from apq.names import shown
-from apq.processes import first_process
+from apq.processes import first_process, quieten
 
 quiet_interrupts()  # scripts import this module first, and slow ones after it
 
@@ -137,6 +137,7 @@ def run(main: Main, name: str | None = None, *, alone: bool = False) -> NoReturn
         import_plugins()
         main(argv)
 
+    quieten()
     steady_streams()
     os.environ["MPLBACKEND"] = "agg"  # pictures go to files, and matplotlib refuses the import for a name it lacks
     code = exit_code(with_plugins, None, name or Path(sys.argv[0]).name)
