@@ -153,11 +153,11 @@ def test_a_picture_of_others_is_not_drawn_over(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "mine.png").write_bytes(b"\x89PNG of mine")
     words = ["diagram", "exps/oqa-4bit", "--out"]
-    with pytest.raises(UserError, match="is not a picture of this program"):
+    with pytest.raises(UserError, match="exists; choose another --out or give --overwrite"):
         analyse([*words, str(tmp_path / "mine.png")])
     assert (tmp_path / "mine.png").read_bytes() == b"\x89PNG of mine"
-    for _ in range(2):  # one of its own is
-        analyse([*words, str(tmp_path / "drawn.png")])
+    for more in ([], ["--overwrite"]):
+        analyse([*words, str(tmp_path / "drawn.png"), *more])
 
 
 def test_a_training_record_of_others_is_not_written_over(tmp_path, monkeypatch):
