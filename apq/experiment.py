@@ -238,7 +238,9 @@ def _clear(lock: Lock) -> None:
             remove(left, contents_of(left).own)
         else:
             shutil.rmtree(left, ignore_errors=True)
-    unlink(lock.folder, contents_of(lock.folder).leftover)
+    contents = contents_of(lock.folder)
+    if not contents.foreign:  # else the folder may be of others altogether
+        unlink(lock.folder, contents.leftover)
 
 
 def get_experiment(name: str, folder: Path | None = None) -> Experiment:
