@@ -70,4 +70,4 @@ def in_words(value: object) -> str:
 
 
 if __name__ == "__main__":
-    run(main, "python -m apq")
+    run(main, "python -m apq", alone=True)

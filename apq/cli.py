@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from apq.errors import UserError
+from apq.processes import first_process, quieten
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -78,12 +79,15 @@ def add_execution_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(main: Callable[[list[str] | None], None], name: str | None = None) -> NoReturn:
-    """Run a script's main function and exit.
+def run(main: Callable[[list[str] | None], None], name: str | None = None, *, alone: bool = False) -> NoReturn:
+    """Run a script's main function and exit. Of several processes of torchrun the first runs it, if `alone` is set.
 
     A UserError is printed as one line on stderr, after the script's name, with exit code 2. The plugins are imported
     first, see `import_plugins`.
     """
+    if alone and not first_process():
+        sys.exit(0)
+    quieten()
     try:
         import_plugins()
         main(None)

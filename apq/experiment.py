@@ -1,21 +1,28 @@
-"""The folder of one experiment: settings, result, weights. Every write is atomic."""
+"""The folder of one experiment: settings, result, weights. It changes as a whole, and is read as a whole."""
 
 from __future__ import annotations
 
 import contextlib
-import re
+import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from apq.errors import UserError
-from apq.files import check_writable, read_json, write_json
+from apq.files import check_writable, read_json
+from apq.lock import Lock, identity, locked, real
+from apq.manifest import Contents, add, contents_of, listed_files, seal
 from apq.space import SearchSpace
+from apq.staging import link_into, put_in_place, remove, restore, stage, staged, unlink
 from apq.subnet import Subnet, subnet_from_spec
 
-FILES_OF_FORMAT_1 = ("front.json", "front.png", "history.png", "bits.png", "model.pt")  # made_by.json lists later ones
-PICTURES = ("depths.png", "shapes.png", "diagram.png")  # of `python -m report.analyse`
+MOST_NAMED = 3  # files that a message names
+READS, PAUSE_S = 50, 0.02  # of an experiment that is replaced meanwhile
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,46 +90,129 @@ class Experiment:
         """Whether there is the state of an unfinished search."""
         return any(self.path.glob("*.state.*"))
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[Lock]:
+        """Hold the experiment's lock, and remove what killed runs left. UserError names another holder.
+
+        Every run that writes an experiment does so in such a block.
+        """
+        with locked(self.path) as lock:
+            if lock.seen is None:
+                _clear(lock)
+                lock.seen = self._choice()
+            yield lock
+
     def check_free(self, overwrite: bool) -> None:
         """Check that the experiment can be written, before any work.
 
-        UserError if it exists and may not be replaced, or if the folder cannot be written.
+        UserError if it exists and may not be replaced, if the folder holds what no run wrote, or cannot be written.
         """
-        check_writable(self.path)
+        contents = self.check_own()
         if overwrite:
             return
         if self.arch.exists() or self.policy.exists():
             raise UserError(f"experiment {self.path} exists; choose another --exp_name or give --overwrite")
-        if journals := self._journals():
-            raise UserError(f"{self.path} has {journals[0].name}; choose another --exp_name or give --overwrite")
+        if journals := sorted(name for name in contents.unfinished if name.endswith((".json", ".jsonl"))):
+            raise UserError(f"{self.path} has {journals[0]}; choose another --exp_name or give --overwrite")
+
+    def check_own(self) -> Contents:
+        """Check that the folder can be replaced as a whole: no other file is in it, and it can be renamed.
+
+        UserError if not. Returns the contents.
+        """
+        folder = real(self.path)
+        check_writable(folder)
+        check_writable(folder.parent)
+        if os.path.ismount(folder):
+            raise UserError(f"{self.path} is where a disk is mounted: give a folder in it")
+        contents = contents_of(folder)
+        if foreign := sorted(contents.foreign):
+            more = f" and {len(foreign) - MOST_NAMED} more" if len(foreign) > MOST_NAMED else ""
+            raise UserError(
+                f"{self.path} holds {', '.join(foreign[:MOST_NAMED])}{more}, which no run wrote there: move that away, "
+                "or choose another --exp_name"
+            )
+        if folder in (here := Path.cwd(), *here.parents):
+            raise UserError(f"{self.path} holds the working folder: run this from outside it")
+        return contents
 
     @contextlib.contextmanager
     def replaced(self) -> Iterator[Experiment]:
-        """Yield an empty experiment to fill. If the block succeeds, its files replace those of this experiment.
+        """Yield an empty experiment to fill. If the block succeeds, it takes the place of this one by a rename.
 
-        `arch` and `policy.json`, which mark an experiment as finished, are removed first and written last. States of
-        unfinished work are removed after that, so that a killed run can continue until then. Files that no search
-        wrote stay.
+        At any instant one of the two is there, whole. States of unfinished work go with the old one, so that a killed
+        run can continue until then. UserError, before anything has changed, if the folder holds what no run wrote.
         """
-        new = Experiment(self.path / ".new")
-        shutil.rmtree(new.path, ignore_errors=True)
-        yield new
-        written = {item.name for item in new.path.iterdir()}
-        files = {item.name for item in new.path.iterdir() if item.is_file()} | {new.made_by.name}
-        stale = {*self._files_of_search()} - written
-        made_by = read_json(new.made_by) if new.made_by.exists() else {}
-        # Until all is in place, both results own their files: after a kill the next search removes what this one left.
-        write_json(self.made_by, {**made_by, "files": sorted(files | stale)})
-        write_json(new.made_by, {**made_by, "files": sorted(files)})
-        for item in (self.arch, self.policy, self.acc, *(self.path / name for name in stale)):
-            item.unlink(missing_ok=True)
-        shutil.rmtree(self.best_checkpoint.parent, ignore_errors=True)
-        last = (new.made_by.name, new.arch.name, new.policy.name)
-        for item in sorted(new.path.iterdir(), key=lambda item: item.name in last and 1 + last.index(item.name)):
-            item.replace(self.path / item.name)
-        for state in self.path.glob("*.state.*"):
-            state.unlink()
-        new.path.rmdir()
+        with self._rewritten(keeps=False) as new:
+            yield new
+
+    @contextlib.contextmanager
+    def edited(self) -> Iterator[Experiment]:
+        """As `replaced`, but the experiment to fill has the files of this one. Write them anew, not in place."""
+        with self._rewritten(keeps=True) as new:
+            yield new
+
+    @contextlib.contextmanager
+    def _rewritten(self, *, keeps: bool) -> Iterator[Experiment]:
+        with self.locked() as lock:
+            contents = self.check_own()
+            try:
+                new = Experiment(stage(lock.folder))
+            except OSError as error:
+                raise UserError(f"cannot write beside {self.path}: {error.strerror or error}") from error
+            try:
+                if keeps:
+                    link_into(new.path, lock.folder, contents.finished | contents.unfinished)
+                yield new
+                seal(new.path)
+                contents = self.check_own()
+                if self._choice() != lock.seen:
+                    raise UserError(
+                        f"{self.path} was changed by something else while this run worked; nothing was written"
+                    )
+                lock.publishing(lock.folder)
+                old = put_in_place(new.path, lock.folder)
+            except OSError as error:
+                shutil.rmtree(new.path, ignore_errors=True)
+                raise UserError(f"cannot replace {self.path}: {error.strerror or error}") from error
+            except BaseException:
+                if not lock.published:
+                    shutil.rmtree(new.path, ignore_errors=True)
+                raise
+            lock.seen = self._choice()
+            if old is not None:
+                remove(old, contents.own)
+
+    @contextlib.contextmanager
+    def adding(self, name: str) -> Iterator[Path]:
+        """Yield the path of a file to add, or to replace if it is the experiment's own. UserError if it is not."""
+        with self.locked() as lock:
+            if name not in listed_files(lock.folder):
+                if os.path.lexists(lock.folder / name):
+                    raise UserError(f"{self.path / name} exists, and no run wrote it: move it away")
+                add(lock.folder, name)  # first: a file that is not listed would be in the way for ever
+            yield self.path / name
+
+    def whole(self, read: Callable[[], T]) -> T:
+        """What `read` returns or raises, read again if the experiment was replaced meanwhile: all of one run."""
+        for _ in range(READS):
+            before = identity(self.path)
+            try:
+                found: Any = read()
+            except UserError as error:
+                found = error
+            if identity(self.path) == before:
+                break
+            time.sleep(PAUSE_S)
+        else:
+            raise UserError(f"{self.path} is replaced again and again: try later")
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def _choice(self) -> list[Any]:
+        """What tells this result from another one in the same folder."""
+        return [identity(path) for path in (self.arch, self.policy)]
 
     def load_subnet(self, space: SearchSpace) -> Subnet:
         """The subnet of the `arch` file. UserError where the file is missing, or does not fit the space."""
@@ -138,23 +228,18 @@ class Experiment:
         except UserError as error:
             raise UserError(f"{self.arch}: {error}") from error
 
-    def _files_of_search(self) -> list[str]:
-        """Names of all files of the last search, its unfinished ones and its pictures included."""
-        try:
-            # Names alone: no path may leave the folder.
-            listed = [Path(name).name for name in read_json(self.made_by)["files"]]
-        except (UserError, KeyError, TypeError):
-            listed = []
-        return [*(listed or FILES_OF_FORMAT_1), *PICTURES, *(file.name for file in self._journals())]
 
-    def _journals(self) -> list[Path]:
-        """The files of each `apq.resume.Journal` in the folder: STEM.json, STEM.jsonl and STEM-RANK.jsonl."""
-        found: set[Path] = set()
-        for file in self.path.glob("*.jsonl"):
-            asked = file.with_name(re.sub(r"(-\d+)?\.jsonl$", ".json", file.name))
-            if asked.exists() and file != self.history:  # lines alone may be anybody's
-                found |= {asked, file}
-        return sorted(found)
+def _clear(lock: Lock) -> None:
+    """Remove what killed runs left in and beside the folder of an experiment."""
+    restore(lock.folder)
+    for left in staged(lock.folder):
+        if identity(left) == lock.replaced:  # the old experiment: nothing of others may go with it
+            remove(left, contents_of(left).own)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+    contents = contents_of(lock.folder)
+    if not contents.foreign:  # else the folder may be of others altogether
+        unlink(lock.folder, contents.leftover)
 
 
 def get_experiment(name: str, folder: Path | None = None) -> Experiment:

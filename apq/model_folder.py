@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from apq.leftovers import sweep
+from apq.lock import Lock, locked
+
 DEFAULT_MODELS = Path("models/digits")
+MODEL_FILES = frozenset(  # all that is written into such a folder
+    {"training.json"}
+    | {name + end for name in ("supernet", "model", "acc", "acc_quant") for end in (".pt", ".state.pt")}
+)
 
 
 @dataclass(frozen=True)
@@ -16,6 +25,13 @@ class ModelFolder:
     """
 
     path: Path
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[Lock]:
+        """Hold the folder's lock, and remove what killed writes left there. UserError names another holder."""
+        with locked(self.path) as lock:
+            sweep(lock.folder, MODEL_FILES.__contains__)
+            yield lock
 
     @property
     def supernet(self) -> Path:

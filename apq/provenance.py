@@ -27,7 +27,6 @@ class Provenance:
     date: str  # ISO 8601, UTC
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
-    files: list[str] = field(default_factory=list)  # names of the result's files, in the folder of the experiment
 
 
 def this_run() -> Provenance:
@@ -44,7 +43,7 @@ def this_run() -> Provenance:
 
 def provenance_from_dict(data: Any) -> Provenance:
     """Back from plain data. Keys of later versions are ignored; UserError where a value cannot be one."""
-    kinds = {"command": str, "date": str, "versions": dict, "commit": (str, type(None)), "files": list}
+    kinds = {"command": str, "date": str, "versions": dict, "commit": (str, type(None))}
     if not isinstance(data, dict):
         raise UserError("a record of where a result comes from is an object")
     given = {"command": "", "date": "", **{key: value for key, value in data.items() if key in kinds}}

@@ -6,8 +6,8 @@ refuse to continue where something else is asked.
 
 from __future__ import annotations
 
-import glob
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.files import append_jsonl, read_json, read_jsonl, write_json
+from apq.leftovers import sweep
 
 FORMAT = 1
 SUFFIX = ".state.pt"  # of state files; a finetune's has its published name instead
@@ -149,8 +150,7 @@ class Resume:
     def _remove_temporaries(self) -> None:
         """Remove the temporary files of a save that was killed."""
         if self.file is not None and self.writes:
-            for temporary in self.file.parent.glob(f".{glob.escape(self.file.name)}.*"):
-                temporary.unlink(missing_ok=True)
+            sweep(self.file.parent, {self.file.name}.__contains__)
 
 
 NOT_KEPT = Resume(None, {}, "")  # for work that keeps no state
@@ -201,7 +201,9 @@ class Journal:
 
     def files(self) -> list[Path]:
         """The record files of all processes."""
-        return sorted(self.asked_file.parent.glob(f"{glob.escape(self.stem)}*.jsonl"))
+        own = re.compile(rf"{re.escape(self.stem)}(-\d+)?\.jsonl")  # others may have names that begin like it
+        folder = self.asked_file.parent
+        return sorted(file for file in folder.glob("*.jsonl") if own.fullmatch(file.name))
 
 
 def _encoded(value: Any) -> Any:

@@ -23,7 +23,17 @@ from apq.subnet import Subnet, architecture_of, policy_of
 
 FORMAT = 2  # of config.json; files of format 1 have no "format"
 PUBLISHED = "published"  # the method of an experiment that has an `arch` file alone
-TAKEN = ("format", "mode", "space", "acc_predictor_dir", "constraint", "scope", "type", "unit")  # by other facts
+TAKEN = (
+    "format",
+    "files",
+    "mode",
+    "space",
+    "acc_predictor_dir",
+    "constraint",
+    "scope",
+    "type",
+    "unit",
+)  # by other facts
 PRICED_BY = ("accelerator", "table", "cost_model", "measured")  # keys of a cost model's record
 
 
@@ -198,6 +208,10 @@ def read_result(experiment: Experiment) -> SearchResult:
 
     UserError where there was no search, where it is not finished, or where a file lacks a key or is damaged.
     """
+    return experiment.whole(lambda: _read(experiment))
+
+
+def _read(experiment: Experiment) -> SearchResult:
     if not experiment.path.is_dir():
         raise UserError(f"no experiment at {experiment.path}; run search.py --exp_name {experiment.path.name} first")
     if experiment.arch.exists() and not experiment.config.exists():
@@ -214,6 +228,7 @@ def _result_of(experiment: Experiment, config: _Fields) -> SearchResult:
     version = config.take("format", int, 1)
     if version > FORMAT:
         raise UserError(f"{experiment.config} has format {version}, this program reads up to {FORMAT}")
+    config.take("files", list, [])  # see `apq.manifest`
     kind = PolicyChoice if experiment.policy.exists() else SubnetChoice
     facts: Record = {
         "method": config.take("mode", str, "evolution"),

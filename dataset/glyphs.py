@@ -21,6 +21,7 @@ from torch import Tensor
 
 from apq.errors import UserError
 from apq.files import atomic_open, cache_folder, read_arrays
+from apq.leftovers import sweep_cache
 from dataset.splits import ImageSpec, Splits, TensorImages
 from dataset.transforms import blur, random_affine, random_strokes
 
@@ -108,6 +109,7 @@ def load_glyphs(n_images: dict[str, int] = N_IMAGES) -> dict[str, np.ndarray]:
         # The images can be used even where the cache cannot be written.
         with contextlib.suppress(OSError, UserError), atomic_open(file, "wb") as out:
             np.savez(out, **arrays)
+        sweep_cache(file.parent)
     return arrays
 
 

@@ -7,6 +7,8 @@ any number of processes.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +17,14 @@ import numpy as np
 from apq.errors import UserError
 from apq.files import Record, read_json
 from apq.genes import genes_of
+from apq.leftovers import sweep
+from apq.lock import Lock, locked
 from apq.resume import Journal
 from apq.space import SearchSpace, space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
 
 NETINFO = Path("dataset/NetInfo")
+META = "meta.json"
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,13 @@ class PairStore:
 
     path: Path
     rank: int = 0
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[Lock]:
+        """Hold the folder's lock, and remove what killed writes left there. UserError names another holder."""
+        with locked(self.path) as lock:
+            sweep(lock.folder, {META}.__contains__)
+            yield lock
 
     def open(self, space: SearchSpace, made_by: Record, n: int) -> list[int]:
         """Prepare to append, and return which pairs of 0 .. n - 1 are missing.
@@ -78,4 +90,4 @@ class PairStore:
     @property
     def _journal(self) -> Journal:
         remedy = "give another folder with --netinfo, or remove this one to gather anew"
-        return Journal(self.path / "meta.json", "pairs", "gathering of pairs", remedy, self.rank)
+        return Journal(self.path / META, "pairs", "gathering of pairs", remedy, self.rank)

@@ -19,6 +19,7 @@ import numpy as np
 from apq.errors import UserError
 from apq.files import Record, atomic_open, cache_folder, read_arrays
 from apq.layers import ConvLayer
+from apq.leftovers import sweep_cache
 from apq.space import FULL_PRECISION
 from lut.accelerator import Accelerator
 from lut.cost_model import CostModel
@@ -66,6 +67,7 @@ class BitFusion(CostModel):
             with contextlib.suppress(OSError, UserError), atomic_open(self.cache_file, "wb") as out:
                 rows = np.array(list(cached), dtype=np.int64)
                 np.savez(out, layers=rows, costs=np.array(list(cached.values())))
+            sweep_cache(self.cache_file.parent)
         return np.array([cached[_values_of(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
 
     @property

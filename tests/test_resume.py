@@ -80,12 +80,14 @@ def test_a_damaged_state_is_refused_or_dropped(tmp_path, content):
 
 def test_what_a_kill_in_a_save_leaves_goes(tmp_path):
     resume = Resume(tmp_path / "a.state.pt", ASKED, "search")
-    (tmp_path / ".a.state.pt.x1y2").write_text("half")
-    (tmp_path / ".b.state.pt.x1y2").write_text("of another")
+    (tmp_path / ".a.state.pt.x1y2z3_4").write_text("half")
+    kept = [".a.state.pt.bak", ".a.state.pt.original", ".b.state.pt.x1y2z3_4", "a.state.pt.x1y2z3_4"]  # of others
+    for name in kept:
+        (tmp_path / name).write_text("mine")
     resume.save({"a": 1})
     assert resume.load() == {"a": 1}
     resume.done()
-    assert [path.name for path in tmp_path.iterdir()] == [".b.state.pt.x1y2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
 
 
 def test_one_of_several_processes_writes(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,7 +65,7 @@ def test_a_result_comes_back_equal(tmp_path, result):
     assert found == result
     assert found.path == experiment.path
     assert set(found.made_by.versions) >= {"apq", "python", "torch", "numpy"}
-    assert set(found.made_by.files) == {item.name for item in experiment.path.iterdir()}
+    assert set(read_json(experiment.config)["files"]) == {item.name for item in experiment.path.iterdir()}
 
 
 def test_what_was_chosen_is_asked_for_by_kind():
@@ -147,11 +146,11 @@ def test_a_later_result_leaves_nothing_of_the_one_before(tmp_path):
     with experiment.replaced() as new:
         SUBNET.write(new)
         (new.path / "history.png").write_text("a picture")
-    (tmp_path / "notes").write_text("mine")
-    (tmp_path / "depths.png").write_text("drawn of it")
+    with experiment.adding("depths.png") as picture:
+        picture.write_text("drawn of it")
     with experiment.replaced() as new:
         replace(POLICY, history=()).write(new)
-    names = {"config.json", "history.jsonl", "lat", "made_by.json", "notes", "policy.json"}
+    names = {"config.json", "history.jsonl", "lat", "made_by.json", "policy.json"}
     assert {item.name for item in tmp_path.iterdir()} == names
 
 
@@ -159,52 +158,29 @@ def test_replacing_keeps_to_its_folder(tmp_path):
     """A list of files is data: it cannot make a search remove files elsewhere."""
     (tmp_path / "precious").write_text("mine")
     experiment = Experiment(tmp_path / "e")
-    SUBNET.write(experiment)
-    write_json(experiment.made_by, {**read_json(experiment.made_by), "files": ["../precious"]})
+    for tampered in ("../precious", str(tmp_path / "precious"), "e/../../precious"):
+        with experiment.replaced() as new:
+            SUBNET.write(new)
+        config = read_json(experiment.config)
+        write_json(experiment.config, {**config, "files": [*config["files"], tampered]})
     with experiment.replaced() as new:
         SUBNET.write(new)
     assert (tmp_path / "precious").exists()
 
 
-def test_lines_of_others_neither_block_a_search_nor_go(tmp_path):
-    experiment = Experiment(tmp_path)
-    (tmp_path / "notes.jsonl").write_text('{"mine": 1}\n')
-    experiment.check_free(overwrite=False)
+def test_journals_of_a_killed_search_go_and_lines_of_others_do_not(tmp_path):
+    experiment, others = Experiment(tmp_path / "e"), tmp_path / "e/notes.jsonl"
+    asked = {"coarse_to_fine": {}, "seed": 0}
+    Journal(tmp_path / "e/evaluated.json", "evaluated", "search", "remove it").start(asked)
+    Journal(tmp_path / "e/evaluated.json", "evaluated", "search", "remove it", 3).append({"index": 0})
+    others.write_text('{"mine": 1}\n')
+    with pytest.raises(UserError, match=r"e holds notes\.jsonl, which no run wrote there"), experiment.replaced():
+        pass
+    assert others.exists()
+    others.unlink()
     with experiment.replaced() as new:
         SUBNET.write(new)
-    assert (tmp_path / "notes.jsonl").exists()
-    Journal(tmp_path / "measured.json", "measured", "search", "remove it").start({"seed": 0})
-    Journal(tmp_path / "measured.json", "measured", "search", "remove it", 3).append({"index": 0})
-    with experiment.replaced() as new:
-        SUBNET.write(new)
-    assert not list(tmp_path.glob("measured*"))
-
-
-@pytest.mark.parametrize("moves", range(8))
-def test_a_kill_while_files_are_put_in_place_leaves_none_behind(tmp_path, monkeypatch, moves):
-    """Whatever was moved before the kill, the next result owns the folder alone."""
-    experiment, real, done = Experiment(tmp_path), Path.replace, []
-
-    def killed(self, target):
-        if self.parent.name == ".new" and not self.name.startswith("."):
-            if len(done) == moves:
-                raise KeyboardInterrupt
-            done.append(self)
-        return real(self, target)
-
-    with experiment.replaced() as new:
-        replace(SUBNET, front=None).write(new)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", killed)
-        with contextlib.suppress(KeyboardInterrupt), experiment.replaced() as new:
-            SUBNET.write(new)  # with a front
-            (new.path / "front.png").write_text("a picture")
-            done.clear()
-    with experiment.replaced() as new:
-        replace(SUBNET, front=None).write(new)
-    names = {"arch", "config.json", "history.jsonl", "lat", "made_by.json"}
-    assert {item.name for item in tmp_path.iterdir()} == names
-    assert read_result(experiment).front is None
+    assert not list((tmp_path / "e").glob("evaluated*"))
 
 
 def test_an_older_result_that_lists_no_files_is_replaced_whole(tmp_path):
@@ -217,7 +193,9 @@ def test_an_older_result_that_lists_no_files_is_replaced_whole(tmp_path):
     assert not (tmp_path / "front.png").exists()
 
 
-@pytest.mark.parametrize(("data", "fine"), [({}, True), ({"host": "a"}, True), ([], False), ({"files": "all"}, False)])
+@pytest.mark.parametrize(
+    ("data", "fine"), [({}, True), ({"host": "a"}, True), ([], False), ({"versions": "all"}, False)]
+)
 def test_where_a_result_comes_from_is_read_with_care(tmp_path, data, fine):
     SUBNET.write(Experiment(tmp_path))
     write_json(tmp_path / "made_by.json", data)
