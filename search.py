@@ -14,6 +14,7 @@ import sys
 
 from apq.cli import Parser, run
 from methods import DEFAULT_MODE, MODES, PREPARE
+from methods.search.one_run import run_mode
 
 
 def build_parser() -> Parser:
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = command.build_parser()
     if asked.mode is None and not asked.prepare:
         parser.help_command += ", for other modes search.py --help"
-    command.run(parser.parse_args(flags))
+    run_mode(mode, command, parser.parse_args(flags))
 
 
 if __name__ == "__main__":

@@ -143,4 +143,4 @@ def shown(key: str, value: str | int | float | None) -> str:
 
 
 if __name__ == "__main__":
-    run(main, "python -m lut")
+    run(main, "python -m lut", alone=True)

@@ -15,12 +15,13 @@ class Mode:
 
     `module` has `build_parser() -> Parser`, with the flags of this mode, and `run(args) -> None`. It is imported when
     the mode is chosen, and imports torch and other slow libraries inside `run`. `summary` is its line in
-    `search.py --help`.
+    `search.py --help`. `shares`: the processes of torchrun share its work; otherwise the first one does it all.
     """
 
     name: str
     module: str
     summary: str
+    shares: bool = False
 
     def load(self) -> ModuleType:
         """Import the module of the mode; UserError where there is none."""
@@ -50,16 +51,19 @@ MODES: dict[str, Mode] = {
             name="coarse_to_fine",
             module="methods.coarse_to_fine.command",
             summary="measure subnets of a supernet that needs no finetune, keep the best for their MACs",
+            shares=True,
         ),
         Mode(
             name="ddpg",
             module="methods.ddpg.command",
             summary="the bits of each layer of one trained network, by a reinforcement-learning agent (HAQ)",
+            shares=True,
         ),
         Mode(
             name="sequential",
             module="methods.sequential.command",
             summary="architecture, then pruning, then bits: the baseline of joint search",
+            shares=True,
         ),
     )
 }
@@ -67,4 +71,5 @@ PREPARE = Mode(
     name="prepare",
     module="methods.prepare.command",
     summary="gather <subnet, accuracy> pairs and train the accuracy predictor on them",
+    shares=True,
 )

@@ -10,8 +10,9 @@ Each prints a table and writes a PNG. `diagram` takes any experiment, or an arch
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from apq.cli import Parser, run, table
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import Record, read_json
+from apq.lock import real
+from apq.manifest import listed_files
 from apq.presets import get_space
 from apq.search_result import read_result
 from apq.space import SearchSpace
@@ -74,11 +77,25 @@ def main(argv: list[str] | None = None) -> None:
     if not first.exists():
         raise UserError(f"no experiment at {first}")
     out = args.out or (first if first.is_dir() else first.parent) / f"{args.what}.png"
-    analysis = {"depths": depths, "shapes": shapes, "diagram": diagram}[args.what](args, out)
+    with place_of(out) as picture:
+        analysis = {"depths": depths, "shapes": shapes, "diagram": diagram}[args.what](args, picture)
     if args.json:
         print(json.dumps({**analysis.facts, "plot": str(out)}))
         return
     print("\n".join([table(analysis.rows), *analysis.notes, f"plot: {out}"]))
+
+
+@contextlib.contextmanager
+def place_of(out: Path) -> Iterator[Path]:
+    """Yield the file to draw to. In an experiment it becomes one of its files. UserError for a file of others."""
+    if listed_files(real(out.parent)):
+        with Experiment(out.parent).adding(out.name) as own:
+            yield own
+        return
+    from report.plots import check_ours
+
+    check_ours(out)
+    yield out
 
 
 def depths(args: argparse.Namespace, out: Path) -> Analysis:
@@ -178,4 +195,4 @@ def names_of(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 if __name__ == "__main__":
-    run(main, "python -m report.analyse")
+    run(main, "python -m report.analyse", alone=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,14 +16,15 @@ from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import Record
+from apq.layers import ConvLayer
 from apq.model_folder import ModelFolder
-from apq.policy import QUANTIZERS, priced_layers
+from apq.policy import QUANTIZERS, Policy, priced_layers
 from apq.search_result import PolicyChoice, SearchResult, read_result
 from apq.subnet import spec_of
 from dataset import check_classes, load_splits
 from dataset.imagenet import unreadable
 from dataset.splits import ImageSpec, Splits, make_loader
-from elastic_nn.networks.policy_file import load_finetuned_policy
+from elastic_nn.networks.policy_file import PolicyModel, load_finetuned_policy
 from elastic_nn.networks.subnet_file import FinetunedSubnet, load_finetuned
 from elastic_nn.training.engine import Accuracy, evaluate
 from elastic_nn.training.found_subnet import FoundSubnet, load_found
@@ -46,8 +48,11 @@ def report_experiment(args: argparse.Namespace) -> None:
 
 def report_subnet(args: argparse.Namespace, experiment: Experiment) -> None:
     """Measure a subnet on the test images; print its accuracy and costs."""
-    (net, space, subnet, _), splits = load_network(args, experiment)
-    finetuned, cost_model = experiment.best_checkpoint.exists(), cost_model_of(args, experiment)
+
+    def read() -> tuple[FinetunedSubnet, Splits, bool, CostModel]:
+        return *load_network(args, experiment), experiment.best_checkpoint.exists(), cost_model_of(args, experiment)
+
+    (net, space, subnet, _), splits, finetuned, cost_model = experiment.whole(read)
     accuracy, skipped = measure(args, net, splits, subnet.resolution)
     costs = network_costs(space, subnet, cost_model)
     if args.json:
@@ -87,11 +92,15 @@ def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
     """Measure the network of a policy on the test images; print its accuracy and costs, draw its bits."""
     if args.supernet is not None:
         raise UserError(f"{experiment.path} has its own network: leave --supernet out")
-    result = read_result(experiment)
-    net, spec, policy, layers, images = load_finetuned_policy(experiment)
+
+    def read() -> tuple[SearchResult, PolicyModel, CostModel | None]:
+        result, found = read_result(experiment), load_finetuned_policy(experiment)
+        priced = QUANTIZERS[found.policy.quantizer].priced
+        return result, found, cost_model_of(args, experiment) if priced else None
+
+    result, (net, spec, policy, layers, images), cost_model = experiment.whole(read)
     accuracy, skipped = measure(args, net, load_images(args, spec, images, experiment), spec.resolution)
-    plot_policy(policy, layers, experiment.path / BITS_PICTURE)
-    cost_model = cost_model_of(args, experiment) if QUANTIZERS[policy.quantizer].priced else None
+    drawn = draw_bits(experiment, policy, layers)
     costs = costs_of_policy(result, cost_model)
     if args.json:
         facts = {"model": result.found_policy.model, "quantizer": policy.quantizer, "policy": policy.strategy}
@@ -99,7 +108,17 @@ def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
         return
     print_accuracy(f"{experiment.path}: {policy.quantizer} policy of {result.found_policy.model}", accuracy, skipped)
     print("\n".join(costs.lines(result)))
-    print(f"bits of each layer: {experiment.path / BITS_PICTURE}")
+    print(f"bits of each layer: {drawn}")
+
+
+def draw_bits(experiment: Experiment, policy: Policy, layers: Sequence[ConvLayer]) -> str:
+    """Draw the bits of each layer in the experiment. Returns the file, or why there is none."""
+    try:
+        with experiment.adding(BITS_PICTURE) as picture:
+            plot_policy(policy, layers, picture)
+    except UserError as error:  # a run works in the folder, or it is not ours to write
+        return f"not drawn, {error}"
+    return str(experiment.path / BITS_PICTURE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from apq.errors import UserError
 from apq.files import Record, atomic_open
 from apq.layers import ConvLayer
 from apq.policy import Policy
 from report.fronts import ShapeRow
 
 STYLES = ("-", "--", ":", "-.")
+OURS = {"Description": "drawn by apq"}  # text in every picture, which tells it from those of others
 
 
 def plot_history(
@@ -208,4 +211,14 @@ def new_figure(width: float, height: float) -> Figure:
 def write_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG, whole or not at all."""
     with atomic_open(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=120)
+        figure.savefig(file, format="png", dpi=120, metadata=OURS)
+
+
+def check_ours(path: Path) -> None:
+    """UserError if a file exists that is not a picture of this program."""
+    try:
+        text = path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if os.path.lexists(path) and not all(part.encode() in text for part in OURS.values()):
+        raise UserError(f"{path} exists and is not a picture of this program: give another --out")

@@ -100,6 +100,32 @@ def test_a_killed_search_continues_and_finds_the_same(here, monkeypatch):
         assert files_of(folder) == whole
 
 
+def test_a_finished_search_stays_whole_until_another_takes_its_place(here, monkeypatch):
+    root, calls = here
+    search([*FLAGS, "--exp_name", "a"])
+    calls.clear()
+    search([*FLAGS, "--exp_name", "b", "--seed", "1"])
+    n, old, new = len(calls), files_of(root / "exps/a"), files_of(root / "exps/b")
+    measured = command.Measurement.top1
+
+    def top1(self, subnet):
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return measured(self, subnet)
+
+    calls.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(command.Measurement, "top1", top1)
+        with pytest.raises(KeyboardInterrupt):
+            search([*FLAGS, "--exp_name", "a", "--seed", "1", "--overwrite"])
+    left = files_of(root / "exps/a")
+    assert {name: left[name] for name in old} == old
+    assert {*left} - {*old} == {"evaluated.state.json", "evaluated.state.jsonl"}
+    search([*FLAGS, "--exp_name", "a", "--seed", "1", "--overwrite"])
+    assert len(calls) == n  # none is measured twice
+    assert files_of(root / "exps/a") == new
+
+
 def test_another_constraint_chooses_again_without_measuring(here):
     root, calls = here
     flags = [*FLAGS, "--flops_min", "2e5"]  # so that the cheapest subnet of the space is not measured

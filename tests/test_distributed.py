@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT
 
 from apq.files import read_jsonl
+from apq.lock import locked
 from apq.presets import DIGITS
 from dataset.pairs import PairStore
 
@@ -64,12 +65,26 @@ def test_the_scripts_under_torchrun(tmp_path):
     assert (together[0] == alone[0]).all()
     assert together[1] == pytest.approx(alone[1], abs=1e-12)
     call([*TWO, ROOT / "search.py", "--prepare", "acc_quant"], tmp_path)
-    call([sys.executable, ROOT / "search.py", "--constraint", "0.05", "--generations", "5"], tmp_path)
-    shown = call(
+    shown = call([*TWO, ROOT / "search.py", "--constraint", "0.05", "--generations", "5"], tmp_path).stdout
+    assert shown.count("best subnet of space digits") == 1
+    done = call(
         [*TWO, ROOT / "quant_aware.py", "--accumulate", "4", "--batch_size", "17", "--amp", "--epochs", "1"], tmp_path
-    ).stdout
-    assert shown.count("best validation top-1") == 1
-    call([sys.executable, ROOT / "test.py"], tmp_path)
+    )
+    assert done.stdout.count("best validation top-1") == 1
+    assert "unused" not in done.stderr  # DistributedDataParallel looks for unused parameters and finds none
+    assert call([*TWO, ROOT / "test.py"], tmp_path).stdout.count("test images") == 1
+    analysed = call([*TWO, "-m", "report.analyse", "diagram", "exps/test"], tmp_path, PYTHONPATH=str(ROOT))
+    assert analysed.stdout.count("plot:") == 1
+    assert sorted(path.name for path in (tmp_path / "exps").iterdir()) == ["test"]
+
+
+def test_a_run_of_two_processes_is_told_once_and_ends(tmp_path):
+    with locked(tmp_path / "models/digits"):
+        command = [str(word) for word in (*TWO, ROOT / "train.py", "--recipe", "tiny")]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count(f"models/digits is in use by process {os.getpid()}") == 1
+    assert not (tmp_path / "models").exists()
 
 
 def test_two_processes_find_the_front_of_one(tmp_path):

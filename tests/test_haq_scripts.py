@@ -223,8 +223,11 @@ def test_resumes_after_an_interruption(here, monkeypatch):
         search([*words, "--seed", "1"])
     monkeypatch.setattr(PolicyScorer, "top1", whole)
     search(words)
-    for name in ("policy.json", "history.jsonl", "config.json"):
+    for name in ("policy.json", "history.jsonl"):
         assert (here / "exps/killed" / name).read_text() == (here / "exps/linear" / name).read_text()
+    configs = [read_json(here / "exps" / name / "config.json") for name in ("killed", "linear")]
+    assert {*configs[1].pop("files")} - {*configs[0].pop("files")} == {"acc", "checkpoint/model_best.pth.tar"}
+    assert configs[0] == configs[1]  # the other one is finetuned, too
     assert not (here / "exps/killed/agent.state.pt").exists()
 
 

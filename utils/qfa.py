@@ -168,4 +168,4 @@ def _whole(row: list[object]) -> bool:
 
 
 if __name__ == "__main__":
-    run(main, "python -m utils.qfa")
+    run(main, "python -m utils.qfa", alone=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -14,27 +15,62 @@ import torch.distributed as dist
 from torch import Tensor
 
 from apq.errors import UserError
+from apq.lock import Lock
+from apq.processes import several_processes
 from elastic_nn.training.session import ONE_PROCESS, Execution
 
 
 @contextlib.contextmanager
-def processes(device: torch.device, execution: Execution = ONE_PROCESS) -> Iterator[Execution]:
+def joined(device: torch.device, execution: Execution = ONE_PROCESS) -> Iterator[Execution]:
     """Context that yields the execution with this process's rank and the world size, as torchrun set them.
 
-    The processes can communicate in the block. Without torchrun there is one process.
+    The processes can communicate in the block. Without torchrun there is one process. At the end no process waits for
+    the others, so that the first can go on alone.
     """
-    if "WORLD_SIZE" not in os.environ:
+    if not several_processes():
         yield execution
         return
-    if device.type == "cuda":
+    outermost = not dist.is_initialized()
+    if outermost and device.type == "cuda":
         torch.cuda.set_device(device)
-    # The timeout is long because one process may measure subnets for hours while the others wait.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
+    if outermost:
+        # The timeout is long because one process may measure subnets for hours while the others wait.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
     try:
         yield replace(execution, rank=dist.get_rank(), world_size=dist.get_world_size())
-        dist.barrier()
     finally:
-        dist.destroy_process_group()
+        if outermost:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def processes(device: torch.device, execution: Execution = ONE_PROCESS) -> Iterator[Execution]:
+    """As `joined`, but at the end all processes wait for each other."""
+    with joined(device, execution) as own:
+        yield own
+        wait(own)
+
+
+@contextlib.contextmanager
+def locked_by_first(lock: AbstractContextManager[Lock], execution: Execution) -> Iterator[bool]:
+    """Hold a lock for all processes, in the first. Yields whether the killed run before had finished (`Lock.finished`).
+
+    Where it cannot be had, the first process raises its UserError, and the others end without a word.
+    """
+    with contextlib.ExitStack() as stack:
+        error, answer = None, [None]
+        if execution.main:
+            try:
+                answer = [stack.enter_context(lock).finished]
+            except UserError as raised:
+                error = raised
+        if execution.world_size > 1:
+            dist.broadcast_object_list(answer)
+        if error is not None:
+            raise error
+        if answer[0] is None:
+            sys.exit(2)
+        yield answer[0]
 
 
 def wait(execution: Execution) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from apq.checkpoint import digest
+from apq.checkpoint import digest, load_checkpoint
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import Record, check_writable, write_json
+from apq.files import Record, write_json
 from apq.policy import policy_to_dict
 from apq.resume import Resume
 from apq.search_result import PolicyChoice, read_result
@@ -24,7 +25,7 @@ from dataset.splits import Splits
 from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.policy_file import save_policy_model
 from elastic_nn.networks.subnet_file import save_subnet
-from elastic_nn.training.distributed import check_agreement
+from elastic_nn.training.distributed import check_agreement, locked_by_first
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.found_subnet import load_found
 from elastic_nn.training.policies import quantized_model
@@ -57,7 +58,8 @@ class FinetuneRequest:
 class FinetunePlan:
     """A calibrated network and how it is finetuned.
 
-    `origin` is what it was made from, as plain data. `save` writes its weights with facts about them.
+    `origin` is what it was made from, as plain data. `save(path, state=..., **facts)` writes weights with facts about
+    them.
     """
 
     net: nn.Module
@@ -69,14 +71,28 @@ class FinetunePlan:
 
 
 def finetune_experiment(request: FinetuneRequest, device: torch.device, execution: Execution) -> tuple[float, int]:
-    """Finetune and write the best weights. Returns their validation top-1 (0 to 1) and the number of epochs."""
+    """Finetune and write the best weights. Returns their validation top-1 (0 to 1) and the number of epochs.
+
+    No other run can write the experiment meanwhile; UserError names the process of one that does.
+    """
+    experiment = request.experiment
+    with locked_by_first(experiment.locked(), execution) as finished:
+        if finished:
+            print(f"{experiment.path} is finetuned: the run was killed after its result was in place", file=sys.stderr)
+            made = load_checkpoint(experiment.best_checkpoint, ("val_top1", "train"))
+            return made["val_top1"], made["train"]["epochs"]
+        return _finetune(request, device, execution)
+
+
+def _finetune(request: FinetuneRequest, device: torch.device, execution: Execution) -> tuple[float, int]:
     experiment = request.experiment
     if experiment.acc.exists() and not request.overwrite:
         raise UserError(f"{experiment.path} already has weights, from a finetune or from its search; give --overwrite")
     torch.manual_seed(request.seed)
     choice = read_result(experiment).choice
+    if execution.main:
+        experiment.check_own()
     plan = policy_plan(request, choice, device) if isinstance(choice, PolicyChoice) else subnet_plan(request, device)
-    check_writable(experiment.path)
     session = Session(splits=plan.splits, device=device, seed=request.seed, execution=execution, progress=True)
     record = finetune_record(plan, session, compiled=request.compiled)
     check_agreement(record, execution)
@@ -86,11 +102,11 @@ def finetune_experiment(request: FinetuneRequest, device: torch.device, executio
     top1, weights = finetune(plan.net, session, plan.train, side=plan.side, resume=resume)
     if execution.main:
         report_unreadable(plan.splits)
-        experiment.acc.unlink(missing_ok=True)  # it marks the checkpoint beside it as finished
         facts = {"train": asdict(plan.train), "seed": request.seed, "val_top1": top1}
-        plan.save(state=weights, images=plan.splits.source, **facts)
-        write_json(experiment.acc, [top1])
-        resume.done()
+        with experiment.edited() as new:
+            plan.save(new.best_checkpoint, state=weights, images=plan.splits.source, **facts)
+            write_json(new.acc, [top1])
+            new.last_checkpoint.unlink(missing_ok=True)  # the state goes when the result is in place
     return top1, plan.train.epochs
 
 
@@ -121,7 +137,7 @@ def subnet_plan(request: FinetuneRequest, device: torch.device) -> FinetunePlan:
             "recalibration_images": found.recipe.recalibration_images,
             "supernet": weights,
         },
-        save=partial(save_subnet, experiment.best_checkpoint, space, subnet, scheme=found.supernet.scheme),
+        save=partial(save_subnet, space=space, subnet=subnet, scheme=found.supernet.scheme),
     )
 
 
@@ -147,5 +163,5 @@ def policy_plan(request: FinetuneRequest, choice: PolicyChoice, device: torch.de
             "recalibration_images": recipe.recalibration_images,
             "model": weights,
         },
-        save=partial(save_policy_model, experiment.best_checkpoint, spec, policy, layers, signed),
+        save=partial(save_policy_model, spec=spec, policy=policy, layers=layers, signed=signed),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from apq.checkpoint import load_checkpoint
 from apq.errors import UserError
 from apq.files import Record, check_writable
 from apq.model import ModelSpec, model_to_dict
@@ -18,7 +19,7 @@ from dataset import load_splits
 from dataset.imagenet import image_folder_model, report_unreadable
 from elastic_nn.networks.model_file import save_model
 from elastic_nn.networks.named_models import build_model, named_model
-from elastic_nn.training.distributed import check_agreement
+from elastic_nn.training.distributed import check_agreement, locked_by_first
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.recipe import TrainConfig, adjusted
 from elastic_nn.training.recipes import get_recipe
@@ -51,9 +52,32 @@ class TrainedModel:
 
 
 def train_model(request: ModelRequest, device: torch.device, execution: Execution) -> TrainedModel:
-    """Train the network and write its file."""
-    spec, recipe, config = model_plan(request)
+    """Train the network and write its file. No other run can write its folder meanwhile.
+
+    UserError names the process of one that does.
+    """
+    plan = model_plan(request)
     folder = ModelFolder(request.out or Path("models") / request.name)
+    with locked_by_first(folder.locked(), execution) as finished:
+        if finished:
+            top1 = load_checkpoint(folder.model, ("val_top1",))["val_top1"]
+            if execution.main:
+                print(f"{folder.model} is finished: the run was killed after it was in place", file=sys.stderr)
+                folder.model_state.unlink(missing_ok=True)
+        else:
+            top1 = _train(request, plan, folder, device, execution)
+    return TrainedModel(file=folder.model, top1=top1, epochs=plan[2].epochs)
+
+
+def _train(
+    request: ModelRequest,
+    plan: tuple[ModelSpec, str, TrainConfig],
+    folder: ModelFolder,
+    device: torch.device,
+    execution: Execution,
+) -> float:
+    """Train and write the file. Returns the best validation top-1."""
+    spec, recipe, config = plan
     if folder.model.exists() and not request.overwrite:
         raise UserError(f"{folder.model} exists; choose another --out or give --overwrite")
     torch.manual_seed(request.seed)
@@ -70,9 +94,11 @@ def train_model(request: ModelRequest, device: torch.device, execution: Executio
     if execution.main:
         report_unreadable(splits)
         facts = {"recipe": recipe, "train": asdict(config), "seed": request.seed, "val_top1": top1}
-        save_model(folder.model, spec, weights, splits.source, **facts)
+        with folder.locked() as lock:
+            lock.publishing(folder.model)
+            save_model(folder.model, spec, weights, splits.source, **facts)
         resume.done()
-    return TrainedModel(file=folder.model, top1=top1, epochs=config.epochs)
+    return top1
 
 
 def model_record(spec: ModelSpec, config: TrainConfig, session: Session) -> Record:

@@ -1,7 +1,8 @@
 """The measured subnets of a coarse-to-fine search on disk, so that a killed search continues.
 
 In the folder of the experiment, `evaluated.json` records what was asked and `evaluated.jsonl` has one line a subnet.
-Further processes write files of their own, `evaluated-RANK.jsonl`, which are merged when the search ends.
+Further processes write files of their own, `evaluated-RANK.jsonl`, which are merged when the search ends. Beside a
+finished search, which stays as it is until another one takes its place, they are `evaluated.state.json` and so on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from apq.resume import Journal
 from apq.space import SearchSpace
 from apq.subnet import Subnet, spec_of
 
-ASKED, STEM = "evaluated.json", "evaluated"
+STEM, UNFINISHED = "evaluated", "evaluated.state"
 REMEDY = "choose another --exp_name or give --overwrite"
 
 
@@ -87,14 +88,14 @@ class EvaluatedStore:
 
 
 def open_store(
-    experiment: Experiment, space: SearchSpace, made_by: Record, *, rank: int, lenient: bool
+    experiment: Experiment, space: SearchSpace, made_by: Record, *, rank: int, lenient: bool, stem: str = STEM
 ) -> EvaluatedStore:
     """The measured subnets of an experiment, to which the process of this rank appends."""
-    journal = Journal(experiment.path / ASKED, STEM, "coarse-to-fine search", REMEDY, rank)
+    journal = Journal(experiment.path / f"{stem}.json", stem, "coarse-to-fine search", REMEDY, rank)
     return EvaluatedStore(space=space, journal=journal, made_by=made_by, lenient=lenient)
 
 
 def write_evaluated(experiment: Experiment, space: SearchSpace, made_by: Record, found: Sequence[Evaluated]) -> None:
     """Write the files of a finished search."""
-    write_json(experiment.path / ASKED, made_by)
+    write_json(experiment.path / f"{STEM}.json", made_by)
     write_jsonl(experiment.path / f"{STEM}.jsonl", [evaluated.record(space) for evaluated in found])

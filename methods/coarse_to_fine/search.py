@@ -29,7 +29,7 @@ from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Execution
 from lut.cost_model import CostModel, cost_model_from_flags
 from lut.population import PopulationCost
-from methods.coarse_to_fine.evaluated import Evaluated, open_store, write_evaluated
+from methods.coarse_to_fine.evaluated import UNFINISHED, Evaluated, open_store, write_evaluated
 from methods.coarse_to_fine.finder import STAGES, CoarseToFineConfig, Measured, coarse_to_fine
 from methods.coarse_to_fine.measurement import Measurement, can_continue, measure
 from methods.search.budget import Budget, check_reachable
@@ -155,8 +155,14 @@ def search_config(args: argparse.Namespace, space: SearchSpace) -> CoarseToFineC
 def measure_stages(experiment: Experiment, task: Task, execution: Execution, *, overwrite: bool) -> Measured:
     """Run both stages. Measurements are kept in the folder of the experiment; those that exist are not repeated."""
     check_agreement(task.asked, execution)
-    store = open_store(experiment, task.space, task.asked, rank=execution.rank, lenient=overwrite)
+    if execution.main:
+        experiment.check_own()
+    opened = functools.partial(open_store, experiment, task.space, task.asked, rank=execution.rank, lenient=overwrite)
+    store = opened()
     continued = can_continue(experiment, store, overwrite=overwrite)
+    if not continued and experiment.arch.exists():  # a finished search, which stays until this one takes its place
+        store = opened(stem=UNFINISHED)
+        continued = can_continue(experiment, store, overwrite=overwrite)
     wait(execution)  # no process writes before all have read
     flops = PopulationCost(task.space, "flops")
 

@@ -117,8 +117,8 @@ def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experime
         )
     result = picked(searched, front, parse_bounds(args.pick, searched.settings["objectives"][1:]))
     if same:  # the file of the front is not written again
-        files = searched.made_by.files if searched.made_by else []
-        write_pick(experiment, front, replace(result, front=None, made_by=replace(this_run(), files=files)))
+        with experiment.edited() as new:
+            write_pick(new, front, replace(result, front=None, made_by=this_run()))
     else:
         settings = {**result.settings, "front": str(origin.path)}
         result = replace(result, settings=settings, made_by=None)
@@ -174,7 +174,7 @@ def save(experiment: Experiment, front: Front, result: SearchResult) -> None:
 
 
 def write_pick(experiment: Experiment, front: Front, result: SearchResult) -> None:
-    """Write all that depends on the chosen point, `arch` last: after a kill the same pick repeats it."""
+    """Write all that depends on the chosen point."""
     names, accuracy, costs = result.settings["objectives"], front.values[:, 0], front.values[:, 1:].T
     shown = dict(zip(names[1:], costs, strict=True))
     plot_predicted_front(accuracy, shown, UNITS, index_of(front, result), experiment.path / PLOT)

@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -20,8 +22,9 @@ from apq.space import space_to_dict
 from dataset import check_classes, load_splits
 from dataset.imagenet import report_unreadable
 from dataset.pairs import NETINFO, PairStore
+from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet
-from elastic_nn.training.distributed import check_agreement, processes, wait
+from elastic_nn.training.distributed import check_agreement, joined, locked_by_first, wait
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
@@ -36,12 +39,37 @@ from utils.predictor_training import (
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Gather pairs from the supernet in all processes, and train the predictor in the first."""
-    device = resolve_device(args.device)
-    with processes(device) as execution:
-        gathered = gather(args, device, execution)
-    if execution.main:
-        fit(args, device, *gathered)
+    """Gather pairs from the supernet in all processes, and train the predictor in the first.
+
+    No other run can write the folder of the predictor meanwhile, or that of the pairs; UserError names the process of
+    one that does.
+    """
+    device, folder = resolve_device(args.device), ModelFolder(args.acc_predictor_dir)
+    with joined(device) as execution, locked_by_first(folder.locked(), execution) as finished:
+        if not finished:
+            gathered = gather(args, device, execution)
+        if not execution.main:
+            return
+        if finished:
+            say_finished(args)
+        else:
+            fit(args, device, *gathered)
+
+
+def target_of(args: argparse.Namespace) -> Path:
+    """The file of the predictor to train."""
+    folder = ModelFolder(args.acc_predictor_dir)
+    return folder.acc_quant if args.prepare == "acc_quant" else folder.acc
+
+
+def say_finished(args: argparse.Namespace) -> None:
+    """Print that the run that was killed had finished, and remove the state that it left."""
+    target = target_of(args)
+    ModelFolder(args.acc_predictor_dir).state_of(target).unlink(missing_ok=True)
+    if args.json:
+        print(json.dumps({"predictor": str(target), "finished": True}))
+    else:
+        print(f"{target} is finished: the run was killed after it was in place")
 
 
 def gather(args: argparse.Namespace, device: torch.device, execution: Execution) -> tuple[PairStore, int, Record, int]:
@@ -50,8 +78,7 @@ def gather(args: argparse.Namespace, device: torch.device, execution: Execution)
     Returns the store of the pairs, their number and origin, and the width of the predictor to train on them. UserError
     where the predictor exists, or where the supernet, the images and the flags do not fit together.
     """
-    folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
-    target = folder.acc_quant if quantized else folder.acc
+    folder, quantized, target = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant", target_of(args)
     if target.exists() and not args.overwrite:
         raise UserError(f"{target} exists; give --overwrite to train it anew (existing pairs are kept)")
     supernet, supernet_origin = (load_quantized_supernet if quantized else load_supernet)(folder.supernet)
@@ -70,21 +97,30 @@ def gather(args: argparse.Namespace, device: torch.device, execution: Execution)
     weights = digest(supernet.state_dict())
     made_by = origin_of_pairs(args.seed, recipe, weights, splits.source, finetuned=not as_is)
     check_agreement({"space": space_to_dict(space), "pairs": n_pairs, **made_by}, execution)
-    missing = store.open(space, made_by, n_pairs)
+    session = Session(splits=splits, device=device, seed=args.seed, execution=execution)
+    with locked_by_first(store.locked(), execution):
+        missing = store.open(space, made_by, n_pairs)
+        measure(supernet.to(device), session, recipe, store, missing)
+    return store, n_pairs, made_by, recipe.predictor_hidden
+
+
+def measure(
+    supernet: DynamicProxylessNASNets, session: Session, recipe: Recipe, store: PairStore, missing: Sequence[int]
+) -> None:
+    """Measure the missing pairs, each process its part, and append them to the store."""
+    execution = session.execution
     check_agreement({"pairs (their folder must be shared)": missing}, execution)
     wait(execution)  # no process appends before all have read which are missing
     started = time.perf_counter()
-    session = Session(splits=splits, device=device, seed=args.seed, execution=execution)
-    mine = missing[execution.rank :: execution.world_size]
-    (gather_as_is if as_is else gather_finetuned)(supernet.to(device), session, recipe, store, mine)
+    gather_pairs = gather_as_is if supernet.scheme.trains_supernets else gather_finetuned
+    gather_pairs(supernet, session, recipe, store, missing[execution.rank :: execution.world_size])
     wait(execution)
     if execution.main:
-        report_unreadable(splits)
+        report_unreadable(session.splits)
     if missing and execution.main:
         a_minute = 60 * len(missing) / (time.perf_counter() - started)
         pace = f"{a_minute:.1f} subnets a minute on {execution.world_size} process(es)"
         print(f"{len(missing)} pairs measured, {pace}", file=sys.stderr)
-    return store, n_pairs, made_by, recipe.predictor_hidden
 
 
 def number_of_pairs(args: argparse.Namespace, recipe: Recipe) -> int:
@@ -124,8 +160,7 @@ def fit(
 
     For finetuned pairs, which are few, it is transferred from the float predictor. Others start from random weights.
     """
-    folder, quantized = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant"
-    target = folder.acc_quant if quantized else folder.acc
+    folder, quantized, target = ModelFolder(args.acc_predictor_dir), args.prepare == "acc_quant", target_of(args)
     space = load_supernet(folder.supernet)[0].space
     genes, accuracies = store.load(space, n_pairs)
     config = PredictorConfig(seed=args.seed, hidden=hidden)
@@ -144,7 +179,9 @@ def fit(
         "scores": asdict(scores),
         "predictor_training": asdict(config),
     }
-    save_predictor(target, predictor, facts)
+    with folder.locked() as lock:
+        lock.publishing(target)
+        save_predictor(target, predictor, facts)
     resume.done()
     if args.json:
         print(json.dumps({"predictor": str(target), **facts}))
