@@ -70,7 +70,7 @@ def above_0(most: float) -> Callable[[str], float]:
 
     def number(text: str) -> float:
         if not 0 < (value := _float(text)) <= most:
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not a positive number of at most {most:g}")
+            raise argparse.ArgumentTypeError(f"must be positive and at most {most:g}, not {shown(text)}")
         return value
 
     return number

@@ -14,6 +14,7 @@ from apq.cli import (
     MOST_BATCH,
     MOST_CANDIDATES,
     MOST_HIDDEN,
+    MOST_LR,
     Parser,
     above_0,
     add_common_flags,
@@ -117,8 +118,8 @@ def add_agent_flags(parser: Parser) -> None:
     agent, group = AgentConfig(), parser.add_argument_group("agent")
     group.add_argument("--train_episode", type=at_least(1), default=agent.episodes, help="episodes")
     group.add_argument("--warmup", type=at_least(0), default=agent.warmup, help="first episodes, which act at random")
-    group.add_argument("--lr_a", type=float, default=agent.actor_lr, help="learning rate of the actor")
-    group.add_argument("--lr_c", type=float, default=agent.critic_lr, help="learning rate of the critic")
+    group.add_argument("--lr_a", type=above_0(MOST_LR), default=agent.actor_lr, help="learning rate of the actor")
+    group.add_argument("--lr_c", type=above_0(MOST_LR), default=agent.critic_lr, help="learning rate of the critic")
     group.add_argument(
         "--tau", type=float, default=agent.target_rate, help="weight of new weights in the target networks"
     )
