@@ -130,10 +130,10 @@ def run(main: Main, name: str | None = None, *, alone: bool = False) -> NoReturn
 
     Of several processes of torchrun the first alone runs it, if `alone` is set.
     """
-    if alone and not first_process():
-        sys.exit(0)
 
     def with_plugins(argv: list[str] | None) -> None:
+        if alone and not first_process():
+            return
         import_plugins()
         main(argv)
 

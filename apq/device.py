@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from apq.errors import UserError
-
-
-def process_number(name: str, default: int = 0) -> int:
-    """The whole number in an environment variable that torchrun sets. UserError where it holds anything else."""
-    text = os.environ.get(name) or str(default)
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise UserError(f"the environment variable {name} is {text!r}, not a number of processes, as torchrun sets it")
-    return int(text)
+from apq.processes import process_number
 
 
 def resolve_device(name: str) -> torch.device:

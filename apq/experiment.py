@@ -17,7 +17,7 @@ from apq.lock import Lock, identity, locked, real
 from apq.manifest import Contents, add, contents_of, listed_files, seal
 from apq.names import plain_name
 from apq.space import SearchSpace
-from apq.staging import link_into, put_in_place, remove, restore, stage, staged, unlink
+from apq.staging import carry_over, link_into, put_in_place, remove, restore, stage, staged, unlink
 from apq.subnet import Subnet, subnet_from_spec
 
 MOST_NAMED = 3  # files that a message names
@@ -108,7 +108,7 @@ class Experiment:
 
         UserError if it exists and may not be replaced, if the folder holds what no run wrote, or cannot be written.
         """
-        contents = self.check_own()
+        contents = self.check_own(guests=False)
         if overwrite:
             return
         if self.arch.exists() or self.policy.exists():
@@ -116,22 +116,28 @@ class Experiment:
         if journals := sorted(name for name in contents.unfinished if name.endswith((".json", ".jsonl"))):
             raise UserError(f"{self.path} has {journals[0]}; choose another --exp_name or give --overwrite")
 
-    def check_own(self) -> Contents:
-        """Check that the folder can be replaced as a whole: no other file is in it, and it can be renamed.
+    def check_own(self, *, guests: bool) -> Contents:
+        """Check that the folder can be replaced as a whole. Returns its contents.
 
-        UserError if not. Returns the contents.
+        UserError if it cannot be renamed, if files of others have names that a run gives or, without `guests`, if it
+        holds any files of others.
         """
         folder = real(self.path)
         check_writable(folder)
-        check_writable(folder.parent)
+        try:
+            check_writable(folder.parent)
+        except UserError as error:
+            raise UserError(
+                f"{error}; an experiment is replaced by a rename, so give a folder in {self.path}"
+            ) from error
         if os.path.ismount(folder):
             raise UserError(f"{self.path} is where a disk is mounted: give a folder in it")
         contents = contents_of(folder)
-        if foreign := sorted(contents.foreign):
+        if foreign := sorted(contents.in_the_way if guests else contents.of_users | contents.in_the_way):
             more = f" and {len(foreign) - MOST_NAMED} more" if len(foreign) > MOST_NAMED else ""
             raise UserError(
-                f"{self.path} holds {', '.join(foreign[:MOST_NAMED])}{more}, which no run wrote there: move that away, "
-                "or choose another --exp_name"
+                f"{self.path} holds {', '.join(foreign[:MOST_NAMED])}{more}, which no run wrote there: move that away"
+                + ("" if guests else ", or choose another --exp_name")
             )
         if folder in (here := Path.cwd(), *here.parents):
             raise UserError(f"{self.path} holds the working folder: run this from outside it")
@@ -142,7 +148,8 @@ class Experiment:
         """Yield an empty experiment to fill. If the block succeeds, it takes the place of this one by a rename.
 
         At any instant one of the two is there, whole. States of unfinished work go with the old one, so that a killed
-        run can continue until then. UserError, before anything has changed, if the folder holds what no run wrote.
+        run can continue until then. Files of others, which may have come during the run, are moved into the new one.
+        UserError, before anything has changed, if they have names that a run gives.
         """
         with self._rewritten(keeps=False) as new:
             yield new
@@ -156,7 +163,7 @@ class Experiment:
     @contextlib.contextmanager
     def _rewritten(self, *, keeps: bool) -> Iterator[Experiment]:
         with self.locked() as lock:
-            contents = self.check_own()
+            contents = self.check_own(guests=True)
             try:
                 new = Experiment(stage(lock.folder))
             except OSError as error:
@@ -166,7 +173,7 @@ class Experiment:
                     link_into(new.path, lock.folder, contents.finished | contents.unfinished)
                 yield new
                 seal(new.path)
-                contents = self.check_own()
+                self.check_own(guests=True)
                 if self._choice() != lock.seen:
                     raise UserError(
                         f"{self.path} was changed by something else while this run worked; nothing was written"
@@ -182,7 +189,7 @@ class Experiment:
                 raise
             lock.seen = self._choice()
             if old is not None:
-                remove(old, contents.own)
+                _retire(old, lock.folder)
 
     @contextlib.contextmanager
     def adding(self, name: str) -> Iterator[Path]:
@@ -235,12 +242,20 @@ def _clear(lock: Lock) -> None:
     restore(lock.folder)
     for left in staged(lock.folder):
         if identity(left) == lock.replaced:  # the old experiment: nothing of others may go with it
-            remove(left, contents_of(left).own)
+            _retire(left, lock.folder)
         else:
             shutil.rmtree(left, ignore_errors=True)
+    lock.cleared()
     contents = contents_of(lock.folder)
     if not contents.foreign:  # else the folder may be of others altogether
         unlink(lock.folder, contents.leftover)
+
+
+def _retire(old: Path, folder: Path) -> None:
+    """Remove the old experiment after another one is in its place. Files of others move there."""
+    contents = contents_of(old)
+    carry_over(old, folder, contents.foreign)
+    remove(old, contents.own)
 
 
 def get_experiment(name: str, folder: Path | None = None) -> Experiment:

@@ -59,6 +59,12 @@ class Lock:
         self._note |= {"result": str(result), "was": identity(result)}
         _write(self.file, self._note)
 
+    def cleared(self) -> None:
+        """Note that nothing of a killed run is left."""
+        self.replaced = None
+        self._note.pop("was", None)
+        _write(self.file, self._note)
+
     @property
     def published(self) -> bool:
         """Whether this run has put its result in place."""
@@ -74,8 +80,10 @@ def real(folder: Path) -> Path:
 
 
 def lock_file(folder: Path) -> Path:
-    """The file of a folder's lock, beside the folder."""
+    """The file of a folder's lock, beside the folder. UserError for the root of all folders, which has no beside."""
     place = real(folder)
+    if not place.name:
+        raise UserError(f"{folder} is the root of all folders: give a folder in it")
     return place.with_name(f".{place.name}.lock")
 
 
@@ -128,14 +136,31 @@ def _take(folder: Path, place: Path) -> Lock:
             os.close(file)
     except OSError as error:
         raise UserError(f"cannot lock {folder}: {path}: {error.strerror or error}") from error
+    try:
+        return _signed(place, file)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            if os.fstat(file).st_size == 0:  # made by this run
+                path.unlink()
+        os.close(file)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot lock {folder}: {path}: {error.strerror or error}") from error
+        raise
+
+
+def _signed(place: Path, file: int) -> Lock:
+    """The lock in a file that this process has locked, after writing who holds it into the file.
+
+    What the last run was to replace stays there, until `Lock.cleared`.
+    """
     before = _read(file)
     if before is None:
-        os.close(file)
-        raise UserError(f"{path} is in the way: it is not a lock of this program")
+        raise UserError(f"{lock_file(place)} is in the way: it is not a lock of this program")
     me: Note = {"command": shlex.join(sys.argv), "folder": str(Path.cwd())}
     finished = _published(before) and {key: before.get(key) for key in me} == me
-    lock = Lock(place, file, finished, before.get("was"), _note={"pid": os.getpid(), "host": platform.node(), **me})
-    _write(file, lock._note)
+    note = {"pid": os.getpid(), "host": platform.node(), **me, "was": before.get("was")}
+    lock = Lock(place, file, finished, before.get("was"), _note=note)
+    _write(file, note)
     return lock
 
 

@@ -29,6 +29,7 @@ OF_FORMAT_1 = {
     *(ARCH, CONFIG, "policy.json", "model.pt", "lat", "history.jsonl", "history.png", "front.json", "front.png"),
     *(*EVALUATED, *FINETUNED, *PICTURES),
 }
+OF_NOBODY = re.compile(r"\.gitkeep|\.gitignore|\.DS_Store|Thumbs\.db|desktop\.ini|\._.+|\.nfs.+")  # systems' own files
 STAGED = ".new"  # where earlier versions built a result, inside the folder
 STATE = re.compile(r".+\.state\.pt")
 METHODS = ("search", "front", "agent", "sequential", "pruning", "finetune", "bits")
@@ -51,6 +52,16 @@ class Contents:
     unfinished: frozenset[str]
     leftover: frozenset[str]
     foreign: frozenset[str]
+
+    @property
+    def in_the_way(self) -> frozenset[str]:
+        """Files of others with names that this program gives: a reader would take them for its own."""
+        return frozenset(path for path in self.foreign if _is_ours_by_name(path))
+
+    @property
+    def of_users(self) -> frozenset[str]:
+        """Files of others, but for those that systems put into any folder."""
+        return frozenset(path for path in self.foreign if not OF_NOBODY.fullmatch(Path(path).name))
 
     @property
     def own(self) -> list[str]:
@@ -109,6 +120,13 @@ def _list(folder: Path, names: set[str]) -> None:
 def is_state_name(name: str) -> bool:
     """Whether unfinished work alone has files of this name, which has no folder."""
     return ".state." in name or name == Path(FINETUNE_STATE).name
+
+
+def _is_ours_by_name(path: str) -> bool:
+    name = Path(path).name
+    return (
+        path.rstrip("/") in {CHECKPOINTS, MADE_BY, *OF_FORMAT_1} or is_state_name(name) or bool(JOURNAL.fullmatch(path))
+    )
 
 
 def _paths(folder: Path, inner: str, folders: set[str]) -> Iterator[str]:

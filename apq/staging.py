@@ -97,6 +97,16 @@ def sync(folder: Path) -> None:
             os.close(handle)
 
 
+def carry_over(old: Path, folder: Path, names: Iterable[str]) -> None:
+    """Move these files and folders of others from the old folder to the one in its place. None replaces another."""
+    for name in sorted(names):
+        with contextlib.suppress(OSError):  # what cannot be moved stays where it is
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not os.path.lexists(target):
+                (old / name).rename(target)
+
+
 def remove(folder: Path, names: Iterable[str]) -> None:
     """Remove these files, and the folder if nothing else is in it. What cannot be removed stays."""
     unlink(folder, names)

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
-from apq.device import process_number
 from apq.errors import UserError
 from apq.files import Record
+from apq.processes import process_number
 
 MOST_WORKERS = 8
 LEAST_IMAGES = 2  # of each process in a batch: BatchNorm cannot train on one image

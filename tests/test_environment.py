@@ -129,6 +129,18 @@ def test_an_environment_that_torchrun_did_not_make(monkeypatch, variables, match
         raise AssertionError
 
 
+@pytest.mark.parametrize("words", ["-m apq --help", "test.py --exp_dir none", "search.py --constraint 1 --exp_name a"])
+def test_half_of_torchruns_environment_is_told_by_all_scripts(tmp_path, words):
+    words = words.replace("test.py", str(ROOT / "test.py")).replace("search.py", str(ROOT / "search.py"))
+    for variables in ({"WORLD_SIZE": "2", "RANK": "1"}, {"WORLD_SIZE": "two"}):
+        if "--help" not in words:
+            done = shell(f'"$PYTHON" {words}', tmp_path, **variables)
+            assert done.returncode == 2
+            assert b"WORLD_SIZE" in done.stderr
+    done = shell(f'"$PYTHON" {words}', tmp_path, RANK="1")  # set by other programs, and no sign of torchrun
+    assert done.returncode == 0 if "--help" in words else (done.returncode == 2 and b"RANK" not in done.stderr)
+
+
 def test_a_backend_of_matplotlib_that_does_not_exist(here):
     write_found(here / "found", TINY, largest_subnet(TINY))
     done = shell('"$PYTHON" -m report.analyse diagram found', here, MPLBACKEND="no such backend")

@@ -89,8 +89,34 @@ def test_a_folder_of_others_is_refused_before_any_work(tmp_path, monkeypatch, wh
     assert files_of(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["notes", "checkpoint/mine.pt", "front.json", "plots/a.png", "net.state.pt", "acc"])
+@pytest.mark.parametrize("name", ["notes", "checkpoint/mine.pt", "plots/a.png", ".DS_Store"])
 def test_what_others_put_into_an_experiment_stays(tmp_path, name):
+    """Also what came while a run worked: finished work is not refused for it."""
+    experiment = fill(tmp_path / "a")
+    (experiment.path / name).parent.mkdir(exist_ok=True)
+    (experiment.path / name).write_text("mine")
+    number = (experiment.path / name).stat().st_ino
+    for rewritten in (experiment.replaced, experiment.edited):
+        with rewritten() as new:
+            RESULT.write(new)
+            (experiment.path / "late").write_text("mine")
+        assert (experiment.path / name).read_text() == (experiment.path / "late").read_text() == "mine"
+        assert (experiment.path / name).stat().st_ino == number  # the file itself, not a copy
+        assert read_result(experiment).cost == RESULT.cost
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_new_folders_with_files_of_systems_are_used(tmp_path):
+    for name in (".gitkeep", ".DS_Store", "._front.json"):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_text("")
+    Experiment(tmp_path / "a").check_free(overwrite=False)
+    fill(tmp_path / "a")
+    assert {".gitkeep", ".DS_Store", "._front.json", "arch"} <= {path.name for path in (tmp_path / "a").iterdir()}
+
+
+@pytest.mark.parametrize("name", ["front.json", "net.state.pt", "acc"])
+def test_names_of_ours_are_not_for_others(tmp_path, name):
     experiment = fill(tmp_path / "a")
     (experiment.path / name).parent.mkdir(exist_ok=True)
     if name == "net.state.pt":

@@ -72,6 +72,7 @@ def put(folder: Path) -> None:
         write_json(new.acc, [0.25])
         write_json(new.best_checkpoint, ["weights"])
     (folder / "search.state.pt").write_bytes(b"")
+    (folder / "notes").write_text("mine")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -79,7 +80,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def without_dates(files: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: data for name, data in files.items() if name not in ("made_by.json", "search.state.pt")}
+    return {name: data for name, data in files.items() if name not in ("made_by.json", "search.state.pt", "notes")}
 
 
 def replaced(folder: Path) -> None:
@@ -114,6 +115,7 @@ def test_a_kill_at_every_step_leaves_the_old_or_the_new_experiment_whole(tmp_pat
         with Experiment(folder).locked() as lock:  # what the next run does first
             assert lock.finished == (code == KILLED and without_dates(files_of(folder)) == after), step
         assert [path.name for path in (tmp_path / "exps").iterdir()] == ["a"], step  # nothing is left
+        assert (folder / "notes").read_text() == "mine", step
         left = without_dates(files_of(folder))
         assert left in (without_dates(before), after), step
         assert ("search.state.pt" in files_of(folder)) or left == after  # until then the search can continue
@@ -206,11 +208,14 @@ def test_the_second_check_sees_what_came_meanwhile(tmp_path):
             else:
                 (tmp_path / "exps/a" / name).write_text("mine")
 
-    for name, words in (("notes", "holds notes, which no run wrote"), ("arch", "was changed by something else")):
+    for name, words in (
+        ("evaluated.jsonl", "holds evaluated.jsonl, which no run"),
+        ("arch", "was changed by something"),
+    ):
         with pytest.raises(UserError, match=words):
             comes_in(name)
         assert read_result(Experiment(tmp_path / "exps/a")).settings == {"n": 1}
-        (tmp_path / "exps/a/notes").unlink(missing_ok=True)
+        (tmp_path / "exps/a/evaluated.jsonl").unlink(missing_ok=True)
 
 
 def test_readers_get_one_experiment_whole(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -15,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from apq.device import process_number
 from apq.errors import UserError, one_line
 from apq.lock import Lock
 from apq.processes import several_processes
@@ -34,7 +32,6 @@ def joined(device: torch.device, execution: Execution = ONE_PROCESS) -> Iterator
         return
     outermost = not dist.is_initialized()
     if outermost:
-        _check_torchrun()
         if device.type == "cuda":
             torch.cuda.set_device(device)
         # The timeout is long because one process may measure subnets for hours while the others wait.
@@ -77,17 +74,6 @@ def locked_by_first(lock: AbstractContextManager[Lock], execution: Execution) ->
         if answer[0] is None:
             sys.exit(2)
         yield answer[0]
-
-
-def _check_torchrun() -> None:
-    """UserError unless the environment is one that torchrun makes."""
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
-        raise UserError(
-            f"WORLD_SIZE is set but {', '.join(missing)} not: start the processes with torchrun, or unset WORLD_SIZE"
-        )
-    rank, world = (process_number(name) for name in ("RANK", "WORLD_SIZE"))
-    if rank >= world:
-        raise UserError(f"RANK is {rank}, but there are WORLD_SIZE {world} processes")
 
 
 def wait(execution: Execution) -> None:

@@ -93,7 +93,7 @@ def _finetune(request: FinetuneRequest, device: torch.device, execution: Executi
     torch.manual_seed(request.seed)
     result = read_result(experiment)
     if execution.main:
-        experiment.check_own()
+        experiment.check_own(guests=True)
     of_policy = isinstance(result.choice, PolicyChoice)
     plan = policy_plan(request, result, device) if of_policy else subnet_plan(request, device)
     session = Session(splits=plan.splits, device=device, seed=request.seed, execution=execution, progress=True)

@@ -165,7 +165,7 @@ def measure_stages(experiment: Experiment, task: Task, execution: Execution, *, 
     """Run both stages. Measurements are kept in the folder of the experiment; those that exist are not repeated."""
     check_agreement(task.asked, execution)
     if execution.main:
-        experiment.check_own()
+        experiment.check_own(guests=experiment.arch.exists() and not overwrite)
     opened = functools.partial(open_store, experiment, task.space, task.asked, rank=execution.rank, lenient=overwrite)
     store = opened()
     continued = can_continue(experiment, store, overwrite=overwrite)
