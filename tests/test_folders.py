@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, script
 from example_results import found
+from example_spaces import TINY
 
 from apq.checkpoint import save_checkpoint
 from apq.errors import UserError
@@ -28,7 +30,9 @@ from apq.model_folder import ModelFolder
 from apq.presets import DIGITS
 from apq.resume import Journal, Resume
 from apq.search_result import read_result
+from apq.space import space_to_dict
 from dataset.pairs import PairStore
+from elastic_nn.training import supernet_training
 
 RESULT = found(DIGITS, largest_subnet(DIGITS))
 SEARCH = ["--constraint", "0.05", "--generations", "1", "--population", "20"]
@@ -380,3 +384,24 @@ def test_a_killed_training_that_had_finished_says_so(tmp_path, monkeypatch, caps
     assert shown["val_top1"] == torch.load("m/model.pt", weights_only=True)["val_top1"]
     assert [path.name for path in Path("m").iterdir()] == ["model.pt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+def test_the_record_of_a_killed_training_is_that_of_its_supernet(tmp_path, monkeypatch, capsys):
+    train = script("train")
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "tiny.json", space_to_dict(replace(TINY, name="tiny")))
+    words = ["--space", "tiny.json", "--recipe", "tiny", "--out", "m", "--overwrite"]
+    train([*words, "--seed", "1"])
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(supernet_training, "write_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(words)
+    assert read_json(Path("m/training.json"))["seed"] == 1
+    train(words)  # says that it is finished
+    made = torch.load("m/supernet.pt", weights_only=True)
+    record = read_json(Path("m/training.json"))
+    assert (record["seed"], record["phases"]) == (made["seed"], made["records"]) == (0, record["phases"])

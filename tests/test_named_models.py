@@ -201,7 +201,7 @@ def test_training_on_a_folder(tmp_path, monkeypatch):
         (["--space", "digits", "--epochs", "3"], "belongs to --model"),
         ([*QUICK, "--images", "cats"], "invalid choice"),
         ([*QUICK, "--data", "x"], "leave --images digits out"),
-        ([*QUICK, "--lr", "0"], "learning rate"),
+        ([*QUICK, "--lr", "0"], "argument --lr: must be positive"),
         (["--model", "resnet18"], "--data"),
     ],
 )

@@ -63,6 +63,7 @@ def train_space(request: SupernetRequest, device: torch.device, execution: Execu
             records = load_checkpoint(folder.supernet, ("records",))["records"]
             if execution.main:
                 print(f"{folder.supernet} is finished: the run was killed after it was in place", file=sys.stderr)
+                write_record(folder)
                 folder.supernet_state.unlink(missing_ok=True)
         else:
             check_free(folder, overwrite=request.overwrite)
@@ -93,23 +94,30 @@ def _train(
     request: SupernetRequest, plan: SupernetPlan, session: Session, folder: ModelFolder, origin: Record
 ) -> list[Record]:
     """Train and write the files. Returns one record a phase."""
-    splits, execution, space, recipe = session.splits, session.execution, plan.space, plan.recipe
+    splits, execution, space = session.splits, session.execution, plan.space
     record = supernet_record(plan, session)
     check_agreement(record, execution)
     resume = Resume(folder.supernet_state, record, "training", request.overwrite, writes=execution.main)
     if execution.main:
-        print(f"space {space.name}, recipe {recipe.name}, quantizers {plan.scheme.name}", file=sys.stderr)
+        print(f"space {space.name}, recipe {plan.recipe.name}, quantizers {plan.scheme.name}", file=sys.stderr)
     net, records = train_supernet(plan, session, resume, log_phase if execution.main else lambda record: None)
     if execution.main:
         report_unreadable(splits)
         facts = {"seed": request.seed, **origin, **recorded_folder(request.data)}
-        write_json(folder.training, {"space": space.name, "recipe": recipe.name, **facts, "phases": records})
         with folder.locked() as lock:
-            # The supernet comes last: where it exists, all is complete.
             lock.publishing(folder.supernet)
-            save_supernet(folder.supernet, net.cpu(), recipe.name, splits.source, records=records, **facts)
+            save_supernet(folder.supernet, net.cpu(), plan.recipe.name, splits.source, records=records, **facts)
+        write_record(folder)
         resume.done()
     return records
+
+
+def write_record(folder: ModelFolder) -> None:
+    """Write `training.json`: what people want to read of `supernet.pt`, which holds all of it."""
+    made = load_checkpoint(folder.supernet, ("space", "recipe", "records"))
+    facts = {key: made[key] for key in ("seed", "started_from", "data") if key in made}
+    record = {"space": made["space"]["name"], "recipe": made["recipe"], **facts, "phases": made["records"]}
+    write_json(folder.training, record)
 
 
 def usual_scheme(space: SearchSpace) -> QuantScheme:
