@@ -299,3 +299,35 @@ def test_a_float_supernet_gets_the_quantizers_of_a_scheme():
     assert not relative_parameters(published)
     steps = build_supernet(OQA_MBV2_GLYPHS, LSQ)
     assert with_quantizers(steps, LINEAR) is steps  # it was trained with its own
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-10])
+@pytest.mark.parametrize(
+    ("quantizer", "start", "fallen"),
+    [
+        *[(LinearActivationQuantizer(False), 1.0, fallen) for fallen in (1e-2, 1e-4, 1e-8, -0.147)],
+        *[(LsqQuantizer(False, scale_free=True), 0.1, fallen) for fallen in (1e-3, 1e-6, -1e-3)],
+    ],
+    ids=lambda value: str(value) if isinstance(value, float) else type(value).__name__,
+)
+def test_a_clip_that_training_has_made_small_comes_back(quantizer, start, fallen, scale):
+    """The least error of values between 0 and 1 is that of a clip near 1, or of a step near 1/15."""
+    quantizer.bits = 4
+    ((clip, _),) = quantizer.relative_parameters().items()
+    with torch.no_grad():
+        clip.fill_(start * scale)
+    groups = {"decayed": [], "free": [], "ranges": [clip]}
+    groups = [{"name": name, "params": params} for name, params in groups.items()]
+    sgd = ScaleFreeSGD(groups, quantizer.relative_parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    with torch.no_grad():
+        clip.fill_(fallen * scale)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(1500):
+        values = torch.rand(256, generator=generator) * scale
+        loss = 10 * (quantizer(values) - values).square().mean() / scale**2
+        sgd.zero_grad()
+        loss.backward()
+        sgd.clip_gradients(1.0)
+        sgd.step()
+    best = 1 / 15 if isinstance(quantizer, LsqQuantizer) else 1.0
+    assert 0.8 * best < abs(clip.item()) / scale < 1.5 * best  # above 1 no value pulls at a clip

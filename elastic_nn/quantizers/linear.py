@@ -31,7 +31,7 @@ class LinearActivationQuantizer(Quantizer):
 
     `signed` activations (linear bottlenecks) spend one bit on the sign. The `published` quantizer differs in two ways:
     its clip is calibrated to at most 6, whatever the network's activation function, and training moves it by amounts
-    that do not depend on its size (see `relative_parameters`).
+    that do not depend on its size (see `relative_parameters`). Of the other one the magnitude counts.
     """
 
     def __init__(self, signed: bool, *, published: bool = False) -> None:
@@ -44,7 +44,7 @@ class LinearActivationQuantizer(Quantizer):
         return quantize_activation(v, self._clip(), self.bits, signed=self.signed)
 
     def _clip(self) -> Tensor:  # (1,)
-        return at_least(self.range, SMALLEST_RANGE)
+        return at_least(self.range if self.published else self.range.abs(), SMALLEST_RANGE)
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
