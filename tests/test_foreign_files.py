@@ -73,6 +73,9 @@ def renamed(state, rename):
         },
         lambda state: {"state_dict": renamed(state, "model.{}".format), "pytorch-lightning_version": "2.0"},
         lambda state: {"model_state_dict": state, "loss": 0.5},
+        lambda state: {"model": NAME, "state_dict": state},
+        lambda state: {"model": {"name": NAME, "depth": 3}, "state_dict": state},
+        lambda state: {"model": None, "weights": state},
         lambda state: {"my_weights": state, "epoch": 1},
         lambda state: renamed(state, "_orig_mod.{}".format),
         lambda state: {"model": renamed(state, "module._orig_mod.{}".format)},
@@ -122,6 +125,13 @@ def test_tensors_of_other_kinds_are_no_weights(tmp_path, trained):
         loaded(tmp_path, {**trained, key: trained[key].double() * 1e300})
     with pytest.raises(UserError, match="keys twice"):
         loaded(tmp_path, {**trained, f"_orig_mod.{key}": trained[key]})
+
+
+def test_variances_are_not_negative(tmp_path, trained):
+    key = "features.0.1.running_var"
+    with pytest.raises(UserError, match=rf"w\.pth, model {NAME}: .* 1 with negative variances \({key}\)$"):
+        loaded(tmp_path, {**trained, key: trained[key] - 2})
+    loaded(tmp_path, {**trained, key: torch.zeros_like(trained[key])})
 
 
 def test_published_files_may_be_wrapped_too(tmp_path):
