@@ -134,6 +134,8 @@ def _check_held(data: Any, size: int) -> None:
 def check_fit(found: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> None:
     """Check that `found` has exactly the expected keys, as tensors of the expected shapes, real and finite.
 
+    Running variances of norms must not be negative.
+
     Numbers with a fraction may have any precision; whole numbers do not stand for them, nor the other way round. The
     numbers are looked at last: only then it is known how many there are. UserError names the first keys that are
     missing, extra or do not fit, and says how many there are.
@@ -159,7 +161,13 @@ def check_fit(found: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) ->
             ],
         }
     )
-    _complain({"not finite": [key for key, value in found.items() if not torch.isfinite(value).all()]})
+    variances = {key: value for key, value in found.items() if key.rpartition(".")[2] == "running_var"}
+    _complain(
+        {
+            "not finite": [key for key, value in found.items() if not torch.isfinite(value).all()],
+            "with negative variances": [key for key, value in variances.items() if (value < 0).any()],
+        }
+    )
 
 
 def check_optimizer(found: Any, optimizer: torch.optim.Optimizer) -> None:

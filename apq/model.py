@@ -77,6 +77,11 @@ def model_to_dict(spec: ModelSpec) -> Record:
     return {**plain, "space": space_to_dict(spec.space), **spec_of(spec.space, spec.subnet)}
 
 
+def is_model(data: Any) -> bool:
+    """Whether this has the keys of a spec as plain data, whatever their values are."""
+    return isinstance(data, Mapping) and data.keys() >= set(PLAIN_FIELDS)
+
+
 def model_from_dict(data: Mapping[str, Any]) -> ModelSpec:
     """Inverse of `model_to_dict`; UserError where keys are missing, unknown or out of range."""
     if not isinstance(data, Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,16 @@ from lut.accelerator import Accelerator
 from lut.cost_model import COLUMN, UNITS, CostModel, digest_of
 
 MOST_BITS = 8
+COST = {"cost", "price"}  # what a column of costs may be called, whatever the quantity
+OWN_UNITS = {  # in what units a device may be measured, beside those of UNITS, as a header has them
+    "latency": "s sec seconds ns us \u03bcs cycles",
+    "energy": "j nj \u03bcj uj pj",
+    "bitops": "k m g t",
+    "size": "b kb mb gb kib mib gib bit bits",
+    "flops": "k m g t",
+}
+WHOLE = re.compile(r"-?[0-9]{1,9}")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +103,16 @@ def load_measured(path: Path, names: Sequence[str], quantity: str) -> MeasuredTa
     """Read the costs of `quantity` from a CSV file, for a network whose layers have these names, in running order.
 
     Columns are separated by commas, semicolons or tabs. The first line may name them, in any order; without it they are
-    layer, w_bits, a_bits, cost. Empty lines are skipped. UserError for any other file, for rows that contradict each
-    other, and where the column of costs has the name of another quantity.
+    layer, w_bits, a_bits, cost. Empty lines and empty cells at the ends of lines are skipped. The column of costs is
+    called cost, price or by the quantity, which a unit of the quantity may follow. UserError for any other file, for
+    one without rows, and for rows that contradict each other.
     """
     cells = np.full((len(names), MOST_BITS, MOST_BITS), np.nan)
     try:
         rows = _rows(read_bytes(path).decode("utf-8-sig"))
         places = _places(rows.pop(0)[1], quantity) if rows and not any(map(_is_number, rows[0][1])) else range(4)
+        if not rows:
+            raise ValueError("it has no rows")
         for line, row in rows:
             _put(cells, line, row, places)
     except (OSError, ValueError, csv.Error) as error:
@@ -114,18 +128,35 @@ def _rows(text: str) -> list[tuple[int, list[str]]]:
     first = next((line for line in lines if line.strip()), "")
     reader = csv.reader(lines, delimiter=max(",;\t", key=first.count))
     rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    return [(line, row) for line, row in rows if any(row)]
+    return [(line, _without_empty_end(row)) for line, row in rows if any(row)]
+
+
+def _without_empty_end(row: list[str]) -> list[str]:
+    """A row without its last cells as far as they are empty, as spreadsheets write them."""
+    return row[: max(i for i, cell in enumerate(row) if cell) + 1]
 
 
 def _places(header: list[str], quantity: str) -> list[int]:
     """The columns of layer, weight bits, activation bits and cost, by a header. ValueError for one that is unclear."""
-    names = [name.lower().removesuffix("_bits") for name in header]
+    names = [name.casefold() for name in header]
+    names = [name.removesuffix("_bits") if name in ("w_bits", "a_bits") else name for name in names]
     cost = [name for name in names if name not in ("layer", "w", "a")]
     if len(names) != 4 or len({*names}) != 4 or len(cost) != 1:
         raise ValueError(f"its columns are {', '.join(header)}; they must be layer, w_bits, a_bits and a cost")
-    if cost[0] in UNITS and cost[0] != quantity:
-        raise ValueError(f"its costs are {cost[0]}, not {quantity}")
+    _check_costs(cost[0], quantity)
     return [names.index(name) for name in ("layer", "w", "a", *cost)]
+
+
+def _check_costs(name: str, quantity: str) -> None:
+    """ValueError unless this is a name for costs of a quantity: cost, price or the quantity, alone or with a unit."""
+    first, *unit = [word for word in re.split(r"[\W_]+", name) if word] or [""]
+    units = {UNITS[quantity].casefold(), *OWN_UNITS[quantity].split()}
+    if first in UNITS and first != quantity:
+        raise ValueError(f"its costs are {name[:40]}, not {quantity}")
+    if first not in {*COST, quantity} or len(unit) > 1 or not units.issuperset(unit):
+        raise ValueError(
+            f"its costs are called {name[:40]}; they must be cost, price or {quantity}, alone or with a unit of it"
+        )
 
 
 def _put(cells: np.ndarray, line: int, row: list[str], places: Sequence[int]) -> None:
@@ -145,11 +176,7 @@ def _put(cells: np.ndarray, line: int, row: list[str], places: Sequence[int]) ->
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return NUMBER.fullmatch(text) is not None
 
 
 def _cost(text: str) -> float:
@@ -160,6 +187,8 @@ def _cost(text: str) -> float:
 
 
 def _index(text: str, n: int, first: int = 0) -> int:
+    if not WHOLE.fullmatch(text):
+        raise ValueError(f"{text[:40]} is not a whole number, in digits 0 to 9 alone")
     value = int(text) - first
     if not 0 <= value < n:
         raise ValueError(f"{text} is not from {first} to {n - 1 + first}")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
@@ -16,6 +17,7 @@ from apq.errors import UserError
 from dataset.splits import TensorImages, make_loader
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.modules.quant_layers import shared_batch
+from elastic_nn.quantizers.batchquant import BatchQuantizer
 from elastic_nn.training.batchnorm import recalibrate
 
 CPU = torch.device("cpu")
@@ -176,6 +178,66 @@ def test_statistics_that_cannot_be_recalibrated_are_refused():
     frozen = nn.Sequential(FrozenBatchNorm2d(3))
     recalibrate(frozen, loader, CPU)  # its statistics are constants
     assert frozen[0].running_mean.tolist() == [0, 0, 0]
+
+
+class Functional(nn.Module):
+    """A network that normalises by a function, with the statistics of its norm or of buffers of its own."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.norm = how, nn.BatchNorm2d(3)
+        self.register_buffer("middle", torch.zeros(3))
+        self.register_buffer("spread", torch.ones(3))
+
+    def forward(self, x):
+        return self.how(self, self.norm(x))
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        (
+            lambda net, x: F.batch_norm(x, net.norm.running_mean, net.norm.running_var),
+            "norm.running_mean",
+        ),
+        (lambda net, x: F.batch_norm(x, running_mean=net.middle, running_var=net.spread), "middle"),
+        (lambda net, x: F.batch_norm(x, net.middle.clone(), net.spread.clone()), "a tensor that is no buffer"),
+        (lambda net, x: torch.batch_norm(x, None, None, net.middle, net.spread, True, 0.1, 1e-5, False), "middle"),
+        (lambda net, x: F.instance_norm(x[:, :2], net.middle[:2], net.spread[:2]), "middle"),
+        (lambda net, x: net.norm.forward(x), "norm.running_mean"),
+    ],
+)
+def test_statistics_that_a_function_uses_are_refused_by_name(how, name):
+    net = Functional(how)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(UserError, match=f"^{name}.* cannot be recalibrated"):
+        recalibrate(net, make_loader(images_of(20), 10), CPU)
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
+    net.compile(backend="eager")  # compiled or not, the same calls are seen
+    with pytest.raises(UserError, match=f"^{name}"):
+        recalibrate(net, make_loader(images_of(20), 10), CPU)
+    net._compiled_call_impl = None
+    net.how = lambda net, x: F.batch_norm(x, None, None, training=True)  # has no statistics
+    recalibrate(net, make_loader(images_of(20), 10), CPU)
+    assert net.norm.running_mean.any()
+
+
+@pytest.mark.parametrize("error", [UserError, KeyboardInterrupt, None])
+def test_a_network_is_as_it_was_after_any_exception(error):
+    class Fails(nn.Module):
+        def forward(self, x):
+            if error and len(x) < 10:
+                raise error
+            return x
+
+    net = nn.Sequential(nn.BatchNorm2d(3), BatchQuantizer(signed=True), Fails())
+    recalibrate(net, make_loader(images_of(20), 10), CPU)
+    before, flags = copy.deepcopy(net.state_dict()), dict(vars(net[1]))
+    with pytest.raises(error or UserError):
+        recalibrate(net, [(torch.randn(n, 3, 2, 2), None) for n in (10, 5, 1)], CPU)
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
+    assert (vars(net[1]), net[0].momentum, net.training) == (flags, 0.1, True)
+    assert not net[0]._forward_hooks
 
 
 @pytest.mark.parametrize(("affine", "tracked", "momentum"), SETTINGS)

@@ -20,6 +20,7 @@ from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.named_models import build_model, named_model
 from lut import bitfusion, table
 from lut.bitfusion import BitFusion
+from lut.cost_model import UNITS
 from lut.measured import load_measured
 
 NAME = "mobilenet_v2_small"
@@ -72,6 +73,9 @@ def renamed(state, rename):
         },
         lambda state: {"state_dict": renamed(state, "model.{}".format), "pytorch-lightning_version": "2.0"},
         lambda state: {"model_state_dict": state, "loss": 0.5},
+        lambda state: {"model": NAME, "state_dict": state},
+        lambda state: {"model": {"name": NAME, "depth": 3}, "state_dict": state},
+        lambda state: {"model": None, "weights": state},
         lambda state: {"my_weights": state, "epoch": 1},
         lambda state: renamed(state, "_orig_mod.{}".format),
         lambda state: {"model": renamed(state, "module._orig_mod.{}".format)},
@@ -121,6 +125,13 @@ def test_tensors_of_other_kinds_are_no_weights(tmp_path, trained):
         loaded(tmp_path, {**trained, key: trained[key].double() * 1e300})
     with pytest.raises(UserError, match="keys twice"):
         loaded(tmp_path, {**trained, f"_orig_mod.{key}": trained[key]})
+
+
+def test_variances_are_not_negative(tmp_path, trained):
+    key = "features.0.1.running_var"
+    with pytest.raises(UserError, match=rf"w\.pth, model {NAME}: .* 1 with negative variances \({key}\)$"):
+        loaded(tmp_path, {**trained, key: trained[key] - 2})
+    loaded(tmp_path, {**trained, key: torch.zeros_like(trained[key])})
 
 
 def test_published_files_may_be_wrapped_too(tmp_path):
@@ -182,7 +193,15 @@ def test_rows_without_a_header_have_the_published_order(tmp_path):
         ("0,1,8\n", "line 1 has 3 columns, not 4"),
         ("3,1,8,1\n", "line 1: 3 is not from 0 to 2"),
         ("0,1,9,1\n", "line 1: 9 is not from 1 to 8"),
-        ("0,1,1,1\nlayer,w_bits,a_bits,cost\n", "line 2: invalid literal"),
+        ("0,1,1,1\nlayer,w_bits,a_bits,cost\n", "line 2: layer is not a whole number"),
+        ("0,1,8.0,1\n", "line 1: 8.0 is not a whole number, in digits 0 to 9 alone"),
+        ("1_0,1,8,1\n", "line 1: 1_0 is not a whole number"),
+        ("0,1,\u0668,1\n", "line 1: \u0668 is not a whole number"),
+        ("0,1,8,1_000\n", "line 1: cost 1_000 is not a number"),
+        ("0,1,8,\u0661\n", "line 1: cost \u0661 is not a number"),
+        ("0,1,8,\n", "line 1 has 3 columns, not 4"),
+        ("", "it has no rows"),
+        ("layer,w_bits,a_bits,cost\n,,,\n", "it has no rows"),
         ("0,1,1,\0\n", "own.csv is not a table"),
         ('0,1,1,"' + "9" * 200_000 + '"\n', "own.csv is not a table"),
     ],
@@ -193,6 +212,38 @@ def test_unclear_tables_are_refused_in_a_line(tmp_path, text, message):
     assert len(str(caught.value)) < 10_000
     with pytest.raises(UserError, match="not a table"):
         measured(tmp_path, text, encoding="utf-16")
+
+
+@pytest.mark.parametrize(
+    ("name", "quantity"),
+    [
+        *(("cost", quantity) for quantity in UNITS),
+        *((f"{quantity} ({unit})", quantity) for quantity, unit in UNITS.items()),
+        ("Price", "energy"),
+        ("energy_mj", "energy"),
+        ("Energy (\u00b5J)", "energy"),
+        ('"energy, mJ"', "energy"),
+        ("bitops_m", "bitops"),
+        ("latency [us]", "latency"),
+        ("cost_ms", "latency"),
+        ("size_bits", "size"),
+    ],
+)
+def test_costs_have_the_name_of_one_quantity(tmp_path, name, quantity):
+    """With or without a unit. A table of one quantity is never one of another."""
+    text = f"layer,w_bits,a_bits,{name},\n0,1,8,5,,\n"  # with empty cells of a spreadsheet
+    assert measured(tmp_path, text, quantity)[0, 0, 7] == 5
+    for other in {*UNITS} - {quantity} if name.lower() not in ("cost", "price") else ():
+        with pytest.raises(UserError, match="its costs are"):
+            measured(tmp_path, text, other)
+
+
+@pytest.mark.parametrize(
+    "name", ["power", "latency_std", "energy_ms", "cost_mj", "latency_energy", "cost energy", "ms"]
+)
+def test_other_names_of_costs_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match=f"own.csv .* its costs are .*{name}"):
+        measured(tmp_path, f"layer,w_bits,a_bits,{name}\n0,1,8,5\n")
 
 
 @settings(max_examples=60)

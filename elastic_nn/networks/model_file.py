@@ -13,10 +13,9 @@ from torch import nn
 from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.files import Record
-from apq.model import ModelSpec, model_from_dict, model_to_dict
+from apq.model import ModelSpec, is_model, model_from_dict, model_to_dict
 from apq.skeleton import without_weights
 from elastic_nn.networks.foreign_weights import (
-    holds_tensors,
     in_types_of,
     unwrapped,
     without_common_prefix,
@@ -37,12 +36,12 @@ def load_model(
 ) -> tuple[nn.Module, ModelSpec, Record | None]:
     """Load the network of a file, its spec, and the identity of its images, if known.
 
-    A file without a spec has the plain weights of the network `name` for ImageNet's channels and resolution, with as
-    many classes as its classifier has outputs. They may be wrapped and have prefixes, see `foreign_weights`. UserError
-    where the weights do not fit, or where `name` or `n_classes` differ from the file.
+    A file without a spec under "model" has the plain weights of the network `name` for ImageNet's channels and
+    resolution, with as many classes as its classifier has outputs. They may be wrapped and have prefixes, see
+    `foreign_weights`. UserError where the weights do not fit, or where `name` or `n_classes` differ from the file.
     """
     data = load_checkpoint(path)
-    if "model" not in data or holds_tensors(data["model"]):
+    if not is_model(data.get("model")):
         return *_from_plain(path, data, name, n_classes), None
     try:
         spec = model_from_dict(data["model"])

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -16,6 +21,13 @@ from elastic_nn.modules.quant_layers import collecting, quantizers
 from elastic_nn.training.engine import to_device
 
 RECALIBRATION_BATCH = 64
+STATISTICS_AT = {  # at which place functions of torch take a running mean; the running variance follows it
+    F.batch_norm: 1,
+    F.instance_norm: 1,
+    torch.batch_norm: 3,
+    torch.instance_norm: 3,
+    torch.native_batch_norm: 3,
+}
 
 
 @torch.no_grad()
@@ -27,10 +39,18 @@ def recalibrate(net: nn.Module, loader: DataLoader, device: torch.device, n_imag
     else run as in evaluation. Every norm of torch that keeps statistics is recalibrated; a norm that runs several times
     in a pass averages over all runs, and one that does not run keeps its statistics.
 
-    UserError for layers that keep statistics in another way, and for batches of one image.
+    UserError for layers that keep statistics in another way, for statistics that are used outside of their norm, and
+    for batches of one image. After any exception the network is as it was.
     """
     norms = _norms(net)
-    with _norms_alone_train(net, norms), _Averages(norms) as averages, collecting(net):
+    with (
+        _put_back(net),
+        _not_compiled(),
+        _norms_alone_train(net, norms),
+        _Averages(norms) as averages,
+        collecting(net),
+        _Watch(net, averages.running),
+    ):
         for images in _first(loader, device, n_images):
             if norms and len(images) < 2:
                 raise UserError("norms cannot be recalibrated on a batch of one image: give more images")
@@ -102,12 +122,14 @@ class _Averages(contextlib.AbstractContextManager):
     def __init__(self, norms: dict[str, _NormBase]) -> None:
         self.norms, self.n_images = norms, 0
         self.seen: dict[_NormBase, int] = {}
+        self.running: list[_NormBase] = []
         self.afterwards = contextlib.ExitStack()
 
     def __enter__(self) -> _Averages:
         for norm in self.norms.values():
             self.afterwards.callback(setattr, norm, "momentum", norm.momentum)
             self.afterwards.callback(norm.register_forward_pre_hook(self._weigh).remove)
+            self.afterwards.callback(norm.register_forward_hook(self._leave).remove)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -121,3 +143,67 @@ class _Averages(contextlib.AbstractContextManager):
             norm.reset_running_stats()
         self.seen[norm] = self.seen.get(norm, 0) + self.n_images
         norm.momentum = self.n_images / self.seen[norm]
+        self.running.append(norm)
+
+    def _leave(self, norm: _NormBase, args: tuple[Tensor, ...], output: Any) -> None:
+        self.running.pop()
+
+
+class _Watch(TorchFunctionMode):
+    """Context with UserError where a function of torch takes running statistics of no norm that is `running`."""
+
+    def __init__(self, net: nn.Module, running: Sequence[_NormBase]) -> None:
+        super().__init__()
+        self.net, self.running = net, running
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in STATISTICS_AT:
+            first = STATISTICS_AT[func]
+            for value in (*args[first : first + 2], kwargs.get("running_mean"), kwargs.get("running_var")):
+                if value is not None:
+                    self._check(value)
+        return func(*args, **kwargs)
+
+    def _check(self, value: Tensor) -> None:
+        """UserError unless these are statistics of a running norm, or what it made of them."""
+        own = [tensor for norm in self.running for tensor in norm.buffers(recurse=False)]
+        if any(_shares(tensor, value) for tensor in own):
+            return
+        named = [*self.net.named_buffers(), *self.net.named_parameters()]
+        name = next((name for name, tensor in named if _shares(tensor, value)), None)
+        if name is not None or not self.running:
+            what = "a tensor that is no buffer" if name is None else name
+            raise UserError(f"{what} cannot be recalibrated: the network normalises by it outside of a norm's forward")
+
+
+def _shares(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are of the same memory, such as one and a part of it."""
+    return not is_lazy(one) and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _not_compiled() -> contextlib.AbstractContextManager:
+    """Context in which compiled layers run as they were written: what they call is seen by `_Watch`."""
+    if "torch._dynamo" not in sys.modules:  # which is slow to import, and nothing is compiled without it
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+@contextlib.contextmanager
+def _put_back(net: nn.Module) -> Iterator[None]:
+    """Context after which buffers and flags of all layers are as they were, if it ends by an exception."""
+    buffers = [(buffer, buffer.clone()) for buffer in net.buffers() if not is_lazy(buffer)]
+    flags = [
+        (module, {name: value for name, value in vars(module).items() if value is None or isinstance(value, bool)})
+        for module in net.modules()
+    ]
+    try:
+        yield
+    except BaseException:
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        for module, own in flags:
+            vars(module).update(own)
+        raise
