@@ -193,7 +193,7 @@ def _check_plain(net: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _restoring(net: nn.Module) -> Iterator[None]:
-    """Undo what the block assigns to modules, such as a tensor that a network keeps for its next run.
+    """Take back the tensors that the block assigns to modules, such as one that a network keeps for its next run.
 
     Lists and dicts that modules hold, buffers and parameters among them, get their former entries.
     """
@@ -204,8 +204,11 @@ def _restoring(net: nn.Module) -> Iterator[None]:
         yield
     finally:
         for now, before in states:
-            now.clear()
-            now.update(before)
+            for name in [name for name, value in now.items() if isinstance(value, Tensor)]:
+                if name not in before:
+                    del now[name]
+                elif now[name] is not before[name]:
+                    now[name] = before[name]
         for value, entries in copies:
             value.clear()
             value.extend(entries) if isinstance(value, list) else value.update(entries)
