@@ -54,10 +54,10 @@ def traced_calls(net: nn.Module, resolution: int, in_channels: int) -> list[Trac
     dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
     image = torch.zeros(1, in_channels, resolution, resolution, device="meta", dtype=dtype)
     names = [""]
-    watch = OperationWatch(net, image, lambda why: _refusal(names, why))
+    watch = OperationWatch(net, image, lambda why: _refusal(net, names, why))
     recorder = _Recorder(names, watch)
     try:
-        with _evaluating(net), _naming(net, names), torch.no_grad(), watch, recorder:
+        with _restoring(net), _evaluating(net), _naming(net, names), torch.no_grad(), watch, recorder:
             net(image)
     except UserError:
         raise
@@ -115,9 +115,9 @@ class _Recorder(TorchFunctionMode):
     def _append(self, output: Tensor, given: dict[str, Any], conv: bool) -> None:
         weight, bias = given["weight"], given.get("bias")
         if self._watch.of_image(weight):
-            raise _refusal(self._names, "its weights are computed from the image")
+            raise self._watch.refusal("its weights are computed from the image")
         if weight.is_complex() or output.is_complex():
-            raise _refusal(self._names, "it multiplies complex numbers")
+            raise self._watch.refusal("it multiplies complex numbers")
         shared = not self._is_new(weight)
         layer = ConvLayer(
             *(self._conv_shape(output, **given) if conv else self._linear_shape(output, **given)),
@@ -130,7 +130,7 @@ class _Recorder(TorchFunctionMode):
         )
         macs = weight.numel() * output.numel() // layer.out_channels
         if macs != layer.macs:  # for example, more than one image
-            raise _refusal(self._names, f"it does {macs} multiply-accumulates, not the {layer.macs} of its shape")
+            raise self._watch.refusal(f"it does {macs} multiply-accumulates, not the {layer.macs} of its shape")
         self.calls.append(TracedCall(layer, weight))
         self._output = output
 
@@ -146,7 +146,7 @@ class _Recorder(TorchFunctionMode):
         kernel_size = self._square("kernel", kernel)
         stride = self._square("stride", given.get("stride", 1))
         if kernel_size > 1 and self._square("dilation", given.get("dilation", 1)) > 1:
-            raise _refusal(self._names, "its dilation is not 1")
+            raise self._watch.refusal("its dilation is not 1")
         side = self._square("input", given["input"].shape[-2:])
         out_side = self._square("output", output.shape[-2:])
         if math.ceil(side / stride) != out_side:  # other than "same" padding: see ConvLayer
@@ -157,12 +157,12 @@ class _Recorder(TorchFunctionMode):
     def _linear_shape(self, output: Tensor, **given: Any) -> tuple[int, ...]:
         """The first six fields of the ConvLayer."""
         if given["weight"].dim() != 2:
-            raise _refusal(self._names, "its weights are not a matrix")
+            raise self._watch.refusal("its weights are not a matrix")
         out_features, in_features = given["weight"].shape
         positions = output.numel() // out_features
         side = math.isqrt(positions)
         if side**2 != positions:
-            raise _refusal(self._names, f"it runs at {positions} positions, which are not a square map")
+            raise self._watch.refusal(f"it runs at {positions} positions, which are not a square map")
         return in_features, out_features, side, 1, 1, 1
 
     def _is_new(self, parameter: Tensor) -> bool:
@@ -173,12 +173,13 @@ class _Recorder(TorchFunctionMode):
     def _square(self, what: str, size: int | Iterable[int]) -> int:
         sides = (size,) if isinstance(size, int) else tuple(size)
         if len(set(sides)) > 1:
-            raise _refusal(self._names, f"its {what} is {' x '.join(map(str, sides))}, not square")
+            raise self._watch.refusal(f"its {what} is {' x '.join(map(str, sides))}, not square")
         return sides[0]
 
 
-def _refusal(names: list[str], why: str) -> UserError:
-    return UserError(f"cannot list layer {names[-1] or 'without a name'}: {why}")
+def _refusal(net: nn.Module, names: list[str], why: str) -> UserError:
+    running = f"layer {names[-1]}" if names[-1] else f"the network itself (class {type(net).__name__})"
+    return UserError(f"cannot list {running}: {why}")
 
 
 def _check_plain(net: nn.Module) -> None:
@@ -188,6 +189,29 @@ def _check_plain(net: nn.Module) -> None:
         if compiled or isinstance(module, WRAPPERS):
             what = "compiled" if compiled else f"wrapped in {type(module).__name__}"
             raise UserError(f"{f'module {name}' if name else 'the network'} is {what}: hand over the plain module")
+
+
+@contextlib.contextmanager
+def _restoring(net: nn.Module) -> Iterator[None]:
+    """Take back the tensors that the block assigns to modules, such as one that a network keeps for its next run.
+
+    Lists and dicts that modules hold, buffers and parameters among them, get their former entries.
+    """
+    states = [(vars(module), dict(vars(module))) for module in net.modules()]
+    held = [value for _, before in states for value in before.values() if isinstance(value, (dict, list, set))]
+    copies = [(value, list(value.items()) if isinstance(value, dict) else list(value)) for value in held]
+    try:
+        yield
+    finally:
+        for now, before in states:
+            for name in [name for name, value in now.items() if isinstance(value, Tensor)]:
+                if name not in before:
+                    del now[name]
+                elif now[name] is not before[name]:
+                    now[name] = before[name]
+        for value, entries in copies:
+            value.clear()
+            value.extend(entries) if isinstance(value, list) else value.update(entries)
 
 
 @contextlib.contextmanager

@@ -44,6 +44,45 @@ def sequence(x):  # (1, 3, 12, 12) -> (1, 144, 3)
     return x.flatten(2).transpose(1, 2)
 
 
+def dots(x, rows):
+    return torch.stack([(x.flatten(1) * row).sum(1) for row in rows], 1)
+
+
+def shifts(x):  # the nine parts that a 3x3 kernel sees
+    padded = F.pad(x, (1, 1, 1, 1))
+    return [padded[:, :, i : i + SIDE, j : j + SIDE] for i in range(3) for j in range(3)]
+
+
+def in_place(x, weight):
+    total = torch.zeros_like(x)
+    for part in shifts(x):
+        total.addcmul_(part, weight)
+    return total
+
+
+def gated(s, x):
+    """Residual blocks that scale, gate and mix their features by hand, twenty times."""
+    for _ in range(20):
+        y = s.m(x)
+        x = x + s.w * y
+        x = x + y * s.m(x).mean((2, 3), True).sigmoid()
+        gate = s.m(x).sigmoid()
+        x = gate * x + (1 - gate) * y
+    return x
+
+
+def normed(s, x):
+    """Norms and activations by hand between layers."""
+    for _ in range(20):
+        x = s.m(x)
+        x = x * (x * x).mean(1, True).add(1e-6).rsqrt() * s.w
+        x = (x - x.mean(1, True)) / (x - x.mean(1, True)).pow(2).mean(1, True).add(1e-6).sqrt() * s.w + s.w
+        x = x * F.relu6(x + 3) / 6
+        x = x * torch.sigmoid(x.mean((2, 3), True) + x.amax((2, 3), True))
+        x = x * torch.sigmoid(x.mean(1, True))
+    return x.mean((2, 3))
+
+
 REFUSED = {  # name: (network, what the message must name)
     "lstm": (Net(lambda s, x: s.m(sequence(x))[0], m=nn.LSTM(3, 8, batch_first=True)), "layer m: it runs lstm"),
     "gru": (Net(lambda s, x: s.m(sequence(x))[0], m=nn.GRU(3, 8)), "layer m: it runs gru"),
@@ -102,6 +141,66 @@ REFUSED = {  # name: (network, what the message must name)
     ),
     "windows": (
         Net(lambda s, x: (x.unfold(2, 3, 1).unfold(3, 3, 1) * torch.ones(3, 3)).sum((-1, -2))),
+        "by hand, with sum",
+    ),
+    # products by hand in loops
+    "rows": (Net(lambda s, x: dots(x, s.w.sigmoid()), w=weights(7, 432)), "parameter w with mul"),
+    "row-by-row": (
+        Net(lambda s, x: torch.stack([(x.flatten(1) * s.w[i].sigmoid()).sum(1) for i in range(2)]), w=weights(7, 432)),
+        "parameter w with mul",
+    ),
+    "buffer-rows": (
+        Net(lambda s, x: dots(x, s.b), b=nn.Buffer(torch.ones(7, 432))),
+        r"the network itself \(class Net\): it multiplies and adds up by hand, many times, with sum",
+    ),
+    "distances": (
+        Net(lambda s, x: torch.stack([(x.flatten(1) - b).pow(2).sum(1) for b in s.b]), b=nn.Buffer(torch.ones(7, 432))),
+        "by hand, many times, with sum",
+    ),
+    "attention-rows": (
+        Net(lambda s, x: torch.stack([(sequence(x) * sequence(x)[:, i : i + 1]).sum(-1) for i in range(144)], 1)),
+        "by hand, many times, with sum",
+    ),
+    "cost-volume": (
+        Net(lambda s, x: torch.stack([(x * x.roll(d, 3)).mean(1) for d in range(8)], 1)),
+        "by hand, many times, with mean",
+    ),
+    "stereo": (
+        Net(lambda s, x: torch.stack([(x * s.m(x).roll(d, 3)).mean(1) for d in range(8)], 1), m=nn.Conv2d(3, 3, 1)),
+        "by hand, many times, with mean",
+    ),
+    "depthwise": (
+        Net(lambda s, x: sum(part * b for part, b in zip(shifts(x), s.b, strict=True)), b=nn.Buffer(torch.ones(9, 1))),
+        "by hand, many times, with add",
+    ),
+    "depthwise-list": (
+        Net(
+            lambda s, x: sum(part * w for part, w in zip(shifts(x), s.w, strict=True)),
+            w=nn.ParameterList([weights(3, 1, 1) for _ in range(9)]),
+        ),
+        "by hand, many times, with add",
+    ),
+    "depthwise-in-place": (Net(lambda s, x: in_place(x, s.w), w=weights(3, 1, 1)), "by hand, many times, with addcmul"),
+    "involution-shifts": (
+        Net(
+            lambda s, x: sum(part * s.m(x)[:, i : i + 1] for i, part in enumerate(shifts(x))),
+            m=nn.Conv2d(3, 9, 1),
+        ),
+        "by hand, many times, with add",
+    ),
+    "channels": (
+        Net(
+            lambda s, x: torch.stack([sum(x[:, c] * s.w[3 * o + c] for c in range(3)) for o in range(5)], 1),
+            w=nn.ParameterList([weights(1) for _ in range(15)]),
+        ),
+        "by hand, many times, with add",
+    ),
+    "copies": (
+        Net(lambda s, x: (torch.cat([x.flatten(1)] * 7) * s.b).sum(1), b=nn.Buffer(torch.ones(7, 432))),
+        "by hand, many times, with sum",
+    ),
+    "copies-softmax": (
+        Net(lambda s, x: (x.flatten(1).repeat(7, 1).softmax(0) * s.b).sum(1), b=nn.Buffer(torch.ones(7, 432))),
         "by hand, with sum",
     ),
     # layers whose weights are features
@@ -168,6 +267,9 @@ ALLOWED = {  # name: (network, MACs of all its layers)
     "keyword": (Net(lambda s, x: s.m(input=x), m=conv()), FIRST + 4 * 3 * 9 * 100),
     "positions": (Net(lambda s, x: s.m(x + s.w), w=weights(3, 12, 12), m=conv()), FIRST + 10_800),
     "layer-scale": (Net(lambda s, x: s.m(x) * s.w, w=weights(3, 1, 1), m=nn.Conv2d(3, 3, 3)), FIRST + 3 * 3 * 9 * 100),
+    "gates": (Net(gated, w=weights(3, 1, 1), m=nn.Conv2d(3, 3, 1, bias=False)), 61 * FIRST),
+    "norms-by-hand": (Net(normed, w=weights(3, 1, 1), m=nn.Conv2d(3, 3, 1, bias=False)), 21 * FIRST),
+    "row-scale": (Net(lambda s, x: x * s.w.abs().mean(1).view(3, 1, 1), w=weights(3, 5)), FIRST),
     "token": (Net(lambda s, x: torch.cat([s.w, sequence(x)], 1) + torch.ones(145, 3), w=weights(1, 1, 3)), FIRST),
     "spectral": (nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 3, 1))), FIRST),
     "weight-norm": (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1))), FIRST),
@@ -266,3 +368,30 @@ def test_what_is_written_into_a_constant_depends_on_the_image():
 
     with pytest.raises(UserError, match="it runs mm"):
         traced_layers(Net(by_hand), SIDE)
+
+
+def test_a_trace_leaves_nothing_in_the_network():
+    """What a network keeps for its next run is of that run, not of a trace."""
+
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.grid, self.kept, self.seen = nn.Conv2d(3, 3, 1), None, {}, []
+            self.register_buffer("ones", None)
+
+        def forward(self, x):
+            if self.grid is None:
+                self.grid, self.ones = x.new_ones(1, 3, 1, 1), torch.ones_like(x)
+                self.scale = nn.Parameter(x.new_ones(1))
+                self.kept["zero"] = x.new_zeros(1)
+                self.seen.append(x)
+            return self.conv(x) * self.grid * self.ones + self.kept["zero"] + self.scale
+
+    net = Keeping()
+    for _ in range(2):
+        assert [layer.macs for layer in traced_layers(net, SIDE)] == [9 * 144]
+    assert (net.grid, net.ones, net.kept, net.seen) == (None, None, {}, [])
+    assert set(net.state_dict()) == {"conv.weight", "conv.bias"}
+    assert not hasattr(net, "scale")
+    assert net(torch.zeros(1, 3, 8, 8)).device.type == "cpu"
+    assert not net.grid.is_meta
