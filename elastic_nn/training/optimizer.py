@@ -6,8 +6,8 @@ large ones would never move. So the step is taken in t = u log |r|, where u is t
 gradient of t is r/u dL/dr. It does not depend on the units, and neither do its momentum, its clipping and its step. At
 r = u it is dL/dr, and the step is that of plain SGD.
 
-A clip far below its values has a large dL/dr, but hardly any gradient of t: it would stay there. So r in r/u is at least
-a fraction of the clip with which training began, which is in the same units.
+A clip far below its values has a large dL/dr, but hardly any gradient of t: it would stay there. So r in r/u is at
+least a fraction of the clip with which training began, which is in the same units.
 """
 
 from __future__ import annotations
