@@ -173,7 +173,7 @@ def test_files_of_another_kind_are_refused(tmp_path, data, message):
 
 
 def test_damaged_files_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no predictor"):
+    with pytest.raises(UserError, match="no predictor at"):
         load_predictor(tmp_path / "none")
     predictor = AccuracyPredictor(TINY, 20)
     with pytest.raises(UserError, match="state_dict"):

@@ -142,8 +142,10 @@ def test_prepare_resumes(here, capsys):
     path.write_text("".join(before.splitlines(keepends=True)[:-1]))
     search(["--prepare", "acc_quant", "--acc_train_sample", "12", "--recipe", "tiny", "--json", "--overwrite"])
     assert path.read_text() == before
-    scores = json.loads(capsys.readouterr().out)["scores"]
+    shown = json.loads(capsys.readouterr().out)
+    scores = shown["scores"]
     assert scores["rmse"] > 0
+    assert any("only 2 pairs were held out" in warning for warning in shown["warnings"])
     record = torch.load(here / "models/digits/acc_quant.pt", weights_only=True)
     assert record["scores"] == scores
     assert record["data"]["n_pairs"] == 12

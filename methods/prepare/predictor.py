@@ -126,7 +126,8 @@ def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: tor
         save_predictor(target, predictor, facts)
     resume.done()
     if as_json:
-        print(json.dumps({"predictor": str(target), **facts, "scores": scores.facts()}))
+        told = {"tau_interval": scores.tau_interval, "warnings": scores.warnings()}
+        print(json.dumps({"predictor": str(target), **facts, **told}))
         return
     print(f"{target}: trained on {scores.n_train} pairs of {task.store.path}, held out {scores.n_holdout}")
     print(f"held out: {scores}")
