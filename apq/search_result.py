@@ -214,7 +214,7 @@ def read_result(experiment: Experiment) -> SearchResult:
 
 def _read(experiment: Experiment) -> SearchResult:
     if not experiment.path.is_dir():
-        raise UserError(f"no experiment at {experiment.path}; run search.py --exp_name {experiment.path.name} first")
+        raise UserError(f"no experiment at {experiment.path}; run search.py {_flag_of(experiment)} first")
     if experiment.arch.exists() and not experiment.config.exists():
         return _published(experiment)
     if not experiment.config.exists():
@@ -229,7 +229,13 @@ def _no_result(experiment: Experiment) -> str:
     """The message for a folder without a finished search."""
     if experiment.unfinished() or any(experiment.path.glob("*.jsonl")):  # a state, or measured subnets
         return f"the search of {experiment.path} is not finished: continue it with the same command (search.py)"
-    return f"{experiment.path} has no result of a search: run search.py --exp_name {experiment.path.name} first"
+    return f"{experiment.path} has no result of a search: run search.py {_flag_of(experiment)} first"
+
+
+def _flag_of(experiment: Experiment) -> str:
+    """The flag that names this very folder."""
+    here = experiment.path.parent == Path("exps")
+    return f"--exp_name {experiment.path.name}" if here else f"--exp_dir {experiment.path}"
 
 
 def _result_of(experiment: Experiment, config: _Fields) -> SearchResult:
