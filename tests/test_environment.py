@@ -152,7 +152,7 @@ def test_a_backend_of_matplotlib_that_does_not_exist(here):
     "code",
     [
         # As between two imports of a script. Python sets this handler unless it was started in the background of a shell.
-        "import apq.cli, os, signal as s; s.signal(s.SIGINT, s.default_int_handler); os.kill(os.getpid(), s.SIGINT)",
+        "import apq.cli, signal as s; s.signal(s.SIGINT, s.default_int_handler); s.raise_signal(s.SIGINT)",
         "import plugin",  # in a module that turns an interrupt into another error
     ],
 )
