@@ -151,7 +151,7 @@ def test_a_backend_of_matplotlib_that_does_not_exist(here):
 @pytest.mark.parametrize(
     "code",
     [
-        # As between two imports of a script. Python sets this handler unless it was started in the background of a shell.
+        # As between two imports of a script. Python has this handler unless a shell started it in its background.
         "import apq.cli, signal as s; s.signal(s.SIGINT, s.default_int_handler); s.raise_signal(s.SIGINT)",
         "import plugin",  # in a module that turns an interrupt into another error
     ],
