@@ -60,10 +60,10 @@ def here(tmp_path, monkeypatch):
     [
         ([*DDPG, "--preserve_ratio", "60"], "fraction above 0 and at most 1, not 60"),
         ([*DDPG, "--preserve_ratio", "0"], "fraction above 0"),
-        ([*DDPG, "--constraint", "-1"], "must be a positive number"),
+        ([*DDPG, "--constraint", "-1"], "must be positive"),
         ([*DDPG, "--constraint", "1e-9"], "below the cheapest policy"),
         ([*DDPG, "--min_bit", "9"], "bits must be from 2 to 8"),
-        ([*DDPG, "--lr_a", "-1"], "learning rates"),
+        ([*DDPG, "--lr_a", "-1"], "argument --lr_a: must be positive"),
         (["--mode", "sequential", "--constraint", "0.05", "--min_bit", "9"], "bits must be from 2 to 8"),
         (
             ["--mode", "sequential", "--constraint", "0.05", "--preserve_ratio", "60"],
