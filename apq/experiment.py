@@ -97,6 +97,8 @@ class Experiment:
 
         Every run that writes an experiment does so in such a block.
         """
+        if real(self.path) in (here := real(Path.cwd()), *here.parents):  # before anything is written beside it
+            raise UserError(f"{self.path} holds the working folder: run this from outside it")
         with locked(self.path) as lock:
             if lock.seen is None:
                 _clear(lock)
@@ -139,8 +141,6 @@ class Experiment:
                 f"{self.path} holds {', '.join(foreign[:MOST_NAMED])}{more}, which no run wrote there: move that away"
                 + ("" if guests else ", or choose another --exp_name")
             )
-        if folder in (here := Path.cwd(), *here.parents):
-            raise UserError(f"{self.path} holds the working folder: run this from outside it")
         return contents
 
     @contextlib.contextmanager

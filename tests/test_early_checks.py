@@ -195,3 +195,10 @@ def test_budgets_are_positive_numbers(budget):
     rest = {"quantizer": "linear", "quantity": "latency", "min_bit": 2, "max_bit": 8, "keep_ends": True}
     with pytest.raises(UserError):
         BitSearch(ratio=0.5, budget=budget, train_images=2, val_images=1, **rest)
+
+
+def test_the_predictor_step_leaves_experiments_alone(here):
+    """It accepts the published flags of an experiment, without effect."""
+    with pytest.raises(UserError, match="no supernet at|no checkpoint at"):
+        search(["--prepare", "acc", "--exp_dir", "mine", "--acc_predictor_dir", "nowhere"])
+    assert not (here / "mine").exists()

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from apq.experiment import Experiment, get_experiment
 from apq.processes import first_process, several_processes
-from methods import Mode
+from methods import PREPARE, Mode
 
 
 def run_mode(mode: Mode, command: ModuleType, args: argparse.Namespace) -> None:
@@ -19,7 +19,7 @@ def run_mode(mode: Mode, command: ModuleType, args: argparse.Namespace) -> None:
     """
     if not mode.shares and not first_process():
         return
-    if getattr(args, "exp_name", None) is None:  # not a search: it writes other folders, and locks them
+    if mode is PREPARE:  # not a search: it writes other folders, and locks them
         command.run(args)
         return
     experiment = get_experiment(args.exp_name, args.exp_dir)
