@@ -19,7 +19,9 @@ def run_mode(mode: Mode, command: ModuleType, args: argparse.Namespace) -> None:
     """
     if not mode.shares and not first_process():
         return
-    if mode is PREPARE:  # not a search: it writes other folders, and locks them
+    if (
+        mode is PREPARE or getattr(args, "exp_name", None) is None
+    ):  # not a search: it writes other folders, and locks them
         command.run(args)
         return
     experiment = get_experiment(args.exp_name, args.exp_dir)
