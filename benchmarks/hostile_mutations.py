@@ -219,9 +219,8 @@ def deflated(whole: bytes, rng: random.Random) -> bytes:
         for i, name in enumerate(old.namelist()):
             if i != lost:
                 content = old.read(name)
-                new.writestr(
-                    zipfile.ZipInfo(name), flip(content, rng) if rng.random() < 0.1 else content, zipfile.ZIP_DEFLATED
-                )
+                content = flip(content, rng) if rng.random() < 0.1 else content
+                new.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)  # without the present time
     packed = out.getvalue()
     return flip(packed, rng) if rng.random() < 0.5 else packed
 
