@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from apq.bounds import is_whole
+from apq.bounds import is_number, is_whole
 from apq.errors import UserError
 from apq.limits import MOST_BITS, MOST_CHANNELS, MOST_CHOICES
 
@@ -74,6 +74,8 @@ def check_ascending(owner: str, **choices: tuple[float, ...]) -> None:
     for what, values in choices.items():
         if len(values) > MOST_CHOICES:
             raise UserError(f"{owner}: {what} must be at most {MOST_CHOICES} choices, not {len(values)}")
+        if not all(is_number(value) for value in values):
+            raise UserError(f"{owner}: {what} must be numbers")
         if not values or list(values) != sorted(set(values)):
             raise UserError(f"{owner}: {what} {values} must be ascending and distinct")
 

@@ -131,6 +131,6 @@ SCHEMES = {scheme.name: scheme for scheme in (FLOAT, LINEAR, LINEAR_PUBLISHED, K
 
 def scheme_named(name: str) -> QuantScheme:
     """The scheme of this name. UserError names the known ones."""
-    if name not in SCHEMES:
+    if not isinstance(name, str) or name not in SCHEMES:  # files may hold anything
         raise UserError(f"unknown quantizers {name!r}; known: {', '.join(SCHEMES)}; APQ_PLUGINS may add others")
     return SCHEMES[name]
