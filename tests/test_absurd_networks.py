@@ -237,7 +237,7 @@ def test_files_of_costs_with_impossible_numbers(tmp_path, value):
     path = tmp_path / "f.json"
     if value not in (1e308, 0.5):
         path.write_text(json.dumps({"head": {"latency": value, "energy": 1.0}}))
-        with pytest.raises(UserError, match=r"head|64 bits"):
+        with pytest.raises(UserError, match="64 bits" if value in (HUGE, -HUGE) else "head"):
             load_table(path)
     for name in ("rows", "clock_mhz", "max_bits", "dram_nj_per_bit"):
         if value == 0.5 and name in ("clock_mhz", "dram_nj_per_bit"):
@@ -245,7 +245,7 @@ def test_files_of_costs_with_impossible_numbers(tmp_path, value):
         with pytest.raises(UserError, match=name):
             accelerator_from_dict({name: value})
         path.write_text(json.dumps({name: value}))
-        with pytest.raises(UserError, match=rf"{name}|64 bits"):
+        with pytest.raises(UserError, match="64 bits" if value in (HUGE, -HUGE) else name):
             cost_model_from_flags(path, None)
 
 

@@ -69,7 +69,7 @@ def test_two_searches_of_one_experiment(here):
         assert files_of(root / "exps/a") in [alone[seed] for seed in won]
         assert sorted(path.name for path in (root / "exps").iterdir()) == ["a", "alone"]
         told += 2 - len(won)
-    assert told > 0  # how often they meet depends on the machine
+    assert told > ROUNDS / 2
 
 
 def test_two_trainings_in_one_folder(here):
@@ -90,7 +90,7 @@ def test_two_trainings_in_one_folder(here):
         assert [path.name for path in (root / "trained/m").iterdir()] == ["model.pt"]
         assert sorted(path.name for path in (root / "trained").iterdir()) == ["alone", "m"]
         told += 2 - len(won)
-    assert told > 0  # how often they meet depends on the machine
+    assert told > ROUNDS / 2
 
 
 def test_two_gatherings_of_pairs_in_one_store(here):
@@ -109,7 +109,7 @@ def test_two_gatherings_of_pairs_in_one_store(here):
         assert read_jsonl(root / "pairs/acc/pairs.jsonl") == alone
         assert {path.name for path in (root / "pairs/acc").iterdir()} == {"meta.json", "pairs.jsonl"}
         assert [path.name for path in (root / "pairs").iterdir()] == ["acc"]
-    assert told > 0  # how often they meet depends on the machine
+    assert told > ROUNDS / 2
 
 
 def test_a_report_during_a_finetune(here):
@@ -123,7 +123,7 @@ def test_a_report_during_a_finetune(here):
         shown[seed] = json.loads(runs(show)[0][1])
         shown[seed]["acc"] = read_json(root / "exps/e/acc")
     assert shown["0"]["loss"] != shown["1"]["loss"]
-    for i in range(ROUNDS // 2):
+    for i in range(ROUNDS):
         seed, before = ("0", "1") if i % 2 == 0 else ("1", "0")
         answers = runs([*FINETUNE, "e", "--seed", seed], show)
         assert winners(answers) == [0, 1]

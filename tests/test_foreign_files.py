@@ -113,14 +113,11 @@ def test_codes_are_no_weights(tmp_path, trained, dtype):
 def test_tensors_of_other_kinds_are_no_weights(tmp_path, trained):
     key = "features.1.conv.0.0.weight"
     coded = torch.quantize_per_tensor(trained[key], 0.1, 0, torch.qint8)
-    for odd in (
-        trained[key].to_sparse(),
-        coded,
-        trained[key].to("meta"),
-        trained[key].flatten()[:1].to(torch.complex64),
-    ):
-        with pytest.raises(UserError, match=rf"{key}|not a plain one"):
+    for odd in (trained[key].to_sparse(), coded, trained[key].to("meta")):
+        with pytest.raises(UserError, match="holds a tensor that is not a plain one"):
             loaded(tmp_path, {**trained, key: odd})
+    with pytest.raises(UserError, match=key):
+        loaded(tmp_path, {**trained, key: trained[key].flatten()[:1].to(torch.complex64)})
     with pytest.raises(UserError, match="not finite"):
         loaded(tmp_path, {**trained, key: trained[key].double() * 1e300})
     with pytest.raises(UserError, match="keys twice"):
@@ -290,10 +287,12 @@ def test_tables_have_prices_only(tmp_path, value, quantity):
     row = {"latency": "1", "energy": "2", quantity: value}
     inside = ", ".join(f'"{name}": {text}' for name, text in row.items())
     (tmp_path / "own.json").write_text(f'{{"head": {{{inside}}}}}')
-    with pytest.raises(UserError, match=r"row head must hold|64 bits"):
+    with pytest.raises(UserError, match="64 bits" if value.startswith("100") else "row head must hold"):
         table.load(tmp_path / "own.json")
     (tmp_path / "chip.json").write_text(f'{{"clock_mhz": {value}}}')
-    with pytest.raises(UserError, match=r"clock_mhz must be a positive number|64 bits"):
+    with pytest.raises(
+        UserError, match="64 bits" if value.startswith("100") else "clock_mhz must be a positive number"
+    ):
         BitFusion(bitfusion.Accelerator(**read_json(tmp_path / "chip.json")))
 
 
