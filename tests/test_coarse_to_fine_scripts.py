@@ -74,23 +74,28 @@ def test_the_experiment_is_whole(here, capsys):
     assert not list(root.glob("exps/a/.*"))
 
 
+def search_killed_after(n, flags, calls, monkeypatch):
+    """Run a search that is interrupted before its measurement `n`. `calls` counts them."""
+    measured = command.Measurement.top1
+
+    def top1(self, subnet):
+        if len(calls) == n:
+            raise KeyboardInterrupt
+        return measured(self, subnet)
+
+    calls.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(command.Measurement, "top1", top1)
+        with pytest.raises(KeyboardInterrupt):
+            search(flags)
+
+
 def test_a_killed_search_continues_and_finds_the_same(here, monkeypatch):
     root, calls = here
     search([*FLAGS, "--exp_name", "whole"])
     n, whole = len(calls), files_of(root / "exps/whole")
-    measured = command.Measurement.top1
     for killed_after in (5, 14):  # in the coarse stage, in the fine one
-
-        def top1(self, subnet, killed_after=killed_after):
-            if len(calls) == killed_after:
-                raise KeyboardInterrupt
-            return measured(self, subnet)
-
-        calls.clear()
-        with monkeypatch.context() as patch:
-            patch.setattr(command.Measurement, "top1", top1)
-            with pytest.raises(KeyboardInterrupt):
-                search([*FLAGS, "--exp_name", f"killed-{killed_after}"])
+        search_killed_after(killed_after, [*FLAGS, "--exp_name", f"killed-{killed_after}"], calls, monkeypatch)
         folder = root / f"exps/killed-{killed_after}"
         assert not (folder / "arch").exists()
         with (folder / "evaluated.jsonl").open("a") as file:
@@ -106,18 +111,7 @@ def test_a_finished_search_stays_whole_until_another_takes_its_place(here, monke
     calls.clear()
     search([*FLAGS, "--exp_name", "b", "--seed", "1"])
     n, old, new = len(calls), files_of(root / "exps/a"), files_of(root / "exps/b")
-    measured = command.Measurement.top1
-
-    def top1(self, subnet):
-        if len(calls) == 9:
-            raise KeyboardInterrupt
-        return measured(self, subnet)
-
-    calls.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(command.Measurement, "top1", top1)
-        with pytest.raises(KeyboardInterrupt):
-            search([*FLAGS, "--exp_name", "a", "--seed", "1", "--overwrite"])
+    search_killed_after(9, [*FLAGS, "--exp_name", "a", "--seed", "1", "--overwrite"], calls, monkeypatch)
     left = files_of(root / "exps/a")
     assert {name: left[name] for name in old} == old
     assert {*left} - {*old} == {"evaluated.state.json", "evaluated.state.jsonl"}
