@@ -101,7 +101,8 @@ def test_a_killed_run_that_had_finished_says_so(tmp_path):
         command = [sys.executable, *before, *words]
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
-    Resume(tmp_path / "exps/a/other.state.pt", {"seed": 0}, "search").save({"a": 1})  # so that there is a folder to replace
+    # So that there is a folder to replace:
+    Resume(tmp_path / "exps/a/other.state.pt", {"seed": 0}, "search").save({"a": 1})
     assert call("-c", code).returncode == 137
     whole = files_of(tmp_path / "exps/a")
     again = call()

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from apq.errors import UserError
-from lut.operations import MOVES, POINTWISE, REDUCTIONS
+from lut.operation_names import MOVES, POINTWISE, REDUCTIONS
 from lut.traced import traced_layers
 
 SIDE = 12
