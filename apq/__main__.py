@@ -48,11 +48,16 @@ def facts_of(space: SearchSpace) -> dict[str, object]:
         "depths": [stage.depths for stage in space.stages],
         "bits": {kind.name: kind.choices for kind in space.operands},
         "bits_of_layers": {f"{shared.layer} {shared.operand}": shared.choices for shared in space.shared_operands},
-        "bits_of_the_ends": "full precision" if space.end_bits == FULL_PRECISION else space.end_bits,
+        "bits_of_first_convolution": _bits(space.end_bits),
+        "bits_of_classifier": _bits(space.bits_of_classifier),
         "squeeze_and_excitation": "full precision" if any(stage.squeeze for stage in space.stages) else "none",
         "genes": len(cardinalities(space)),
         "ends": ends,
     }
+
+
+def _bits(bits: int) -> int | str:
+    return "full precision" if bits == FULL_PRECISION else bits
 
 
 def in_words(value: object) -> str:

@@ -20,6 +20,7 @@ def at_bits(space: SearchSpace, bits: int) -> SearchSpace:
         forbidden=(),  # rules forbid choices of bits, and here there is one choice
         mix_activation_bits=bits,
         fixed_bits=bits,
+        classifier_bits=None,
         shared_operands=(),
     )
 
@@ -27,7 +28,8 @@ def at_bits(space: SearchSpace, bits: int) -> SearchSpace:
 def all_bits(space: SearchSpace) -> set[int]:
     """All bit-widths that occur in the networks of a space, without full precision."""
     chosen = {bits for operand in (*space.operands, *space.shared_operands) for bits in operand.choices}
-    return chosen | {space.fixed_bits, space.mix_activation_bits} | ({space.end_bits} - {FULL_PRECISION})
+    of_all = {space.fixed_bits, space.mix_activation_bits, space.end_bits, space.bits_of_classifier}
+    return chosen | (of_all - {FULL_PRECISION})
 
 
 def bits_throughout(space: SearchSpace) -> int | None:

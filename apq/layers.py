@@ -135,7 +135,10 @@ def last_layers(
 
     `shared_bits` are those of a subnet (None: the highest choices). UserError for an unknown scope.
     """
-    names, ends = ["feature_mix_layer", *([] if space.pooled_width is None else ["pooled_mix_layer"])], space.end_bits
+    names, ends = (
+        ["feature_mix_layer", *([] if space.pooled_width is None else ["pooled_mix_layer"])],
+        space.bits_of_classifier,
+    )
     layers = [shared_layer(space, name, resolution, *_bits(space, name, shared_bits)) for name in names]
     width = layers[-1].out_channels
     if _check_scope(scope) == "published":

@@ -168,7 +168,12 @@ _OQA_GLYPHS = {
     "resolutions": (24, 28, 32),
     "recipe": "oqa-glyphs",
 }
-_H_SWISH_ENDS = {"end_activation": "h_swish", "first_block_activation": "relu"}  # as in MobileNetV3-large
+_MOBILENET_V3 = {  # as in MobileNetV3-large and the supernets of once-for-all, OQA and QFA over it
+    "end_activation": "h_swish",
+    "first_block_activation": "relu",
+    "first_shortcut": True,
+    "norm_eps": 1e-5,
+}
 
 
 def _stages(*rows: tuple[int, int, bool, str], depths: tuple[int, ...]) -> tuple[Stage, ...]:
@@ -186,7 +191,7 @@ OQA_MBV2 = _oqa_space(
 OQA_MBV3 = _oqa_space(
     name="oqa-mbv3",
     **_OQA_IMAGENET,
-    **_H_SWISH_ENDS,
+    **_MOBILENET_V3,
     stem_width=16,
     first_block_width=16,
     stages=_stages(
@@ -213,7 +218,7 @@ OQA_MBV2_GLYPHS = _oqa_space(
 OQA_MBV3_GLYPHS = _oqa_space(
     name="oqa-mbv3-glyphs",
     **_OQA_GLYPHS,
-    **_H_SWISH_ENDS,
+    **_MOBILENET_V3,
     stem_width=8,
     first_block_width=8,
     stages=_stages((8, 2, False, "relu"), (16, 2, True, "relu"), (24, 2, True, "h_swish"), depths=(1, 2, 3)),
@@ -225,7 +230,8 @@ OQA_MBV3_GLYPHS = _oqa_space(
 def _qfa_space(oqa: SearchSpace, name: str, recipe: str, width_mult: float = 1.0) -> SearchSpace:
     """QFA (NeurIPS 2021, arXiv 2105.08952): OQA's networks, with the bits of every convolution chosen independently.
 
-    First convolution and classifier stay in full precision. All other bits are searched, so `fixed_bits` has no effect.
+    The first convolution stays in full precision, the classifier has 8 bits, as in the published code. All other bits
+    are searched, so `fixed_bits` has no effect.
     """
     choices = (2, 3, 4)
 
@@ -249,6 +255,7 @@ def _qfa_space(oqa: SearchSpace, name: str, recipe: str, width_mult: float = 1.0
             SharedOperand(layer=layer, operand=operand, choices=choices)
             for layer, operand in itertools.product(SHARED_LAYERS, "wa")
         ),
+        classifier_bits=8,
     )
 
 

@@ -44,6 +44,9 @@ LATER_FIELDS = (  # fields that files of older versions do not have
     "first_block_activation",
     "end_activation",
     "shared_operands",
+    "classifier_bits",
+    "norm_eps",
+    "first_shortcut",
 )
 FILE_NAMES = {"shared_operands": "fixed_operands"}  # fields whose key in files differs
 SHARED_SETTING = "fixed_bits_setting"  # key of the shared operands' bits in a published policy
@@ -68,9 +71,12 @@ class SearchSpace:
         fixed_bits: bits of the first block and of the 1x1 layers after the slots, except for `shared_operands`. In a
             space of one bit-width, as OQA's, it is that bit-width (see `bit_widths.at_bits`).
         end_bits: bits of the first convolution and the classifier; FULL_PRECISION means no quantizers.
+        classifier_bits: bits of the classifier where they are not `end_bits` (None: they are).
         pooled_width: width of the 1x1 layer between pooling and classifier; None where there is none.
         end_activation: activation of the first convolution and the last 1x1 layers.
         shared_operands: operands of shared layers whose bits are chosen.
+        norm_eps: what BatchNorm adds to variances.
+        first_shortcut: whether the first block has an identity shortcut, as in MobileNetV3. Its widths must be equal.
         recipe: name of the training recipe. It is not part of the space's identity: equality ignores it and files do
             not record it.
     """
@@ -98,6 +104,9 @@ class SearchSpace:
     first_block_activation: str = "relu6"
     end_activation: str = "relu6"
     shared_operands: tuple[SharedOperand, ...] = ()
+    classifier_bits: int | None = None
+    norm_eps: float = 1e-3
+    first_shortcut: bool = False
     recipe: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -108,7 +117,8 @@ class SearchSpace:
     def _check_sizes(self) -> None:
         plain_name(self.name, "a space's name")
         plain_name(self.dataset, "a space's dataset")
-        owner, bits = f"space {self.name}", ("mix_activation_bits", "fixed_bits", "end_bits")
+        owner = f"space {self.name}"
+        bits = ("mix_activation_bits", "fixed_bits", "end_bits", "bits_of_classifier")
         choices = {what: getattr(self, what) for what in ("resolutions", "kernel_sizes", "ratios")}
         check_ascending(owner, **choices)
         check_whole(owner, highest=MOST_CLASSES, n_classes=self.n_classes)
@@ -127,6 +137,15 @@ class SearchSpace:
         )
         for activation in (self.first_block_activation, self.end_activation):
             check_activation(owner, activation)
+        if not is_number(self.norm_eps, 0, 1) or self.norm_eps == 0:
+            raise UserError(f"{owner}: norm_eps must be above 0 and at most 1, not {self.norm_eps!r}")
+        if not isinstance(self.first_shortcut, bool):
+            raise UserError(f"{owner}: first_shortcut must be true or false, not {self.first_shortcut!r}")
+        if self.first_shortcut and self.stem_width != self.first_block_width:
+            raise UserError(
+                f"{owner}: the first block has a shortcut, but {self.stem_width} channels before it and "
+                f"{self.first_block_width} after it"
+            )
         if any(k % 2 == 0 for k in self.kernel_sizes):
             raise UserError(f"{owner}: kernel sizes {self.kernel_sizes} must be odd")
         if not isinstance(self.recipe, (str, type(None))):
@@ -176,6 +195,11 @@ class SearchSpace:
 
     def __hash__(self) -> int:
         return hash(self.name)  # spaces are keys of many caches; hashing every field would slow a search
+
+    @property
+    def bits_of_classifier(self) -> int:
+        """Bits of the classifier."""
+        return self.end_bits if self.classifier_bits is None else self.classifier_bits
 
     def kind_of(self, layer: str, operand: str) -> int:
         """Index of the operand kind that sets the weight ("w") or activation ("a") bits of a layer of a block."""

@@ -33,9 +33,9 @@ from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxyle
 from elastic_nn.quantizers import LSQ
 from elastic_nn.training.engine import Choose, Training, to_device, train_one_epoch
 from elastic_nn.training.inheritance import frozen_largest
-from elastic_nn.training.progressive_shrinking import draw_subnets
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.recipes import RECIPES
+from elastic_nn.training.sampling import draw_subnets
 from elastic_nn.training.session import Execution
 
 Step = Callable[[], Any]

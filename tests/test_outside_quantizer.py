@@ -23,9 +23,9 @@ from elastic_nn.training.engine import Training, train_one_epoch
 from elastic_nn.training.finetune import quantized_subnet
 from elastic_nn.training.inheritance import check_recipe, check_start, first_supernet
 from elastic_nn.training.policies import PolicyScorer, ShortFinetune, quantized_model
-from elastic_nn.training.progressive_shrinking import draw_subnets
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.recipes import RECIPES
+from elastic_nn.training.sampling import draw_subnets
 from elastic_nn.training.session import Session
 from lut.traced import traced_layers
 

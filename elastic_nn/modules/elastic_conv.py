@@ -23,7 +23,7 @@ class ElasticConv2d(QuantizedLayer, nn.Module):
     Args:
         kernel_sizes: ascending choices; more than one needs `depthwise`.
         scheme: makes the quantizers.
-        depthwise: one filter for each channel of the input.
+        depthwise: one filter for each channel of the input. In mixed precision it has quantizers for each kernel size.
         signed_input: whether the input may be negative.
         quantize_input: False leaves the input in full precision, as for images.
     """
@@ -47,9 +47,17 @@ class ElasticConv2d(QuantizedLayer, nn.Module):
         self.kernel_transforms = nn.ParameterDict(
             {f"{big}to{small}": nn.Parameter(torch.eye(small**2)) for small, big in pairwise(kernel_sizes)}
         )
-        self.set_quantizers(scheme, signed_input=signed_input, quantize_input=quantize_input)
+        own = scheme.per_kernel(kernel_sizes) if len(kernel_sizes) > 1 else scheme
+        self.set_quantizers(own, signed_input=signed_input, quantize_input=quantize_input)
         self.stride, self.depthwise, self.kernel_sizes = stride, depthwise, kernel_sizes
+        self.whole_filters = scheme.mixed_precision
         self.active_kernel, self.active_out = largest, out_channels
+
+    def set_kernel(self, kernel_size: int) -> None:
+        """Choose the kernel size."""
+        self.active_kernel = kernel_size
+        for quantizer in self.operands().values():
+            quantizer.set_kernel(kernel_size)
 
     def active_weight(self, in_channels: int) -> Tensor:
         """The full-precision weights in use for inputs with `in_channels` channels."""
@@ -68,8 +76,10 @@ class ElasticConv2d(QuantizedLayer, nn.Module):
         return w
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, D, ceil(H / stride), ceil(W / stride))
-        channels = x.size(1)
-        w = self.weight_quant(self.active_weight(channels))
+        channels, w = x.size(1), self.active_weight(x.size(1))
+        if self.whole_filters:  # QFA quantizes before it slices: the gradient of a step counts all channels
+            self.weight_quant.share = w.size(0) * w.size(1) / (self.weight.size(0) * self.weight.size(1))
+        w = self.weight_quant(w)
         groups = channels if self.depthwise else 1
         return F.conv2d(self.act_quant(x), w, None, self.stride, w.size(-1) // 2, groups=groups)
 

@@ -12,7 +12,6 @@ from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.modules.squeeze_excite import ElasticSqueezeExcite
 from elastic_nn.quantizers import QuantScheme
 
-NORM_EPS = 1e-3  # as published; the golden outputs depend on it
 NORM_MOMENTUM = 0.1
 ACTIVATIONS = {"relu6": nn.ReLU6, "relu": nn.ReLU, "h_swish": nn.Hardswish}  # by their names in a space
 
@@ -22,7 +21,7 @@ class BlockShape:
     """Largest size of a block. `kernel_sizes` ascend.
 
     Without `expand` the block has no expand layer. With `squeeze` it has squeeze-and-excitation after the depthwise
-    layer.
+    layer. With `shortcut` its input is added to its output. `norm_eps` is what BatchNorm adds to variances.
     """
 
     in_channels: int
@@ -33,15 +32,17 @@ class BlockShape:
     expand: bool = True
     squeeze: bool = False
     activation: str = "relu6"
+    shortcut: bool = False
+    norm_eps: float = 1e-3
 
 
 class ConvNormAct(nn.Module):
     """Elastic convolution, BatchNorm, activation by name (None: no activation, as in a linear bottleneck)."""
 
-    def __init__(self, conv: ElasticConv2d, activation: str | None) -> None:
+    def __init__(self, conv: ElasticConv2d, activation: str | None, norm_eps: float) -> None:
         super().__init__()
         self.conv = conv
-        self.norm = ElasticBatchNorm2d(conv.active_out, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+        self.norm = ElasticBatchNorm2d(conv.active_out, eps=norm_eps, momentum=NORM_MOMENTUM)
         self.act = ACTIVATIONS[activation](inplace=True) if activation else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,25 +50,25 @@ class ConvNormAct(nn.Module):
 
 
 class ElasticMBConv(nn.Module):
-    """Expand, depthwise, squeeze-and-excitation, project; with a shortcut where input and output shapes agree."""
+    """Expand, depthwise, squeeze-and-excitation, project; in some blocks with a shortcut."""
 
     def __init__(self, shape: BlockShape, scheme: QuantScheme) -> None:
         super().__init__()
-        c, m, d, act = shape.in_channels, shape.mid_channels, shape.out_channels, shape.activation
+        c, m, d = shape.in_channels, shape.mid_channels, shape.out_channels
+        act, eps = shape.activation, shape.norm_eps
         if shape.expand:
-            self.expand = ConvNormAct(ElasticConv2d(c, m, (1,), 1, scheme, signed_input=True), act)
+            self.expand = ConvNormAct(ElasticConv2d(c, m, (1,), 1, scheme, signed_input=True), act, eps)
         else:
             self.expand = nn.Identity()
         depthwise = ElasticConv2d(m, m, shape.kernel_sizes, shape.stride, scheme, depthwise=True)
-        self.depthwise = ConvNormAct(depthwise, act)
+        self.depthwise = ConvNormAct(depthwise, act, eps)
         self.squeeze = ElasticSqueezeExcite(m) if shape.squeeze else nn.Identity()
-        self.project = ConvNormAct(ElasticConv2d(m, d, (1,), 1, scheme), None)
-        self.shape = shape
-        self.shortcut = shape.expand and shape.stride == 1 and c == d
+        self.project = ConvNormAct(ElasticConv2d(m, d, (1,), 1, scheme), None, eps)
+        self.shape, self.shortcut = shape, shape.shortcut
 
     def set_shape(self, kernel_size: int, mid_channels: int) -> None:
         """Choose the depthwise kernel size and the mid channels."""
-        self.depthwise.conv.active_kernel = kernel_size
+        self.depthwise.conv.set_kernel(kernel_size)
         self.expand.conv.active_out = self.depthwise.conv.active_out = mid_channels
 
     def layers(self) -> dict[str, ConvNormAct]:

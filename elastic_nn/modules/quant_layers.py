@@ -170,7 +170,7 @@ def part_of_batch(net: nn.Module, share: float) -> Iterator[None]:
         yield
         return
     inputs = [quantizer for layer in quantized_layers(net).values() for quantizer in _all_quantizers(layer.act_quant)]
-    with _attribute(inputs, "batch_share", share):
+    with _attribute(inputs, "share", share):
         yield
 
 

@@ -31,7 +31,7 @@ class DynamicProxylessNASNets(MBConvNet):
     def __init__(
         self,
         n_classes: int = 1000,
-        bn_param: tuple[float, float] = (0.1, 1e-3),
+        bn_param: tuple[float, float] | None = None,
         dropout_rate: float = 0.0,
         base_stage_width: str = "proxyless",
         width_mult_list: float | Sequence[float] = 1.0,
@@ -49,7 +49,8 @@ class DynamicProxylessNASNets(MBConvNet):
             choices = (_as_tuple(values) for values in (ks_list, expand_ratio_list, depth_list))
             space = published_space(n_classes, base_stage_width, width_mult, *choices)
         super().__init__(space, supernet_blocks(space), scheme)
-        self.set_bn_param(*bn_param)
+        if bn_param is not None:
+            self.set_bn_param(*bn_param)
         self.dropout.p = dropout_rate
         self.space, self.active = space, largest_subnet(space)
         self.activate(self.active)

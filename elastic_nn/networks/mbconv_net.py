@@ -37,6 +37,8 @@ def _slot_block(space: SearchSpace, slot: Slot, mid_channels: int, kernel_sizes:
         stride=slot.stride,
         squeeze=space.stages[slot.stage].squeeze,
         activation=space.stages[slot.stage].activation,
+        shortcut=slot.stride == 1 and slot.in_channels == slot.out_channels,
+        norm_eps=space.norm_eps,
     )
 
 
@@ -49,6 +51,8 @@ def _first_block(space: SearchSpace) -> BlockShape:
         stride=1,
         expand=False,
         activation=space.first_block_activation,
+        shortcut=space.first_shortcut,
+        norm_eps=space.norm_eps,
     )
 
 
@@ -56,26 +60,28 @@ class MBConvNet(nn.Module):
     """First convolution, inverted-residual blocks, last 1x1, pooling, in some spaces another 1x1, classifier.
 
     The scheme makes the quantizers. Shared operands that are not searched have the `fixed_bits` of the space (the input
-    of the last 1x1: `mix_activation_bits`), the ends its `end_bits`. The image is not quantized. `active_blocks` are
-    the indices of the blocks that run.
+    of the last 1x1: `mix_activation_bits`), the ends its `end_bits` and `classifier_bits`. The image is not quantized.
+    `active_blocks` are the indices of the blocks that run.
     """
 
     def __init__(self, space: SearchSpace, blocks: list[BlockShape], scheme: QuantScheme) -> None:
         super().__init__()
-        act, width = space.end_activation, space.head_width
-        ends = FLOAT if space.end_bits == FULL_PRECISION else scheme
+        act, width, eps = space.end_activation, space.head_width, space.norm_eps
+        of_stem, of_classifier = (
+            FLOAT if bits == FULL_PRECISION else scheme for bits in (space.end_bits, space.bits_of_classifier)
+        )
         stem = (space.in_channels, space.stem_width, (3,), space.stem_stride)
-        self.first_conv = ConvNormAct(ElasticConv2d(*stem, ends, quantize_input=False), act)
+        self.first_conv = ConvNormAct(ElasticConv2d(*stem, of_stem, quantize_input=False), act, eps)
         self.blocks = nn.ModuleList(ElasticMBConv(block, scheme) for block in blocks)
         mix = ElasticConv2d(blocks[-1].out_channels, width, (1,), 1, scheme, signed_input=True)
-        self.feature_mix_layer = ConvNormAct(mix, act)
+        self.feature_mix_layer = ConvNormAct(mix, act, eps)
         if space.pooled_width is None:
             self.pooled_mix_layer = self.pooled_act = nn.Identity()
         else:
             self.pooled_mix_layer = QuantLinear(width, space.pooled_width, scheme, bias=False)
             self.pooled_act, width = ACTIVATIONS[act](inplace=True), space.pooled_width
         self.dropout = nn.Dropout(0.0)
-        self.classifier = QuantLinear(width, space.n_classes, ends)
+        self.classifier = QuantLinear(width, space.n_classes, of_classifier)
         self.scheme = scheme
         self.active_blocks: tuple[int, ...] = tuple(range(len(blocks)))
         self.set_shared_bits(space, tuple(shared.choices[-1] for shared in space.shared_operands))
@@ -98,8 +104,8 @@ class MBConvNet(nn.Module):
             for layer in quantized_layers(part).values():
                 layer.set_bits(space.fixed_bits, space.fixed_bits)
         self.feature_mix_layer.conv.set_bits(space.fixed_bits, space.mix_activation_bits)
-        for layer in (self.first_conv.conv, self.classifier):
-            layer.set_bits(space.end_bits, space.end_bits)
+        self.first_conv.conv.set_bits(space.end_bits, space.end_bits)
+        self.classifier.set_bits(space.bits_of_classifier, space.bits_of_classifier)
         for shared, bits in zip(space.shared_operands, shared_bits, strict=True):
             unit = self.get_submodule(shared.layer)
             layer = unit.conv if isinstance(unit, ConvNormAct) else unit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from apq.space import SearchSpace
 from apq.subnet import Subnet
@@ -11,7 +10,7 @@ from elastic_nn.modules.elastic_conv import ElasticConv2d
 from elastic_nn.modules.mbconv import ConvNormAct
 from elastic_nn.modules.squeeze_excite import ElasticSqueezeExcite
 from elastic_nn.networks.mbconv_net import MBConvNet, subnet_blocks
-from elastic_nn.quantizers import QuantScheme
+from elastic_nn.quantizers import Quantizer, QuantScheme
 
 
 def build_subnet(space: SearchSpace, subnet: Subnet, scheme: QuantScheme) -> MBConvNet:
@@ -60,5 +59,5 @@ def _copy_conv(source: ElasticConv2d, target: ElasticConv2d) -> None:
     _copy_quantizer(source.act_quant, target.act_quant)
 
 
-def _copy_quantizer(source: nn.Module, target: nn.Module) -> None:
-    target.load_state_dict(source.state_dict())
+def _copy_quantizer(source: Quantizer, target: Quantizer) -> None:
+    target.load_state_dict(source.at_kernel().state_dict())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +13,14 @@ from elastic_nn.quantizers.kmeans import QUICK_ITER, KMeansWeightQuantizer
 from elastic_nn.quantizers.linear import LinearActivationQuantizer, LinearWeightQuantizer
 from elastic_nn.quantizers.lsq import LsqQuantizer
 from elastic_nn.quantizers.per_bits import PerBits
-from elastic_nn.quantizers.range_estimators import RangeEstimator, channel_range, least_error_range, percentile_range
+from elastic_nn.quantizers.per_kernel import PerKernel
+from elastic_nn.quantizers.range_estimators import (
+    RangeEstimator,
+    channel_range,
+    least_error_range,
+    percentile_range,
+    whole_channel_range,
+)
 
 __all__ = [
     "BATCHQUANT",
@@ -32,6 +39,7 @@ __all__ = [
     "LsqQuantizer",
     "NoQuantizer",
     "PerBits",
+    "PerKernel",
     "QuantScheme",
     "Quantizer",
     "scheme_named",
@@ -45,7 +53,8 @@ class QuantScheme:
     Attributes:
         weight, activation: functions that make the quantizer of an operand. `activation` takes whether the activations
             may be negative.
-        mixed_precision: one supernet serves all bit-widths.
+        mixed_precision: one supernet serves all bit-widths. Its depthwise layers have quantizers for each kernel size,
+            and the gradients of its weights' steps count whole filters, as QFA's do.
         learned_steps: a supernet has one bit-width, and one of fewer bits inherits its ranges.
         quick_weight: like `weight`, but faster to calibrate, for comparing policies.
     """
@@ -66,6 +75,16 @@ class QuantScheme:
     def trains_supernets(self) -> bool:
         """Whether supernets are trained with these quantizers. Others are added to trained float supernets."""
         return not self.quantizes or self.mixed_precision or self.learned_steps
+
+    def per_kernel(self, kernel_sizes: Sequence[int]) -> QuantScheme:
+        """The scheme of a layer with several kernel sizes: in mixed precision each size has quantizers of its own."""
+        if not self.mixed_precision:
+            return self
+        return replace(
+            self,
+            weight=lambda: PerKernel(self.weight, kernel_sizes),
+            activation=lambda signed: PerKernel(partial(self.activation, signed), kernel_sizes),
+        )
 
     def quick(self) -> QuantScheme:
         """The same scheme with `quick_weight`, for comparing policies."""
@@ -115,11 +134,13 @@ def _batch(estimate: RangeEstimator, momentum: float | None = None) -> Callable[
 
 RUNNING_MOMENTUM = 0.1  # as BatchNorm's
 BATCHQUANT = _mixed("batchquant", _batch(channel_range))
-# BatchQuant, and what it is compared with: other estimates of the range, a running range, learned steps.
+# BatchQuant; with the range of all images of a process, as published, instead of groups of 64; and what it is compared
+# with: other estimates of the range, a running range, learned steps.
 MIXED = {
     scheme.name: scheme
     for scheme in (
         BATCHQUANT,
+        _mixed("batchquant-published", _batch(whole_channel_range)),
         _mixed("batchquant-percentile", _batch(percentile_range)),
         _mixed("batchquant-mse", _batch(least_error_range)),
         _mixed("running-minmax", _batch(channel_range, RUNNING_MOMENTUM)),

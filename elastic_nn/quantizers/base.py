@@ -30,7 +30,7 @@ class Quantizer(nn.Module, ABC):
     needs_statistics = False  # True: the range comes from a pass over images, see `begin_statistics`
     data_dependent: tuple[str, ...] = ()  # names of tensors whose shapes depend on the quantized values
     synchronised = False  # True: take statistics over the images of all processes, which share each batch
-    batch_share = 1.0  # fraction of a training step's images in one forward pass
+    share = 1.0  # fraction of the values in one forward pass: of a training step's images, or of a whole filter
 
     def __init__(self, signed: bool) -> None:
         super().__init__()
@@ -92,6 +92,13 @@ class Quantizer(nn.Module, ABC):
 
     def inherit(self, from_bits: int, to_bits: int) -> None:
         """Turn the range of a network of more bits into one for fewer bits. By default it stays."""
+
+    def set_kernel(self, kernel_size: int) -> None:
+        """Follow the kernel size of a depthwise layer. By default one range serves all kernel sizes."""
+
+    def at_kernel(self) -> Quantizer:
+        """The quantizer of the present kernel size, for a layer that has only this one."""
+        return self
 
     def restrict(self, choices: Collection[int]) -> None:
         """Drop what only bit-widths other than `choices` need."""

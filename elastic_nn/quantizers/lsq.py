@@ -67,7 +67,7 @@ class LsqQuantizer(Quantizer):
 
     def quantize(self, v: Tensor) -> Tensor:
         step = self.step if self._started or v.is_meta else self._start(v)
-        return quantize_lsq(v, step, self.bits, signed=self.signed, share=self.batch_share)
+        return quantize_lsq(v, step, self.bits, signed=self.signed, share=self.share)
 
     def _start(self, v: Tensor) -> Tensor:
         self._started = self.started

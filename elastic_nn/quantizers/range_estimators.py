@@ -16,7 +16,7 @@ from elastic_nn.quantizers.affine import affine_of_range, quantize_affine
 Rows = Callable[[Tensor], Tensor]  # (n, C) rows of this process's images -> (N, C) of all processes'
 RangeEstimator = Callable[[Tensor, int, Rows], tuple[Tensor, Tensor]]  # activations, bits -> lowest, highest values
 
-GROUP = 64  # images whose extremes are taken together, as on each GPU of the published code
+GROUP = 64  # images whose extremes are taken together, as on each GPU of the published training
 SAMPLE, TRIED = 1 << 16, 1 << 13  # most activations for a percentile, and for an error
 STRIDE = 1_000_003  # a prime: the distance between these activations
 PERCENT = 99.9  # percentage of activations that the percentile estimator keeps on each side
@@ -57,6 +57,15 @@ def channel_range(x: Tensor, bits: int, of_all: Rows = own_rows) -> tuple[Tensor
         torch.stack([part.amin(dim=0) for part in low.tensor_split(groups)]),
         torch.stack([part.amax(dim=0) for part in high.tensor_split(groups)]),
     )
+
+
+def whole_channel_range(x: Tensor, bits: int, of_all: Rows = own_rows) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value of each channel over all images of this process, both (1, C), as in QFA's code.
+
+    The range then grows with the images of a process. Several processes average theirs.
+    """
+    values = x.flatten(2) if x.ndim > 2 else x[:, :, None]  # (N, C, places)
+    return values.amin((0, 2))[None], values.amax((0, 2))[None]
 
 
 def percentile_range(x: Tensor, bits: int, of_all: Rows = own_rows) -> tuple[Tensor, Tensor]:

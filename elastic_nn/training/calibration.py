@@ -18,11 +18,12 @@ def steps_learned(net: nn.Module) -> bool:
     return any(quantizer.started for quantizer in quantizers(net))
 
 
-def calibrate_ranges(net: nn.Module, images: Tensor) -> None:
+def calibrate_ranges(net: nn.Module, images: Tensor, subnets: Iterable[Callable[[], object]] = (lambda: None,)) -> None:
     """Choose the range of every quantizer of the active network from a batch of images (N, C, H, W).
 
     Each layer is calibrated when its inputs arrive, so that inputs of one layer at most are in memory. A layer that
-    runs several times gets ranges for all its inputs. Layers that do not run keep their ranges.
+    runs several times gets ranges for all its inputs. Layers that do not run keep their ranges. A supernet runs once
+    for each of `subnets`, functions that activate one.
     """
     seen: set[str] = set()
 
@@ -34,7 +35,9 @@ def calibrate_ranges(net: nn.Module, images: Tensor) -> None:
         seen.add(name)
 
     with quantizers_off(net):
-        _observe(net, quantized_layers(net), images, calibrate)
+        for activate in subnets:
+            activate()
+            _observe(net, quantized_layers(net), images, calibrate)
 
 
 def calibration_table(

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from apq.checkpoint import check_fit, check_optimizer
 from apq.errors import UserError
 from apq.resume import State
 from apq.schema import fields, mapping, optional
-from dataset.splits import LEAST_IMAGES
+from dataset.splits import LEAST_IMAGES, resize
 from elastic_nn.modules.quant_layers import part_of_batch, shared_batch
+from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.training.distributed import sum_over
 from elastic_nn.training.optimizer import make_optimizer
 from elastic_nn.training.recipe import TrainConfig
@@ -29,7 +31,8 @@ from elastic_nn.training.session import ONE_PROCESS, Execution
 
 EVALUATION_BATCH = 256
 
-Activate = Callable[[], None]  # makes a network run as one of its subnets
+# Makes a network run as one of its subnets; returns the resolution of its images (None: as they come).
+Activate = Callable[[], int | None]
 Choose = Callable[[], Sequence[Activate]]  # draws the subnets of a step
 
 
@@ -58,9 +61,9 @@ def derived_seed(*key: int) -> int:
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
-    """Cosine from `lr` to 0, after a linear warm-up. `epoch` includes the fraction of the present epoch."""
+    """Cosine from `lr` to 0, after a linear warm-up from `warmup_lr`. `epoch` includes the fraction of the present one."""
     if epoch < config.warmup_epochs:
-        return config.lr * (epoch + 1e-3) / config.warmup_epochs
+        return config.warmup_lr + (config.lr - config.warmup_lr) * (epoch + 1e-3) / config.warmup_epochs
     done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
     return 0.5 * config.lr * (1 + math.cos(math.pi * min(done, 1.0)))
 
@@ -73,7 +76,8 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 class Training:
     """A network in training, with its new optimizer.
 
-    With a `teacher`, its outputs are learned beside the labels. `average` is a moving average of the weights.
+    With a `teacher`, its outputs are learned beside the labels: those for the images as they come or, if it `follows`,
+    for the images as each subnet gets them. `average` is a moving average of the weights.
     """
 
     def __init__(
@@ -84,10 +88,14 @@ class Training:
         *,
         execution: Execution = ONE_PROCESS,
         teacher: nn.Module | None = None,
+        teacher_follows: bool = False,
         average: AveragedModel | None = None,
     ) -> None:
         self.net, self.config, self.device, self.execution = net, config, device, execution
-        self.teacher, self.average, self.optimizer = teacher, average, make_optimizer(net, config)
+        self.teacher, self.teacher_follows = teacher, teacher_follows
+        self.average, self.optimizer = average, make_optimizer(net, config)
+        if isinstance(net, MBConvNet):
+            net.dropout.p = config.dropout
 
     @property
     def result(self) -> nn.Module:
@@ -153,9 +161,13 @@ class _Subnets(nn.Module):
     def forward(self, images: Tensor, subnets: Iterable[Activate]) -> list[Tensor]:
         logits = []
         for activate in subnets:
-            activate()
-            logits.append(self.net(images))
+            side = activate()
+            logits.append(self.net(_at_side(images, side)))
         return logits
+
+
+def _at_side(images: Tensor, side: int | None) -> Tensor:
+    return images if side is None else resize(images, side)
 
 
 class _Steps:
@@ -198,22 +210,22 @@ class _Steps:
         return (total / seen).item()
 
     def _backward_each(self, x: Tensor, y: Tensor, subnets: Sequence[Activate], weight: float) -> None:
-        teacher_logits = self._teacher_logits(x)
+        teacher = _Teacher(self.training, x)
         for activate in subnets:
-            activate()
+            images = _at_side(x, activate())
             with self.execution.autocast(self.device):
-                logits = self.training.net(x)
-            (self._loss(logits, y, teacher_logits) * weight).backward()
+                logits = self.training.net(images)
+            (self._loss(logits, y, teacher.logits(images)) * weight).backward()
 
     def _backward_together(self, x: Tensor, y: Tensor, subnets: Sequence[Activate], weight: float) -> None:
-        teacher_logits = self._teacher_logits(x)
+        teacher, sides = _Teacher(self.training, x), []
         with self.execution.autocast(self.device):
-            outputs = self.parallel(x, subnets)
-        (sum(self._loss(logits, y, teacher_logits) for logits in outputs) * weight).backward()
-
-    def _teacher_logits(self, x: Tensor) -> Tensor | None:
-        with self.execution.autocast(self.device), torch.no_grad():
-            return None if self.training.teacher is None else self.training.teacher(x)
+            outputs = self.parallel(x, [partial(_noting, activate, sides) for activate in subnets])
+        losses = (
+            self._loss(logits, y, teacher.logits(_at_side(x, side)))
+            for logits, side in zip(outputs, sides, strict=True)
+        )
+        (sum(losses) * weight).backward()
 
     def _loss(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
         config = self.training.config
@@ -227,10 +239,35 @@ class _Steps:
 
     def _update(self) -> None:
         """Clip the gradients and update the weights."""
-        self.training.optimizer.clip_gradients(self.training.config.clip_norm)
+        config = self.training.config
+        self.training.optimizer.clip_gradients(config.clip_norm, together=config.clip_together)
         self.training.optimizer.step()
         if (average := self.training.average) is not None:
             average.update_parameters(self.training.net)
+
+
+def _noting(activate: Activate, sides: list[int | None]) -> int | None:
+    """Activate a subnet and add its resolution to a list."""
+    sides.append(activate())
+    return sides[-1]
+
+
+class _Teacher:
+    """The teacher's outputs for one batch, computed once for each resolution that is asked for."""
+
+    def __init__(self, training: Training, x: Tensor) -> None:
+        self.training, self.x, self.known = training, x, {}
+
+    def logits(self, images: Tensor) -> Tensor | None:
+        """Its logits for the batch, resized like `images` if it follows the subnets. None without a teacher."""
+        teacher = self.training.teacher
+        if teacher is None:
+            return None
+        images = images if self.training.teacher_follows else self.x
+        if (side := images.size(-1)) not in self.known:
+            with self.training.execution.autocast(self.training.device), torch.no_grad():
+                self.known[side] = teacher(images)
+        return self.known[side]
 
 
 def parts_of_batch(n_images: int, execution: Execution) -> int:

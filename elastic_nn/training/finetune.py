@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,19 +40,29 @@ def quantized_subnet(
     return net
 
 
-def calibrate(net: MBConvNet, splits: Splits, side: int, n_images: int, device: torch.device) -> None:
+def calibrate(
+    net: MBConvNet,
+    splits: Splits,
+    side: int,
+    n_images: int,
+    device: torch.device,
+    subnets: Sequence[Callable[[], object]] = (lambda: None,),
+) -> None:
     """Choose the ranges of a network's quantizers, unless they are learned steps; recalibrate BatchNorm at its bits.
 
     BatchQuant's ranges are recalibrated together with BatchNorm. Before ranges are chosen, BatchNorm is recalibrated in
     full precision. Under the statistics of another network, such as the supernet, activations would have other
     magnitudes and every range would be wrong.
+
+    Ranges of a supernet are chosen with each of `subnets`, functions that activate one; BatchNorm is that of the last.
     """
     batches = _calibration_batches(splits, side)
+    subnets[-1]()
     if not steps_learned(net):
         with quantizers_off(net):
             recalibrate(net, batches, device, n_images)
         images, _ = next(iter(make_loader(splits.calibration, CALIBRATION_IMAGES, sides=(side,))))
-        calibrate_ranges(net, to_device(images, device))
+        calibrate_ranges(net, to_device(images, device), subnets)
     recalibrate(net, batches, device, n_images)
 
 

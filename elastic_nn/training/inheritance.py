@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -71,7 +75,7 @@ def first_supernet(
     """The supernet before its first training step, equal in all processes.
 
     A float `start` passes on its weights, one of more bits also its steps, doubled for each bit less. Other steps are
-    calibrated with the largest subnet, which runs all layers. BatchNorm is recalibrated at the new bits.
+    calibrated with the largest subnet, which runs all layers, at each kernel size. BatchNorm is recalibrated at the new bits.
     """
     net = build_supernet(space, scheme)
     if start is not None and not start.scheme.quantizes and scheme.quantizes:
@@ -82,8 +86,16 @@ def first_supernet(
             quantizer.inherit(start.space.fixed_bits, space.fixed_bits)
     net.to(device)
     if scheme.quantizes:
-        calibrate(net, splits, space.resolutions[-1], n_images, device)
+        calibrate(net, splits, space.resolutions[-1], n_images, device, _of_each_kernel(net))
     return net
+
+
+def _of_each_kernel(net: DynamicProxylessNASNets) -> list[Callable[[], None]]:
+    """Activate the largest subnet with each kernel size, the largest last. Together they run all quantizers."""
+    largest = largest_subnet(net.space)
+    return [
+        partial(net.activate, replace(largest, ks=(kernel,) * len(largest.ks))) for kernel in net.space.kernel_sizes
+    ]
 
 
 def frozen_largest(net: DynamicProxylessNASNets, device: torch.device) -> nn.Module:

@@ -54,8 +54,14 @@ class ScaleFreeSGD(torch.optim.SGD):
             p.div_(usual).clamp_(-LARGEST_STEP, LARGEST_STEP).exp_().mul_(before)
 
     @torch.no_grad()
-    def clip_gradients(self, norm: float) -> None:
-        """Clip the norm of all gradients; that of the group "ranges" apart, with the gradients of t."""
+    def clip_gradients(self, norm: float, *, together: bool = False) -> None:
+        """Clip the norm of all gradients; that of the group "ranges" apart, with the gradients of t.
+
+        With `together` it is the norm of the plain gradients of all parameters, as in QFA's code.
+        """
+        if together:
+            nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], norm)
+            return
         groups = {group["name"]: group["params"] for group in self.param_groups}
         nn.utils.clip_grad_norm_([*groups["decayed"], *groups["free"]], norm)
         relative = [p for p in groups["ranges"] if p in self.relative and p.grad is not None]

@@ -20,43 +20,21 @@ from torch.utils.data import DataLoader, Dataset
 from apq.checkpoint import check_fit, digest
 from apq.errors import UserError
 from apq.files import Record
-from apq.genes import cardinalities, genes_of, largest_subnet, legalise, sample, smallest_subnet, subnets_of, view
+from apq.genes import largest_subnet, smallest_subnet
 from apq.resume import NOT_KEPT, Resume, State
 from apq.schema import each, fields, mapping, optional, whole
-from apq.space import FULL_PRECISION, SearchSpace, space_to_dict
+from apq.space import SearchSpace, space_to_dict
 from apq.subnet import Subnet
-from elastic_nn.modules.quant_layers import quantizers
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.quantizers import FLOAT, QuantScheme
 from elastic_nn.training.distributed import check_agreement
-from elastic_nn.training.engine import Activate, Training, seed_epoch, train_one_epoch
+from elastic_nn.training.engine import Training, seed_epoch, train_one_epoch
 from elastic_nn.training.finetune import averaged
 from elastic_nn.training.inheritance import check_recipe, check_start, first_supernet, first_teacher, frozen_largest
 from elastic_nn.training.pairs import subnet_top1
-from elastic_nn.training.recipe import Phase, Recipe
+from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.sampling import draw_subnets
 from elastic_nn.training.session import Session
-
-
-def sample_phase(
-    space: SearchSpace, elastic: tuple[str, ...], n: int, rng: np.random.Generator, reach: float = 1.0
-) -> list[Subnet]:
-    """Random subnets that differ from the largest one only in the elastic parts of the genes ("ks", "d", "e", "bits").
-
-    For the last part only the largest choices are drawn, a fraction `reach` of all. "bits" includes those of shared
-    operands.
-    """
-    largest = genes_of(space, [largest_subnet(space)])
-    genes = np.repeat(largest, n, axis=0)
-    drawn = sample(space, n, rng)
-    for part in elastic:
-        getattr(view(space, genes), part)[:] = getattr(view(space, drawn), part)
-        if part == "bits":
-            view(space, genes).shared_bits[:] = view(space, drawn).shared_bits
-    if elastic and reach < 1:
-        newest = getattr(view(space, genes), elastic[-1])
-        choices = getattr(view(space, cardinalities(space)[None]), elastic[-1])  # (1, ...) like newest
-        newest[:] = choices - 1 - np.floor(rng.random(newest.shape) * np.ceil(reach * choices)).astype(newest.dtype)
-    return subnets_of(space, legalise(space, genes, rng))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +152,8 @@ class _SupernetTraining:
         if state is not None:
             training.load_state_dict(state["training"])
         images, sides = session.splits.train, self.plan.space.resolutions
+        if phase.own_resolutions:  # of each subnet: images come at the largest, see `engine`
+            sides = sides[-1:]
         batches = session.loader(images, phase.train.batch_size, shuffle=True, sides=sides, n_images=phase.epoch_images)
         first = 0 if state is None else state["epoch"]
         bar = session.bar(range(first, phase.train.epochs), f"supernet: {phase.name}")
@@ -191,6 +171,7 @@ class _SupernetTraining:
             session.device,
             execution=session.execution,
             teacher=self.teacher,
+            teacher_follows=self.plan.recipe.phases[index].teacher_follows,
             average=averaged(self.net, session.execution.ema if index == last else None),
         )
 
@@ -234,30 +215,3 @@ class _SupernetTraining:
     def top1(self, net: DynamicProxylessNASNets, subnet: Subnet, images: Dataset) -> float:
         """Top-1 of a recalibrated subnet."""
         return subnet_top1(net, subnet, self.session, images, self.plan.recipe.recalibration_images)
-
-
-def draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Generator) -> list[Activate]:
-    """The subnets of a step, as functions that activate them.
-
-    In a phase with `float_share`, full precision is one more bit-width, the highest: the largest subnet has it in all
-    operands, the smallest in none, random ones in a random part of them.
-    """
-    always = [largest_subnet(net.space), smallest_subnet(net.space)] if phase.sandwich else []
-    n_random = phase.subnets_per_step - len(always)
-    drawn = [sample_phase(net.space, phase.elastic, 1, rng, phase.reach)[0] for _ in range(n_random)]
-    if not phase.float_share:
-        return [partial(net.activate, subnet) for subnet in (*always, *drawn)]
-    shares = [1.0, 0.0][: len(always)] + [phase.float_share] * n_random
-    n_operands = len(quantizers(net))
-    return [
-        partial(activate_partly_float, net, subnet, rng.random(n_operands) < share)
-        for subnet, share in zip((*always, *drawn), shares, strict=True)
-    ]
-
-
-def activate_partly_float(net: DynamicProxylessNASNets, subnet: Subnet, stays_float: np.ndarray) -> None:
-    """Run as this subnet until the next one is activated, with some of the `(operands,)` in full precision."""
-    net.activate(subnet)
-    for operand, stays in zip(quantizers(net), stays_float, strict=True):
-        if stays:
-            operand.bits = FULL_PRECISION

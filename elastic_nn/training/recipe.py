@@ -7,13 +7,20 @@ from dataclasses import dataclass, replace
 from apq.errors import UserError
 from apq.policy import LINEAR
 
+BATCHQUANT = "batchquant"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train: SGD with Nesterov momentum, and one cosine from `lr` to 0 over all epochs.
 
     `batch_size` is that of all processes together. With a teacher, `kd_ratio` is the weight of the distillation loss
-    relative to that of the labels. UserError where a field is out of range.
+    relative to that of the labels. The norm of the gradients is clipped to `clip_norm`: that of the ranges of
+    quantizers apart from that of all else, or with `clip_together` that of all. The learning rate rises from
+    `warmup_lr` in the first `warmup_epochs`. `dropout` is that before the classifier of networks of a space; others
+    have their own.
+
+    UserError where a field is out of range.
     """
 
     epochs: int
@@ -24,12 +31,18 @@ class TrainConfig:
     label_smoothing: float = 0.1
     kd_ratio: float = 1.0
     clip_norm: float = 5.0
+    clip_together: bool = False
     warmup_epochs: int = 0
+    warmup_lr: float = 0.0
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
             found = f"{self.epochs}, {self.batch_size} and {self.lr:g}"
             raise UserError(f"training needs epochs >= 1, batch size >= 2, learning rate > 0, not {found}")
+        if not 0 <= self.dropout < 1 or not 0 <= self.warmup_lr <= self.lr:
+            found = f"{self.dropout:g} and {self.warmup_lr:g}"
+            raise UserError(f"dropout must be from 0 to 1, warm-up from 0 to the learning rate, not {found}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +54,13 @@ class Phase:
         subnets_per_step: number of subnets whose gradients a step adds up.
         reach: fraction of the choices of the last elastic part, from the largest down, that subnets are drawn from.
         sandwich: whether the largest and the smallest subnet are among the subnets of every step.
-        float_share: in mixed precision, the fraction of the operands of a random subnet in full precision.
+        random_ends: whether these have, in every step, one random kernel size for all slots and one random bit-width
+            for all operands, as in QFA. Otherwise the largest has the largest kernels and the highest bits.
+        float_share: in mixed precision, the probability of full precision for an operand of a random subnet, before
+            those of a layer are coupled (`sampling.float_operands`), and for all operands of a random end.
+        own_resolutions: whether each subnet of a step has a resolution of its own, the largest subnet the largest one
+            and the smallest the smallest. Otherwise each batch has one of the space's.
+        teacher_follows: whether the teacher sees the images at each subnet's resolution; otherwise once, as they come.
         epoch_images: number of training images an epoch, drawn anew (None: all).
     """
 
@@ -51,7 +70,10 @@ class Phase:
     subnets_per_step: int = 1
     reach: float = 1.0
     sandwich: bool = False
+    random_ends: bool = False
     float_share: float = 0.0
+    own_resolutions: bool = False
+    teacher_follows: bool = False
     epoch_images: int | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +81,10 @@ class Phase:
             raise UserError(f"phase {self.name}: {self.subnets_per_step} subnets a step are too few")
         if not 0 <= self.float_share <= 1:
             raise UserError(f"phase {self.name}: float_share {self.float_share} is not between 0 and 1")
+        if self.float_share and self.sandwich and not self.random_ends:
+            raise UserError(f"phase {self.name}: float_share needs random_ends")
+        if self.random_ends and not self.sandwich:
+            raise UserError(f"phase {self.name}: random_ends needs sandwich")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +104,7 @@ class Recipe:
     epoch_val_images: int | None = None  # validation images after every epoch of a supernet (None: not measured)
     predictor_hidden: int = 400  # width of the three layers of the accuracy predictor
     quantizer: str = LINEAR  # of the subnets of a float supernet
+    supernet_quantizer: str = BATCHQUANT  # of a supernet of mixed precision
 
 
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:

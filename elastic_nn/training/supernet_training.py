@@ -24,7 +24,7 @@ from elastic_nn.quantizers import BATCHQUANT, FLOAT, LSQ, QuantScheme, scheme_na
 from elastic_nn.training.distributed import check_agreement, locked_by_first
 from elastic_nn.training.progressive_shrinking import SupernetPlan, supernet_record, train_supernet
 from elastic_nn.training.recipe import with_batch_size
-from elastic_nn.training.recipes import get_recipe
+from elastic_nn.training.recipes import RECIPES, get_recipe, own_recipe
 from elastic_nn.training.session import Execution, Session
 from lut.cost_model import cost_model_from_flags
 from lut.costs import why_not_priced
@@ -123,7 +123,8 @@ def write_record(folder: ModelFolder) -> None:
 def usual_scheme(space: SearchSpace) -> QuantScheme:
     """The default scheme of supernets of a space."""
     if space.shared_operands:  # the bits of every convolution are chosen
-        return BATCHQUANT
+        recipe = RECIPES.get(own_recipe(space) or "")
+        return BATCHQUANT if recipe is None else scheme_named(recipe.supernet_quantizer)
     return FLOAT if bits_throughout(space) is None else LSQ
 
 

@@ -1,0 +1,80 @@
+"""The recipes of QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952), and small counterparts for glyphs.
+
+Numbers of the published code are those of apple/ml-batchquant, `main.py`, `get_args`, and of its training loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from elastic_nn.training.oqa_recipes import OQA_GLYPHS_RECIPE, OQA_IMAGENET_RECIPE, TINY_SANDWICH_RECIPE
+from elastic_nn.training.recipe import Phase, TrainConfig
+
+FLOAT_SHARE = 1 / 4  # full precision is one of four bit-widths in the first phase: 2, 3, 4, 32
+SUBNETS = 6  # a step: both ends of the sandwich and four random subnets
+
+
+def _phases(with_float: TrainConfig, bits: TrainConfig, epoch_images: int | None = None) -> tuple[Phase, ...]:
+    """The two phases of the published training. In the first, full precision is one of the choices of bits."""
+    first = Phase(
+        name="bits and float",
+        elastic=("ks", "d", "e", "bits"),
+        train=with_float,
+        subnets_per_step=SUBNETS,
+        sandwich=True,
+        random_ends=True,
+        float_share=FLOAT_SHARE,
+        own_resolutions=True,
+        teacher_follows=True,
+        epoch_images=epoch_images,
+    )
+    return first, replace(first, name="bits", train=bits, float_share=0.0)
+
+
+def _imagenet(epochs: int) -> TrainConfig:
+    """Settings of a phase: 2.5e-3 for every 64 images, on 32 GPUs of 64 images each (README of the published code)."""
+    return TrainConfig(
+        epochs=5 + epochs,
+        warmup_epochs=5,
+        warmup_lr=2.5e-3,
+        lr=32 * 2.5e-3,
+        batch_size=32 * 64,
+        momentum=0.9,
+        weight_decay=3e-5,
+        label_smoothing=0.1,
+        kd_ratio=1.0,
+        clip_norm=500.0,
+        clip_together=True,
+        dropout=0.1,
+    )
+
+
+# (5 + 60) + (5 + 120) = 190 epochs. 16,000 pairs and a predictor of three layers of 600: section 3.4 of the paper and
+# `nsgaii_search.py`.
+QFA_IMAGENET_RECIPE = replace(
+    OQA_IMAGENET_RECIPE,
+    name="qfa-imagenet",
+    phases=_phases(_imagenet(60), _imagenet(120)),
+    pairs_quant=16_000,
+    predictor_hidden=600,
+    supernet_quantizer="batchquant-published",
+)
+
+
+def _glyphs(epochs: int) -> TrainConfig:
+    return TrainConfig(epochs=1 + epochs, warmup_epochs=1, lr=0.05, clip_norm=500.0, clip_together=True, dropout=0.1)
+
+
+# The same for glyphs. Epochs, images and the learning rate are ours.
+QFA_GLYPHS_RECIPE = replace(
+    OQA_GLYPHS_RECIPE,
+    name="qfa-glyphs",
+    phases=_phases(_glyphs(6), _glyphs(12), epoch_images=8000),
+    pairs_quant=600,
+    predictor_hidden=600,
+)
+TINY_QFA_RECIPE = replace(
+    TINY_SANDWICH_RECIPE,
+    name="tiny-qfa",
+    phases=_phases(TrainConfig(epochs=1, lr=0.05), TrainConfig(epochs=1, lr=0.05), epoch_images=128),
+)
