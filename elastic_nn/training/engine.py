@@ -61,7 +61,7 @@ def derived_seed(*key: int) -> int:
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
-    """Cosine from `lr` to 0, after a linear warm-up from `warmup_lr`. `epoch` includes the fraction of the present one."""
+    """Cosine from `lr` to 0, after a linear warm-up from `warmup_lr`. `epoch` has the fraction of the present one."""
     if epoch < config.warmup_epochs:
         return config.warmup_lr + (config.lr - config.warmup_lr) * (epoch + 1e-3) / config.warmup_epochs
     done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)

@@ -75,7 +75,8 @@ def first_supernet(
     """The supernet before its first training step, equal in all processes.
 
     A float `start` passes on its weights, one of more bits also its steps, doubled for each bit less. Other steps are
-    calibrated with the largest subnet, which runs all layers, at each kernel size. BatchNorm is recalibrated at the new bits.
+    calibrated with the largest subnet, which runs all layers, at each kernel size. BatchNorm is recalibrated at the new
+    bits.
     """
     net = build_supernet(space, scheme)
     if start is not None and not start.scheme.quantizes and scheme.quantizes:
