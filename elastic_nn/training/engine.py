@@ -24,6 +24,7 @@ from apq.schema import fields, mapping, optional
 from dataset.splits import LEAST_IMAGES, resize
 from elastic_nn.modules.quant_layers import part_of_batch, shared_batch
 from elastic_nn.networks.mbconv_net import MBConvNet
+from elastic_nn.training.distillation import TeacherOfBatch, distillation_loss
 from elastic_nn.training.distributed import sum_over
 from elastic_nn.training.optimizer import make_optimizer
 from elastic_nn.training.recipe import TrainConfig
@@ -66,11 +67,6 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
         return config.warmup_lr + (config.lr - config.warmup_lr) * (epoch + 1e-3) / config.warmup_epochs
     done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
     return 0.5 * config.lr * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross-entropy with the teacher's probabilities as labels (temperature 1)."""
-    return F.cross_entropy(logits, teacher_logits.softmax(1))
 
 
 class Training:
@@ -210,7 +206,7 @@ class _Steps:
         return (total / seen).item()
 
     def _backward_each(self, x: Tensor, y: Tensor, subnets: Sequence[Activate], weight: float) -> None:
-        teacher = _Teacher(self.training, x)
+        teacher = self._teacher(x)
         for activate in subnets:
             images = _at_side(x, activate())
             with self.execution.autocast(self.device):
@@ -218,7 +214,7 @@ class _Steps:
             (self._loss(logits, y, teacher.logits(images)) * weight).backward()
 
     def _backward_together(self, x: Tensor, y: Tensor, subnets: Sequence[Activate], weight: float) -> None:
-        teacher, sides = _Teacher(self.training, x), []
+        teacher, sides = self._teacher(x), []
         with self.execution.autocast(self.device):
             outputs = self.parallel(x, [partial(_noting, activate, sides) for activate in subnets])
         losses = (
@@ -226,6 +222,14 @@ class _Steps:
             for logits, side in zip(outputs, sides, strict=True)
         )
         (sum(losses) * weight).backward()
+
+    def _teacher(self, x: Tensor) -> TeacherOfBatch:
+        def run(images: Tensor) -> Tensor:
+            with self.execution.autocast(self.device):
+                return self.training.teacher(images)
+
+        known = None if self.training.teacher is None else run
+        return TeacherOfBatch(known, x, follows=self.training.teacher_follows)
 
     def _loss(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
         config = self.training.config
@@ -250,24 +254,6 @@ def _noting(activate: Activate, sides: list[int | None]) -> int | None:
     """Activate a subnet and add its resolution to a list."""
     sides.append(activate())
     return sides[-1]
-
-
-class _Teacher:
-    """The teacher's outputs for one batch, computed once for each resolution that is asked for."""
-
-    def __init__(self, training: Training, x: Tensor) -> None:
-        self.training, self.x, self.known = training, x, {}
-
-    def logits(self, images: Tensor) -> Tensor | None:
-        """Its logits for the batch, resized like `images` if it follows the subnets. None without a teacher."""
-        teacher = self.training.teacher
-        if teacher is None:
-            return None
-        images = images if self.training.teacher_follows else self.x
-        if (side := images.size(-1)) not in self.known:
-            with self.training.execution.autocast(self.training.device), torch.no_grad():
-                self.known[side] = teacher(images)
-        return self.known[side]
 
 
 def parts_of_batch(n_images: int, execution: Execution) -> int:
