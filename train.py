@@ -57,7 +57,8 @@ def build_parser() -> Parser:
         "--start_from",
         type=Path,
         help="folder or file of a supernet of the same architectures to start from: a float one passes on its weights, "
-        "one of more bits also its steps; its largest subnet is the teacher",
+        "one of more bits also its steps; its largest subnet is the teacher (default for quantized ones: "
+        "models/SPACE-float or, below 4 bits, that of a bit more; scratch: random weights)",
     )
     parser.add_argument(
         "--epochs", type=at_least(1), help="with --model: epochs (default: those of the recipe's first phase)"

@@ -23,9 +23,10 @@ from elastic_nn.training.distributed import processes
 from elastic_nn.training.engine import Training, seed_epoch, train_one_epoch
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.inheritance import first_supernet
-from elastic_nn.training.progressive_shrinking import SupernetPlan, draw_subnets, train_supernet
+from elastic_nn.training.progressive_shrinking import SupernetPlan, train_supernet
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.recipes import RECIPES
+from elastic_nn.training.sampling import draw_subnets
 from elastic_nn.training.session import Session
 
 CPU = torch.device("cpu")

@@ -227,14 +227,21 @@ def test_recipes_of_the_paper():
         (150, False, 1),
         (200, True, 4),
     ]
-    assert [(recipe.phases[0].train.epochs, recipe.phases[0].train.lr) for recipe in (three, two)] == [
+    assert [(phase.train.epochs, phase.train.lr) for recipe in (four, three, two) for phase in recipe.phases] == [
+        (150, 0.04),
+        (200, 0.02),
         (25, 0.0016),
         (120, 0.0256),
     ]
+    assert all(phase.own_resolutions for recipe in (four, three, two) for phase in recipe.phases)
     for recipe in (four, three, two):
         assert recipe.recalibration_images == 4096
         assert {phase.train.batch_size for phase in recipe.phases} == {1024}
-        assert {(phase.train.kd_ratio, phase.train.label_smoothing) for phase in recipe.phases} == {(1.0, 0.1)}
+        settings = [recipe.finetune, *(phase.train for phase in recipe.phases)]
+        assert {(train.kd_ratio, train.label_smoothing) for train in settings} == {(1.0, 0.1)}
+        assert {(train.momentum, train.weight_decay, train.dropout) for train in settings} == {(0.9, 3e-5, 0.1)}
+        assert {train.warmup_epochs for train in settings} == {0}
+        assert (recipe.finetune.epochs, recipe.finetune.lr, recipe.finetune.batch_size) == (25, 0.0016, 1024)
     assert get_recipe(None, OQA_MBV3_GLYPHS).name == "oqa-glyphs"
     assert get_recipe(None, at_bits(OQA_MBV2_GLYPHS, 2)).name == "oqa-glyphs-2bit"
     assert get_recipe(None, at_bits(OQA_MBV2_GLYPHS, 6)).name == "oqa-glyphs"

@@ -34,9 +34,9 @@ def trained(tmp_path_factory):
         patch.setenv("APQ_CACHE", str(root / "cache"))
         for name, space in (("four", SPACE), ("three", at_bits(SPACE, 3))):
             write_json(root / f"{name}.json", space_to_dict(space))
-        train(["--space", "four.json", *RECIPE])
         train(["--space", "four.json", *RECIPE, "--quantizer", "float"])
-        train(["--space", "three.json", *RECIPE, "--start_from", "models/small-oqa"])
+        train(["--space", "four.json", *RECIPE])
+        train(["--space", "three.json", *RECIPE])
     return root
 
 
@@ -55,7 +55,9 @@ def test_every_supernet_says_what_it_is(here):
     assert {part.bits for part in quantizers(three)} == {3}
     assert all(part.step.item() != 0 for part in quantizers(three))
     records = read_json(here / "models/small-oqa-3bit/training.json")
-    assert records["started_from"]["file"] == "models/small-oqa/supernet.pt"
+    assert records["started_from"]["file"] == "models/small-oqa/supernet.pt"  # by default, one of a bit more
+    begun = read_json(here / "models/small-oqa/training.json")["started_from"]["file"]
+    assert begun == "models/small-oqa-float/supernet.pt"  # by default the float one, as published
     assert [record["phase"] for record in records["phases"]] == ["largest", "sandwich"]
     assert [epoch["epoch"] for epoch in records["phases"][0]["epochs"]] == [0, 1]
 
@@ -89,12 +91,22 @@ def test_a_subnet_is_finetuned_and_reported_with_its_own_quantizers(here, capsys
         (["--space", "digits", "--start_from", "models/small-oqa"], "has other architectures"),
         (["--space", "digits", "--quantizer", "lsq"], "space digits has several"),
         (["--space", "four.json", "--start_from", "absent"], "absent"),
-        (["--space", "three.json", "--recipe", "oqa-glyphs-3bit"], "give a supernet to start from"),
+        (
+            ["--space", "three.json", "--recipe", "oqa-glyphs-3bit", "--start_from", "scratch"],
+            "give a supernet to start from",
+        ),
+        (["--space", "two.json"], "starts from one of a bit more, and there is none in models/small-oqa-3"),
+        (
+            ["--space", "other.json"],
+            "starts from one of the same space in full .* none in models/other-float",
+        ),
         (["--model", "mobilenet_v1_small", "--start_from", "models/small-oqa"], "--start_from belongs to --space"),
         (["--space", "four.json"], "exists"),
     ],
 )
 def test_mistakes_get_one_clear_line(here, flags, match):
+    write_json(here / "two.json", space_to_dict(replace(at_bits(SPACE, 2), name="small-oqa-3-2bit")))
+    write_json(here / "other.json", space_to_dict(replace(SPACE, name="other")))
     out = [] if match == "exists" else ["--out", "x"]
     with pytest.raises(UserError, match=match):
         train([*RECIPE, *flags, *out])

@@ -207,9 +207,14 @@ def test_published_figures_of_an_experiment_and_of_genes(tmp_path, capsys):
 def test_the_published_numbers_of_qfa():
     """BatchQuant (NeurIPS 2021): two stages, 2.5e-3 for every 64 images; NSGA-II: 500 subnets, 1,000 generations."""
     recipe = get_recipe(None, QFA_MBV3)
-    assert [phase.train.epochs for phase in recipe.phases] == [60, 120]
+    assert [(phase.train.warmup_epochs, phase.train.epochs) for phase in recipe.phases] == [(5, 5 + 60), (5, 5 + 120)]
     assert [phase.float_share for phase in recipe.phases] == [1 / 4, 0]  # 32 beside 2, 3 and 4
     for phase in recipe.phases:
+        assert (phase.train.warmup_lr, phase.train.batch_size) == (2.5e-3, 32 * 64)  # 32 GPUs
+        assert (phase.train.clip_norm, phase.train.clip_together, phase.train.dropout) == (500, True, 0.1)
+        assert phase.random_ends
+        assert phase.own_resolutions
+        assert phase.teacher_follows
         assert phase.train.lr / phase.train.batch_size == pytest.approx(2.5e-3 / 64)
         assert phase.train.weight_decay == 3e-5
         assert phase.sandwich
@@ -217,4 +222,4 @@ def test_the_published_numbers_of_qfa():
         assert phase.elastic == ("ks", "d", "e", "bits")
     assert (recipe.predictor_hidden, Converter(QFA_MBV3).full_dim) == (600, 555)
     assert (Nsga2Config().population, Nsga2Config().generations) == (500, 1000)
-    assert get_recipe(None, QFA_MBV3, in_float=True).name == "oqa-imagenet"
+    assert get_recipe(None, QFA_MBV3, in_float=True).name == "oqa-imagenet-float"

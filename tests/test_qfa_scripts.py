@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
         patch.setenv("APQ_CACHE", str(root / "cache"))
         write_json(root / "small.json", space_to_dict(SPACE))
         train(["--space", "small.json", "--recipe", "tiny-sandwich", "--quantizer", "float"])
-        train(["--space", "small.json", "--recipe", "tiny-qfa", "--start_from", "models/small-qfa-float"])
+        train(["--space", "small.json", "--recipe", "tiny-qfa"])
         search([*PREPARE, "--acc_train_sample", "12"])
         search([*NSGA2, "--exp_name", "front"])
     return root
@@ -50,12 +50,16 @@ def here(trained, monkeypatch):
 def test_the_supernets(here):
     real, mixed = (load_supernet(here / f"models/small-qfa{end}/supernet.pt")[0] for end in ("-float", ""))
     assert (real.scheme, mixed.scheme) == (FLOAT, BATCHQUANT)
-    assert {key for operand in quantizers(mixed) for key in operand.of_bits} == {"2", "3", "4"}
+    operands = quantizers(mixed)
+    kernels = [part for operand in operands for part in getattr(operand, "of_kernel", {"": operand}).values()]
+    assert {tuple(part.of_bits) for part in kernels} == {("2", "3", "4", "8")}
+    slots = 2 * len(SPACE.slots)
+    assert len(kernels) == len(operands) + slots * 2  # of depthwise layers, for each of three kernel sizes
     records = read_json(here / "models/small-qfa/training.json")
     assert records["started_from"]["file"] == "models/small-qfa-float/supernet.pt"
     assert [record["phase"] for record in records["phases"]] == ["bits and float", "bits"]
     steps = [part.step for part in mixed.modules() if isinstance(part, LsqQuantizer)]
-    assert len(steps) == 3 * len(quantizers(mixed)) / 2  # of the weights
+    assert len(steps) == 4 * len(kernels) / 2  # of the weights
     assert all(step.item() != 0 for step in steps)
 
 
@@ -94,7 +98,7 @@ def test_a_point_is_measured_as_it_is_and_may_be_finetuned(here, capsys):
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--space", "small.json"], "starts from a float one"),
+        (["--space", "small.json", "--start_from", "scratch"], "starts from a float one"),
         (["--space", "small.json", "--start_from", "models/small-qfa"], "starts from a float one"),
         (["--space", "small.json", "--start_from", "absent"], "absent"),
         (["--space", "small.json", "--quantizer", "float", "--start_from", "models/small-qfa"], "cannot start from"),

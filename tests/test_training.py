@@ -10,18 +10,18 @@ import torch
 from torch import nn
 
 from apq.errors import UserError
-from apq.genes import largest_subnet, smallest_subnet
+from apq.genes import smallest_subnet
 from apq.presets import APQ_IMAGENET, DIGITS, GLYPHS
 from apq.resume import Resume
 from dataset.splits import TensorImages, make_loader
 from elastic_nn.modules.mbconv import ElasticMBConv
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.quantizers import LINEAR, LSQ, LinearActivationQuantizer
-from elastic_nn.training import progressive_shrinking
+from elastic_nn.training import progressive_shrinking, sampling
 from elastic_nn.training.batchnorm import recalibrate
 from elastic_nn.training.engine import Training, evaluate, learning_rate, train_one_epoch
 from elastic_nn.training.optimizer import make_optimizer
-from elastic_nn.training.progressive_shrinking import SupernetPlan, sample_phase, supernet_record, train_supernet
+from elastic_nn.training.progressive_shrinking import SupernetPlan, supernet_record, train_supernet
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.recipes import RECIPES, get_recipe
 from elastic_nn.training.session import Execution, Session
@@ -172,8 +172,8 @@ def test_distillation_pulls_towards_the_teacher(few):
 
 def test_a_step_trains_the_same_subnets_however_its_batch_is_cut(few, monkeypatch):
     drawn = []
-    sample = progressive_shrinking.sample_phase
-    monkeypatch.setattr(progressive_shrinking, "sample_phase", lambda *a: drawn.append(sample(*a)) or drawn[-1])
+    sample = sampling.sample_phase
+    monkeypatch.setattr(sampling, "sample_phase", lambda *a: drawn.append(sample(*a)) or drawn[-1])
     found = {}
     for parts in (1, 3):
         drawn.clear()
@@ -204,27 +204,6 @@ def test_the_moving_average_is_what_is_scored(few):
     assert records[-1]["smallest_top1"] == evaluate(alone, make_loader(few.val, 256), CPU).top1
     plain, _ = train_supernet(PLAN, Session(splits=few, device=CPU))
     assert not torch.equal(plain.classifier.weight, net.classifier.weight)
-
-
-def test_phases_with_less_reach_draw_the_largest_choices():
-    subnets = sample_phase(DIGITS, ("ks", "d"), 200, np.random.default_rng(0), reach=0.6)
-    assert {net.d[0] for net in subnets} == {2, 3}
-    assert {net.d[2] for net in subnets} == {1, 2}
-    assert {k for net in subnets for k in net.ks} == {3, 5, 7}
-
-
-@pytest.mark.parametrize("elastic", [(), ("ks",), ("ks", "d"), ("ks", "d", "e")])
-def test_phases_vary_only_what_is_elastic(elastic):
-    largest = largest_subnet(DIGITS)
-    subnets = sample_phase(DIGITS, elastic, 200, np.random.default_rng(0))
-    assert all(net.bits == largest.bits for net in subnets)
-    active = [[slot.index for slot in net.running_slots(DIGITS)] for net in subnets]
-    vary = {
-        "d": any(net.d != largest.d for net in subnets),
-        "ks": any(net.ks[i] != largest.ks[i] for net, on in zip(subnets, active, strict=True) for i in on),
-        "e": any(net.e[i] != largest.e[i] for net, on in zip(subnets, active, strict=True) for i in on),
-    }
-    assert vary == {part: part in elastic for part in vary}
 
 
 def test_killed_supernet_training_ends_the_same(few, tmp_path, monkeypatch):

@@ -29,10 +29,16 @@ from elastic_nn.training.session import Execution, Session
 from lut.cost_model import cost_model_from_flags
 from lut.costs import why_not_priced
 
+SCRATCH = Path("scratch")  # a start from random weights
+FIRST_BITS = 4  # OQA's first quantized supernet; those of fewer bits start from one of a bit more
+
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetRequest:
-    """A supernet by the name of its space, and changes to the defaults (None: the default)."""
+    """A supernet by the name of its space, and changes to the defaults (None: the default).
+
+    `start_from` is the folder or file of a supernet, or `SCRATCH`.
+    """
 
     space: str
     data: Path | None = None
@@ -67,13 +73,14 @@ def train_space(request: SupernetRequest, device: torch.device, execution: Execu
                 folder.supernet_state.unlink(missing_ok=True)
         else:
             check_free(folder, overwrite=request.overwrite)
-            start, origin, images = (None, {}, None) if request.start_from is None else load_start(request.start_from)
+            start_from = start_of(request, space, scheme)
+            start, origin, images = (None, {}, None) if start_from is None else load_start(start_from)
             plan = SupernetPlan(space=space, recipe=recipe, scheme=scheme, start=start)
             if execution.main and (problem := why_not_priced(space, cost_model_from_flags(None, None))):
                 print(f"warning: {problem}; searches of this space will need --config or --table", file=sys.stderr)
             splits = load_splits(space, request.data)  # last, because drawing or listing images may take long
-            if request.start_from is not None:
-                check_classes(splits, images, request.start_from)
+            if start_from is not None:
+                check_classes(splits, images, start_from)
             session = Session(splits=splits, device=device, seed=request.seed, execution=execution, progress=True)
             records = _train(request, plan, session, folder, origin)
     return folder.supernet, records
@@ -131,6 +138,30 @@ def usual_scheme(space: SearchSpace) -> QuantScheme:
 def default_folder(space: SearchSpace, scheme: QuantScheme) -> Path:
     """`models/SPACE`, or `models/SPACE-SCHEME` if the scheme is not the default of the space."""
     return Path("models") / (space.name if scheme == usual_scheme(space) else f"{space.name}-{scheme.name}")
+
+
+def start_of(request: SupernetRequest, space: SearchSpace, scheme: QuantScheme) -> Path | None:
+    """The supernet that the training starts from; None: from random weights.
+
+    By default a quantized supernet starts from the float one of its space or, with learned steps of fewer than 4 bits,
+    from that of a bit more. UserError where there is none.
+    """
+    if request.start_from == SCRATCH or (request.start_from is None and not scheme.quantizes):
+        return None
+    if request.start_from is not None:
+        return request.start_from
+    bits = bits_throughout(space)
+    base = space.name.replace(suffix := f"-{bits}bit", "")
+    inherits = scheme.learned_steps and bits is not None and bits < FIRST_BITS and suffix in space.name
+    more = "" if bits is None or bits + 1 >= FIRST_BITS else f"-{bits + 1}bit"
+    folder = Path("models") / (space.name.replace(suffix, more) if inherits else f"{base}-{FLOAT.name}")
+    if not ModelFolder(folder).supernet.exists():
+        what = "of a bit more" if inherits else "of the same space in full precision (--quantizer float)"
+        raise UserError(
+            f"a supernet with {scheme.name} quantizers starts from one {what}, and there is none in {folder}: train it "
+            f"first, or give --start_from DIR, or --start_from {SCRATCH}"
+        )
+    return folder
 
 
 def load_start(given: Path) -> tuple[DynamicProxylessNASNets, Record, Record | None]:
