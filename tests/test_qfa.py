@@ -106,7 +106,8 @@ def test_every_convolution_has_bits_of_its_own(space):
 
     before = bits(subnet)
     ends = {name for name, pair in before.items() if pair == (FULL_PRECISION, FULL_PRECISION)}
-    assert {name for name in ends if "squeeze" not in name} == {"first_conv", "classifier"}
+    assert {name for name in ends if "squeeze" not in name} == {"first_conv"}
+    assert before["classifier"] == (8, 8)  # as the published code raises it
     n_fixed, moved = len(space.shared_operands), {}
     for column in range(len(row) - 1 - n_fixed, len(row) - 1):
         other = row.copy()
