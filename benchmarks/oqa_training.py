@@ -85,8 +85,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def recipe_of(task: Task, space: SearchSpace) -> Recipe:
-    """The space's own recipe for the float supernet, that of 2 bits for all others, with fewer epochs and images."""
-    recipe = get_recipe(None, space if task.bits is None else at_bits(space, 2))
+    """The recipe of the space's float supernet, that of 2 bits for all others, with fewer epochs and images."""
+    recipe = get_recipe(None, at_bits(space, 2), in_float=task.bits is None)
     epochs = FLOAT_EPOCHS if task.bits is None else (EPOCHS,)
     phases = tuple(
         replace(phase, train=replace(phase.train, epochs=n), epoch_images=EPOCH_IMAGES * (1 if phase.sandwich else 2))

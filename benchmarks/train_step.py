@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def sandwich(space: SearchSpace, images: Tensor, labels: Tensor, amp: bool) -> I
     alone = DynamicProxylessNASNets(space=space).get_active_subnet()
     supernet = DynamicQuantizedProxylessNASNets(space=space, scheme=LSQ)
     teacher = frozen_largest(supernet, images.device)
-    phase = RECIPES["oqa-imagenet"].phases[-1]
+    phase = replace(RECIPES["oqa-imagenet"].phases[-1], own_resolutions=False)  # all at the side of the images
     choose = partial(draw_subnets, supernet, phase, np.random.default_rng(0))
     taught = stepper(supernet, images, labels, amp, teacher=teacher, choose=choose)
     yield "sandwich", stepper(alone, images, labels, amp), taught

@@ -36,7 +36,7 @@ class CoarseToFineConfig:
     flops_min: float
     flops_max: float
     n_coarse: int = 200
-    intervals: int = 10
+    intervals: int = 5
     n_fine: int = 8
     kernel_prob: float = 0.3
     seed: int = 0
