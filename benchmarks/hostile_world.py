@@ -42,8 +42,8 @@ from elastic_nn.training.recipes import RECIPES, TINY_RECIPE
 from lut.bitfusion import BitFusion
 from lut.cost_model import cost_model_from_flags, recorded_cost_model
 from lut.measured import load_measured
+from methods.coarse_to_fine.evaluated import open_store
 from methods.nsga2.front_records import load_front
-from report.fronts import load_coarse
 from utils.predictor_files import load_predictor
 from utils.qfa import published_of_genes
 
@@ -240,6 +240,7 @@ def formats() -> list[Format]:
         for file in sorted(Path("states").glob("*.pt*"))
         if file.suffix != ".asked"
     ]
+    measured = open_store(coarse, SPACE, {}, rank=0, lenient=False)
     return [
         Format("space", Path("space.json"), lambda: facts_of(get_space("space.json"))),
         Format("arch", found.arch, lambda: found.load_subnet(SPACE)),
@@ -249,7 +250,7 @@ def formats() -> list[Format]:
         Format("history", found.history, lambda: read_result(found)),
         Format("provenance", found.made_by, lambda: read_result(found)),
         Format("front", front.front, lambda: load_front(front)),
-        Format("measured subnets", coarse.path / "evaluated.jsonl", lambda: load_coarse(coarse)),
+        Format("measured subnets", coarse.path / "evaluated.jsonl", lambda: list(measured.journal.records())),
         Format("policy", bits.policy, lambda: read_policy(bits)),
         Format(
             "strategy",

@@ -1,5 +1,7 @@
 """<subnet, accuracy> pairs of a supernet on disk, in `dataset/NetInfo/SPACE/acc` (float) or `acc_quant`.
 
+Architectures that `report.analyse` measures in several supernets are pairs too, in `SPACE/GROUP/SUPERNET`.
+
 `meta.json` records how they were gathered; `pairs.jsonl` has one line a pair. Further processes write to files of their
 own, `pairs-RANK.jsonl`. Pair i depends on the seed and on i only, so a killed run continues with the missing pairs, on
 any number of processes.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -15,7 +16,6 @@ from apq.errors import UserError
 from apq.files import Record, atomic_open
 from apq.layers import ConvLayer
 from apq.policy import Policy
-from report.fronts import ShapeRow
 
 STYLES = ("-", "--", ":", "-.")
 OURS = {"Description": "drawn by apq"}  # text in every picture, which tells it from those of others
@@ -172,7 +172,11 @@ def plot_predicted_front(
 def plot_depths(counts: Mapping[str, Sequence[int]], depths: Sequence[int], path: Path) -> None:
     """Write a PNG of the total depths of fronts: the fraction of subnets at each depth, one colour a front."""
     figure = new_figure(7, 4)
-    axes = figure.subplots()
+    _draw_depths(figure.subplots(), counts, depths)
+    write_figure(figure, path)
+
+
+def _draw_depths(axes: Axes, counts: Mapping[str, Sequence[int]], depths: Sequence[int]) -> None:
     width = 0.8 / len(counts)
     for i, (name, of_front) in enumerate(counts.items()):
         at = np.array(depths) + (i - (len(counts) - 1) / 2) * width
@@ -181,23 +185,41 @@ def plot_depths(counts: Mapping[str, Sequence[int]], depths: Sequence[int], path
     axes.set_ylabel("share of the front")
     axes.set_xticks(list(depths))
     axes.legend(loc="best", frameon=False)
+
+
+def plot_drops(drops: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], path: Path) -> None:
+    """Write a PNG of drops in top-1 (0 to 1): a panel a supernet, in it points (macs, drop) for each group."""
+    figure = new_figure(1 + 5.5 * len(drops), 4.5)
+    panels = figure.subplots(1, len(drops), squeeze=False)[0]
+    for axes, (name, groups) in zip(panels, drops.items(), strict=True):
+        for i, (group, (macs, drop)) in enumerate(groups.items()):
+            axes.plot(macs / 1e6, 100 * drop, ".", markersize=3, color=f"C{i}", alpha=0.6, label=group)
+        axes.set_xlabel("multiply-accumulates (M)")
+        axes.set_title(f"from full precision to {name}")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best", frameon=False)
+    panels[0].set_ylabel("drop in top-1 accuracy (points)")
     write_figure(figure, path)
 
 
-def plot_shapes(rows: Mapping[str, Sequence[ShapeRow]], path: Path) -> None:
-    """Write a PNG of the mean top-1 of shallow-fat and deep-slim subnets by MACs, one colour an experiment."""
-    figure = new_figure(7, 4)
-    axes = figure.subplots()
-    for i, (name, of_experiment) in enumerate(rows.items()):
-        x = [(row.flops_from + row.flops_to) / 2e6 for row in of_experiment]
-        for key, style in (("shallow_fat", "o-"), ("deep_slim", "s--")):
-            means = [getattr(row, key) for row in of_experiment]
-            y = [np.nan if mean is None else 100 * mean for mean in means]
-            axes.plot(x, y, style, color=f"C{i}", markersize=4, label=f"{name}: {key.replace('_', '-')}")
-    axes.set_xlabel("multiply-accumulates (M)")
-    axes.set_ylabel("mean top-1 accuracy (%)")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="best", frameon=False)
+def plot_transfer(
+    fronts: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    counts: Mapping[str, Sequence[int]],
+    depths: Sequence[int],
+    path: Path,
+) -> None:
+    """Write a PNG of fronts: a panel a supernet, in it (macs, top-1 there) of each front; a last panel of depths."""
+    figure = new_figure(1 + 5 * (len(fronts) + 1), 4.5)
+    *panels, last = figure.subplots(1, len(fronts) + 1)
+    for axes, (judged_in, found) in zip(panels, fronts.items(), strict=True):
+        for i, (found_in, (macs, top1)) in enumerate(found.items()):
+            axes.step(macs / 1e6, 100 * top1, where="post", color=f"C{i}", linewidth=1.2, label=f"front of {found_in}")
+        axes.set_xlabel("multiply-accumulates (M)")
+        axes.set_ylabel("top-1 accuracy (%)")
+        axes.set_title(f"in {judged_in}")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", frameon=False)
+    _draw_depths(last, counts, depths)
     write_figure(figure, path)
 
 

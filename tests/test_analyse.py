@@ -8,18 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from example_results import found
-from example_spaces import TINY
 
 from apq.errors import UserError
 from apq.experiment import Experiment
-from apq.files import write_json, write_jsonl
+from apq.files import write_json
 from apq.genes import largest_subnet, smallest_subnet
 from apq.presets import APQ_IMAGENET, DIGITS, get_space
 from apq.search_result import read_result
 from apq.subnet import architecture_of, spec_of, subnet_from_spec
 from report.analyse import main as analyse
 from report.diagram import bits_in_words, boxes_of
-from report.fronts import Shapes, compare_shapes, depth_counts, mean_advantage, mean_expansion, shapes_of
+from report.fronts import depth_counts
 
 POLICY = {kind.setting: [8] * 8 for kind in DIGITS.operands}
 
@@ -36,53 +35,24 @@ def entry(d, e, flops, top1, **more):
     return {**more, "arch": arch, "policy": POLICY, "flops": flops, "top1": top1}
 
 
-COARSE = [
-    entry([1, 1, 1], 3.0, 10, 0.5),  # shallow and fat
-    entry([1, 1, 1], 4.0, 19, 0.7),  # too
-    entry([3, 3, 2], 1.0, 12, 0.4),  # deep and slim
-    entry([2, 2, 1], 2.0, 15, 0.9),  # on the medians: neither
-    entry([3, 2, 2], 1.0, 14, 0.5),  # deep and slim
-    entry([1, 2, 1], 1.0, 30, 0.8),  # the next interval, with its upper edge
+POINTS = [
+    entry([1, 1, 1], 3.0, 10, 0.5),
+    entry([1, 1, 1], 4.0, 19, 0.7),
+    entry([3, 3, 2], 1.0, 12, 0.4),
+    entry([2, 2, 1], 2.0, 15, 0.9),
+    entry([3, 2, 2], 1.0, 14, 0.5),
+    entry([1, 2, 1], 1.0, 30, 0.8),
     entry([1, 1, 2], 1.0, 35, 0.9),
 ]
-EDGES = np.array([10.0, 20.0, 30.0, 40.0])
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, front in (("four", COARSE[:3]), ("two", COARSE[2:])):
+    for name, front in (("four", POINTS[:3]), ("two", POINTS[2:])):
         subnet = subnet_from_spec(DIGITS, {**front[0]["arch"], **front[0]["policy"]})
-        settings = {"coarse_to_fine": {"flops_min": 10.0, "flops_max": 40.0, "intervals": 3}}
-        result = found(DIGITS, subnet, settings=settings, front=front)
-        result.write(experiment := Experiment(tmp_path / "exps" / name))
-        stages = [*({"stage": "coarse", **record} for record in COARSE), {"stage": "fine", **COARSE[0], "top1": 1.0}]
-        write_jsonl(experiment.path / "evaluated.jsonl", stages)
+        found(DIGITS, subnet, front=front).write(Experiment(tmp_path / "exps" / name))
     return tmp_path
-
-
-def test_expansion_is_of_the_blocks_that_run():
-    shapes = shapes_of(DIGITS, COARSE)
-    assert shapes.expansion.tolist() == [3, 4, 1, 2, 1, 1, 1]
-    assert shapes.total_depth.tolist() == [3, 3, 8, 5, 7, 4, 4]
-    assert shapes.flops.tolist() == [record["flops"] for record in COARSE]
-    assert mean_expansion(TINY, largest_subnet(TINY)) == 2.0
-
-
-def test_shallow_fat_against_deep_slim_by_hand():
-    first, second, third = compare_shapes(shapes_of(DIGITS, COARSE), EDGES)
-    assert (first.n, first.n_shallow_fat, first.n_deep_slim) == (5, 2, 2)
-    assert (first.shallow_fat, first.deep_slim) == (pytest.approx(0.6), pytest.approx(0.45))
-    assert (second.n, second.shallow_fat) == (0, None)
-    assert (third.n, third.n_shallow_fat, third.deep_slim) == (2, 0, None)
-    assert (third.flops_from, third.flops_to) == (30, 40)
-    assert mean_advantage([first, second, third]) == pytest.approx(0.15)
-    assert mean_advantage([second, third]) is None
-
-
-def test_the_last_interval_has_its_upper_edge():
-    shapes = Shapes(np.ones((3, 1)), np.ones(3), np.array([1.0, 2.0, 3.0]), np.ones(3))
-    assert [row.n for row in compare_shapes(shapes, np.array([1.0, 2.0, 3.0]))] == [1, 2]
 
 
 def test_depth_counts():
@@ -101,17 +71,6 @@ def test_depths(here, capsys):
     analyse(["depths", "exps/four", "--out", "other.png"])
     assert (here / "other.png").exists()
     assert "total: mean" in capsys.readouterr().out
-
-
-def test_shapes(here, capsys):
-    analyse(["shapes", "exps/four", "exps/two", "--json"])
-    shown = json.loads(capsys.readouterr().out)
-    assert shown["intervals"]["four"] == shown["intervals"]["two"]
-    assert [row["n"] for row in shown["intervals"]["four"]] == [5, 0, 2]  # the fine one is not counted
-    assert shown["mean_advantage"] == {"four": pytest.approx(0.15), "two": pytest.approx(0.15)}
-    analyse(["shapes", "exps/four"])
-    assert "+15.00 points" in capsys.readouterr().out
-    assert (here / "exps/four/shapes.png").exists()
 
 
 def test_diagram(here, capsys):
@@ -155,11 +114,13 @@ def test_bits_in_words():
     ("flags", "match"),
     [
         (["depths", "nowhere"], "no experiment at nowhere"),
+        (["depths"], "give the folder of an experiment"),
+        (["depths", "exps/four", "--supernets", "models/a"], "--supernets belongs to shapes and transfer"),
+        (["shapes", "exps/four"], "shapes measures supernets: give their folders to --supernets"),
+        (["transfer"], "transfer measures supernets"),
         (["depths", "exps/four", "--space", "digits"], "belongs to diagram"),
         (["diagram", "exps/four", "exps/two"], "one subnet"),
         (["depths", "exps/plain"], r"no front\.json"),
-        (["shapes", "exps/plain"], r"no evaluated\.jsonl"),
-        (["shapes", "exps/damaged"], "not from a coarse-to-fine search"),
         (["depths", "exps/damaged"], "not from a coarse-to-fine search"),
         (["diagram", "exps/four/front.json"], "ks"),
         (["diagram", "exps/four/config.json"], "a list of objects"),
@@ -171,6 +132,5 @@ def test_mistakes_get_one_clear_line(here, flags, match):
     for name in ("plain", "damaged"):
         plain.write(Experiment(here / "exps" / name))
     write_json(here / "exps/damaged/front.json", [{"flops": 1}])
-    write_jsonl(here / "exps/damaged/evaluated.jsonl", [{"stage": "coarse"}])
     with pytest.raises(UserError, match=match):
         analyse(flags)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from apq.errors import UserError
+from apq.fronts import interval_of, pareto_front
 from apq.genes import canonical, cardinalities, forbidden_slots, genes_of, largest_subnet, sample, subnets_of, view
 from apq.layers import layers_of
 from apq.presets import DIGITS, get_space
@@ -18,8 +19,6 @@ from methods.coarse_to_fine.finder import (
     Measured,
     change_kernels,
     coarse_to_fine,
-    interval_of,
-    pareto_front,
     perturbed,
     propose,
     quotas,

@@ -61,15 +61,17 @@ def training_record(
     quantize: bool,
     initial: AccuracyPredictor | None = None,
     config: PredictorConfig | None = None,
+    outliers: np.ndarray | None = None,
 ) -> Record:
     """All that a trained predictor depends on, as plain data, for the `Resume` of its training."""
     pairs = genes.astype(np.int64).tobytes() + np.asarray(accuracies, dtype=np.float64).tobytes()
-    return {
+    record = {
         "config": asdict(config or PredictorConfig()),
         "pairs": hashlib.sha256(pairs).hexdigest(),
         "quantize": quantize,
         "initial": None if initial is None else digest(initial.state_dict()),
     }
+    return record if outliers is None else {**record, "outliers": np.flatnonzero(outliers).tolist()}
 
 
 def train_predictor(
@@ -80,6 +82,7 @@ def train_predictor(
     quantize: bool,
     initial: AccuracyPredictor | None = None,
     config: PredictorConfig | None = None,
+    outliers: np.ndarray | None = None,
     device: torch.device | str = "cpu",
     resume: Resume = NOT_KEPT,
 ) -> tuple[AccuracyPredictor, PredictorScores]:
@@ -93,6 +96,7 @@ def train_predictor(
         quantize: False for accuracies of float subnets, whose bits are ignored.
         initial: predictor to start from (None: random weights). A full-precision one is transferred first if `quantize`
             is set (APQ, section 3.2).
+        outliers: (n,) bool, pairs that it is not trained on. Those among the held-out pairs count in the scores.
     """
     config, accuracies = config or PredictorConfig(), np.asarray(accuracies, dtype=np.float64)
     if len(genes) != len(accuracies):
@@ -103,6 +107,10 @@ def train_predictor(
         raise UserError(f"accuracy of pair {bad[0]} is {accuracies[bad[0]]}; {len(bad)} of the pairs are not finite")
 
     train, held_out = holdout_split(len(genes), config.holdout, config.seed)
+    if outliers is not None:
+        train = train[~outliers[train]]
+        if (left := int((~outliers).sum())) < FEWEST_PAIRS or len(train) < 2:
+            raise UserError(f"the recipe's rule of outliers leaves {left} of {len(genes)} pairs, too few to train on")
     predictor = _start(space, quantize, initial, config)
     # Targets are standardised, so that learning rate and weight decay mean the same in every space.
     spread = float(accuracies[train].std()) if np.ptp(accuracies[train]) else 0.0  # 0 is exact: no rounding of a mean

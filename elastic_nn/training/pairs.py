@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from apq.genes import sample, subnets_of, with_highest_bits
 from apq.space import SearchSpace
+from apq.strata import PairStrata, draw_in_strata
 from apq.subnet import Subnet
 from dataset.pairs import PairStore
 from dataset.splits import make_loader
@@ -27,9 +28,12 @@ from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.session import Session
 
 
-def pair_subnet(space: SearchSpace, seed: int, index: int, *, quantized: bool) -> Subnet:
-    """The subnet of pair `index`. That of a float pair has the highest bits."""
-    genes = sample(space, 1, np.random.default_rng([seed, index, int(quantized)]))
+def pair_subnet(
+    space: SearchSpace, seed: int, index: int, *, quantized: bool, strata: PairStrata | None = None
+) -> Subnet:
+    """The subnet of pair `index`, by uniform choices or drawn in strata. That of a float pair has the highest bits."""
+    rng = np.random.default_rng([seed, index, int(quantized)])
+    genes = sample(space, 1, rng) if strata is None else draw_in_strata(space, 1, strata, rng)[0]
     return subnets_of(space, genes if quantized else with_highest_bits(space, genes))[0]
 
 
@@ -73,8 +77,9 @@ def gather_as_is(
     Those of a float supernet have no policy. Progress starts at the `done` pairs of earlier runs.
     """
     quantized, alone = supernet.scheme.quantizes, session.alone()
+    strata = recipe.pair_strata if quantized else None
     for index in _progress(indices, f"{'quantized' if quantized else 'float'} pairs", store, done):
-        subnet = pair_subnet(supernet.space, session.seed, index, quantized=quantized)
+        subnet = pair_subnet(supernet.space, session.seed, index, quantized=quantized, strata=strata)
         top1 = subnet_top1(supernet, subnet, alone, session.splits.val, recipe.recalibration_images)
         store.append(supernet.space, index, subnet, top1)
 
@@ -93,7 +98,7 @@ def gather_finetuned(
     """
     supernet = with_quantizers(supernet, scheme_named(recipe.quantizer))
     for index in _progress(indices, "quantized pairs", store, done):
-        subnet = pair_subnet(supernet.space, session.seed, index, quantized=True)
+        subnet = pair_subnet(supernet.space, session.seed, index, quantized=True, strata=recipe.pair_strata)
         own = session.alone(seed=derived_seed(session.seed, index))
         store.append(supernet.space, index, subnet, short_finetune_top1(supernet, subnet, own, recipe))
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from apq.strata import PairStrata
 from elastic_nn.training.oqa_recipes import OQA_GLYPHS_RECIPE, OQA_IMAGENET_RECIPE, TINY_SANDWICH_RECIPE
-from elastic_nn.training.recipe import Phase, TrainConfig
+from elastic_nn.training.recipe import OutlierRule, Phase, TrainConfig
 
 FLOAT_SHARE = 1 / 4  # full precision is one of four bit-widths in the first phase: 2, 3, 4, 32
 SUBNETS = 6  # a step: both ends of the sandwich and four random subnets
@@ -56,6 +57,8 @@ QFA_IMAGENET_RECIPE = replace(
     name="qfa-imagenet",
     phases=_phases(_imagenet(60), _imagenet(120)),
     pairs_quant=16_000,
+    pair_strata=PairStrata(),  # `collect_network_info.py`
+    pair_outliers=OutlierRule(),  # `nsgaii_search.py`
     predictor_hidden=600,
     supernet_quantizer="batchquant-published",
 )
@@ -72,6 +75,7 @@ QFA_GLYPHS_RECIPE = replace(
     name="qfa-glyphs",
     phases=_phases(_glyphs(8), _glyphs(20), epoch_images=8000),
     pairs_quant=600,
+    pair_strata=PairStrata(),  # without a rule of outliers: so few pairs are thin at the cheap end, which it would drop
     predictor_hidden=600,
 )
 TINY_QFA_RECIPE = replace(

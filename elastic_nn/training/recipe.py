@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from apq.errors import UserError
 from apq.policy import LINEAR
+from apq.strata import PairStrata
 
 BATCHQUANT = "batchquant"
 
@@ -88,6 +89,26 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutlierRule:
+    """Which pairs a predictor is not trained on: those with few others near them.
+
+    A pair is a point of FLOPs (MACs w a / 64), in multiples of `flops_unit`, and top-1, in percent. In each of several
+    rounds the pairs go whose mean distance to their `neighbours` nearest points, themselves included, is above the
+    round's distance. The defaults are those of QFA's code, for about 8,000 pairs on ImageNet. UserError where a field
+    is out of range.
+    """
+
+    distances: tuple[float, ...] = (0.55, 0.4, 0.4, 0.4)
+    neighbours: int = 5
+    flops_unit: float = 1e6
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 2 or not self.flops_unit > 0 or not all(distance > 0 for distance in self.distances):
+            found = f"{self.neighbours}, {self.flops_unit} and {self.distances}"
+            raise UserError(f"outliers need neighbours >= 2, a unit and distances above 0, not {found}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All settings of training for a space, from the supernet to accuracy predictors and the final finetune."""
 
@@ -105,6 +126,8 @@ class Recipe:
     predictor_hidden: int = 400  # width of the three layers of the accuracy predictor
     quantizer: str = LINEAR  # of the subnets of a float supernet
     supernet_quantizer: str = BATCHQUANT  # of a supernet of mixed precision
+    pair_strata: PairStrata | None = None  # strata that quantized pairs are drawn in (None: all choices are uniform)
+    pair_outliers: OutlierRule | None = None  # quantized pairs that the predictor is not trained on (None: no pair)
 
 
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apq.errors import UserError
+from apq.fronts import interval_of, pareto_front
 from apq.genes import active, canonical, cardinalities, legalise, view, with_highest_bits
 from apq.space import SearchSpace
 
@@ -104,13 +105,6 @@ def quotas(n: int, intervals: int) -> np.ndarray:
     return n // intervals + (np.arange(intervals) < n % intervals)
 
 
-def interval_of(flops: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """(n,) interval of each cost, -1 outside. The last interval includes its upper edge."""
-    at = np.searchsorted(edges, flops, side="right") - 1
-    at = np.where(flops == edges[-1], len(edges) - 2, at)
-    return np.where((at >= 0) & (at < len(edges) - 1), at, -1)
-
-
 def spread(space: SearchSpace, n: int, edges: np.ndarray, flops: GeneFunction, rng: np.random.Generator) -> np.ndarray:
     """(up to n, genes) distinct random subnets, equally many in each interval between `edges`, by interval.
 
@@ -149,17 +143,6 @@ def propose(space: SearchSpace, n: int, number: int, rng: np.random.Generator) -
     draw = rng.random(level.shape) ** ((1 - level) / level)
     genes = np.minimum((draw * counts).astype(np.int64), counts - 1)
     return legalise(space, with_highest_bits(space, genes), rng)
-
-
-def pareto_front(costs: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Indices, by ascending cost, of the points that no other point dominates.
-
-    A point dominates another if it costs no more and is better, or costs less and is as good. Of equal points the first
-    is kept.
-    """
-    order = np.lexsort((-values, costs))
-    best_before = np.concatenate([[-np.inf], np.maximum.accumulate(values[order])[:-1]])
-    return order[values[order] > best_before]
 
 
 def skeletons(space: SearchSpace, found: Measured) -> np.ndarray:

@@ -16,6 +16,8 @@ from apq.cli import MOST_PAIRS, Parser, add_common_flags, at_least
 from apq.policy import QUANTIZER_HELP, of_activations
 from methods.search.flags import add_image_flags, add_models_flag
 
+PAIR_DRAWS = ("uniform", "stratified")
+
 
 def build_parser() -> Parser:
     parser = Parser(__doc__, prog="search.py --prepare acc")
@@ -25,6 +27,11 @@ def build_parser() -> Parser:
     parser.add_argument("--quantizer", choices=of_activations(), help=QUANTIZER_HELP)
     parser.add_argument(
         "--acc_train_sample", type=at_least(0, MOST_PAIRS), help="pairs to gather (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--pairs",
+        choices=PAIR_DRAWS,
+        help="how quantized pairs are drawn: uniform choices, or QFA's strata (default: the recipe's)",
     )
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
     parser.add_argument("--overwrite", action="store_true", help="replace a predictor that exists")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apq.errors import UserError
 from apq.files import check_writable
 from apq.model_folder import ModelFolder
 from apq.space import SearchSpace
+from apq.strata import PairStrata
 from dataset import check_classes, image_folder, load_splits
 from dataset.pairs import NETINFO, PairStore
 from dataset.splits import Splits
@@ -80,7 +81,8 @@ def check(args: argparse.Namespace, execution: Execution) -> Preparation:
     space = supernet.space
     if supernet.scheme.quantizes and not quantized:
         raise UserError(f"{folder.supernet} was trained quantized: gather its pairs with --prepare acc_quant")
-    recipe = with_quantizer(get_recipe(args.recipe or origin.recipe, space), args.quantizer)
+    recipe = with_pairs(get_recipe(args.recipe or origin.recipe, space), args.pairs, quantized=quantized)
+    recipe = with_quantizer(recipe, args.quantizer)
     n_pairs = number_of_pairs(args, recipe)
     initial = None if supernet.scheme.trains_supernets else load_predictor(folder.acc, space)
     store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, execution.rank)
@@ -106,6 +108,18 @@ def warn_of_prices(space: SearchSpace) -> None:
     """Say on stderr that the default cost model cannot price the space: a search will need another one."""
     if problem := why_not_priced(space, cost_model_from_flags(None, None)):
         print(f"warning: {problem}; searches of this space will need --config or --table", file=sys.stderr)
+
+
+def with_pairs(recipe: Recipe, pairs: str | None, *, quantized: bool) -> Recipe:
+    """The recipe with the pairs of --pairs: "uniform", or "stratified", by QFA's chances where it has no own.
+
+    None leaves it as it is. UserError for float pairs, which are uniform.
+    """
+    if pairs is not None and not quantized:
+        raise UserError("--pairs belongs to --prepare acc_quant: float pairs are drawn uniformly")
+    if pairs is None or (pairs == "stratified" and recipe.pair_strata is not None):
+        return recipe
+    return replace(recipe, pair_strata=None if pairs == "uniform" else PairStrata())
 
 
 def number_of_pairs(args: argparse.Namespace, recipe: Recipe) -> int:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
@@ -15,12 +16,12 @@ from apq.device import resolve_device
 from apq.files import SAVE_SECONDS, Record
 from apq.model_folder import ModelFolder
 from apq.resume import Resume
-from apq.space import space_to_dict
 from dataset.imagenet import report_unreadable
-from elastic_nn.training.distributed import check_agreement, joined, locked_by_first, wait
+from elastic_nn.training.distributed import joined, locked_by_first
+from elastic_nn.training.missing_pairs import gather_missing
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned
-from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.session import Session
+from methods.prepare.outliers import outliers_among
 from methods.prepare.plan import Preparation, check
 from utils.predictor_files import save_predictor
 from utils.predictor_scores import cautions, resolution
@@ -58,43 +59,40 @@ def say_finished(args: argparse.Namespace, folder: ModelFolder) -> None:
 
 def gather(task: Preparation, session: Session) -> Record:
     """Measure the missing pairs, each process its part. Returns the origin of the pairs."""
-    execution, space, store = session.execution, task.space, task.store
-    weights = digest(task.supernet.state_dict())
-    made_by = origin_of_pairs(session.seed, task.recipe, weights, task.splits.source, finetuned=not task.as_is)
-    check_agreement({"space": space_to_dict(space), "pairs": task.n_pairs, **made_by}, execution)
-    with locked_by_first(store.locked(), execution):
-        measure_missing(task, session, store.open(space, made_by, task.n_pairs))
+    execution, supernet = session.execution, task.supernet
+    weights = digest(supernet.state_dict())
+    made_by = origin_of_pairs(task, session.seed, weights)
+    measure = gather_as_is if task.as_is else gather_finetuned
+    started = time.perf_counter()
+
+    def measure_own(indices: Sequence[int], done: int) -> None:
+        measure(supernet.to(session.device), session, task.recipe, task.store, indices, done)
+
+    n_measured = gather_missing(task.store, task.space, made_by, task.n_pairs, execution, measure_own)
+    if execution.main:
+        report_unreadable(task.splits)
+    if n_measured and execution.main:
+        a_minute = 60 * n_measured / (time.perf_counter() - started)
+        pace = f"{a_minute:.1f} subnets a minute on {execution.world_size} process(es)"
+        print(f"{n_measured} pairs measured, {pace}", file=sys.stderr)
     return made_by
 
 
-def measure_missing(task: Preparation, session: Session, missing: list[int]) -> None:
-    """Measure the missing pairs, each process its part, and append them to their store."""
-    execution, store = session.execution, task.store
-    check_agreement({"pairs (their folder must be shared)": missing}, execution)
-    wait(execution)  # no process appends before all have read which are missing
-    started = time.perf_counter()
-    mine = missing[execution.rank :: execution.world_size]
-    measure = gather_as_is if task.as_is else gather_finetuned
-    done = (task.n_pairs - len(missing)) // execution.world_size  # by earlier runs
-    measure(task.supernet.to(session.device), session, task.recipe, store, mine, done)
-    wait(execution)
-    if execution.main:
-        report_unreadable(task.splits)
-    if missing and execution.main:
-        a_minute = 60 * len(missing) / (time.perf_counter() - started)
-        pace = f"{a_minute:.1f} subnets a minute on {execution.world_size} process(es)"
-        print(f"{len(missing)} pairs measured, {pace}", file=sys.stderr)
+def origin_of_pairs(task: Preparation, seed: int, weights: str) -> Record:
+    """All that the pairs depend on besides the space, as plain data. `weights` is the supernet's digest.
 
-
-def origin_of_pairs(seed: int, recipe: Recipe, weights: str, images: Record, *, finetuned: bool) -> Record:
-    """All that the pairs depend on besides the space, as plain data. `weights` is the supernet's digest."""
+    Uniform pairs have no strata in it, as those of older versions.
+    """
+    recipe = task.recipe
     made_by: Record = {
         "seed": seed,
         "recalibration_images": recipe.recalibration_images,
         "supernet": weights,
-        "images": images,
+        "images": task.splits.source,
     }
-    if finetuned:
+    if task.quantized and recipe.pair_strata is not None:
+        made_by["strata"] = asdict(recipe.pair_strata)
+    if not task.as_is:
         made_by["finetune"] = asdict(recipe.pair_finetune)
         made_by["quantizer"] = recipe.quantizer
         if recipe.pair_epoch_images is not None:
@@ -110,6 +108,12 @@ def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: tor
     target = task.target
     genes, accuracies = task.store.load(task.space, task.n_pairs)
     how = {"quantize": task.quantized, "initial": task.initial, "config": config}
+    rule = task.recipe.pair_outliers if task.quantized else None
+    outliers_facts: Record = {}
+    if rule is not None:
+        how["outliers"] = outliers = outliers_among(task.space, genes, accuracies, rule)
+        outliers_facts = {"outliers": {"n": int(outliers.sum()), **asdict(rule)}}
+        print(f"{outliers.sum()} of {len(outliers)} pairs are outliers, not trained on", file=sys.stderr)
     asked = training_record(genes, accuracies, **how)
     # Training takes seconds, so the state of another training is dropped.
     state_file = task.folder.state_of(target)
@@ -117,7 +121,7 @@ def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: tor
     predictor, scores = train_predictor(genes, accuracies, task.space, **how, device=device, resume=resume)
     n_val = len(task.splits.val)
     facts = {
-        "data": {"pairs": str(task.store.path), "n_pairs": len(genes), "n_val": n_val, **made_by},
+        "data": {"pairs": str(task.store.path), "n_pairs": len(genes), "n_val": n_val, **outliers_facts, **made_by},
         "scores": asdict(scores),
         "predictor_training": asdict(config),
     }
