@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from apq.errors import UserError
 from apq.policy import LINEAR
+from dataset.color_jitter import STRONG, ColorJitter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ class Recipe:
     epoch_val_images: int | None = None  # validation images after every epoch of a supernet (None: not measured)
     predictor_hidden: int = 400  # width of the three layers of the accuracy predictor
     quantizer: str = LINEAR  # of the subnets of a float supernet
+    color_jitter: ColorJitter | None = STRONG  # of training images in folders (None: their colours stay)
 
 
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:

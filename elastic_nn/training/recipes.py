@@ -10,6 +10,7 @@ from apq.errors import UserError
 from apq.policy import LINEAR_PUBLISHED
 from apq.presets import find_preset
 from apq.space import SearchSpace
+from dataset.color_jitter import ONCE_FOR_ALL
 from dataset.table import DATASETS
 from elastic_nn.training.recipe import Phase, Recipe, TrainConfig
 
@@ -115,6 +116,7 @@ APQ_IMAGENET_RECIPE = Recipe(
     episode_images=20_000,  # as in HAQ's code
     episode_val_images=10_000,
     quantizer=LINEAR_PUBLISHED,
+    color_jitter=ONCE_FOR_ALL,
 )
 
 
