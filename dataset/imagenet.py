@@ -216,8 +216,11 @@ def _check_classes(
         raise UserError(f"{len(outputs)} names of classes are given; {spec.name} has {spec.n_classes}")
     if len(train) > spec.n_classes or (len(train) < spec.n_classes and not outputs):
         n = f"{len(train)} training and {len(test)} test classes"
-        remedy = "" if len(train) > spec.n_classes else ", and it is not known which of them these are"
-        raise UserError(f"{folder} has {n}; {spec.name} has {spec.n_classes}{remedy}")
+        unknown = (
+            ", and it is not known which of them these are (search.py --mode ddpg takes their names with --classes)"
+        )
+        more = "" if len(train) > spec.n_classes else unknown
+        raise UserError(f"{folder} has {n}; {spec.name} has {spec.n_classes}{more}")
     if outputs:
         check_among(folder, train, outputs)
 
