@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apq.errors import UserError
 from apq.files import Record
-from dataset.table import get_dataset, load_folder
+from dataset.class_names import names_of_outputs
+from dataset.color_jitter import ColorJitter
+from dataset.table import get_dataset
 
 if TYPE_CHECKING:
     from dataset.splits import ImageSpec, Splits
 
-__all__ = ["check_classes", "image_folder", "load_splits", "recorded_folder"]
+__all__ = ["check_classes", "image_folder", "load_splits", "names_of_outputs", "recorded_folder"]
 
 
 def check_classes(splits: Splits, trained_on: Record | None, where: Path) -> None:
@@ -40,9 +43,26 @@ def recorded_folder(folder: Path | None) -> Record:
     return {} if folder is None else {"data": str(folder.resolve())}
 
 
-def load_splits(spec: ImageSpec, data_dir: Path | None = None) -> Splits:
+def load_splits(
+    spec: ImageSpec,
+    data_dir: Path | None = None,
+    color_jitter: ColorJitter | None = None,
+    outputs: Sequence[str] = (),
+) -> Splits:
     """The images for a space or a model, at its largest resolution: those of its data set, or of a folder.
 
-    Loaders resize them to smaller resolutions. UserError for an unknown data set, and where a folder is needed.
+    Loaders have them at smaller resolutions too. UserError for an unknown data set, and where a folder is needed.
+    `color_jitter` and `outputs`, the names of the network's classes, matter for folders alone, see
+    `image_folder_splits`. Data sets in memory have their own augmentation, and all classes.
     """
-    return load_folder(spec, data_dir) if data_dir is not None else get_dataset(spec.dataset).load(spec)
+    row = None if data_dir is not None else get_dataset(spec.dataset)
+    if row is not None and row.folder is None:
+        return row.load(spec)
+    folder = row.folder if data_dir is None else data_dir
+    if data_dir is None and not folder.is_dir():
+        raise UserError(
+            f"{spec.name} needs images: put train/CLASS and val/CLASS in {folder}, or give another folder with --data"
+        )
+    from dataset.imagenet import image_folder_splits
+
+    return image_folder_splits(spec, folder, color_jitter, outputs)

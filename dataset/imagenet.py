@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,11 +21,12 @@ from apq.bounds import check_file
 from apq.errors import UserError
 from apq.model import ModelSpec, subnet_model
 from apq.space import SearchSpace
+from dataset.class_names import HIDDEN, check_among, class_folders, digest_of_names
+from dataset.color_jitter import ColorJitter
+from dataset.crops import central_crop, random_crop
 from dataset.image_file import image_suffixes, read_image
 from dataset.splits import ImageSpec, Splits, evenly_spaced
 
-HIDDEN = (".", "__MACOSX")  # how names of folders and files begin that programs leave behind
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPLIT_SEED = 0
 VAL_SHARE, MAX_VAL = 0.1, 10_000  # held out of the training images; OFA and APQ hold out 10,000
 
@@ -46,38 +47,49 @@ def image_folder_model(spec: ModelSpec, folder: Path) -> ModelSpec:
     return replace(spec, dataset="imagenet", n_classes=len(_open(folder, "train").classes), in_channels=3)
 
 
-def image_folder_splits(spec: ImageSpec, folder: Path) -> Splits:
+def image_folder_splits(
+    spec: ImageSpec, folder: Path, color_jitter: ColorJitter | None = None, outputs: Sequence[str] = ()
+) -> Splits:
     """Training and validation images from DIR/train, test images from DIR/val, at the spec's largest resolution.
 
     Images that cannot be read are skipped with a warning, see `unreadable`. Files that are no images are counted in a
     line on stderr. UserError where there are no images, where the classes of training and test images differ, and where
     the spec has other numbers of classes or channels.
+
+    Args:
+        color_jitter: how the colours of training images change at random (None: not at all).
+        outputs: names of the network's classes in the order of its outputs, if they are known. The folder may have some
+            of them alone; labels are numbers of outputs.
     """
     images, test = _open(folder, "train"), _open(folder, "val")
-    _check_classes(folder, spec, images.classes, test.classes)
+    _check_classes(folder, spec, images.classes, test.classes, outputs)
     for part in (images, test):
         part.tell_ignored()
-    side = spec.resolutions[-1]
-    to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    augment = v2.Compose(
-        [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4), *to_tensor]
-    )
-    plain = v2.Compose([v2.Resize(round(side / 0.875)), v2.CenterCrop(side), *to_tensor])
+        if outputs:
+            part.outputs = [outputs.index(name) for name in part.classes]
+    names = list(outputs) or images.classes
+    if len(images.classes) < len(names):
+        few = f"{folder} has {len(images.classes)} of the network's {len(names)} classes"
+        print(f"{few}: accuracy is that among all {len(names)}", file=sys.stderr)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
     n_val = max(1, min(MAX_VAL, round(VAL_SHARE * len(order))))
     val, train = order[:n_val], order[n_val:]
     if not train:
         raise UserError(f"{folder}/train has {len(order)} image(s): too few to hold some out for validation")
+    side, augmented = spec.resolutions[-1], partial(random_crop, color_jitter=color_jitter)
     return Splits(
-        train=FolderImages(images, train, augment, substitute=True),
-        calibration=FolderImages(images, train, plain, substitute=True),
-        val=FolderImages(images, val, plain),
-        test=FolderImages(test, range(len(test)), plain),
+        train=FolderImages(images, train, augmented, side, substitute=True),
+        calibration=FolderImages(images, train, central_crop, side, substitute=True),
+        val=FolderImages(images, val, central_crop, side),
+        test=FolderImages(test, range(len(test)), central_crop, side),
         source={
             "dataset": "image folder",
             "n_train": len(order),
-            "files": _digest(str(Path(path).relative_to(folder)) for path, _ in images.samples),
-            "classes": _digest(images.classes),
+            # Names, not contents: a million files need not be read.
+            "files": digest_of_names(str(Path(path).relative_to(folder)) for path, _ in images.samples),
+            "classes": digest_of_names(names),
+            "names": names,
+            "color_jitter": color_jitter and asdict(color_jitter),
         },
     )
 
@@ -85,20 +97,19 @@ def image_folder_splits(spec: ImageSpec, folder: Path) -> Splits:
 class ClassFolders(ImageFolder):
     """The images in ROOT/CLASS, at any depth. Hidden folders and files are left out, like files that are no images.
 
-    `broken` marks images that could not be read, in memory that all worker processes share.
+    `broken` marks images that could not be read, in memory that all worker processes share. `outputs` has the label of
+    each class: the number of the network's output, by default its number among the classes of the folder.
     """
 
     def __init__(self, root: Path) -> None:
         self.suffixes, self.ignored = image_suffixes(), Counter()
         super().__init__(str(root), loader=read_image, is_valid_file=self._is_image, allow_empty=True)
+        self.outputs = list(range(len(self.classes)))
         self.broken = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        """The names of the classes, each with its number. FileNotFoundError where there are none."""
-        found = sorted(os.scandir(directory), key=lambda entry: entry.name)
-        names = [entry.name for entry in found if entry.is_dir() and not entry.name.startswith(HIDDEN)]
-        if not names:
-            raise FileNotFoundError(f"no class folders in {directory}")
+        """The names of the classes, each with its number. UserError where there are none."""
+        names, found = class_folders(Path(directory)), list(os.scandir(directory))
         self.ignored["hidden"] += sum(entry.name.startswith(HIDDEN) for entry in found)
         loose = [entry for entry in found if not entry.is_dir() and not entry.name.startswith(HIDDEN)]
         self.ignored["outside of class folders"] += len(loose)
@@ -122,29 +133,36 @@ class ClassFolders(ImageFolder):
 
 
 class FolderImages(Dataset):
-    """Some images of a folder: (index, seed of the augmentation) -> (image, label, seed).
+    """Some images of a folder: (index, seed of the augmentation, side in pixels) -> (image, label, seed).
 
-    For an image that cannot be read the item is None, or with `substitute` the next image that can, so that batches
-    keep their size.
+    `view` makes the transform for a side; a side of None is the `side` of the images. For an image that cannot be read
+    the item is None, or with `substitute` the next image that can, so that batches keep their size.
     """
 
     def __init__(
-        self, folder: ClassFolders, indices: Sequence[int], transform: v2.Transform, *, substitute: bool = False
+        self,
+        folder: ClassFolders,
+        indices: Sequence[int],
+        view: Callable[[int], v2.Transform],
+        side: int,
+        *,
+        substitute: bool = False,
     ) -> None:
-        self.folder, self.indices, self.transform, self.substitute = folder, list(indices), transform, substitute
+        self.folder, self.indices, self.view, self.side = folder, list(indices), view, side
+        self.substitute = substitute
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int] | None:
-        first, seed = key
+    def __getitem__(self, key: tuple[int, int, int | None]) -> tuple[Tensor, int, int] | None:
+        first, seed, side = key
         for i in range(first, first + (len(self) if self.substitute else 1)):
             read = self._read(i % len(self))
             if read is not None:
                 image, label = read
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
-                    return self.transform(image), label, seed
+                    return self.view(side or self.side)(image), label, seed
         if self.substitute:
             raise UserError(f"no image of {self.folder.root} can be read")
         return None
@@ -152,14 +170,14 @@ class FolderImages(Dataset):
     def thinned(self, n: int) -> FolderImages:
         """At most n of the images, evenly spaced."""
         chosen = [self.indices[i] for i in evenly_spaced(len(self), n)]
-        return FolderImages(self.folder, chosen, self.transform, substitute=self.substitute)
+        return FolderImages(self.folder, chosen, self.view, self.side, substitute=self.substitute)
 
     def _read(self, i: int) -> tuple[Image.Image, int] | None:
         place = self.indices[i]
         path, label = self.folder.samples[place]
         try:
             check_file(Path(path))
-            return self.folder.loader(path), label
+            return self.folder.loader(path), self.folder.outputs[label]
         except Exception as error:  # decoders raise exceptions of any type for damaged files, even SyntaxError
             if not self.folder.broken[place]:
                 self.folder.broken[place] = True
@@ -181,30 +199,36 @@ def report_unreadable(splits: Splits) -> None:
         print(f"images skipped because they could not be read: {skipped}", file=sys.stderr)
 
 
-def _check_classes(folder: Path, spec: ImageSpec, train: Sequence[str], test: Sequence[str]) -> None:
-    """UserError unless training and test images have the same classes, as many as the spec, which has 3 channels."""
+def _check_classes(
+    folder: Path, spec: ImageSpec, train: Sequence[str], test: Sequence[str], outputs: Sequence[str]
+) -> None:
+    """UserError unless training and test images have the same classes, and the spec 3 channels and their classes.
+
+    Its classes are `outputs`, where they are known, of which there may be more. Otherwise the numbers must agree.
+    """
     if spec.in_channels != 3:
         raise UserError(f"images of {folder} have 3 channels; {spec.name} has {spec.in_channels}")
     apart = {"train": sorted({*train} - {*test}), "val": sorted({*test} - {*train})}
     if train != test:
         only = [f"only {part} has {', '.join(names[:3])}" for part, names in apart.items() if names]
         raise UserError(f"{folder} has {len(train)} training and {len(test)} test classes: {'; '.join(only)}")
-    if len(train) != spec.n_classes:
+    if outputs and len(outputs) != spec.n_classes:
+        raise UserError(f"{len(outputs)} names of classes are given; {spec.name} has {spec.n_classes}")
+    if len(train) > spec.n_classes or (len(train) < spec.n_classes and not outputs):
         n = f"{len(train)} training and {len(test)} test classes"
-        raise UserError(f"{folder} has {n}; {spec.name} has {spec.n_classes}")
-
-
-def _digest(names: Iterable[str]) -> str:
-    """A hash of names, not of contents: a million files need not be read."""
-    return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()
+        unknown = (
+            ", and it is not known which of them these are (search.py --mode ddpg takes their names with --classes)"
+        )
+        more = "" if len(train) > spec.n_classes else unknown
+        raise UserError(f"{folder} has {n}; {spec.name} has {spec.n_classes}{more}")
+    if outputs:
+        check_among(folder, train, outputs)
 
 
 def _open(folder: Path, part: str) -> ClassFolders:
     """The images of one part of a folder. UserError where there are none."""
     try:
         images = ClassFolders(folder / part)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"no images in {folder / part}: it must hold one folder of images a class") from error
     except OSError as error:
         raise UserError(f"cannot read {folder / part}: {error.strerror}") from error
     if not len(images):

@@ -73,7 +73,9 @@ class Splits:
         train: training images, augmented anew each time.
         calibration: the same images without random augmentation.
         val, test: validation and test images.
-        source: plain data that identifies the images. All that is measured on them records it.
+        source: plain data that identifies the images, and how those of files are augmented. All that is measured on
+            them records it. "names" in it has the classes of a network that is trained on them, in the order of its
+            outputs.
     """
 
     train: Dataset
@@ -102,7 +104,8 @@ def make_loader(
     Args:
         batch_size: images a batch, of all processes together.
         rank, world_size: number of this process and of all processes. It gets images `rank::world_size` of every batch.
-        sides: resolutions in pixels. Each batch is resized to a random one of them; without any it keeps its size.
+        sides: resolutions in pixels, of which each batch has a random one, the same in all processes. Images in memory
+            are resized to it as a batch, those in files are cut from the whole picture. Without any it is the largest.
         n_images: with `shuffle`, the most images an epoch; they are drawn anew for every epoch.
 
     UserError where a shuffled batch has fewer than two images for each process.
@@ -195,8 +198,10 @@ def _worker_loader(
     workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // max(1, process_number("LOCAL_WORLD_SIZE", 1))))
     return DataLoader(
         dataset,
-        batch_sampler=_SeededBatches(_batches(dataset, batch_size, shuffle, world_size, n_images), rank, world_size),
-        collate_fn=_Collate(sides),
+        batch_sampler=_SeededBatches(
+            _batches(dataset, batch_size, shuffle, world_size, n_images), rank, world_size, sides
+        ),
+        collate_fn=_stacked,
         num_workers=workers,
         persistent_workers=True,
         pin_memory=torch.cuda.is_available(),
@@ -206,38 +211,33 @@ def _worker_loader(
 
 @dataclass(frozen=True)
 class _SeededBatches:
-    """This process's part of every batch, as (index, seed) pairs.
+    """This process's part of every batch, as (index, seed, side) for each image.
 
-    Each image has a seed of its own, so that its augmentation does not depend on the worker and the process.
+    Each image has a seed of its own, so that its augmentation does not depend on the worker and the process. A batch
+    has one side, drawn from `sides`; None without any.
     """
 
     batches: _Batches
     rank: int
     world_size: int
+    sides: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int | None]]]:
         seeds = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
         for batch in self.batches:
             drawn = torch.randint(2**62, (len(batch),), generator=seeds).tolist()
+            side = self.sides[drawn[0] % len(self.sides)] if self.sides else None  # before the processes part
             if part := list(zip(batch, drawn, strict=True))[self.rank :: self.world_size]:
-                yield part
+                yield [(index, seed, side) for index, seed in part]
 
 
-@dataclass(frozen=True)
-class _Collate:
-    """Stacks and resizes the images of a batch. Items are (image, label, seed), or None if an image cannot be read."""
-
-    sides: tuple[int, ...]
-
-    def __call__(self, items: list[tuple[Tensor, int, int] | None]) -> tuple[Tensor, Tensor]:
-        items = [item for item in items if item is not None]
-        if not items:
-            return torch.zeros(0, 3, 1, 1), torch.zeros(0, dtype=torch.int64)
-        images, labels, seeds = zip(*items, strict=True)
-        stacked = torch.stack(images)
-        if self.sides:
-            stacked = resize(stacked, self.sides[seeds[0] % len(self.sides)])
-        return stacked, torch.tensor(labels)
+def _stacked(items: list[tuple[Tensor, int, int] | None]) -> tuple[Tensor, Tensor]:
+    """The images of a batch and their labels. Items are (image, label, seed), or None if an image cannot be read."""
+    items = [item for item in items if item is not None]
+    if not items:
+        return torch.zeros(0, 3, 1, 1), torch.zeros(0, dtype=torch.int64)
+    images, labels, _ = zip(*items, strict=True)
+    return torch.stack(images), torch.tensor(labels)

@@ -23,23 +23,23 @@ class DataSet:
         name: the name in the field `dataset` of spaces and models.
         in_channels, n_classes, side: input channels, classes and resolution in pixels of networks by name.
         load: makes the splits for a space or a model, with its channels and at its largest resolution.
+        folder: where the images are, unless --data names another place, of a data set that is a folder.
         recipe: training recipe of networks that have none of their own.
+
+    UserError unless there is one of `load` and `folder`.
     """
 
     name: str
     in_channels: int
     n_classes: int
     side: int
-    load: Callable[[ImageSpec], Splits]
+    load: Callable[[ImageSpec], Splits] | None = None
+    folder: Path | None = None
     recipe: str | None = None
 
-
-def _load_imagenet(spec: ImageSpec) -> Splits:
-    if not IMAGENET.is_dir():
-        raise UserError(
-            f"{spec.name} needs images: put train/CLASS and val/CLASS in {IMAGENET}, or give another folder with --data"
-        )
-    return load_folder(spec, IMAGENET)
+    def __post_init__(self) -> None:
+        if (self.load is None) == (self.folder is None):
+            raise UserError(f"data set {self.name!r} needs a function `load` or a folder")
 
 
 def _load_glyphs(spec: ImageSpec) -> Splits:
@@ -54,18 +54,11 @@ def _load_digits(spec: ImageSpec) -> Splits:
     return digits_splits(spec)
 
 
-def load_folder(spec: ImageSpec, folder: Path) -> Splits:
-    """The images in FOLDER/train/CLASS and FOLDER/val/CLASS."""
-    from dataset.imagenet import image_folder_splits
-
-    return image_folder_splits(spec, folder)
-
-
 # A row from outside is added with `DATASETS["mine"] = DataSet(name="mine", ...)`.
 DATASETS = {
     row.name: row
     for row in (
-        DataSet(name="imagenet", in_channels=3, n_classes=1000, side=224, load=_load_imagenet),
+        DataSet(name="imagenet", in_channels=3, n_classes=1000, side=224, folder=IMAGENET),
         DataSet(name="glyphs", in_channels=1, n_classes=62, side=32, load=_load_glyphs, recipe="glyphs"),
         DataSet(name="digits", in_channels=1, n_classes=10, side=32, load=_load_digits, recipe="digits"),
     )

@@ -21,7 +21,7 @@ from apq.model_folder import ModelFolder
 from apq.policy import QUANTIZERS, Policy, priced_layers
 from apq.search_result import PolicyChoice, SearchResult, read_result
 from apq.subnet import spec_of
-from dataset import check_classes, image_folder, load_splits
+from dataset import check_classes, image_folder, load_splits, names_of_outputs
 from dataset.imagenet import unreadable
 from dataset.splits import ImageSpec, Splits, make_loader
 from elastic_nn.networks.policy_file import PolicyModel, load_finetuned_policy
@@ -199,7 +199,7 @@ def load_images(args: argparse.Namespace, spec: ImageSpec, images: Record | None
     UserError if their classes are not those of the checkpoint.
     """
     recorded = load_checkpoint(experiment.best_checkpoint).get("data")
-    splits = load_splits(spec, image_folder(args.data, recorded))
+    splits = load_splits(spec, image_folder(args.data, recorded), outputs=names_of_outputs(images))
     check_classes(splits, images, experiment.best_checkpoint)
     return splits
 

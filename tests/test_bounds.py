@@ -279,7 +279,7 @@ def test_images_of_any_size_and_pipes_are_skipped(tmp_path, capsys):
 
     def read():
         test = image_folder_splits(spec, tmp_path).test
-        found = [test[i, 0] for i in range(len(test))]
+        found = [test[i, 0, None] for i in range(len(test))]
         raise UserError(f"{sum(image is not None for image in found)} images, {unreadable(test)} skipped")
 
     assert refused(read) == "16 images, 4 skipped"

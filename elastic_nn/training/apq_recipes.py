@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from apq.policy import LINEAR_PUBLISHED
+from dataset.color_jitter import ONCE_FOR_ALL
 from elastic_nn.training.recipe import Phase, Recipe, TrainConfig
 
 
@@ -106,4 +107,5 @@ APQ_IMAGENET_RECIPE = Recipe(
     episode_images=20_000,  # as in HAQ's code
     episode_val_images=10_000,
     quantizer=LINEAR_PUBLISHED,
+    color_jitter=ONCE_FOR_ALL,
 )

@@ -19,7 +19,7 @@ from apq.policy import policy_to_dict
 from apq.resume import Resume
 from apq.search_result import PolicyChoice, SearchResult, read_result
 from apq.subnet import spec_of
-from dataset import check_classes, image_folder, load_splits, recorded_folder
+from dataset import check_classes, image_folder, load_splits, names_of_outputs, recorded_folder
 from dataset.imagenet import report_unreadable
 from dataset.splits import Splits
 from elastic_nn.networks.model_file import load_model
@@ -160,7 +160,8 @@ def policy_plan(request: FinetuneRequest, result: SearchResult, device: torch.de
     net, spec, images = load_model(experiment.model)
     recipe = get_recipe(request.recipe or choice.recipe, spec)
     data = image_folder(request.data, result.settings.get("data"))
-    train, splits = request.config(recipe), load_splits(spec, data)
+    train = request.config(recipe)
+    splits = load_splits(spec, data, recipe.color_jitter, names_of_outputs(images))
     check_classes(splits, images, experiment.model)
     weights = digest(net.state_dict())
     signed = quantized_model(net, policy, splits, spec.resolution, recipe.recalibration_images, device)

@@ -13,7 +13,7 @@ from apq.model_folder import ModelFolder
 from apq.search_result import read_result
 from apq.space import SearchSpace
 from apq.subnet import Subnet
-from dataset import check_classes, image_folder, load_splits
+from dataset import check_classes, image_folder, load_splits, names_of_outputs
 from dataset.splits import Splits
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
@@ -78,7 +78,7 @@ def load_found(
         raise UserError(f"{file} was trained with {net.scheme.name} quantizers, which its subnets keep: no --quantizer")
     chosen = with_quantizer(get_recipe(recipe or origin.recipe, space), quantizer)
     data = image_folder(data, result.settings.get("data"), origin.data)
-    splits = load_splits(space, data)
+    splits = load_splits(space, data, chosen.color_jitter, names_of_outputs(origin.images))
     check_classes(splits, origin.images, file)
     net = with_quantizers(net, scheme_named(chosen.quantizer))
     parts = {"supernet": net, "file": file, "splits": splits, "recipe": chosen, "data": data}

@@ -21,7 +21,7 @@ from elastic_nn.networks.model_file import save_model
 from elastic_nn.networks.named_models import build_model, named_model
 from elastic_nn.training.distributed import check_agreement, locked_by_first
 from elastic_nn.training.finetune import finetune
-from elastic_nn.training.recipe import TrainConfig, adjusted
+from elastic_nn.training.recipe import Recipe, TrainConfig, adjusted
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Execution, Session
 
@@ -71,7 +71,7 @@ def train_model(request: ModelRequest, device: torch.device, execution: Executio
 
 def _train(
     request: ModelRequest,
-    plan: tuple[ModelSpec, str, TrainConfig],
+    plan: tuple[ModelSpec, Recipe, TrainConfig],
     folder: ModelFolder,
     device: torch.device,
     execution: Execution,
@@ -82,18 +82,18 @@ def _train(
         raise UserError(f"{folder.model} exists; choose another --out or give --overwrite")
     torch.manual_seed(request.seed)
     net = build_model(spec).to(device)
-    splits = load_splits(spec, request.data)
+    splits = load_splits(spec, request.data, recipe.color_jitter)
     check_writable(folder.path)
     session = Session(splits=splits, device=device, seed=request.seed, execution=execution, progress=True)
     record = model_record(spec, config, session)
     check_agreement(record, execution)
     resume = Resume(folder.model_state, record, "training", request.overwrite, writes=execution.main)
     if execution.main:
-        print(f"model {spec.name}, images {spec.dataset}, recipe {recipe}", file=sys.stderr)
+        print(f"model {spec.name}, images {spec.dataset}, recipe {recipe.name}", file=sys.stderr)
     top1, weights = finetune(net, session, config, side=spec.resolution, resume=resume)
     if execution.main:
         report_unreadable(splits)
-        facts = {"recipe": recipe, "train": asdict(config), "seed": request.seed, "val_top1": top1}
+        facts = {"recipe": recipe.name, "train": asdict(config), "seed": request.seed, "val_top1": top1}
         facts |= recorded_folder(request.data)
         with folder.locked() as lock:
             lock.publishing(folder.model)
@@ -113,8 +113,8 @@ def model_record(spec: ModelSpec, config: TrainConfig, session: Session) -> Reco
     }
 
 
-def model_plan(request: ModelRequest) -> tuple[ModelSpec, str, TrainConfig]:
-    """The spec of the network, the name of the recipe, and the recipe's first phase with the requested changes."""
+def model_plan(request: ModelRequest) -> tuple[ModelSpec, Recipe, TrainConfig]:
+    """The spec of the network, the recipe, and the recipe's first phase with the requested changes."""
     if request.data and request.images not in (None, "imagenet"):
         raise UserError(f"--data has its own images: leave --images {request.images} out")
     preset = named_model(request.name, "imagenet" if request.data else request.images)
@@ -123,4 +123,4 @@ def model_plan(request: ModelRequest) -> tuple[ModelSpec, str, TrainConfig]:
     own = APQ_IMAGENET.recipe if spec == preset and spec.dataset == APQ_IMAGENET.dataset else None
     recipe = get_recipe(request.recipe or own, spec)
     config = adjusted(recipe.phases[0].train, epochs=request.epochs, lr=request.lr, batch_size=request.batch_size)
-    return spec, recipe.name, config
+    return spec, recipe, config

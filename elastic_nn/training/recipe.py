@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from apq.errors import UserError
 from apq.policy import LINEAR
 from apq.strata import PairStrata
+from dataset.color_jitter import STRONG, ColorJitter
 
 BATCHQUANT = "batchquant"
 
@@ -128,6 +129,7 @@ class Recipe:
     supernet_quantizer: str = BATCHQUANT  # of a supernet of mixed precision
     pair_strata: PairStrata | None = None  # strata that quantized pairs are drawn in (None: all choices are uniform)
     pair_outliers: OutlierRule | None = None  # quantized pairs that the predictor is not trained on (None: no pair)
+    color_jitter: ColorJitter | None = STRONG  # of training images in folders (None: their colours stay)
 
 
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:

@@ -16,7 +16,7 @@ from apq.model_folder import ModelFolder
 from apq.presets import get_space
 from apq.resume import Resume
 from apq.space import SearchSpace
-from dataset import check_classes, load_splits, recorded_folder
+from dataset import check_classes, load_splits, names_of_outputs, recorded_folder
 from dataset.imagenet import image_folder_space, report_unreadable
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
@@ -78,7 +78,8 @@ def train_space(request: SupernetRequest, device: torch.device, execution: Execu
             plan = SupernetPlan(space=space, recipe=recipe, scheme=scheme, start=start)
             if execution.main and (problem := why_not_priced(space, cost_model_from_flags(None, None))):
                 print(f"warning: {problem}; searches of this space will need --config or --table", file=sys.stderr)
-            splits = load_splits(space, request.data)  # last, because drawing or listing images may take long
+            # Last, because drawing or listing images may take long.
+            splits = load_splits(space, request.data, recipe.color_jitter, names_of_outputs(images))
             if start_from is not None:
                 check_classes(splits, images, start_from)
             session = Session(splits=splits, device=device, seed=request.seed, execution=execution, progress=True)

@@ -20,7 +20,7 @@ from apq.model_folder import DEFAULT_MODELS, ModelFolder
 from apq.search_result import SearchResult, SubnetChoice
 from apq.space import SearchSpace, space_to_dict
 from apq.subnet import spec_of
-from dataset import check_classes, image_folder, load_splits, recorded_folder
+from dataset import check_classes, image_folder, load_splits, names_of_outputs, recorded_folder
 from dataset.imagenet import report_unreadable
 from elastic_nn.networks.subnet_file import save_subnet
 from elastic_nn.networks.supernet_file import load_quantized_supernet
@@ -130,7 +130,8 @@ def load_task(args: argparse.Namespace, experiment: Experiment) -> Task:
     cost = PopulationCost(space, args.type, cost_model, args.scope or space.budget_scope)
     choice = Choice(cost=cost, limit=args.constraint)
     data = image_folder(args.data, began.get("data"), origin.data)
-    splits = load_splits(space, data)  # last, because drawing or listing images may take long
+    outputs = names_of_outputs(origin.images)
+    splits = load_splits(space, data, recipe.color_jitter, outputs)  # last: drawing or listing images may take long
     check_classes(splits, origin.images, file)
     return Task(
         models=models,

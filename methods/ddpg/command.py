@@ -37,6 +37,12 @@ def build_parser() -> Parser:
     add_budget_flags(parser, quantities=BIT_QUANTITIES, default=None)
     add_image_flags(parser)
     parser.add_argument(
+        "--classes",
+        type=Path,
+        help="file that names the classes of --model in the order of its outputs, one a line, so that --data may have "
+        "some of them alone (default: those recorded with its weights)",
+    )
+    parser.add_argument(
         "--keep_ends",
         action=argparse.BooleanOptionalAction,
         help="keep the first and last layer at 8 bits (default: for linear quantizers, as published)",

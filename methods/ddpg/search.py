@@ -20,7 +20,8 @@ from apq.model import ModelSpec, model_to_dict
 from apq.model_folder import ModelFolder
 from apq.policy import QUANTIZERS, PolicyQuantizer, layer_names, load_strategy, policy_from_strategy
 from apq.resume import Resume
-from dataset import check_classes, image_folder, load_splits, recorded_folder
+from dataset import check_classes, image_folder, load_splits, names_of_outputs, recorded_folder
+from dataset.class_names import read_class_names
 from dataset.imagenet import report_unreadable
 from dataset.splits import Splits
 from elastic_nn.networks.model_file import load_model
@@ -85,7 +86,8 @@ def search(args: argparse.Namespace) -> None:
     if args.policy is None:
         warn_of_no_limit(environment_of(task, config.bits))  # which refuses a budget that no bits meet
     data = image_folder(args.data, load_checkpoint(file).get("data"))
-    splits = load_splits(spec, data)  # last, because drawing or listing images may take long
+    outputs = names_of_outputs(images) if args.classes is None else read_class_names(args.classes)
+    splits = load_splits(spec, data, recipe.color_jitter, outputs)  # last: drawing or listing images may take long
     check_classes(splits, images, file)
     weights = {key: tensor.clone() for key, tensor in net.state_dict().items()}  # a search quantizes the network
     with processes(device) as execution:

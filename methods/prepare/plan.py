@@ -12,7 +12,7 @@ from apq.files import check_writable
 from apq.model_folder import ModelFolder
 from apq.space import SearchSpace
 from apq.strata import PairStrata
-from dataset import check_classes, image_folder, load_splits
+from dataset import check_classes, image_folder, load_splits, names_of_outputs
 from dataset.pairs import NETINFO, PairStore
 from dataset.splits import Splits
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
@@ -90,7 +90,8 @@ def check(args: argparse.Namespace, execution: Execution) -> Preparation:
     check_writable(store.path)
     if execution.main:
         warn_of_prices(space)
-    splits = load_splits(space, image_folder(args.data, origin.data))
+    data, outputs = image_folder(args.data, origin.data), names_of_outputs(origin.images)
+    splits = load_splits(space, data, recipe.color_jitter, outputs)
     check_classes(splits, origin.images, folder.supernet)
     return Preparation(
         folder=folder,

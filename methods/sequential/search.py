@@ -15,7 +15,7 @@ from apq.model_folder import ModelFolder
 from apq.resume import Resume
 from apq.search_result import SearchResult
 from apq.space import SearchSpace
-from dataset import check_classes, image_folder, load_splits, recorded_folder
+from dataset import check_classes, image_folder, load_splits, names_of_outputs, recorded_folder
 from dataset.imagenet import report_unreadable
 from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.training.distributed import processes
@@ -53,7 +53,8 @@ def search(args: argparse.Namespace) -> None:
     for line in cautions(load_scores(folder.acc)):
         print(line, file=sys.stderr)
     data = image_folder(args.data, origin.data)
-    splits = load_splits(space, data)  # last, because drawing or listing images may take long
+    outputs = names_of_outputs(origin.images)
+    splits = load_splits(space, data, recipe.color_jitter, outputs)  # last: drawing or listing images may take long
     check_classes(splits, origin.images, folder.supernet)
     with processes(device) as execution:
         session = Session(splits=splits, device=device, seed=args.seed, execution=execution)
