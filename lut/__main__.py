@@ -1,4 +1,4 @@
-"""Costs of networks and layers on an accelerator at batch 1: latency in ms and energy in mJ.
+"""Costs of networks and layers on an accelerator: latency in ms and energy in mJ.
 
 python -m lut --model NAME                    print the costs of a network. NAME: a classification model of torchvision,
                                               mobilenet_v2_small or another own network of train.py, exps/NAME (found
@@ -117,7 +117,7 @@ def print_model(args: argparse.Namespace) -> None:
 
 
 def layer_rows(layers: list[ConvLayer], cost_model: CostModel) -> list[dict[str, str | int | float | None]]:
-    """One row for each layer. Its ms and mJ are None where a table lacks the layer."""
+    """One row for each layer. Its ms and mJ are None where they are not known."""
     return [
         {
             "layer": layer.name,
@@ -141,7 +141,7 @@ def layer_rows(layers: list[ConvLayer], cost_model: CostModel) -> list[dict[str,
 def shown(key: str, value: str | int | float | None) -> str:
     """Format one cell of the printed table of layers."""
     if value is None:
-        return "not in table"
+        return "not known"
     return format(value, {"ms": ".5f", "mJ": ".5f", "bytes": ".1f"}.get(key, ""))
 
 

@@ -9,28 +9,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from apq.cache import read_cache, write_cache
-from apq.errors import UserError
 from apq.files import Record, cache_folder
 from apq.layers import ConvLayer
-from apq.limits import LARGEST_LAYER
-from apq.space import FULL_PRECISION
 from lut.accelerator import Accelerator
 from lut.cost_model import CostModel
+from lut.layer_rows import COLUMNS, checked_rows, complain, values_of
 from lut.tilings import DenseConvs, ceil_div, fusion_factor, solve
 
-SHAPE = ("in_channels", "out_channels", "input_size", "kernel_size", "stride", "groups", "w_bits", "a_bits")
-COLUMNS = (*SHAPE, "image_input")
 DEPTHWISE_CHANNELS = 8  # channels of a depthwise layer that run at once at the accelerator's most bits
 MODEL_VERSION = 1  # raise it when the cost model changes: caches of other versions are not read
-
-_values_of = attrgetter(*COLUMNS)
 
 
 class Costs(NamedTuple):
@@ -58,13 +51,13 @@ class BitFusion(CostModel):
     def price(self, layers: Sequence[ConvLayer]) -> np.ndarray:
         """(layers, 2) float64: `cost(layers)`, with a cache on disk."""
         cached = _read_cache(self.cache_file)
-        missing = [layer for layer in dict.fromkeys(layers) if _values_of(layer) not in cached]
+        missing = [layer for layer in dict.fromkeys(layers) if values_of(layer) not in cached]
         if missing:
             costs = np.stack(self.cost(missing), axis=1).tolist()
-            cached |= {_values_of(layer): tuple(pair) for layer, pair in zip(missing, costs, strict=True)}
+            cached |= {values_of(layer): tuple(pair) for layer, pair in zip(missing, costs, strict=True)}
             rows, prices = np.array(list(cached), dtype=np.int64), np.array(list(cached.values()), dtype=np.float64)
             write_cache(self.cache_file, {"layers": rows, "costs": prices})
-        return np.array([cached[_values_of(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
+        return np.array([cached[values_of(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
 
     @property
     def cache_file(self) -> Path:
@@ -80,12 +73,12 @@ class BitFusion(CostModel):
         accelerator computes with integers, so full precision costs as much as its most bits.
         UserError where a layer is impossible, has more bits than the accelerator, or fits the buffers in no tiling.
         """
-        chip, rows = self.config, _checked_rows(self.config, layers)
+        chip, rows = self.config, checked_rows(self.config.max_bits, layers)
         times, convs = _dense_convs(chip, rows)
         distinct, which = np.unique(np.stack(convs, axis=1), axis=0, return_inverse=True)
         which = which.reshape(-1)  # some releases of numpy give it a second axis
         cycles, energy_nj = (times * solved[which] for solved in solve(chip, DenseConvs(*distinct.T)))
-        _complain(np.isinf(cycles), layers, "no tiling of it fits the buffers of the accelerator")
+        complain(np.isinf(cycles), layers, "no tiling of it fits the buffers of the accelerator")
         return Costs(cycles / (chip.clock_mhz * 1e3), energy_nj / 1e6)
 
 
@@ -99,28 +92,6 @@ def _read_cache(file: Path) -> dict[tuple[int, ...], tuple[float, float]]:
     if not possible or (costs[:, 0] <= 0).any() or (costs[:, 1] < 0).any():
         return {}
     return dict(zip(map(tuple, rows.tolist()), map(tuple, costs.tolist()), strict=True))
-
-
-def _checked_rows(chip: Accelerator, layers: Sequence[ConvLayer]) -> np.ndarray:
-    """(n, 9) int64: the columns `COLUMNS` of the layers, all that their costs depend on."""
-    rows = np.array([_values_of(layer) for layer in layers]).reshape(len(layers), len(COLUMNS))
-    if len(layers) and rows.dtype.kind != "i":
-        whole = [all(isinstance(value, (int, np.integer)) for value in _values_of(layer)) for layer in layers]
-        _complain(~np.array(whole), layers, "sizes and bits must be whole numbers")
-    rows[:, 6:8] = np.where(rows[:, 6:8] == FULL_PRECISION, chip.max_bits, rows[:, 6:8])
-    c, d, groups, bits = rows[:, 0], rows[:, 1], rows[:, 5], rows[:, 6:8]
-    outside = (rows[:, : len(SHAPE)] < 1) | (rows[:, : len(SHAPE)] > LARGEST_LAYER)
-    _complain(outside.any(axis=1), layers, f"sizes and bits must be at least 1 and at most {LARGEST_LAYER}")
-    _complain((c % groups + d % groups) > 0, layers, "its groups do not divide its channels")
-    _complain((bits > chip.max_bits).any(axis=1), layers, f"the accelerator has at most {chip.max_bits} bits")
-    return rows.astype(np.int64, copy=False)
-
-
-def _complain(bad: np.ndarray, layers: Sequence[ConvLayer], why: str) -> None:
-    if bad.any():
-        layer = layers[int(bad.argmax())]
-        shape = ", ".join(f"{name} {value}" for name, value in zip(COLUMNS, _values_of(layer), strict=True))
-        raise UserError(f"cannot price layer {layer.name or 'without a name'} ({shape}): {why}")
 
 
 def _dense_convs(chip: Accelerator, rows: np.ndarray) -> tuple[np.ndarray, DenseConvs]:

@@ -23,7 +23,7 @@ import hashlib
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,7 +43,7 @@ COUNTED = {"bitops": "bitops", "size": "size_bytes", "flops": "macs"}  # attribu
 
 
 class CostModel(ABC):
-    """Base class of cost models: the latency and energy of layers at batch 1.
+    """Base class of cost models: the latency and energy of layers, at batch 1 unless a model says otherwise.
 
     A subclass implements `price`. The other methods are right for a dataclass of plain data that covers all layers.
     `of_all_runs` says whether the cost of a layer that runs several times is that of all its runs, not of one.
@@ -53,7 +53,10 @@ class CostModel(ABC):
 
     @abstractmethod
     def price(self, layers: Sequence[ConvLayer]) -> np.ndarray:
-        """(layers, 2) float64 milliseconds and millijoules. UserError names the first layer that is not covered."""
+        """(layers, 2) float64 milliseconds and millijoules. UserError names the first layer that is not covered.
+
+        A quantity that the model does not know at all is NaN.
+        """
 
     def covers(self, layers: Sequence[ConvLayer]) -> np.ndarray:
         """(layers,) bool: which layers have a cost. All, unless the costs come from a table.
@@ -124,25 +127,47 @@ def _table(path: str) -> CostModel:
     return load(Path(path))
 
 
-COST_MODELS: dict[str, Callable[..., CostModel]] = {"bitfusion": _bitfusion, "table": _table}
+def _bit_serial(**fields: Any) -> CostModel:
+    from lut.bit_serial import BitSerial  # it imports this module
+
+    return BitSerial(**fields)
+
+
+COST_MODELS: dict[str, Callable[..., CostModel]] = {"bitfusion": _bitfusion, "bit-serial": _bit_serial, "table": _table}
 """By kind: the function that makes a cost model from the other fields of a JSON object."""
 
 
 def add_cost_flags(parser: argparse.ArgumentParser, default: str) -> None:
     """Add --config and --table, which exclude each other. `default` describes the default for --help."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--config", type=Path, help=f"accelerator or cost model, as a JSON file (default: {default})")
+    group, names = parser.add_mutually_exclusive_group(), ", ".join(named_cost_models())
+    group.add_argument(
+        "--config", type=Path, help=f"accelerator or cost model, as a JSON file, or {names} (default: {default})"
+    )
     group.add_argument("--table", type=Path, help="cost table, for example of your own device, in the published form")
+
+
+def named_cost_models() -> Mapping[str, CostModel]:
+    """The cost models that --config takes by name."""
+    from lut.bit_serial import NAMED  # it imports this module
+
+    return NAMED
 
 
 def cost_model_from_flags(config: Path | None, table: Path | None) -> CostModel:
     """The cost model that the flags of `add_cost_flags` name. Without them it is the published BitFusion.
 
-    `config` is a file with a JSON object: the "kind" of a cost model and its fields, or fields of an accelerator.
+    `config` is one of `named_cost_models`, or a file with a JSON object: the "kind" of a cost model and its fields, or
+    fields of an accelerator.
     """
     if table is not None:
         return _table(str(table))
-    return _bitfusion() if config is None else _from_dict(read_json(config), config)
+    if config is None:
+        return _bitfusion()
+    if named := named_cost_models().get(str(config)):
+        return named
+    if not config.exists():
+        raise UserError(f"cannot read {config}: no such file; known by name: {', '.join(named_cost_models())}")
+    return _from_dict(read_json(config), config)
 
 
 def cost_model_from_record(record: Record, where: Path) -> CostModel:

@@ -20,10 +20,10 @@ PRICED = tuple(COLUMN)  # quantities that a cost model gives; the others are cou
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkCost:
-    """Cost of a network at batch 1.
+    """Cost of a network, at batch 1 unless the cost model says otherwise.
 
     `weighted_flops`, which OQA counts, are MACs x weight bits x activation bits / 64. In `size_bytes` BatchNorm is
-    folded. Latency and energy are None where the cost model does not cover all layers.
+    folded. Latency and energy are None where they are not known of all layers.
     """
 
     latency_ms: float | None
@@ -115,5 +115,5 @@ def cost_rows(costs: dict[str, NetworkCost]) -> list[tuple[str, ...]]:
     rows = [("cost", *costs)]
     for key, (title, template, unit) in formats.items():
         values = [asdict(cost)[key] for cost in costs.values()]
-        rows.append((title, *("not in table" if value is None else template.format(value / unit) for value in values)))
+        rows.append((title, *("not known" if value is None else template.format(value / unit) for value in values)))
     return rows

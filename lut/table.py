@@ -95,8 +95,10 @@ def build(space: SearchSpace, cost_model: CostModel) -> dict[str, dict[str, floa
             layers += [*first_layers(space, resolution)[1:], *last_layers(space, resolution)[1:]]
     ends = [part(space, space.resolutions[-1], "published")[0] for part in (first_layers, last_layers)]
     keys = [*(layer_key(layer) for layer in layers), "head", "tail"]
-    costs = cost_model.price([*layers, *ends]).tolist()
-    return {key: {"latency": ms, "energy": mj} for key, (ms, mj) in zip(keys, costs, strict=True)}
+    costs = cost_model.price([*layers, *ends])
+    if np.isnan(costs).any():
+        raise UserError(f"a cost table needs latency and energy, which are not both known of {cost_model}")
+    return {key: {"latency": ms, "energy": mj} for key, (ms, mj) in zip(keys, costs.tolist(), strict=True)}
 
 
 def layer_key(layer: ConvLayer) -> str:

@@ -112,7 +112,7 @@ def test_costs_are_reported_as_the_search_priced_them(here, capsys):
     assert shown["costs"]["published"]["energy_mj"] == 2 * shown["costs"]["published"]["latency_ms"]
     assert shown["costs"]["full"]["latency_ms"] is None  # the table lacks the first block
     report(["--exp_dir", "exps/priced-ones"])
-    assert "not in table" in capsys.readouterr().out
+    assert "not known" in capsys.readouterr().out
     report(["--exp_dir", "exps/priced-ones", "--config", "wide.json", "--json"])
     assert "columns 64" in json.loads(capsys.readouterr().out)["priced_by"]
 

@@ -333,7 +333,7 @@ def test_command_on_a_table(capsys, tmp_path):
     main(["--model", "resnet18", "--layers", "--table", str(path)])
     out = capsys.readouterr().out
     assert re.search(r"layer1.0.conv1 .* 2.00000 +0.50000", out)
-    assert re.search(r"latency, ms +not in table", out)
+    assert re.search(r"latency, ms +not known", out)
 
 
 @pytest.mark.parametrize(
