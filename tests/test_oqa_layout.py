@@ -62,12 +62,12 @@ def test_outputs(released, name):
 
 
 def test_the_bits_must_be_told(released, tmp_path):
-    data, bits, weights, _ = released
+    _, bits, weights, _ = released
     file = tmp_path / "supernet.pt"
     torch.save(weights, file)
-    with pytest.raises(UserError, match="how many bits it has is not in it: .*--space oqa-mbv3-4bit"):
+    with pytest.raises(UserError, match=r"how many bits it has is not in it: .*--space oqa-mbv3-4bit"):
         load_supernet(file)
     space = get_space(f"oqa-mbv3-{bits}bit")
     assert load_supernet(file, space)[0].space == space
-    with pytest.raises(UserError, match="one bit-width.*not of space qfa-mbv3"):
+    with pytest.raises(UserError, match=r"one bit-width.*not of space qfa-mbv3"):
         load_supernet(file, get_space("qfa-mbv3"))

@@ -95,7 +95,7 @@ class Layout:
     restored: Callable[[Mapping[str, Tensor], str], Tensor] = as_found
 
     def find(self, own: str, *, elastic: bool = True) -> str | None:
-        """The published name of one of our keys, in a supernet (`elastic`) or a stand-alone subnet; None without one."""
+        """Published name of one of our keys, in a supernet (`elastic`) or a stand-alone subnet; None if it has none."""
         place = place_of(own, elastic=elastic)
         layer, part = self._layer(place), self.part(place)
         return None if layer is None or part is None else f"{layer}.{part}"
