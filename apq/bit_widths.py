@@ -43,4 +43,5 @@ def bits_throughout(space: SearchSpace) -> int | None:
 def same_architectures(one: SearchSpace, other: SearchSpace) -> bool:
     """Whether two spaces differ only in bits and names."""
     one, other = (at_bits(space, space.fixed_bits) for space in (one, other))
-    return replace(at_bits(one, other.fixed_bits), name=other.name) == other
+    same = {"name": other.name, "operands": other.operands}  # kinds of operands say which layers share their bits
+    return replace(at_bits(one, other.fixed_bits), **same) == other

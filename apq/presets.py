@@ -227,26 +227,33 @@ OQA_MBV3_GLYPHS = _oqa_space(
 )
 
 
-def _qfa_space(oqa: SearchSpace, name: str, recipe: str, width_mult: float = 1.0) -> SearchSpace:
+def widened(space: SearchSpace, width_mult: float) -> SearchSpace:
+    """The space with all widths multiplied and rounded to multiples of 8, as once-for-all, OQA and QFA do it."""
+
+    def times(width: int) -> int:
+        return int(make_divisible(width * width_mult))
+
+    return replace(
+        space,
+        stem_width=times(space.stem_width),
+        first_block_width=times(space.first_block_width),
+        stages=tuple(replace(stage, width=times(stage.width)) for stage in space.stages),
+        head_width=times(space.head_width),
+        pooled_width=None if space.pooled_width is None else times(space.pooled_width),
+    )
+
+
+def _qfa_space(oqa: SearchSpace, name: str, recipe: str) -> SearchSpace:
     """QFA (NeurIPS 2021, arXiv 2105.08952): OQA's networks, with the bits of every convolution chosen independently.
 
     The first convolution stays in full precision, the classifier has 8 bits, as in the published code. All other bits
     are searched, so `fixed_bits` has no effect.
     """
     choices = (2, 3, 4)
-
-    def widened(width: int) -> int:
-        return int(make_divisible(width * width_mult))
-
     return replace(
         oqa,
         name=name,
         recipe=recipe,
-        stem_width=widened(oqa.stem_width),
-        first_block_width=widened(oqa.first_block_width),
-        stages=tuple(replace(stage, width=widened(stage.width)) for stage in oqa.stages),
-        head_width=widened(oqa.head_width),
-        pooled_width=widened(oqa.pooled_width),
         operands=tuple(
             OperandBits(name=f"{layer}_{operand}", layers=(layer,), operand=operand, choices=choices)
             for layer, operand in itertools.product(BLOCK_LAYERS, "wa")
@@ -259,8 +266,9 @@ def _qfa_space(oqa: SearchSpace, name: str, recipe: str, width_mult: float = 1.0
     )
 
 
+QFA_WIDTH = 1.2
 # Widths: 24 | 24 | 32, 48, 96, 136, 192 | 1152 | 1536.
-QFA_MBV3 = _qfa_space(OQA_MBV3, "qfa-mbv3", "qfa-imagenet", width_mult=1.2)
+QFA_MBV3 = _qfa_space(widened(OQA_MBV3, QFA_WIDTH), "qfa-mbv3", "qfa-imagenet")
 QFA_MBV3_GLYPHS = _qfa_space(OQA_MBV3_GLYPHS, "qfa-mbv3-glyphs", "qfa-glyphs")
 
 SPACES = {

@@ -13,7 +13,8 @@ from apq.presets import APQ_IMAGENET, DIGITS, published_space
 from apq.subnet import architecture_of, policy_of
 from elastic_nn.modules.quant_layers import quantizers, quantizers_off
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
-from elastic_nn.networks.checkpoint_layout import ROLES, from_published, to_published
+from elastic_nn.networks.checkpoint_layout import from_published, to_published
+from elastic_nn.networks.layout import ROLES
 
 PUBLISHED = {
     "n_classes": 1000,

@@ -134,7 +134,8 @@ def test_variances_are_not_negative(tmp_path, trained):
 def test_published_files_may_be_wrapped_too(tmp_path):
     weights = {"module._orig_mod.classifier.linear.weight": torch.ones(2, 3)}
     for data in (weights, {"model": weights}, {"state_dict": weights, "epoch": 1}):
-        assert published_state(tmp_path, data)["classifier.linear.weight"].shape == (2, 3)
+        state, layout = published_state(tmp_path, data)
+        assert (state["classifier.linear.weight"].shape, layout.name) == ((2, 3), "apq")
 
 
 # Measured costs

@@ -106,15 +106,20 @@ class DynamicProxylessNASNets(MBConvNet):
             if isinstance(module, ElasticBatchNorm2d):
                 module.momentum, module.eps = momentum, eps
 
-    def load_weights_from_proxylessnas(self, state: Mapping[str, Any]) -> None:
-        """Load weights in the published layout, quantized or float; all of them or none.
+    def load_weights_from_net(self, state: Mapping[str, Any]) -> None:
+        """Load weights in a published layout, quantized or float; all of them or none.
 
         Float weights leave the ranges of quantizers as they are. UserError names missing, extra and misshapen keys.
         """
         self.load_state_dict(from_published(state, self), strict=False)
 
+    load_weights_from_proxylessnas = load_weights_from_net  # APQ's name of the same call
+
     def published_state_dict(self) -> dict[str, Tensor]:
-        """The weights in the published layout. Inverse of `load_weights_from_proxylessnas`."""
+        """The weights as published code would save this network. Inverse of `load_weights_from_net`.
+
+        UserError for networks that no published code has.
+        """
         return to_published(self)
 
     def sample_active_subnet(self, rng: np.random.Generator) -> Record:

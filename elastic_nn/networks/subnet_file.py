@@ -19,7 +19,8 @@ from apq.search_result import read_result
 from apq.skeleton import built_for, without_weights
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from apq.subnet import Subnet, spec_of, subnet_from_spec
-from elastic_nn.networks.checkpoint_layout import CLASSIFIER, from_published, published_state
+from elastic_nn.networks.checkpoint_layout import from_published, published_state
+from elastic_nn.networks.layout import Layout
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT, LINEAR, QuantScheme, scheme_named
@@ -62,7 +63,7 @@ def load_finetuned(experiment: Experiment) -> FinetunedSubnet:
     path = experiment.best_checkpoint
     data = load_checkpoint(path)
     if "arch" not in data:
-        return FinetunedSubnet(*_from_published(experiment, published_state(path, data)), None)
+        return FinetunedSubnet(*_from_published(experiment, *published_state(path, data)), None)
     net, space, subnet = _rebuild(path, data)
     if experiment.config.exists() and read_result(experiment).found_subnet.space != space:
         raise UserError(f"{experiment.config} is of another space than {path}; finetune it again")
@@ -80,8 +81,10 @@ def load_float_subnet(experiment: Experiment) -> tuple[MBConvNet, ModelSpec, Rec
     return bare, subnet_model(space, subnet), images
 
 
-def _from_published(experiment: Experiment, state: Mapping[str, torch.Tensor]) -> tuple[MBConvNet, SearchSpace, Subnet]:
-    space = published_space(len(state[CLASSIFIER]))
+def _from_published(
+    experiment: Experiment, state: Mapping[str, torch.Tensor], layout: Layout
+) -> tuple[MBConvNet, SearchSpace, Subnet]:
+    space = published_space(len(state[layout.key("classifier.weight")]))
     subnet = experiment.load_subnet(space)
     try:
         with without_weights():

@@ -13,9 +13,10 @@ from apq.files import Record
 from apq.skeleton import built_for, without_weights
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from elastic_nn.modules.quant_layers import quantizer_keys
-from elastic_nn.networks.checkpoint_layout import CLASSIFIER, RANGES, from_published, published_state
+from elastic_nn.networks.checkpoint_layout import from_published
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
+from elastic_nn.networks.published_supernet import PublishedSupernet, published_supernet
 from elastic_nn.quantizers import FLOAT, LINEAR, QuantScheme, scheme_named
 
 
@@ -28,8 +29,10 @@ class Origin:
     data: str | None = None
 
 
-def save_supernet(path: Path, net: DynamicProxylessNASNets, recipe: str, images: Record, **facts: Any) -> None:
-    """Write a supernet with its space, the name of its scheme, its origin and other facts."""
+def save_supernet(
+    path: Path, net: DynamicProxylessNASNets, recipe: str | None, images: Record | None, **facts: Any
+) -> None:
+    """Write a supernet with its space, the name of its scheme, its origin (None: unknown) and other facts."""
     own = {"space": space_to_dict(net.space), "scheme": net.scheme.name, "state_dict": net.state_dict()}
     save_checkpoint(path, {**own, "recipe": recipe, "images": images, **facts})
 
@@ -41,17 +44,18 @@ def build_supernet(space: SearchSpace, scheme: QuantScheme) -> DynamicProxylessN
     return DynamicQuantizedProxylessNASNets(space=space, scheme=scheme)
 
 
-def load_supernet(path: Path) -> tuple[DynamicProxylessNASNets, Origin]:
+def load_supernet(path: Path, space: SearchSpace | None = None) -> tuple[DynamicProxylessNASNets, Origin]:
     """Load the supernet of a file, float or with the quantizers that it was trained with, and its origin.
 
-    A file without a scheme has a float supernet. A file in the published layout has one of `apq-imagenet`, with as many
-    classes as its classifier has outputs, of unknown origin. UserError where the file is damaged or does not fit.
+    A file without a scheme has a float supernet. A file in a published layout does not name its space: it is `space`,
+    or else the one that `published_supernet` finds. Its origin is unknown. UserError where the file is damaged or does
+    not fit.
     """
     if not path.exists():
         raise UserError(f"no supernet at {path}: train one with train.py --space SPACE --out {path.parent}")
     data = load_checkpoint(path)
     if "space" not in data:
-        return _load_published(path, data), Origin()
+        return _load_published(path, published_supernet(path, data, space)), Origin()
     if missing := [key for key in ("state_dict", "recipe") if key not in data]:
         raise UserError(f"{path} is not a supernet: it lacks {', '.join(missing)}")
     space = space_from_dict(data["space"])
@@ -70,7 +74,7 @@ def load_quantized_supernet(
 
     UserError if its space is not `space`.
     """
-    source, origin = load_supernet(path)
+    source, origin = load_supernet(path, space)
     if space is not None and source.space != space:
         raise UserError(f"{path} is a supernet of space {source.space.name}, not of {space.name}")
     return with_quantizers(source, LINEAR), origin
@@ -88,14 +92,12 @@ def with_quantizers(net: DynamicProxylessNASNets, scheme: QuantScheme) -> Dynami
     return quantized.to(next(net.parameters()).device)
 
 
-def _load_published(path: Path, data: Record) -> DynamicProxylessNASNets:
-    state = published_state(path, data)
-    floats = {key: value for key, value in state.items() if not key.endswith(RANGES)}
+def _load_published(path: Path, found: PublishedSupernet) -> DynamicProxylessNASNets:
     try:
         with without_weights():
-            from_published(floats, DynamicProxylessNASNets(len(state[CLASSIFIER])))
-        net = DynamicProxylessNASNets(len(state[CLASSIFIER]))
-        net.load_weights_from_proxylessnas(floats)
+            from_published(found.state, build_supernet(found.space, found.scheme), found.layout)
+        net = build_supernet(found.space, found.scheme)
+        net.load_state_dict(from_published(found.state, net, found.layout), strict=False)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}, space {found.space.name}: {error}") from error
     return net

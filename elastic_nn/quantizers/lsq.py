@@ -31,9 +31,10 @@ def quantize_lsq(v: Tensor, step: Tensor, bits: int, *, signed: bool, share: flo
 
 
 def initial_step(v: Tensor, bits: int, *, signed: bool) -> Tensor:
-    """(1,) initial step of LSQ: 2 mean|v| / sqrt(highest code)."""
+    """(1,) initial step of LSQ: 2 mean|v| / sqrt(highest code), in at least float32."""
     highest = code_range(bits, signed=signed)[1]
-    return (2 / math.sqrt(highest)) * v.float().abs().mean().reshape(1)
+    precise = v.to(torch.promote_types(v.dtype, torch.float32))
+    return (2 / math.sqrt(highest)) * precise.abs().mean().reshape(1)
 
 
 def inherited_step(step: Tensor, from_bits: int, to_bits: int) -> Tensor:
