@@ -122,6 +122,6 @@ def search_bits(
         facts = {"accuracy": top1, "cost": environment.costs.total(candidate)}
         return REWARD_SCALE * 100 * (top1 - scorer.original), facts
 
-    found = find(environment.features(), environment.decide, score, config.agent, resume=resume, log=log)
+    found = find(environment.observations(), environment.decide, score, config.agent, resume=resume, log=log)
     policy = policy_of_bits(task.layers, bits.quantizer, found.candidate)
     return FoundPolicy(policy=policy, episodes=found, original=scorer.original)
