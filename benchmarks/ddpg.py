@@ -84,8 +84,8 @@ def evaluation(net: torch.nn.Module, spec: ModelSpec) -> Callable[[np.ndarray], 
         val_images=recipe.episode_val_images,
     )
     session = Session(splits=splits, device=torch.device("cpu"))
-    scorer = make_scorer(task, config, recipe.pair_finetune, session)
-    return lambda bits: scorer.top1(policy_of_bits(task.layers, "linear", bits))
+    scorer = make_scorer(task, config, recipe.episode, session)
+    return lambda bits: scorer.accuracy(policy_of_bits(task.layers, "linear", bits))
 
 
 def measure(layers: list[ConvLayer], n_episodes: int, evaluate: Callable[[np.ndarray], object]) -> dict[str, float]:

@@ -30,6 +30,7 @@ class Quantizer(nn.Module, ABC):
     needs_statistics = False  # True: the range comes from a pass over images, see `begin_statistics`
     data_dependent: tuple[str, ...] = ()  # names of tensors whose shapes depend on the quantized values
     synchronised = False  # True: take statistics over the images of all processes, which share each batch
+    keeps_zeros = False  # True: values that are exactly zero, such as pruned weights, stay zero through training
     batch_share = 1.0  # fraction of a training step's images in one forward pass
 
     def __init__(self, signed: bool) -> None:

@@ -163,7 +163,9 @@ def policy_plan(request: FinetuneRequest, result: SearchResult, device: torch.de
     train, splits = request.config(recipe), load_splits(spec, data)
     check_classes(splits, images, experiment.model)
     weights = digest(net.state_dict())
-    signed = quantized_model(net, policy, splits, spec.resolution, recipe.recalibration_images, device)
+    pruned = bool(result.settings.get("search", {}).get("is_pruned"))
+    images_of_norms = recipe.recalibration_images
+    signed = quantized_model(net, policy, splits, spec.resolution, images_of_norms, device, pruned=pruned)
     return FinetunePlan(
         net=net,
         side=spec.resolution,
@@ -172,8 +174,9 @@ def policy_plan(request: FinetuneRequest, result: SearchResult, device: torch.de
         train=train,
         origin={
             "policy": policy_to_dict(policy, layers),
-            "recalibration_images": recipe.recalibration_images,
+            "recalibration_images": images_of_norms,
             "model": weights,
+            "pruned": pruned,
         },
         save=partial(save_policy_model, spec=spec, policy=policy, layers=layers, signed=signed),
     )

@@ -7,10 +7,15 @@ from dataclasses import dataclass, replace
 from apq.errors import UserError
 from apq.policy import LINEAR
 
+SCHEDULES = ("cosine", "constant", "exponential")  # of the learning rate
+REWARDS = ("validation", "training")  # images on which an episode of a search for bits is rewarded
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train: SGD with Nesterov momentum, and one cosine from `lr` to 0 over all epochs.
+    """How to train: SGD with momentum (Nesterov's by default), and a schedule of the learning rate over all epochs.
+
+    Schedules: "cosine" from `lr` to 0, "constant", and "exponential", which multiplies by `gamma` after every epoch.
 
     `batch_size` is that of all processes together. With a teacher, `kd_ratio` is the weight of the distillation loss
     relative to that of the labels. UserError where a field is out of range.
@@ -25,11 +30,17 @@ class TrainConfig:
     kd_ratio: float = 1.0
     clip_norm: float = 5.0
     warmup_epochs: int = 0
+    nesterov: bool = True
+    schedule: str = "cosine"
+    gamma: float = 1.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
             found = f"{self.epochs}, {self.batch_size} and {self.lr:g}"
             raise UserError(f"training needs epochs >= 1, batch size >= 2, learning rate > 0, not {found}")
+        if self.schedule not in SCHEDULES or not 0 < self.gamma <= 1:
+            known = ", ".join(SCHEDULES)
+            raise UserError(f"the schedule must be one of {known} and gamma above 0, at most 1, not {self.gamma:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +83,19 @@ class Recipe:
     recalibration_images: int
     pairs_float: int
     pairs_quant: int
-    episode_images: int  # training images of the short finetune (by `pair_finetune`) of a policy
+    episode_images: int  # training images an epoch of the short finetune of a policy
     episode_val_images: int  # validation images that a policy is scored on
     pair_epoch_images: int | None = None  # training images an epoch of `pair_finetune`, drawn anew (None: all)
     epoch_val_images: int | None = None  # validation images after every epoch of a supernet (None: not measured)
     predictor_hidden: int = 400  # width of the three layers of the accuracy predictor
     quantizer: str = LINEAR  # of the subnets of a float supernet
+    episode_finetune: TrainConfig | None = None  # short finetune of a policy (None: one epoch of `pair_finetune`)
+    reward: str = REWARDS[0]  # images on which a policy is scored: validation, or those of its finetune, during it
+
+    @property
+    def episode(self) -> TrainConfig:
+        """The short finetune of a policy, in an episode of a search for bits."""
+        return self.episode_finetune or replace(self.pair_finetune, epochs=1)
 
 
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:

@@ -11,6 +11,7 @@ from apq.policy import LINEAR_PUBLISHED
 from apq.presets import find_preset
 from apq.space import SearchSpace
 from dataset.table import DATASETS
+from elastic_nn.training.haq_recipes import HAQ_IMAGENET_KMEANS_RECIPE, HAQ_IMAGENET_LINEAR_RECIPE
 from elastic_nn.training.recipe import Phase, Recipe, TrainConfig
 
 if TYPE_CHECKING:
@@ -231,6 +232,8 @@ RECIPES = {
         QFA_IMAGENET_RECIPE,
         QFA_GLYPHS_RECIPE,
         TINY_QFA_RECIPE,
+        HAQ_IMAGENET_KMEANS_RECIPE,
+        HAQ_IMAGENET_LINEAR_RECIPE,
     )
 }
 AT_BITS = {  # recipes of supernets at fewer bits, which start from one of more bits
