@@ -173,11 +173,12 @@ def test_published_policies(here, golden, capsys):
     for case, name, quantizer in ((kmeans, "resnet50", "kmeans"), (linear, "mobilenet_v2", "linear")):
         torch.save(torchvision.models.get_model(name, num_classes=2).state_dict(), here / "weights.pth")
         file = f"{golden('haq_latency_table.csv').with_name('haq.json')}#/{quantizer}_policies/0"
-        words = ["--mode", "ddpg", "--model", name, "--weights", "weights.pth", "--data", "folder", "--recipe", "tiny"]
+        words = ["--mode", "ddpg", "--model", name, "--weights", "weights.pth", "--data", "folder"]
         words += ["--quantizer", quantizer, "--policy", file, "--overwrite", "--json"]
         if quantizer == "linear":
             words += ["--table", str(golden("haq_latency_table.csv")), "--image_bits", "7"]
         shown = json.loads(printed(capsys, search, *words))
+        assert read_json(here / "exps/test/config.json")["recipe"] == f"haq-imagenet-{quantizer}"
         if quantizer == "linear":
             priced = range(0, 53, 2)  # the table has the even layers
             assert shown["cost"] == sum(case["per_layer_cost"][i] for i in priced)
