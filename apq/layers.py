@@ -28,6 +28,7 @@ class ConvLayer:
         norm: whether BatchNorm follows (2 parameters a channel).
         bias: whether it has a bias (1 parameter a channel).
         shared: whether its weights are stored by an earlier layer.
+        linear: whether it is a fully connected layer.
     """
 
     in_channels: int
@@ -43,6 +44,7 @@ class ConvLayer:
     bias: bool = False
     shared: bool = False
     name: str = field(default="", compare=False)
+    linear: bool = field(default=False, compare=False)
 
     @property
     def output_size(self) -> int:
@@ -145,7 +147,9 @@ def last_layers(
         return layers
     return [
         *layers,
-        ConvLayer(width, space.n_classes, 1, 1, 1, 1, ends, ends, norm=False, bias=True, name="classifier"),
+        ConvLayer(
+            *(width, space.n_classes, 1, 1, 1, 1, ends, ends), norm=False, bias=True, name="classifier", linear=True
+        ),
     ]
 
 

@@ -43,7 +43,7 @@ class _Layers:
     def classify(self, name: str, n_classes: int) -> list[ConvLayer]:
         """Append the classifier after pooling, and return all layers."""
         shape = (self.channels, n_classes, 1, 1, 1, 1, *self.bits)
-        return [*self.rows, ConvLayer(*shape, norm=False, bias=True, name=name)]
+        return [*self.rows, ConvLayer(*shape, norm=False, bias=True, name=name, linear=True)]
 
 
 def layers_of_own(name: str, bits: tuple[int, int], side: int, in_channels: int, n_classes: int) -> list[ConvLayer]:

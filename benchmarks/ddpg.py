@@ -84,8 +84,8 @@ def evaluation(net: torch.nn.Module, spec: ModelSpec) -> Callable[[np.ndarray], 
         val_images=recipe.episode_val_images,
     )
     session = Session(splits=splits, device=torch.device("cpu"))
-    scorer = make_scorer(task, config, recipe.pair_finetune, session)
-    return lambda bits: scorer.top1(policy_of_bits(task.layers, "linear", bits))
+    scorer = make_scorer(task, config, recipe.episode, session)
+    return lambda bits: scorer.accuracy(policy_of_bits(task.layers, "linear", bits))
 
 
 def measure(layers: list[ConvLayer], n_episodes: int, evaluate: Callable[[np.ndarray], object]) -> dict[str, float]:
@@ -96,7 +96,7 @@ def measure(layers: list[ConvLayer], n_episodes: int, evaluate: Callable[[np.nda
     environment = BitEnvironment(
         layers=layers, costs=costs, budget=0.6 * costs.reference, fixed=fixed, min_bit=2, max_bit=8
     )
-    features = environment.features()
+    observations = environment.observations()
     evaluations, ends = [], []
 
     def score(bits: np.ndarray, episode: int) -> tuple[float, dict[str, float]]:
@@ -106,10 +106,10 @@ def measure(layers: list[ConvLayer], n_episodes: int, evaluate: Callable[[np.nda
         return float(bits.mean()), {"cost": environment.costs.total(bits)}
 
     config = AgentConfig(episodes=n_episodes + WARMUP, warmup=WARMUP)
-    find(features, environment.decide, score, config, log=lambda record: ends.append(time.perf_counter()))
+    find(observations, environment.decide, score, config, log=lambda record: ends.append(time.perf_counter()))
     spent = np.diff(ends)[WARMUP:] - np.array(evaluations)[WARMUP + 1 :]
 
-    agent = Agent(features, config)
+    agent = Agent(observations, config)
     parts = {"acting": [], "budget wall": [], "learning": []}
     for episode in range(WARMUP + 5):
         started = time.perf_counter()
@@ -124,7 +124,7 @@ def measure(layers: list[ConvLayer], n_episodes: int, evaluate: Callable[[np.nda
             for name, seconds in zip(parts, (acted - started, decided - acted, learned - decided), strict=True):
                 parts[name].append(seconds)
     medians = {f"{name}, ms": 1e3 * statistics.median(values) for name, values in parts.items()}
-    steps = len(features)
+    steps = len(observations)
     evaluated = 1e3 * statistics.median(evaluations[WARMUP + 1 :])
     return {
         "actions": steps,

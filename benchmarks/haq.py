@@ -95,14 +95,14 @@ def measure(args: Any, quantizer: str, method: str, seed: int, device: torch.dev
         val_images=recipe.episode_val_images,
     )
     if method == "uniform":
-        scorer = make_scorer(task, config, recipe.pair_finetune, session)
+        scorer = make_scorer(task, config, recipe.episode, session)
         policies = [policy_of_bits(task.layers, quantizer, bits) for bits in uniform_candidates(task, config)]
-        scores = [scorer.top1(policy) for policy in policies]
-        policy, original = policies[int(np.argmax(scores))], scorer.original
+        scores = [scorer.accuracy(policy).top1 for policy in policies]
+        policy, original = policies[int(np.argmax(scores))], scorer.original.top1
     else:
         warmup = args.episodes if method == "random" else AgentConfig().warmup
         agent = AgentConfig(episodes=args.episodes, warmup=warmup, seed=seed)
-        found = search_bits(task, PolicySearch(bits=config, agent=agent, train=recipe.pair_finetune), session)
+        found = search_bits(task, PolicySearch(bits=config, agent=agent, train=recipe.episode), session)
         policy, original = found.policy, found.original
         scores = [record["accuracy"] for record in found.episodes.history]
     return {

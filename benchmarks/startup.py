@@ -31,10 +31,9 @@ SCRIPTS: dict[str, list[str]] = {
     "test.py": ["test.py"],
     "train.py": ["train.py"],
     "quant_aware.py": ["quant_aware.py"],
-    **{f"python -m {name}": ["-m", name] for name in ("apq", "lut", "dataset.subset", "report.analyse", "utils.qfa")},
     **{
         f"python -m {name}": ["-m", name]
-        for name in ("apq", "elastic_nn.convert", "lut", "report.analyse", "utils.qfa")
+        for name in ("apq", "lut", "dataset.subset", "elastic_nn.convert", "report.analyse", "utils.qfa")
     },
 }
 # Runs a command line as Python does, then says which modules it imported.

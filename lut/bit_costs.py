@@ -75,9 +75,15 @@ def linear_costs(layers: Sequence[ConvLayer], quantity: str, cost_model: CostMod
     return BitCosts(cells=cells, unit=cost_model.unit_of(quantity), reference=reference, of_what="the 8-bit cost")
 
 
-def weight_costs(layers: Sequence[ConvLayer]) -> BitCosts:
-    """Bytes of the weights, as HAQ counts them: without biases and codebooks. Ratios are to 32-bit weights."""
+def weight_costs(layers: Sequence[ConvLayer], n_weights: Sequence[int] | None = None) -> BitCosts:
+    """Bytes of the weights, as HAQ counts them: without biases and codebooks. Ratios are to 32-bit weights.
+
+    `n_weights` are the weights that count, one for each name, such as those of a pruned network that are not zero
+    (None: all).
+    """
     weights = _sum_by_name(layers, np.array([0 if layer.shared else layer.weights for layer in layers]))
+    if n_weights is not None:
+        weights = np.array(n_weights)
     cells = weights[:, None, None] * np.arange(1, MOST_BITS + 1)[:, None] / 8
     return BitCosts(
         cells=cells, unit="bytes", reference=float(weights.sum() * FLOAT_BITS / 8), of_what="the 32-bit weights"

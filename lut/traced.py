@@ -127,6 +127,7 @@ class _Recorder(TorchFunctionMode):
             bias=bias is not None and self._is_new(bias),
             shared=shared,
             name=self._names[-1],
+            linear=not conv,
         )
         macs = weight.numel() * output.numel() // layer.out_channels
         if macs != layer.macs:  # for example, more than one image

@@ -163,7 +163,7 @@ def costs_of_policy(result: SearchResult, cost_model: CostModel | None) -> Polic
     """The costs of a policy by a cost model, if one is given, and by the measured table of its search, if any."""
     choice = result.found_policy
     policy, bits = choice.policy, choice.policy.matrix(choice.image_bits)
-    sizes, weights = weight_costs(choice.layers), policy.matrix()[:, :1]
+    sizes, weights = weight_costs(choice.layers, result.settings.get("weights_left")), policy.matrix()[:, :1]
     measured = None
     if file := result.cost_model.get("measured"):
         own_table = load_measured(Path(file), policy.names, result.quantity)

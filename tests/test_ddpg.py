@@ -13,9 +13,10 @@ from apq.errors import UserError
 from apq.resume import Resume
 from methods.search.agent import Agent, Replay, truncated_normal
 from methods.search.episodes import find
+from methods.search.observations import with_last_action
 from methods.search.settings import AgentConfig
 
-FEATURES = np.random.default_rng(0).random((6, 3)).astype(np.float32)
+FEATURES = with_last_action(np.random.default_rng(0).random((6, 3)).astype(np.float32))
 QUICK = AgentConfig(episodes=12, warmup=4, hidden=16, batch_size=8)
 TARGET = np.array([0.2, 0.9, 0.5, 0.1, 0.7, 0.3])
 
@@ -53,13 +54,13 @@ def test_states_end_in_the_action_before():
     agent = Agent(FEATURES, replace(QUICK, warmup=0))
     states, actions = agent.act()
     assert states.shape == (6, 4)
-    assert (states[:, :-1] == FEATURES).all()
+    assert (states[:, :-1] == FEATURES.rows[:, :-1]).all()
     assert states[:, -1].tolist() == pytest.approx([0, *actions[:-1]])
     # numpy and torch agree on the actor
     agent = Agent(FEATURES, replace(QUICK, warmup=0, noise=1e-9))
     states, actions = agent.act()
     with torch.no_grad():
-        expected = agent.actor(torch.from_numpy(states)).sigmoid().squeeze(1)
+        expected = agent.actor(torch.from_numpy(states).float()).sigmoid().squeeze(1)
     np.testing.assert_allclose(actions, expected, atol=1e-5)
 
 

@@ -13,10 +13,14 @@ from conftest import script
 from PIL import Image
 
 from apq.errors import UserError
+from apq.experiment import Experiment
 from apq.files import read_json, read_jsonl, write_json
 from apq.layers import ConvLayer
 from apq.model import ModelSpec
+from elastic_nn.modules.quant_layers import quantized_layers
+from elastic_nn.networks.model_file import load_model, save_model
 from elastic_nn.networks.named_models import use_elastic_norms
+from elastic_nn.networks.policy_file import load_finetuned_policy
 from elastic_nn.training.policies import PolicyScorer
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
@@ -169,11 +173,12 @@ def test_published_policies(here, golden, capsys):
     for case, name, quantizer in ((kmeans, "resnet50", "kmeans"), (linear, "mobilenet_v2", "linear")):
         torch.save(torchvision.models.get_model(name, num_classes=2).state_dict(), here / "weights.pth")
         file = f"{golden('haq_latency_table.csv').with_name('haq.json')}#/{quantizer}_policies/0"
-        words = ["--mode", "ddpg", "--model", name, "--weights", "weights.pth", "--data", "folder", "--recipe", "tiny"]
+        words = ["--mode", "ddpg", "--model", name, "--weights", "weights.pth", "--data", "folder"]
         words += ["--quantizer", quantizer, "--policy", file, "--overwrite", "--json"]
         if quantizer == "linear":
             words += ["--table", str(golden("haq_latency_table.csv")), "--image_bits", "7"]
         shown = json.loads(printed(capsys, search, *words))
+        assert read_json(here / "exps/test/config.json")["recipe"] == f"haq-imagenet-{quantizer}"
         if quantizer == "linear":
             priced = range(0, 53, 2)  # the table has the even layers
             assert shown["cost"] == sum(case["per_layer_cost"][i] for i in priced)
@@ -202,10 +207,35 @@ def test_networks_of_experiments(here, capsys):
     assert shown["costs"]["this policy"]["latency_ms"] <= 0.06
 
 
+def test_a_pruned_network(here, capsys):
+    """From its weights to the report: zero weights stay zero and have no size. Episodes are rewarded as asked."""
+    net, spec, images = load_model(here / "models/mobilenet_v2_small/model.pt")
+    with torch.no_grad():
+        for weight in (parameter for parameter in net.parameters() if parameter.ndim > 1):
+            weight[weight.abs() < weight.abs().median()] = 0
+    save_model(here / "pruned.pt", spec, net.state_dict(), images)
+    words = [*QUICK, *MODEL, "--weights", "pruned.pt", "--quantizer", "kmeans", "--exp_name", "pruned", "--is_pruned"]
+    search([*words, "--train_episode", "3", "--reward", "training", "--use_top5", "--finetune_epoch", "2"])
+    quant_aware(["--exp_name", "pruned", "--epochs", "1"])
+    config, history = read_json(here / "exps/pruned/config.json"), read_jsonl(here / "exps/pruned/history.jsonl")
+    gains = {record["reward"] / 10 - record["top5"] for record in history}  # less the top-5 in floating point
+    assert max(gains) == pytest.approx(min(gains))
+    assert config["search"]["metric"] == "top5"
+    left = config["weights_left"]
+    bits = read_json(here / "exps/pruned/policy.json")["strategy"]
+    ratio = sum(map(int.__mul__, bits, left)) / 32 / sum(left)
+    assert config["ratio"] == pytest.approx(ratio)
+    shown = json.loads(printed(capsys, report, "--exp_dir", "exps/pruned", "--json"))
+    assert shown["size_ratio"] == pytest.approx(ratio)
+    found = load_finetuned_policy(Experiment(here / "exps/pruned")).net
+    for name, layer in quantized_layers(found).items():
+        assert not layer.weight_quant(layer.weight)[net.get_submodule(name).weight == 0].any()
+
+
 def test_resumes_after_an_interruption(here, monkeypatch):
     monkeypatch.setattr("methods.ddpg.search.SAVE_SECONDS", 0)
     words = [*QUICK, *MODEL, "--exp_name", "killed"]
-    whole, scored = PolicyScorer.top1, []
+    whole, scored = PolicyScorer.accuracy, []
 
     def interrupted(self, policy):
         scored.append(policy)
@@ -213,7 +243,7 @@ def test_resumes_after_an_interruption(here, monkeypatch):
             raise KeyboardInterrupt
         return whole(self, policy)
 
-    monkeypatch.setattr(PolicyScorer, "top1", interrupted)
+    monkeypatch.setattr(PolicyScorer, "accuracy", interrupted)
     with pytest.raises(KeyboardInterrupt):
         search(words)
     assert (here / "exps/killed/agent.state.pt").exists()
@@ -221,7 +251,7 @@ def test_resumes_after_an_interruption(here, monkeypatch):
         UserError, match=r"agent\.state\.pt belongs to another search: agent\.seed was 0, is 1; give --overwrite"
     ):
         search([*words, "--seed", "1"])
-    monkeypatch.setattr(PolicyScorer, "top1", whole)
+    monkeypatch.setattr(PolicyScorer, "accuracy", whole)
     search(words)
     for name in ("policy.json", "history.jsonl"):
         assert (here / "exps/killed" / name).read_text() == (here / "exps/linear" / name).read_text()
@@ -248,6 +278,8 @@ def test_resumes_after_an_interruption(here, monkeypatch):
         ([*QUICK, "--model", "models/mobilenet_v2_small"], "by its name, mobilenet_v2_small"),
         ([*QUICK, *MODEL, "--quantizer", "kmeans", "--image_bits", "7"], "no cost on an accelerator"),
         ([*QUICK, *MODEL, "--lr_c", "nan"], "must be positive"),
+        ([*QUICK, *MODEL, "--finetune_gamma", "1.5"], "must be positive and at most 1"),
+        (["--mode", "ddpg", *MODEL, "--recipe", "tiny", "--policy", "x", "--use_top5"], "leave the flags of episodes"),
         ([*QUICK, *MODEL, "--population", "3"], r"unrecognized arguments: --population 3 .*--mode ddpg --help"),
         ([*MODEL, "--constraint", "1"], r"unrecognized arguments: --model .*search.py --help"),
         ([*QUICK, "--model", "exps/linear"], "holds the policy"),
@@ -286,7 +318,7 @@ def test_network_of_ones_own(few):
     settings = {"min_bit": 2, "max_bit": 8, "keep_ends": True, "train_images": 64, "val_images": 50}
     config = BitSearch(quantizer="linear", quantity="bitops", ratio=0.8, **settings)
     agent = AgentConfig(episodes=4, warmup=1, hidden=8)
-    plan = PolicySearch(bits=config, agent=agent, train=get_recipe("tiny", spec).pair_finetune)
+    plan = PolicySearch(bits=config, agent=agent, train=get_recipe("tiny", spec).episode)
     found = search_bits(task, plan, Session(splits=few, device=torch.device("cpu")))
     assert found.policy.names == ("0", "3", "6")
     assert found.policy.bits[0] == (8, -1)

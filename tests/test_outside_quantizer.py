@@ -114,7 +114,7 @@ def test_a_policy_uses_it_by_name(scheme, few, tmp_path):
     config = TrainConfig(epochs=1, lr=0.01, batch_size=32)
     short = ShortFinetune(train=config, side=32, train_images=64, val_images=50)
     scorer = PolicyScorer(build_model(spec), names, scheme.name, short, Session(splits=few, device=CPU))
-    assert scorer.top1(policy) == scorer.top1(policy)
+    assert scorer.accuracy(policy) == scorer.accuracy(policy)
     signed = quantized_model(net, policy, few, 32, 64, CPU)
     assert all(isinstance(layer.weight_quant, LearnedClip) for layer in quantized_layers(net).values())
     save_policy_model(tmp_path / "p.pt", spec, policy, layers, signed, net.state_dict())

@@ -172,18 +172,6 @@ def test_hopeless_budget_names_the_cheapest(networks):
         kmeans_environment(networks["resnet50"], 0.03)
 
 
-def test_features_lie_between_0_and_1(networks):
-    layers = networks["mobilenetv2"]
-    costs = linear_costs(layers, "size", BITFUSION)
-    fixed = fixed_bits(len(layers), activations=True, keep_ends=True)
-    environment = BitEnvironment(layers=layers, costs=costs, budget=np.inf, fixed=fixed, min_bit=2, max_bit=8)
-    features = environment.features()
-    assert features.shape == (2 * (len(layers) - 2), 9)
-    assert features.min(axis=0).tolist() == [0] * 9
-    assert features.max(axis=0).tolist() == [1] * 9
-    assert environment.steps[:3].tolist() == [[1, 0], [1, 1], [2, 0]]
-
-
 def test_costs_equal_those_of_the_layers(networks):
     layers = networks["mobilenetv2"]
     rng = np.random.default_rng(0)

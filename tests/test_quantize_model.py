@@ -157,13 +157,13 @@ def test_scores_depend_on_the_policy_alone(few, quantizer):
     session = Session(splits=few, device=CPU)
     scorer = PolicyScorer(net, layer_names(layers), quantizer, short, session)
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    low, high, again = scorer.top1(policies[0]), scorer.top1(policies[1]), scorer.top1(policies[0])
+    low, high, again = scorer.accuracy(policies[0]), scorer.accuracy(policies[1]), scorer.accuracy(policies[0])
     assert low == again
     trained = net.state_dict()
     assert any(not torch.equal(trained[key], state[key]) for key in state)  # it did train
     torch.manual_seed(0)
     other = PolicyScorer(build_model(SMALL), layer_names(layers), quantizer, short, session)
-    assert (other.top1(policies[1]), other.original) == (high, scorer.original)
+    assert (other.accuracy(policies[1]), other.original) == (high, scorer.original)
 
 
 @pytest.mark.parametrize("quantizer", ["linear", "kmeans"])
@@ -210,7 +210,7 @@ def test_a_policy_that_diverges_scores_nothing(few):
     config = TrainConfig(epochs=1, lr=1e30, batch_size=32)
     short = ShortFinetune(train=config, side=32, train_images=128, val_images=50)
     scorer = PolicyScorer(net, names, "linear", short, Session(splits=few, device=CPU))
-    assert scorer.top1(policy_from_strategy("linear", layers, [[8, -1], *([8, 8] for _ in names[1:])])) == 0
+    assert scorer.accuracy(policy_from_strategy("linear", layers, [[8, -1], *([8, 8] for _ in names[1:])])) == (0, 0)
 
 
 def test_thinned_images(few):

@@ -267,11 +267,11 @@ def interrupted(context, look):
 
 def test_contexts_restore_what_they_found():
     net = nn.Sequential(QuantLinear(3, 2, BATCHQUANT), QuantLinear(2, 2, LSQ))
-    all_of_them = [part for part in net.modules() if hasattr(part, "batch_share")]
+    all_of_them = [part for part in net.modules() if hasattr(part, "share")]
     net[0].act_quant.enabled = False
 
     def state():
-        return [(part.enabled, part.synchronised, part.batch_share) for part in all_of_them]
+        return [(part.enabled, part.synchronised, part.share) for part in all_of_them]
 
     before = state()
     contexts = (quantizers_off(net), shared_batch(net, 2), part_of_batch(net, 0.5), collecting(net))
@@ -280,8 +280,8 @@ def test_contexts_restore_what_they_found():
         assert (inside == before) == (context is contexts[-1])
         assert state() == before
     with part_of_batch(net, 0.5):
-        assert {part.batch_share for part in net[1].act_quant.modules()} == {0.5}
-        assert net[1].weight_quant.batch_share == 1  # weights are whole in every pass
+        assert {part.share for part in net[1].act_quant.modules()} == {0.5}
+        assert net[1].weight_quant.share == 1  # weights are whole in every pass
     with pytest.raises(UserError, match="no statistics"):
         net[0].act_quant.of_bits["8"].eval()(torch.rand(2, 3))  # it collected nothing, and collects no more
 

@@ -31,6 +31,7 @@ class Quantizer(nn.Module, ABC):
     data_dependent: tuple[str, ...] = ()  # names of tensors whose shapes depend on the quantized values
     synchronised = False  # True: take statistics over the images of all processes, which share each batch
     share = 1.0  # fraction of the values in one forward pass: of a training step's images, or of a whole filter
+    keeps_zeros = False  # True: values that are exactly zero, such as pruned weights, stay zero through training
 
     def __init__(self, signed: bool) -> None:
         super().__init__()

@@ -18,19 +18,23 @@ from torch.autograd.function import FunctionCtx
 from apq.errors import UserError
 from elastic_nn.quantizers.base import Quantizer
 
+MOST_CLUSTERS = 256  # labels are uint8
 MAX_ITER, QUICK_ITER = 50, 3  # iterations before a finetune, and to compare policies (HAQ)
 
 
-def fit_kmeans(values: np.ndarray, bits: int, *, max_iter: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def fit_kmeans(
+    values: np.ndarray, bits: int, *, max_iter: int, seed: int, most: int = MOST_CLUSTERS
+) -> tuple[np.ndarray, np.ndarray]:
     """Cluster numbers by scikit-learn's k-means into 2^bits groups, or fewer if there are fewer distinct values.
 
-    Returns uint8 labels of the shape of `values`, and (groups,) float32 centroids in ascending order.
+    There are at most `most` groups. Returns uint8 labels of the shape of `values`, and (groups,) float32 centroids in
+    ascending order.
     """
     from sklearn.cluster import KMeans  # slow to import, and needed here only
     from sklearn.exceptions import ConvergenceWarning
 
     flat = np.asarray(values, dtype=np.float32).reshape(-1, 1)
-    groups = min(2**bits, len(np.unique(flat)))
+    groups = min(2**bits, len(np.unique(flat)), most)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # equal centroids do no harm
         fitted = KMeans(groups, init="k-means++", n_init=1, max_iter=max_iter, random_state=seed).fit(flat)
@@ -38,6 +42,20 @@ def fit_kmeans(values: np.ndarray, bits: int, *, max_iter: int, seed: int) -> tu
     rank = np.empty(groups, dtype=np.uint8)
     rank[order] = np.arange(groups)
     return rank[fitted.labels_].reshape(values.shape), fitted.cluster_centers_[order, 0].astype(np.float32)
+
+
+def fit_nonzero(values: np.ndarray, bits: int, *, max_iter: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`fit_kmeans` of the values other than zero, of which pruned weights have no part. Zeros have a centroid of 0."""
+    kept = values != 0
+    if kept.all():
+        return fit_kmeans(values, bits, max_iter=max_iter, seed=seed)
+    if not kept.any():
+        return np.zeros(values.shape, dtype=np.uint8), np.zeros(1, dtype=np.float32)
+    own, centroids = fit_kmeans(values[kept], bits, max_iter=max_iter, seed=seed, most=MOST_CLUSTERS - 1)
+    zero = int(np.searchsorted(centroids, 0))
+    labels = np.full(values.shape, zero, dtype=np.uint8)
+    labels[kept] = own + (own >= zero)
+    return labels, np.insert(centroids, zero, 0)
 
 
 class KMeansWeightQuantizer(Quantizer):
@@ -57,16 +75,19 @@ class KMeansWeightQuantizer(Quantizer):
     def quantize(self, v: Tensor) -> Tensor:
         if self.labels.shape != v.shape:
             raise UserError(f"k-means has not clustered the weights of {self.label}: calibrate the network first")
-        return _Shared.apply(self.centroids, self.labels)
+        # A centroid at zero is that of zero weights, which no step moves.
+        centroids = self.centroids * (self.centroids != 0) if self.keeps_zeros else self.centroids
+        return _Shared.apply(centroids, self.labels)
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:
-        """Cluster the weights. Equal weights give equal clusters.
+        """Cluster the weights. Equal weights give equal clusters. Where zeros are kept, they are one more cluster.
 
         Of several calls the last counts, because there is one label for each weight. In a network all calls for a layer
         have the same weights.
         """
-        labels, centroids = fit_kmeans(v.float().cpu().numpy(), self.bits, max_iter=self.max_iter, seed=self.seed)
+        fit = fit_nonzero if self.keeps_zeros else fit_kmeans
+        labels, centroids = fit(v.float().cpu().numpy(), self.bits, max_iter=self.max_iter, seed=self.seed)
         self.labels = torch.from_numpy(labels).to(v.device)
         self.centroids.data = torch.from_numpy(centroids).to(v)
 
@@ -91,7 +112,8 @@ class KMeansWeightQuantizer(Quantizer):
         centroids, labels = (state.get(name) for name in self.data_dependent)
         if not (isinstance(centroids, Tensor) and isinstance(labels, Tensor)):
             raise UserError(f"layer {self.label} lacks its clusters")
-        fits = labels.shape == shape and 1 <= len(centroids) <= 2**self.bits
+        most = 2**self.bits + bool((centroids == 0).any())  # zero weights may have one more
+        fits = labels.shape == shape and 1 <= len(centroids) <= most
         if not fits or int(labels.max()) >= len(centroids):
             raise UserError(f"the clusters of layer {self.label} do not fit its weights and bits")
 

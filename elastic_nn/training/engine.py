@@ -29,6 +29,7 @@ from elastic_nn.training.distributed import sum_over
 from elastic_nn.training.optimizer import make_optimizer
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.session import ONE_PROCESS, Execution
+from elastic_nn.training.tally import Tally
 
 EVALUATION_BATCH = 256
 
@@ -62,9 +63,13 @@ def derived_seed(*key: int) -> int:
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
-    """Cosine from `lr` to 0, after a linear warm-up from `warmup_lr`. `epoch` has the fraction of the present one."""
+    """The schedule of `lr`, after a linear warm-up from `warmup_lr`. `epoch` has the fraction of the present epoch."""
     if epoch < config.warmup_epochs:
         return config.warmup_lr + (config.lr - config.warmup_lr) * (epoch + 1e-3) / config.warmup_epochs
+    if config.schedule != "cosine":
+        return config.lr * (config.gamma if config.schedule == "exponential" else 1) ** int(
+            epoch - config.warmup_epochs
+        )
     done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
     return 0.5 * config.lr * (1 + math.cos(math.pi * min(done, 1.0)))
 
@@ -73,7 +78,8 @@ class Training:
     """A network in training, with its new optimizer.
 
     With a `teacher`, its outputs are learned beside the labels: those for the images as they come or, if it `follows`,
-    for the images as each subnet gets them. `average` is a moving average of the weights.
+    for the images as each subnet gets them. `average` is a moving average of the weights. A `tally`, if one is set,
+    counts the right predictions of training steps.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class Training:
         self.net, self.config, self.device, self.execution = net, config, device, execution
         self.teacher, self.teacher_follows = teacher, teacher_follows
         self.average, self.optimizer = average, make_optimizer(net, config)
+        self.tally: Tally | None = None
         if isinstance(net, MBConvNet):
             net.dropout.p = config.dropout
 
@@ -239,6 +246,8 @@ class _Steps:
             loss = loss + config.kd_ratio * distillation_loss(logits, teacher_logits.to(logits.dtype))
         self.total.add_(loss.detach() * len(labels))
         self.n_seen += len(labels)
+        if self.training.tally is not None:
+            self.training.tally.add(logits, labels)
         return loss
 
     def _update(self) -> None:
@@ -282,7 +291,7 @@ def evaluate(
     """
     was_training = net.training
     net.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # top-1 hits, top-5 hits, loss, images
+    tally, loss = Tally(device), torch.zeros((), dtype=torch.float64, device=device)
     for images, labels in loader:
         if not len(labels):  # no part of a short batch, or no image that can be read
             continue
@@ -290,16 +299,15 @@ def evaluate(
         with execution.autocast(device):
             logits = net(images)
         logits = logits.float() if execution.amp else logits
-        hits = logits.topk(min(5, logits.size(1)), dim=1).indices == labels[:, None]  # (N, 5)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        batch_sums = [hits[:, 0].sum(), hits.any(1).sum(), loss, torch.tensor(len(labels), device=device)]
-        sums += torch.stack([value.double() for value in batch_sums])
+        tally.add(logits, labels)
+        loss += F.cross_entropy(logits, labels, reduction="sum").double()
     net.train(was_training)
-    top1, top5, loss, n = sum_over(sums, execution).tolist()
+    hits, n = tally.total(execution)
+    loss = sum_over(loss, execution).item()
     if n == 0:
         raise UserError("nothing to evaluate: the split has no images that can be read")
     if not math.isfinite(loss):
         raise DivergedError(
             f"the network's outputs are not finite (its loss is {loss}): its weights or ranges are damaged"
         )
-    return Accuracy(top1=top1 / n, top5=top5 / n, loss=loss / n, n_images=int(n))
+    return Accuracy(top1=hits.top1, top5=hits.top5, loss=loss / n, n_images=n)

@@ -164,7 +164,9 @@ def policy_plan(request: FinetuneRequest, result: SearchResult, device: torch.de
     splits = load_splits(spec, data, recipe.color_jitter, names_of_outputs(images))
     check_classes(splits, images, experiment.model)
     weights = digest(net.state_dict())
-    signed = quantized_model(net, policy, splits, spec.resolution, recipe.recalibration_images, device)
+    pruned = bool(result.settings.get("search", {}).get("is_pruned"))
+    images_of_norms = recipe.recalibration_images
+    signed = quantized_model(net, policy, splits, spec.resolution, images_of_norms, device, pruned=pruned)
     return FinetunePlan(
         net=net,
         side=spec.resolution,
@@ -173,8 +175,9 @@ def policy_plan(request: FinetuneRequest, result: SearchResult, device: torch.de
         train=train,
         origin={
             "policy": policy_to_dict(policy, layers),
-            "recalibration_images": recipe.recalibration_images,
+            "recalibration_images": images_of_norms,
             "model": weights,
+            "pruned": pruned,
         },
         save=partial(save_policy_model, spec=spec, policy=policy, layers=layers, signed=signed),
     )

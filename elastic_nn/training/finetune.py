@@ -25,6 +25,7 @@ from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.engine import EVALUATION_BATCH, Training, evaluate, seed_epoch, to_device, train_one_epoch
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.session import Session
+from elastic_nn.training.tally import Hits, Tally
 
 CALIBRATION_IMAGES = 256
 RANGE_IMAGES = 1024  # on which BatchQuant's ranges are collected after each epoch of a finetune
@@ -87,18 +88,22 @@ def averaged(net: nn.Module, decay: float | None) -> AveragedModel | None:
 
 def train_epochs(
     net: nn.Module, session: Session, config: TrainConfig, *, side: int, n_images: int | None = None
-) -> None:
+) -> list[Hits]:
     """Train a network for all epochs, without validation. It is left as the last epoch made it.
 
+    Returns the accuracy within each epoch: of predictions on training images, each made before the step on its batch.
     With `n_images` an epoch has that many training images, drawn anew. BatchQuant's ranges, which training drops, are
     collected at the end.
     """
     training = Training(net, config, session.device, execution=session.execution)
-    batches = _train_batches(session, config, side, n_images)
+    batches, within = train_batches(session, config, side, n_images), []
     for epoch in range(config.epochs):
         seed_epoch(session.seed, epoch)
+        training.tally = Tally(session.device)
         train_one_epoch(training, batches, epoch)
+        within.append(training.tally.total(session.execution)[0])
     collect_ranges(net, _calibration_batches(session.splits, side), session.device, RANGE_IMAGES)
+    return within
 
 
 def finetune(
@@ -118,7 +123,7 @@ def finetune(
     """
     execution, device = session.execution, session.device
     training = Training(net, config, device, execution=execution, average=averaged(net, execution.ema))
-    train, calibration = _train_batches(session, config, side), _calibration_batches(session.splits, side)
+    train, calibration = train_batches(session, config, side), _calibration_batches(session.splits, side)
     val = session.loader(session.splits.val, EVALUATION_BATCH, sides=(side,))
     state = resume.load(partial(_check, training))
     check_agreement({"state to continue from": state and state["epoch"]}, execution)
@@ -153,7 +158,8 @@ def _check(training: Training, state: Any) -> None:
     )(state)
 
 
-def _train_batches(session: Session, config: TrainConfig, side: int, n_images: int | None = None) -> DataLoader:
+def train_batches(session: Session, config: TrainConfig, side: int, n_images: int | None = None) -> DataLoader:
+    """The training images of every epoch, in batches; `n_images` of them, drawn anew (None: all)."""
     return session.loader(session.splits.train, config.batch_size, shuffle=True, sides=(side,), n_images=n_images)
 
 

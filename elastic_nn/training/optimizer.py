@@ -105,5 +105,5 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> ScaleFreeSGD:
         relative_parameters(net),
         lr=config.lr,
         momentum=config.momentum,
-        nesterov=True,
+        nesterov=config.nesterov,
     )

@@ -6,10 +6,11 @@ HAQ (Wang et al., CVPR 2019) scores each policy of a search after a short finetu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from apq.policy import QUANTIZERS, Policy
 from dataset.splits import Splits, make_loader
@@ -18,10 +19,12 @@ from elastic_nn.networks.quantize_model import quantize_model, set_policy
 from elastic_nn.quantizers import scheme_named
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.calibration import calibrate_ranges, calibration_table, signed_inputs
-from elastic_nn.training.engine import EVALUATION_BATCH, DivergedError, evaluate, to_device
-from elastic_nn.training.finetune import CALIBRATION_IMAGES, train_epochs
-from elastic_nn.training.recipe import TrainConfig
+from elastic_nn.training.engine import EVALUATION_BATCH, DivergedError, evaluate, seed_epoch, to_device
+from elastic_nn.training.finetune import CALIBRATION_IMAGES, train_batches, train_epochs
+from elastic_nn.training.pruned import keep_zeros
+from elastic_nn.training.recipe import REWARDS, TrainConfig
 from elastic_nn.training.session import Session
+from elastic_nn.training.tally import Hits
 
 
 def calibration_images(splits: Splits, side: int, device: torch.device) -> Tensor:
@@ -31,17 +34,26 @@ def calibration_images(splits: Splits, side: int, device: torch.device) -> Tenso
 
 
 def quantized_model(
-    net: nn.Module, policy: Policy, splits: Splits, side: int, n_images: int, device: torch.device
+    net: nn.Module,
+    policy: Policy,
+    splits: Splits,
+    side: int,
+    n_images: int,
+    device: torch.device,
+    *,
+    pruned: bool = False,
 ) -> dict[str, bool]:
     """Quantize a trained float network in place, ready to finetune. Returns which layers have signed inputs.
 
     Ranges or clusters are chosen, and BatchNorm is recalibrated at the bits of the policy on `n_images`. All weights
-    become float32 first.
+    become float32 first. In a `pruned` network weights that are zero stay zero.
     """
     net.to(device).float()
     images = calibration_images(splits, side, device)
     signed = signed_inputs(net, policy.names, images)
     quantize_model(net, policy.names, scheme_named(policy.quantizer), signed, images.shape[1:])
+    if pruned:
+        keep_zeros(net)
     set_policy(net, policy)
     calibrate_ranges(net, images)
     recalibrate(net, make_loader(splits.calibration, RECALIBRATION_BATCH, sides=(side,)), device, n_images)
@@ -50,24 +62,31 @@ def quantized_model(
 
 @dataclass(frozen=True, kw_only=True)
 class ShortFinetune:
-    """How a policy is scored: one epoch of `train` on `train_images`, then top-1 on `val_images`.
+    """How a policy is scored: trained by `train` on `train_images` an epoch, at `side` pixels.
 
-    The resolution is `side` pixels.
+    Attributes:
+        reward: "validation": accuracy on `val_images` afterwards. "training": the best within an epoch, on the images
+            that it trains on, as HAQ's linear search does.
+        metric: "top1" or "top5": by which the best epoch is chosen.
+        keep_zeros: whether weights that are zero stay zero, in a pruned network.
     """
 
     train: TrainConfig
     side: int
     train_images: int
     val_images: int
+    reward: str = REWARDS[0]
+    metric: str = "top1"
+    keep_zeros: bool = False
 
 
 class PolicyScorer:
-    """Validation top-1 of policies of one trained network, each after the same short finetune from its float weights.
+    """Accuracy of policies of one trained network, each after the same short finetune from its float weights.
 
     The network is quantized in place, and becomes float32. The ranges or clusters of its layers `names` are chosen once
     for all bit-widths, at construction. All policies train on the same batches, which depend on the seed of the
-    session, so that accuracies differ by the bits alone. `original` is the top-1 of the float network on the same
-    images.
+    session, so that accuracies differ by the bits alone. `original` is the accuracy of the float network on the same
+    images: those of validation, or those of the first epoch.
     """
 
     def __init__(
@@ -76,15 +95,17 @@ class PolicyScorer:
         self.net, self.finetune, self.session = net.to(session.device).float(), finetune, session
         val = session.splits.val.thinned(finetune.val_images)
         self._val = session.loader(val, EVALUATION_BATCH, sides=(finetune.side,))
-        self.original = self._top1()
+        self.original = self._original()
         images = calibration_images(session.splits, finetune.side, session.device)
         signed = signed_inputs(net, names, images)
         self._float = {key: tensor.clone() for key, tensor in net.state_dict().items()}
         quantize_model(net, names, scheme_named(quantizer).quick(), signed, images.shape[1:])
+        if finetune.keep_zeros:
+            keep_zeros(net)
         self._calibrated = calibration_table(net, images, QUANTIZERS[quantizer].bits)
 
-    def top1(self, policy: Policy) -> float:
-        """Top-1 (0 to 1) of a policy; 0 where its finetune diverges."""
+    def accuracy(self, policy: Policy) -> Hits:
+        """Top-1 and top-5 (0 to 1) of a policy; 0 where its finetune diverges."""
         with torch.no_grad():
             for key, tensor in self._state().items():
                 tensor.copy_(self._float[key])
@@ -92,15 +113,25 @@ class PolicyScorer:
         for name, layer in quantized_layers(self.net).items():
             for kind, quantizer in layer.operands().items():
                 quantizer.load_state_dict(self._calibrated[name, kind, quantizer.bits])
+        how = self.finetune
         try:
-            config = replace(self.finetune.train, epochs=1)
-            train_epochs(self.net, self.session, config, side=self.finetune.side, n_images=self.finetune.train_images)
-            return self._top1()
+            within = train_epochs(self.net, self.session, how.train, side=how.side, n_images=how.train_images)
+            if how.reward == "training":
+                return max(within, key=lambda hits: getattr(hits, how.metric))
+            return self._on(self._val)
         except DivergedError:
-            return 0.0
+            return Hits(0.0, 0.0)
 
-    def _top1(self) -> float:
-        return evaluate(self.net, self._val, self.session.device, execution=self.session.execution).top1
+    def _original(self) -> Hits:
+        how = self.finetune
+        if how.reward != "training":
+            return self._on(self._val)
+        seed_epoch(self.session.seed, 0)
+        return self._on(train_batches(self.session, how.train, how.side, how.train_images))
+
+    def _on(self, batches: DataLoader) -> Hits:
+        found = evaluate(self.net, batches, self.session.device, execution=self.session.execution)
+        return Hits(found.top1, found.top5)
 
     def _state(self) -> dict[str, Tensor]:
         return {key: tensor for key, tensor in self.net.state_dict().items() if key in self._float}

@@ -11,10 +11,15 @@ from dataset.color_jitter import STRONG, ColorJitter
 
 BATCHQUANT = "batchquant"
 
+SCHEDULES = ("cosine", "constant", "exponential")  # of the learning rate
+REWARDS = ("validation", "training")  # images on which an episode of a search for bits is rewarded
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train: SGD with Nesterov momentum, and one cosine from `lr` to 0 over all epochs.
+    """How to train: SGD with momentum (Nesterov's by default), and a schedule of the learning rate over all epochs.
+
+    Schedules: "cosine" from `lr` to 0, "constant", and "exponential", which multiplies by `gamma` after every epoch.
 
     `batch_size` is that of all processes together. With a teacher, `kd_ratio` is the weight of the distillation loss
     relative to that of the labels. The norm of the gradients is clipped to `clip_norm`: that of the ranges of
@@ -37,6 +42,9 @@ class TrainConfig:
     warmup_epochs: int = 0
     warmup_lr: float = 0.0
     dropout: float = 0.0
+    nesterov: bool = True
+    schedule: str = "cosine"
+    gamma: float = 1.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
@@ -45,6 +53,9 @@ class TrainConfig:
         if not 0 <= self.dropout < 1 or not 0 <= self.warmup_lr <= self.lr:
             found = f"{self.dropout:g} and {self.warmup_lr:g}"
             raise UserError(f"dropout must be from 0 to 1, warm-up from 0 to the learning rate, not {found}")
+        if self.schedule not in SCHEDULES or not 0 < self.gamma <= 1:
+            known = ", ".join(SCHEDULES)
+            raise UserError(f"the schedule must be one of {known} and gamma above 0, at most 1, not {self.gamma:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +131,7 @@ class Recipe:
     recalibration_images: int
     pairs_float: int
     pairs_quant: int
-    episode_images: int  # training images of the short finetune (by `pair_finetune`) of a policy
+    episode_images: int  # training images an epoch of the short finetune of a policy
     episode_val_images: int  # validation images that a policy is scored on
     pair_epoch_images: int | None = None  # training images an epoch of `pair_finetune`, drawn anew (None: all)
     epoch_val_images: int | None = None  # validation images after every epoch of a supernet (None: not measured)
@@ -130,6 +141,13 @@ class Recipe:
     pair_strata: PairStrata | None = None  # strata that quantized pairs are drawn in (None: all choices are uniform)
     pair_outliers: OutlierRule | None = None  # quantized pairs that the predictor is not trained on (None: no pair)
     color_jitter: ColorJitter | None = STRONG  # of training images in folders (None: their colours stay)
+    episode_finetune: TrainConfig | None = None  # short finetune of a policy (None: one epoch of `pair_finetune`)
+    reward: str = REWARDS[0]  # images on which a policy is scored: validation, or those of its finetune, during it
+
+    @property
+    def episode(self) -> TrainConfig:
+        """The short finetune of a policy, in an episode of a search for bits."""
+        return self.episode_finetune or replace(self.pair_finetune, epochs=1)
 
 
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:

@@ -10,6 +10,7 @@ from apq.presets import find_preset
 from apq.space import SearchSpace
 from dataset.table import DATASETS
 from elastic_nn.training.apq_recipes import APQ_IMAGENET_RECIPE, DIGITS_RECIPE, GLYPHS_RECIPE, TINY_RECIPE
+from elastic_nn.training.haq_recipes import HAQ_IMAGENET_KMEANS_RECIPE, HAQ_IMAGENET_LINEAR_RECIPE
 from elastic_nn.training.oqa_recipes import (
     OQA_GLYPHS_2BIT_RECIPE,
     OQA_GLYPHS_3BIT_RECIPE,
@@ -46,6 +47,8 @@ RECIPES = {
         QFA_IMAGENET_RECIPE,
         QFA_GLYPHS_RECIPE,
         TINY_QFA_RECIPE,
+        HAQ_IMAGENET_KMEANS_RECIPE,
+        HAQ_IMAGENET_LINEAR_RECIPE,
     )
 }
 AT_BITS = {  # recipes of supernets at fewer bits, which start from one of more bits

@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from apq.cli import Parser
+from apq.cli import MOST_LR, Parser, above_0, at_least
 from apq.errors import UserError
 from apq.layers import FIXED_BITS
+from elastic_nn.training.recipe import REWARDS
 from methods.search.flags import (
     BIT_QUANTITIES,
     add_agent_flags,
@@ -22,6 +23,7 @@ from methods.search.flags import (
     add_image_flags,
     mode_parser,
 )
+from methods.search.settings import STEPS
 
 
 def build_parser() -> Parser:
@@ -61,8 +63,39 @@ def build_parser() -> Parser:
         fewest="2, for k-means 1",
         most="8",
     )
+    add_episode_flags(parser)
     add_agent_flags(parser)
     return parser
+
+
+def add_episode_flags(parser: Parser) -> None:
+    """Add the flags of an episode's finetune and reward, under the names of HAQ's code where it has them."""
+    group = parser.add_argument_group("episodes")
+    group.add_argument(
+        "--finetune_epoch", type=at_least(1), help="epochs of an episode's finetune (default: the recipe's)"
+    )
+    group.add_argument("--finetune_lr", type=above_0(MOST_LR), help="its learning rate (default: the recipe's)")
+    group.add_argument(
+        "--finetune_gamma", type=above_0(1), help="factor of the learning rate after each epoch (default: the recipe's)"
+    )
+    group.add_argument(
+        "--reward",
+        choices=REWARDS,
+        help="images that an episode is rewarded on: those of validation, or those of its finetune, while it trains on "
+        "them, as in HAQ's linear search (default: the recipe's)",
+    )
+    group.add_argument("--use_top5", action="store_true", help="reward top-5 instead of top-1")
+    group.add_argument(
+        "--steps",
+        choices=STEPS,
+        default=STEPS[0],
+        help="operands that the agent acts on: those whose bits are chosen, or as in HAQ's code all",
+    )
+    group.add_argument(
+        "--is_pruned",
+        action="store_true",
+        help="the network is pruned: weights that are zero stay zero, and have no size with k-means",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -28,8 +28,10 @@ from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.named_models import check_known
 from elastic_nn.networks.subnet_file import load_float_subnet
 from elastic_nn.training.distributed import check_agreement, processes
+from elastic_nn.training.haq_recipes import haq_recipe_of
 from elastic_nn.training.progress import Progress
-from elastic_nn.training.recipe import Recipe
+from elastic_nn.training.pruned import weights_left
+from elastic_nn.training.recipe import Recipe, TrainConfig, adjusted
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
 from lut.cost_model import CostModel, cost_model_from_flags
@@ -45,7 +47,7 @@ from methods.search.bit_search import (
 )
 from methods.search.flags import agent_config
 from methods.search.policy_result import choice_of, report, result_of, store
-from methods.search.settings import AgentConfig, BitSearch, PolicySearch
+from methods.search.settings import METRICS, STEPS, AgentConfig, BitSearch, PolicySearch
 
 AGENT_STATE = "agent.state.pt"  # in the folder of an unfinished experiment
 
@@ -77,12 +79,13 @@ def search(args: argparse.Namespace) -> None:
     experiment.check_free(args.overwrite)
     device, agent = resolve_device(args.device), agent_config(args)
     net, spec, images, file = load_float(args.model, args.weights)
-    recipe = get_recipe(args.recipe, spec)
-    config = PolicySearch(bits=bit_search(args, recipe), agent=agent, train=recipe.pair_finetune)
+    recipe = get_recipe(args.recipe or haq_recipe_of(spec, args.quantizer), spec)
+    config = PolicySearch(bits=bit_search(args, recipe), agent=agent, train=episode_finetune(args, recipe))
     if args.policy is not None:
         check_no_search_flags(args, config)
     cost_model = cost_model_of(args, layers_of_model(net, spec), config.bits.quantity)
-    task = make_task(net, spec, config.bits.quantizer, config.bits.quantity, cost_model)
+    pruned = config.bits.is_pruned
+    task = make_task(net, spec, config.bits.quantizer, config.bits.quantity, cost_model, is_pruned=pruned)
     if args.policy is None:
         warn_of_no_limit(environment_of(task, config.bits))  # which refuses a budget that no bits meet
     data = image_folder(args.data, load_checkpoint(file).get("data"))
@@ -105,6 +108,8 @@ def search(args: argparse.Namespace) -> None:
     report_unreadable(splits)
     choice = choice_of(task, config.bits, found, args.model, recipe.name)
     settings = {"agent": asdict(config.agent) if found.episodes else None, **recorded_folder(data)}
+    if pruned and QUANTIZERS[config.bits.quantizer].weights_only:
+        settings["weights_left"] = weights_left(net, layer_names(task.layers))
     result = result_of("ddpg", choice, task, config.bits, found, settings)
     store(experiment, result, spec, weights, splits.source)
     report(experiment, result, cost_model, as_json=args.json)
@@ -119,6 +124,9 @@ def warn_of_no_limit(environment: BitEnvironment) -> None:
 
 def check_no_search_flags(args: argparse.Namespace, config: PolicySearch) -> None:
     """UserError for flags of the search together with --policy."""
+    episode = (args.finetune_epoch, args.finetune_lr, args.finetune_gamma, args.reward)
+    if args.use_top5 or args.steps != STEPS[0] or episode != (None,) * len(episode):
+        raise UserError("--policy takes the bits as they are: leave the flags of episodes out")
     if (config.bits.budget, args.preserve_ratio, config.agent) != (None, None, AgentConfig(seed=args.seed)):
         raise UserError("--policy takes the bits as they are: leave the budget and the agent's flags out")
 
@@ -159,7 +167,19 @@ def bit_search(args: argparse.Namespace, recipe: Recipe) -> BitSearch:
         image_bits=args.image_bits,
         train_images=args.finetune_images or recipe.episode_images,
         val_images=args.val_images or recipe.episode_val_images,
+        reward=args.reward or recipe.reward,
+        metric=METRICS[1] if args.use_top5 else METRICS[0],
+        steps=args.steps,
+        is_pruned=args.is_pruned,
     )
+
+
+def episode_finetune(args: argparse.Namespace, recipe: Recipe) -> TrainConfig:
+    """The finetune of an episode: the recipe's, with the changes in the flags. --finetune_gamma is a schedule."""
+    config = adjusted(recipe.episode, epochs=args.finetune_epoch, lr=args.finetune_lr)
+    if args.finetune_gamma is None:
+        return config
+    return replace(config, schedule="exponential", gamma=args.finetune_gamma)
 
 
 def keeps_ends(quantizer: PolicyQuantizer) -> bool:

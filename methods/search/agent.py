@@ -21,6 +21,7 @@ from apq.checkpoint import check_fit, check_optimizer
 from apq.errors import UserError
 from apq.resume import State
 from apq.schema import MOST, each, fields, generator, mapping, number, optional, whole
+from methods.search.observations import Observations
 from methods.search.settings import AgentConfig
 
 SMALLEST_NOISE = 1e-6  # sampling divides by the noise
@@ -63,14 +64,11 @@ class Replay:
 
 
 class Agent:
-    """Actor, critic and their target networks.
+    """Actor, critic and their target networks. The state of a step is what it observes."""
 
-    The state of a step is its `features` (steps, S - 1), followed by the previous action.
-    """
-
-    def __init__(self, features: np.ndarray, config: AgentConfig) -> None:
-        self.config, self.features = config, np.asarray(features, dtype=np.float32)
-        n_steps, size = len(features), features.shape[1] + 1
+    def __init__(self, observations: Observations, config: AgentConfig) -> None:
+        self.config, self.observations = config, observations
+        n_steps, size = len(observations), observations.size
         self.rng = np.random.default_rng(config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -82,6 +80,7 @@ class Agent:
         ]
         self.replay = Replay(config.replay_episodes, n_steps, size)
         self.average_reward: float | None = None
+        self.first = observations.first  # the last action that the next episode begins with
 
     @property
     def noise(self) -> float:
@@ -90,29 +89,30 @@ class Agent:
         return max(config.noise * config.noise_decay ** max(0, self.replay.seen - config.warmup), SMALLEST_NOISE)
 
     def act(self) -> tuple[np.ndarray, np.ndarray]:
-        """Act for one episode. Returns states (steps, S) float32 and actions (steps,) from 0 to 1."""
-        n_steps = len(self.features)
-        states = np.concatenate([self.features, np.zeros((n_steps, 1), dtype=np.float32)], axis=1)
+        """Act for one episode. Returns states (steps, S) float64 and actions (steps,) from 0 to 1."""
+        observations = self.observations
         if self.replay.seen < self.config.warmup:
-            actions = self.rng.random(n_steps)
-            states[1:, -1] = actions[:-1]
-            return states, actions
+            actions = self.rng.random(len(observations))
+            return observations.episode(actions, self.first), actions
         # For one state at a time numpy is faster than torch.
         weights = [parameter.detach().numpy() for parameter in self.actor.parameters()]
-        actions, noise = np.zeros(n_steps), self.noise
-        for i in range(n_steps):
-            states[i, -1] = actions[i - 1] if i else 0.0
-            actions[i] = truncated_normal(_actor_output(states[i], weights), noise, self.rng)
-        return states, actions
+        actions, noise = np.zeros(len(observations)), self.noise
+        state, last = observations.rows.astype(np.float32), self.first
+        for i in range(len(actions)):
+            state[i, observations.last] = last
+            actions[i] = truncated_normal(_actor_output(state[i], weights), noise, self.rng)
+            last = observations.taken(actions[i])
+        return observations.episode(actions, self.first), actions
 
     def observe(self, states: np.ndarray, actions: np.ndarray, reward: float) -> None:
         """Store an episode for replay."""
         self.replay.add(states, actions, reward)
+        self.first = self.observations.first_after(states)
 
     def learn(self) -> None:
         """Take the gradient steps of one episode, once warm-up is over."""
         if self.replay.seen > self.config.warmup:
-            for _ in range(self.config.updates * len(self.features)):
+            for _ in range(self.config.updates * len(self.observations)):
                 self.update(*self.replay.sample(self.config.batch_size, self.rng))
 
     def update(self, states: Tensor, actions: Tensor, rewards: Tensor, following: Tensor, goes_on: Tensor) -> None:
@@ -150,11 +150,12 @@ class Agent:
             "replay": [torch.from_numpy(array) for array in (replay.states, replay.actions, replay.rewards)],
             "seen": replay.seen,
             "average_reward": self.average_reward,
+            "first": self.first,
             "rng": json.dumps(self.rng.bit_generator.state),  # its numbers have 128 bits
         }
 
     def check_state(self, state: Any) -> None:
-        """UserError unless an agent with the same features and settings can have saved the state."""
+        """UserError unless an agent with the same observations and settings can have saved the state."""
         nets = self.actor, self.critic, self.targets
         arrays = self.replay.states, self.replay.actions, self.replay.rewards
         fields(
@@ -163,6 +164,7 @@ class Agent:
             replay=each(lambda value: None, len(arrays)),
             seen=whole(0, MOST),
             average_reward=optional(number()),
+            first=number(),
             rng=_check_generator,
         )(state)
         for net, saved in zip(nets, state["nets"], strict=True):
@@ -173,7 +175,7 @@ class Agent:
         check_fit({str(i): saved for i, saved in enumerate(state["replay"])}, numbered)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of an agent with the same features and settings."""
+        """Restore the state of an agent with the same observations and settings."""
         for net, saved in zip((self.actor, self.critic, self.targets), state["nets"], strict=True):
             net.load_state_dict(saved)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -181,7 +183,7 @@ class Agent:
         replay = self.replay
         for array, saved in zip((replay.states, replay.actions, replay.rewards), state["replay"], strict=True):
             array[:] = saved.numpy()
-        replay.seen, self.average_reward = state["seen"], state["average_reward"]
+        replay.seen, self.average_reward, self.first = state["seen"], state["average_reward"], state["first"]
         self.rng.bit_generator.state = json.loads(state["rng"])
 
 

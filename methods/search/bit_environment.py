@@ -10,6 +10,7 @@ import numpy as np
 from apq.errors import UserError
 from apq.layers import FIXED_BITS, ConvLayer
 from lut.bit_costs import BitCosts
+from methods.search.observations import Observations
 
 FREE = 0  # marks bits that are chosen, in a matrix of fixed bits
 
@@ -30,11 +31,16 @@ def action_to_bits(actions: np.ndarray, min_bit: int, max_bit: int | np.ndarray)
     return np.clip(bits, min_bit, max_bit)
 
 
-def scaled_columns(rows: Sequence[Sequence[float]]) -> np.ndarray:
-    """(rows, columns) float32, each column shifted and scaled to 0 to 1. A constant column becomes 0."""
+def scaled_columns(rows: Sequence[Sequence[float]], *, keep_constant: bool = False) -> np.ndarray:
+    """(rows, columns) float64, each column shifted and scaled to 0 to 1.
+
+    A constant column becomes 0, or with `keep_constant` stays as it is.
+    """
     table = np.array(rows, dtype=np.float64)
     low, high = table.min(axis=0), table.max(axis=0)
-    return ((table - low) / np.where(high > low, high - low, 1)).astype(np.float32)
+    varies = high > low
+    scaled = (table - low) / np.where(varies, high - low, 1)
+    return np.where(varies, scaled, table) if keep_constant else scaled
 
 
 def fixed_bits(n_layers: int, *, activations: bool, keep_ends: bool) -> np.ndarray:
@@ -55,6 +61,9 @@ class BitEnvironment:
     `fixed` has the bits that are not chosen, see `fixed_bits`. Candidates are bits (layers, 2 or 1) that cost at most
     `budget`. BudgetError if even the cheapest bits cost more. UserError if there is nothing to choose, or if costs of
     bits that may be chosen are not known.
+
+    With `every_operand` the agent also takes a step for each operand whose bits are fixed, as in HAQ's code. The next
+    step observes what it chose, but the operand keeps its fixed bits.
     """
 
     layers: Sequence[ConvLayer]  # one a row of `costs`
@@ -63,11 +72,12 @@ class BitEnvironment:
     fixed: np.ndarray
     min_bit: int
     max_bit: int
+    every_operand: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_bit <= self.max_bit <= 8:
             raise UserError(f"bits must be from 1 to 8, not {self.min_bit} to {self.max_bit}")
-        if not len(self.steps):
+        if not (self.fixed == FREE).any():
             raise UserError(f"the network's {len(self.layers)} layers are all kept at 8 bits: nothing to choose")
         cells = self._allowed_cells()
         if np.isnan(cells).any():
@@ -82,24 +92,57 @@ class BitEnvironment:
     @property
     def steps(self) -> np.ndarray:
         """(steps, 2) layer and operand (0 weights, 1 activations) of each step."""
-        return np.argwhere(self.fixed == FREE)
+        return np.argwhere((self.fixed == FREE) | self.every_operand)
 
-    def features(self) -> np.ndarray:
-        """(steps, 9) float32, each column scaled to 0 to 1: depthwise, input channels, output channels, stride, kernel
-        size, weights, input side, index of the layer, operand."""
+    @property
+    def activations(self) -> bool:
+        """Whether activations have bits, too."""
+        return self.fixed.shape[1] > 1
+
+    def layer_rows(self) -> np.ndarray:
+        """(layers, 10 or 9) float64, HAQ's initial state of each layer.
+
+        The columns are depthwise, input channels, output channels, stride, kernel size, weights, places of the input,
+        index of the layer, last action and, with activations, the flag. Each is scaled to 0 to 1 over all layers, but
+        for constant ones. A linear layer has stride 0 and as many places as inputs.
+        """
+        start = (1.0, 1.0) if self.activations else (4.0,)  # last action (and flag) before an episode, as in HAQ's code
         rows = []
-        for i, operand in self.steps:
-            layer = self.layers[i]
-            depthwise = layer.groups > 1 and layer.groups == layer.in_channels
-            sizes = layer.stride, layer.kernel_size, layer.weights, layer.input_size
-            rows.append((depthwise, layer.in_channels, layer.out_channels, *sizes, i, operand))
-        return scaled_columns(rows)
+        for i, layer in enumerate(self.layers):
+            depthwise = not layer.linear and layer.in_channels == layer.groups
+            stride = 0 if layer.linear else layer.stride
+            places = layer.in_channels if layer.linear else layer.input_size**2
+            sizes = stride, layer.kernel_size, layer.weights, places
+            rows.append((depthwise, layer.in_channels, layer.out_channels, *sizes, i, *start))
+        return scaled_columns(rows, keep_constant=True)
+
+    def observations(self) -> Observations:
+        """What the agent observes before each step: the row of the layer, with the bits of the step before.
+
+        Bits are those that were taken, before they are lowered to the budget: as a fraction of the most with
+        activations, else as they are. The flag is 1 before activations and 0 before weights, but 1 in the first step.
+        All this is as in HAQ's code, for whatever operands have steps.
+        """
+        steps, rows = self.steps, self.layer_rows()[self.steps[:, 0]]
+        if self.activations:
+            rows[1:, -1] = steps[1:, 1]
+        unit = self.max_bit if self.activations else 1
+        return Observations(
+            rows=rows,
+            last=-2 if self.activations else -1,
+            taken=lambda actions: action_to_bits(actions, self.min_bit, self.max_bit) / unit,
+            carried=self.activations,
+        )
+
+    def raw_bits(self, actions: np.ndarray) -> np.ndarray:
+        """(layers, 2 or 1) the bits of actions (steps,) from 0 to 1, before they are lowered to the budget."""
+        bits = self.fixed.copy()
+        bits[tuple(self.steps.T)] = action_to_bits(actions, self.min_bit, self.max_bit)
+        return np.where(self.fixed == FREE, bits, self.fixed)
 
     def decide(self, actions: np.ndarray) -> np.ndarray:
         """The bits of actions (steps,) from 0 to 1, lowered until they fit the budget."""
-        bits = self.fixed.copy()
-        bits[self.fixed == FREE] = action_to_bits(actions, self.min_bit, self.max_bit)
-        return self.lowered(bits)
+        return self.lowered(self.raw_bits(actions))
 
     def lowered(self, bits: np.ndarray) -> np.ndarray:
         """Lower bits until their cost fits the budget.

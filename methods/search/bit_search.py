@@ -14,6 +14,7 @@ from apq.model import ModelSpec
 from apq.policy import NOT_QUANTIZED, QUANTIZERS, Policy, first_runs, layer_names
 from apq.resume import NOT_KEPT, Resume
 from elastic_nn.training.policies import PolicyScorer, ShortFinetune
+from elastic_nn.training.pruned import weights_left
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.session import Session
 from lut.bit_costs import BitCosts, linear_costs, weight_costs
@@ -51,7 +52,7 @@ def layers_of_model(net: nn.Module, spec: ModelSpec) -> list[ConvLayer]:
 class FoundPolicy:
     """A policy of a network. `episodes` is the search that found it, None for a given policy.
 
-    `original` is the top-1 (0 to 1) of the float network on the validation images of an episode.
+    `original` is the top-1 (0 to 1) of the float network on the images that an episode is scored on.
     """
 
     policy: Policy
@@ -59,11 +60,18 @@ class FoundPolicy:
     original: float | None = None
 
 
-def make_task(net: nn.Module, spec: ModelSpec, quantizer: str, quantity: str, cost_model: CostModel) -> Task:
-    """List the layers of a network and price them. UserError if the cost model has no cost of `quantity` at 8 bits."""
+def make_task(
+    net: nn.Module, spec: ModelSpec, quantizer: str, quantity: str, cost_model: CostModel, *, is_pruned: bool = False
+) -> Task:
+    """List the layers of a network and price them. UserError if the cost model has no cost of `quantity` at 8 bits.
+
+    Where weights alone are quantized, those of a pruned network that are zero have no size (HAQ).
+    """
     layers = layers_of_model(net, spec)
-    weights_only = QUANTIZERS[quantizer].weights_only
-    costs = weight_costs(layers) if weights_only else linear_costs(layers, quantity, cost_model)
+    if QUANTIZERS[quantizer].weights_only:
+        costs = weight_costs(layers, weights_left(net, layer_names(layers)) if is_pruned else None)
+    else:
+        costs = linear_costs(layers, quantity, cost_model)
     return Task(net=net, spec=spec, layers=layers, costs=costs, cost_model=cost_model)
 
 
@@ -82,6 +90,7 @@ def environment_of(task: Task, config: BitSearch) -> BitEnvironment:
         fixed=fixed_bits(len(task.own_layers), activations=activations, keep_ends=config.keep_ends),
         min_bit=config.min_bit,
         max_bit=config.max_bit,
+        every_operand=config.steps == "all",
     )
 
 
@@ -94,9 +103,15 @@ def policy_of_bits(layers: Sequence[ConvLayer], quantizer: str, bits: np.ndarray
 
 
 def make_scorer(task: Task, config: BitSearch, train: TrainConfig, session: Session) -> PolicyScorer:
-    """A scorer of policies, each after one epoch of `train`. The network of the task is quantized in place."""
+    """A scorer of policies, each after a finetune by `train`. The network of the task is quantized in place."""
     finetune = ShortFinetune(
-        train=train, side=task.spec.resolution, train_images=config.train_images, val_images=config.val_images
+        train=train,
+        side=task.spec.resolution,
+        train_images=config.train_images,
+        val_images=config.val_images,
+        reward=config.reward,
+        metric=config.metric,
+        keep_zeros=config.is_pruned,
     )
     return PolicyScorer(task.net, layer_names(task.layers), config.quantizer, finetune, session)
 
@@ -118,10 +133,11 @@ def search_bits(
     scorer = make_scorer(task, bits, config.train, replace(session, seed=config.agent.seed))
 
     def score(candidate: np.ndarray, _: int) -> tuple[float, dict[str, float]]:
-        top1 = scorer.top1(policy_of_bits(task.layers, bits.quantizer, candidate))
-        facts = {"accuracy": top1, "cost": environment.costs.total(candidate)}
-        return REWARD_SCALE * 100 * (top1 - scorer.original), facts
+        found = scorer.accuracy(policy_of_bits(task.layers, bits.quantizer, candidate))
+        gain = getattr(found, bits.metric) - getattr(scorer.original, bits.metric)
+        facts = {"accuracy": found.top1, "top5": found.top5, "cost": environment.costs.total(candidate)}
+        return REWARD_SCALE * 100 * gain, facts
 
-    found = find(environment.features(), environment.decide, score, config.agent, resume=resume, log=log)
+    found = find(environment.observations(), environment.decide, score, config.agent, resume=resume, log=log)
     policy = policy_of_bits(task.layers, bits.quantizer, found.candidate)
-    return FoundPolicy(policy=policy, episodes=found, original=scorer.original)
+    return FoundPolicy(policy=policy, episodes=found, original=scorer.original.top1)

@@ -17,6 +17,7 @@ from apq.limits import LARGEST_LAYER
 from apq.resume import NOT_KEPT, Resume, State
 from apq.schema import array, each, fields, mapping, number, whole
 from methods.search.agent import Agent
+from methods.search.observations import Observations
 from methods.search.settings import AgentConfig
 
 OWN = ("episode", "reward", "best_reward", "noise")  # keys of a record that do not come from `score`
@@ -41,7 +42,7 @@ class Found:
 
 
 def find(
-    features: np.ndarray,
+    observations: Observations,
     decide: Callable[[np.ndarray], np.ndarray],
     score: Callable[[np.ndarray, int], tuple[float, dict[str, float]]],
     config: AgentConfig,
@@ -49,7 +50,7 @@ def find(
     resume: Resume = NOT_KEPT,
     log: Callable[[Record], None] = lambda record: None,
 ) -> Found:
-    """Run all episodes of an agent whose steps have these `features` (steps, S - 1).
+    """Run all episodes of an agent with these observations.
 
     `decide` turns the actions (steps,) of an episode, from 0 to 1, into a candidate of whole numbers. `score` returns
     its reward and other facts; a candidate that comes up again keeps its first score. While a candidate is scored, the
@@ -57,7 +58,7 @@ def find(
 
     The state is saved after an episode when that is due. `log` is called with each record, also with those of a state.
     """
-    agent = Agent(features, config)
+    agent = Agent(observations, config)
     candidates, history = _restored(agent, resume.load(partial(_check, agent, decide)))
     for record in history:
         log(record)
@@ -89,7 +90,7 @@ def find(
 
 def _check(agent: Agent, decide: Callable[[np.ndarray], np.ndarray], state: Any) -> None:
     """UserError unless these episodes can have saved the state."""
-    shape = np.shape(decide(np.zeros(len(agent.features))))  # of a candidate
+    shape = np.shape(decide(np.zeros(len(agent.observations))))  # of a candidate
     n = len(state["history"]) if isinstance(state, dict) and isinstance(state.get("history"), list) else 0
     fields(
         agent=agent.check_state, candidates=array("i", n, *shape, low=-1, high=LARGEST_LAYER), history=each(mapping)

@@ -75,10 +75,13 @@ def report(experiment: Experiment, result: SearchResult, cost_model: CostModel, 
     """Print a policy, its cost and the accuracy in its episode."""
     best, measured = result.settings["episode"], ""
     if best:
+        asked = result.settings["search"]
+        when, images = "after", f"{asked['val_images']} validation images"
+        if asked["reward"] == "training":
+            when, images = "within", f"the {asked['train_images']} images that it trains on"
         measured = (
-            f"top-1 {best['accuracy']:.2%} after the short finetune of episode {best['episode']}, "
-            f"{result.found_policy.original_top1:.2%} in floating point "
-            f"({result.settings['search']['val_images']} validation images)"
+            f"top-1 {best['accuracy']:.2%} {when} the short finetune of episode {best['episode']}, "
+            f"{result.found_policy.original_top1:.2%} in floating point ({images})"
         )
     heading = Heading(measured=measured, facts={"episode": best})
     report_result(experiment, result, cost_model, heading, as_json=as_json)

@@ -9,7 +9,10 @@ from apq.errors import UserError
 from apq.files import Record
 from apq.layers import FIXED_BITS
 from apq.policy import QUANTIZERS
-from elastic_nn.training.recipe import TrainConfig
+from elastic_nn.training.recipe import REWARDS, TrainConfig
+
+METRICS = ("top1", "top5")
+STEPS = ("free", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,12 @@ class BitSearch:
             8-bit network or, where weights alone are quantized, the bytes of the 32-bit weights.
         keep_ends: whether the first and last layer keep 8 bits.
         image_bits: bits at which the first layer's input is priced: 8, or 7 as in HAQ's code, by mistake.
-        train_images, val_images: images that an episode trains on, and is scored on.
+        train_images, val_images: images that an episode trains on (an epoch), and is scored on.
+        reward: "validation" or "training": the images on which an episode is rewarded (`ShortFinetune.reward`).
+        metric: "top1" or "top5": the accuracy that is rewarded.
+        steps: "free": the agent chooses the bits that are not fixed. "all": it also takes steps for fixed bits, in
+            vain, as in HAQ's code.
+        is_pruned: whether zero weights stay zero; where weights alone are quantized they have no size.
     """
 
     quantizer: str
@@ -73,6 +81,10 @@ class BitSearch:
     val_images: int
     budget: float | None = None
     image_bits: int = FIXED_BITS
+    reward: str = REWARDS[0]
+    metric: str = METRICS[0]
+    steps: str = STEPS[0]
+    is_pruned: bool = False
 
     def __post_init__(self) -> None:
         known = QUANTIZERS[self.quantizer]
@@ -93,11 +105,14 @@ class BitSearch:
             )
         if self.train_images < 2 or self.val_images < 1:
             raise UserError("an episode needs at least two training images and one validation image")
+        for what, known in (("reward", REWARDS), ("metric", METRICS), ("steps", STEPS)):
+            if (value := getattr(self, what)) not in known:
+                raise UserError(f"{what} must be one of {', '.join(known)}, not {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySearch:
-    """All settings of a search by an agent: the bits, the agent, and the training in an episode (one epoch)."""
+    """All settings of a search by an agent: the bits, the agent, and the training in an episode."""
 
     bits: BitSearch
     agent: AgentConfig

@@ -296,7 +296,7 @@ class _Run:
     def bits(self, pruned: _Pruned) -> tuple[FoundPolicy, StageFacts]:
         """Run the last stage, on a copy of the network."""
         config, task = self.config, self.bit_task(copy.deepcopy(pruned.whole.net), pruned.spec)
-        search = PolicySearch(bits=config.bits, agent=config.bits_agent, train=self.parts.recipe.pair_finetune)
+        search = PolicySearch(bits=config.bits, agent=config.bits_agent, train=self.parts.recipe.episode)
         state = self.resume.stage("bits")
         found = search_bits(task, search, self.session, state, lambda record: self.log("bits", record))
         best = found.episodes.record

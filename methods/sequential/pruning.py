@@ -28,6 +28,7 @@ from elastic_nn.training.session import Session
 from lut.cost_model import CostModel
 from methods.search.bit_search import REWARD_SCALE
 from methods.search.episodes import Found, find
+from methods.search.observations import with_last_action
 from methods.sequential.config import WidthSearch
 from methods.sequential.widths import width_environment, widths_of, with_widths
 
@@ -117,7 +118,9 @@ def search_widths(
         facts = {"accuracy": top1, "cost": environment.cost_of_widths(mid_channels)}
         return REWARD_SCALE * 100 * (top1 - original), facts
 
-    found = find(environment.features(), environment.decide, score, config.agent, resume=resume, log=log)
+    found = find(
+        with_last_action(environment.features()), environment.decide, score, config.agent, resume=resume, log=log
+    )
     pruned = prune_channels(whole, found.candidate)
     recalibrate(pruned.net, calibration, device, config.recalibration_images)
     return pruned, found, original

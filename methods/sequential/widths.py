@@ -63,7 +63,7 @@ class WidthEnvironment:
             )
 
     def features(self) -> np.ndarray:
-        """(blocks, 8) float32, each column scaled to 0 to 1: index of the block, input, mid and output channels,
+        """(blocks, 8) float64, each column scaled to 0 to 1: index of the block, input, mid and output channels,
         stride, kernel size, input side, MACs."""
         space, subnet = self.space, self.subnet
         sides, n_first = space.input_sides(subnet.resolution), len(first_layers(space, subnet.resolution, SCOPE))
