@@ -36,7 +36,7 @@ def worth(space, seed=0):
 
 
 def finder(space, limit, config=SHORT, quantity="bitops", accuracy=None):
-    cost = LatencyPredictor(quantity, space.budget_scope, space)
+    cost = LatencyPredictor(type=quantity, scope=space.budget_scope, space=space)
     lowest = cost.cheapest()[0]
     constraint = lowest * limit
     return EvolutionFinder(
@@ -118,7 +118,7 @@ def test_a_constraint_is_a_positive_number(limit):
 @spaces
 @pytest.mark.parametrize("factor", [1.0, 1.05, 1.5, 100.0])
 def test_any_budget_that_can_be_met_is_filled(space, factor):
-    cost = LatencyPredictor("bitops", "full", space)
+    cost = LatencyPredictor(type="bitops", scope="full", space=space)
     budget = Budget(cost=cost.predict, limit=cost.cheapest()[0] * factor)
     propose = newcomers(space, np.random.default_rng(0), cost.cheapest_genes())
     genes, costs, _ = fill(50, propose, budget, Seen.empty(space), max_rounds=20)
@@ -242,7 +242,7 @@ def test_zero_generations_are_a_random_draw():
 
 
 def test_a_budget_below_the_cheapest_names_it():
-    cost = LatencyPredictor("latency", "published", APQ_IMAGENET)
+    cost = LatencyPredictor(type="latency", scope="published", space=APQ_IMAGENET)
     lowest = cost.cheapest()[0]
     with pytest.raises(UserError, match=rf"cheapest subnet.*{lowest:.6g} ms"):
         EvolutionFinder(
@@ -251,7 +251,7 @@ def test_a_budget_below_the_cheapest_names_it():
 
 
 def test_without_a_cheapest_row_a_hopeless_budget_still_ends():
-    cost = LatencyPredictor("latency", "published", APQ_IMAGENET)
+    cost = LatencyPredictor(type="latency", scope="published", space=APQ_IMAGENET)
     search = EvolutionFinder(APQ_IMAGENET, worth(APQ_IMAGENET), cost.predict, 0.1, SHORT, unit="ms")
     with pytest.raises(UserError, match=r"within 0\.1 ms"):
         search.run()

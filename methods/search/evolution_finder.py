@@ -54,6 +54,15 @@ class EvolutionConfig:
             raise UserError(f"patience must be a positive number of generations or None, not {self.patience}")
 
 
+EVOLUTIONS = {
+    "default": EvolutionConfig(),
+    # APQ's code: run_evolution_search and its call with 500 iterations; block_mutation_prob of mutate_spec.
+    "published": EvolutionConfig(
+        population=100, generations=500, parent_ratio=0.25, mutation_prob=0.1, mutation_ratio=0.5
+    ),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """The best subnet, its predicted accuracy and its cost, and one record a generation."""
