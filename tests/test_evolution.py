@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from apq.errors import UserError
 from apq.genes import canonical, cardinalities, forbidden_slots, genes_of, sample, view
 from apq.presets import APQ_IMAGENET, DIGITS
-from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
+from methods import MODES
+from methods.evolution.evolution_finder import EVOLUTIONS, EvolutionConfig, EvolutionFinder
 from methods.search.budget import Budget, Seen, fill, newcomers
+from methods.search.flags import evolution_config
 from methods.search.operators import blend, crossover, mutate
 from report.plots import plot_history
 from utils.latency_predictor import LatencyPredictor
@@ -269,6 +271,26 @@ def test_nan_accuracies_are_an_error():
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(UserError):
         EvolutionConfig(**setting)
+
+
+def settings_of(flags, name="evolution"):
+    return evolution_config(MODES[name].load().build_parser().parse_args(["--constraint", "1", *flags]))
+
+
+@pytest.mark.parametrize("mode", ["evolution", "sequential"])
+def test_published_settings_have_one_name(mode):
+    """APQ's evolution_finder.py: population 100, a quarter are parents, 50 mutants, 50 crossovers, mutation 0.1;
+    evo_main_gather.py: 500 generations."""
+    expected = EvolutionConfig(
+        population=100, generations=500, parent_ratio=25 / 100, mutation_prob=0.1, mutation_ratio=50 / (50 + 50)
+    )
+    assert settings_of(["--evolution", "published"], mode) == expected
+    changed = settings_of(["--mutation_prob", "0.3", "--evolution", "published", "--seed", "3"], mode)
+    assert changed == dataclasses.replace(expected, mutation_prob=0.3, seed=3)
+    assert settings_of([], mode) == settings_of(["--evolution", "default"], mode) == EvolutionConfig()
+    assert settings_of(["--population", "7"], mode) == EvolutionConfig(population=7)
+    candidates = {config.population * config.generations for config in EVOLUTIONS.values()}
+    assert candidates == {50_000}  # both searches cost the same
 
 
 def test_the_history_is_drawn(tmp_path):

@@ -188,22 +188,26 @@ def test_a_killed_measurement_continues(here, monkeypatch, capsys):
     assert files_of("killed") == files_of("whole")
 
 
-def test_processes_share_the_points(here):
+def under_torchrun(*words):
+    """Standard output of a script in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for name, launcher in (("one", []), ("two", two)):
-        words = [sys.executable, *launcher, str(ROOT / "search.py"), *SEARCH, "--exp_name", name, *AS_THEY_ARE, "3"]
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("3 points measured") == 1
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_processes_share_the_points(here, capsys):
+    search([*SEARCH, "--exp_name", "one", *AS_THEY_ARE, "3"])
+    shown = under_torchrun(ROOT / "search.py", *SEARCH, "--exp_name", "two", *AS_THEY_ARE, "3")
+    assert shown.count("3 points measured") == 1
     assert len(measured_of("one")) == 3
     assert files_of("one") == files_of("two")
-    words = [sys.executable, *two, str(ROOT / "test.py"), "--exp_dir", "exps/one", "--json"]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, check=True)
-    (line,) = done.stdout.splitlines()
-    words = [sys.executable, str(ROOT / "test.py"), "--exp_dir", "exps/one", "--json"]
-    alone = json.loads(subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, check=True).stdout)
-    shared = json.loads(line)
+
+    capsys.readouterr()
+    report(["--exp_dir", "exps/one", "--json"])
+    alone = json.loads(capsys.readouterr().out)
+    shared = json.loads(under_torchrun(ROOT / "test.py", "--exp_dir", "exps/one", "--json"))
     assert shared.pop("loss") == pytest.approx(alone.pop("loss"))
     assert shared == alone
 
