@@ -1,10 +1,11 @@
 """Accuracy and costs of an experiment, recomputed from its checkpoint and arch file.
 
-Accuracy is measured on the test images. Without a checkpoint, a subnet of a supernet that was trained quantized is
-measured as it is there: calibrated, not finetuned. Costs are those of batch 1, by the cost model of the search, in both
-scopes: "full" counts every layer, "published" leaves out the first inverted-residual block and the classifier. For the
-policy of a given network, the costs at 8 bits are printed beside its own, and its bits are drawn. A network that was
-searched with a table of measured costs is also priced by that table.
+Accuracy is measured on the test images, which the processes of torchrun share. Without a checkpoint, a subnet of a
+supernet that was trained quantized is measured as it is there: calibrated, not finetuned. An experiment that has an
+`arch` file alone, as published, is priced without an accuracy. Costs are those of batch 1, by the cost model of the
+search, in both scopes: "full" counts every layer, "published" leaves out the first inverted-residual block and the
+classifier. For the policy of a given network, the costs at 8 bits are printed beside its own, and its bits are drawn. A
+network that was searched with a table of measured costs is also priced by that table.
 """
 
 from __future__ import annotations
@@ -38,4 +39,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, alone=True)
+    run(main)

@@ -222,3 +222,9 @@ def _complain(by_problem: Mapping[str, list[Any]]) -> None:
     ]
     if problems:
         raise UserError("weights do not fit the network, keys: " + "; ".join(problems))
+
+
+def trained_for(predictor: Path) -> str | None:
+    """Digest of the supernet whose pairs the predictor in a file was trained on; None where it is not known."""
+    made_by = load_checkpoint(predictor).get("data") if predictor.exists() else None
+    return made_by.get("supernet") if isinstance(made_by, dict) else None

@@ -144,24 +144,25 @@ class Experiment:
         return contents
 
     @contextlib.contextmanager
-    def replaced(self) -> Iterator[Experiment]:
+    def replaced(self, *, more: bool = False) -> Iterator[Experiment]:
         """Yield an empty experiment to fill. If the block succeeds, it takes the place of this one by a rename.
 
         At any instant one of the two is there, whole. States of unfinished work go with the old one, so that a killed
         run can continue until then. Files of others, which may have come during the run, are moved into the new one.
-        UserError, before anything has changed, if they have names that a run gives.
+        UserError, before anything has changed, if they have names that a run gives. With `more` the run goes on after
+        it: killed then, it is not finished.
         """
-        with self._rewritten(keeps=False) as new:
+        with self._rewritten(keeps=False, more=more) as new:
             yield new
 
     @contextlib.contextmanager
-    def edited(self) -> Iterator[Experiment]:
+    def edited(self, *, more: bool = False) -> Iterator[Experiment]:
         """As `replaced`, but the experiment to fill has the files of this one. Write them anew, not in place."""
-        with self._rewritten(keeps=True) as new:
+        with self._rewritten(keeps=True, more=more) as new:
             yield new
 
     @contextlib.contextmanager
-    def _rewritten(self, *, keeps: bool) -> Iterator[Experiment]:
+    def _rewritten(self, *, keeps: bool, more: bool) -> Iterator[Experiment]:
         with self.locked() as lock:
             contents = self.check_own(guests=True)
             try:
@@ -178,7 +179,7 @@ class Experiment:
                     raise UserError(
                         f"{self.path} was changed by something else while this run worked; nothing was written"
                     )
-                lock.publishing(lock.folder)
+                lock.publishing(lock.folder, more=more)
                 old = put_in_place(new.path, lock.folder)
             except OSError as error:
                 shutil.rmtree(new.path, ignore_errors=True)

@@ -54,9 +54,12 @@ class Lock:
     seen: Any = None
     _note: Note = field(default_factory=dict)
 
-    def publishing(self, result: Path) -> None:
-        """Note that `result` is about to be put in place by a rename. A kill after it leaves a finished run."""
-        self._note |= {"result": str(result), "was": identity(result)}
+    def publishing(self, result: Path, *, more: bool = False) -> None:
+        """Note that `result` is about to be put in place by a rename. A kill after it leaves a finished run.
+
+        With `more` the run goes on after it: killed then, it is not finished.
+        """
+        self._note |= {"result": str(result), "was": identity(result), "more": more}
         _write(self.file, self._note)
 
     def cleared(self) -> None:
@@ -157,7 +160,7 @@ def _signed(place: Path, file: int) -> Lock:
     if before is None:
         raise UserError(f"{lock_file(place)} is in the way: it is not a lock of this program")
     me: Note = {"command": shlex.join(sys.argv), "folder": str(Path.cwd())}
-    finished = _published(before) and {key: before.get(key) for key in me} == me
+    finished = _published(before) and not before.get("more") and {key: before.get(key) for key in me} == me
     note = {"pid": os.getpid(), "host": platform.node(), **me, "was": before.get("was")}
     lock = Lock(place, file, finished, before.get("was"), _note=note)
     _write(file, note)

@@ -34,7 +34,8 @@ STAGED = ".new"  # where earlier versions built a result, inside the folder
 STATE = re.compile(r".+\.state\.pt")
 METHODS = ("search", "front", "agent", "sequential", "pruning", "finetune", "bits")
 METHOD_STATES = {f"{name}.state.pt" for name in METHODS}
-JOURNAL = re.compile(r"(?P<stem>evaluated(\.state)?)(-\d+)?\.jsonl?")
+JOURNAL = re.compile(r"(?P<stem>evaluated(\.state)?|measured\.state)(-\d+)?\.jsonl?")
+JOURNAL_KEYS = ("coarse_to_fine", "front")  # what journals of methods say that they are of
 RECORD_KEYS = {"acc_predictor_dir", "scope", "accelerator", "cost_model", "measured", "image_bits", "of_what"}
 FEWEST_KEYS = 2  # of these, in the `config.json` of any version; others have no use for such names
 STATE_KEYS = (b"format", b"asked", b"state")
@@ -158,7 +159,10 @@ def _is_unfinished(folder: Path, path: str, *, known: bool) -> bool:
         return known or path in METHOD_STATES if own is None else own
     if found := JOURNAL.fullmatch(path):
         asked = folder / f"{found['stem']}.json"
-        return asked.is_file() and (not isinstance(data := _json(asked), (dict, list)) or "coarse_to_fine" in data)
+        if not asked.is_file():
+            return False
+        data = _json(asked)
+        return not isinstance(data, (dict, list)) or any(key in data for key in JOURNAL_KEYS)
     return False
 
 

@@ -43,7 +43,7 @@ from elastic_nn.training.finetune import quantized_subnet, train_epochs
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
-from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
+from methods.evolution.evolution_finder import EVOLUTIONS, EvolutionFinder
 from utils.accuracy_predictor import AccuracyPredictor
 from utils.latency_predictor import LatencyPredictor
 from utils.predictor_files import load_predictor
@@ -122,7 +122,7 @@ def plan_budget(
     repeats: int,
 ) -> list[tuple[dict[str, object], Subnet, int]]:
     """The finetunes of one seed and budget: several of the searched subnet, one of each random subnet."""
-    evolution = EvolutionConfig(seed=seed)
+    evolution = replace(EVOLUTIONS["published"], seed=seed)
     finder = EvolutionFinder(space, predictor.fast(), cost.predict, budget, evolution, cost.cheapest_genes(), cost.unit)
     found = finder.run().subnet
     pool = sample(space, 100_000, np.random.default_rng([seed, round(budget * 1e6)]))

@@ -65,8 +65,8 @@ def build_parser() -> Parser:
     parser.add_argument("--n_budgets", type=int, default=5, help="budgets; an evolution runs for each")
     parser.add_argument("--population", type=int, default=500, help="of NSGA-II")
     parser.add_argument("--generations", type=int, default=1000, help="of NSGA-II")
-    parser.add_argument("--evolution_population", type=int, default=100, help="of each evolution")
-    parser.add_argument("--evolution_generations", type=int, default=1000, help="of each evolution")
+    parser.add_argument("--evolution_population", type=int, default=500, help="of each evolution")
+    parser.add_argument("--evolution_generations", type=int, default=200, help="of each evolution")
     return parser
 
 

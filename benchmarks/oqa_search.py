@@ -49,7 +49,7 @@ from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
 from lut.population import PopulationCost
 from methods.coarse_to_fine.finder import CoarseToFineConfig, Measured, coarse_to_fine
-from methods.coarse_to_fine.measurement import Measurement
+from methods.search.measurement import Measurement
 from report.plots import plot_top1
 
 METHODS = ("joint", "NAS, cut", "NAS, trained")

@@ -24,7 +24,7 @@ from apq.presets import APQ_IMAGENET
 from benchmarks.machine import describe
 from lut.bitfusion import BitFusion
 from lut.population import PopulationCost
-from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
+from methods.evolution.evolution_finder import EVOLUTIONS, EvolutionFinder
 from utils.accuracy_predictor import AccuracyPredictor
 
 N_CANDIDATES = 16_384
@@ -42,7 +42,7 @@ def main() -> None:
     predictor, cost = AccuracyPredictor(space).fast(), PopulationCost(space, "latency", BitFusion(), "published")
     genes = sample(space, N_CANDIDATES, np.random.default_rng(0))
     finder = EvolutionFinder(
-        space, predictor, cost.predict, args.constraint, EvolutionConfig(), cost.cheapest_genes(), cost.unit
+        space, predictor, cost.predict, args.constraint, EVOLUTIONS["published"], cost.cheapest_genes(), cost.unit
     )
     cost_us, predictor_us, both_us = (
         1e6 * fastest(args.repeats, part, genes) / len(genes)

@@ -38,7 +38,7 @@ from elastic_nn.training.session import Session
 from lut.bitfusion import BitFusion
 from lut.costs import network_costs
 from lut.population import PopulationCost
-from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
+from methods.evolution.evolution_finder import EVOLUTIONS, EvolutionFinder
 from methods.search.settings import AgentConfig
 from methods.sequential.config import SequentialConfig, Split
 from methods.sequential.pipeline import Parts, run_sequential
@@ -87,7 +87,7 @@ def joint(
     space = supernet.space
     cost = PopulationCost(space, "latency", COST_MODEL, SCOPE)
     accuracy = load_predictor(folder.acc_quant, space).fast()
-    config = EvolutionConfig(seed=seed)
+    config = replace(EVOLUTIONS["published"], seed=seed)
     found = EvolutionFinder(space, accuracy, cost.predict, constraint, config, cost.cheapest_genes(), cost.unit).run()
     seed_epoch(seed, 0)
     net = quantized_subnet(supernet.to(device), found.subnet, splits, recipe.recalibration_images, device)
@@ -105,7 +105,7 @@ def sequential(
     config = SequentialConfig(
         quantity="latency",
         split=Split(constraint=constraint),
-        evolution=EvolutionConfig(seed=seed),
+        evolution=replace(EVOLUTIONS["published"], seed=seed),
         pruning_agent=AgentConfig(episodes=PRUNING_EPISODES, seed=seed),
         recalibration_images=256,
         finetune=replace(recipe.finetune, epochs=FLOAT_EPOCHS),

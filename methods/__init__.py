@@ -45,7 +45,8 @@ MODES: dict[str, Mode] = {
         Mode(
             name="nsga2",
             module="methods.nsga2.command",
-            summary="the front of accuracy and costs, for all budgets at once; pick a point of it later",
+            summary="the front of accuracy and costs, for all budgets at once; pick or measure points of it later",
+            shares=True,
         ),
         Mode(
             name="coarse_to_fine",

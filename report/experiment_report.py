@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from apq.checkpoint import digest, load_checkpoint
+from apq.checkpoint import digest, load_checkpoint, trained_for
 from apq.cli import table
 from apq.device import resolve_device
 from apq.errors import UserError
@@ -19,15 +20,18 @@ from apq.files import Record
 from apq.layers import ConvLayer
 from apq.model_folder import ModelFolder
 from apq.policy import QUANTIZERS, Policy, priced_layers
-from apq.search_result import PolicyChoice, SearchResult, read_result
-from apq.subnet import spec_of
+from apq.search_result import PolicyChoice, SearchResult, SubnetChoice, read_result
+from apq.space import SearchSpace
+from apq.subnet import Subnet, spec_of
 from dataset import check_classes, image_folder, load_splits, names_of_outputs
 from dataset.imagenet import unreadable
-from dataset.splits import ImageSpec, Splits, make_loader
+from dataset.splits import ImageSpec, Splits
 from elastic_nn.networks.policy_file import PolicyModel, load_finetuned_policy
 from elastic_nn.networks.subnet_file import FinetunedSubnet, load_finetuned
+from elastic_nn.training.distributed import processes, sum_over
 from elastic_nn.training.engine import Accuracy, evaluate
 from elastic_nn.training.found_subnet import FoundSubnet, load_found
+from elastic_nn.training.session import Execution, Session
 from lut.bit_costs import linear_costs, weight_costs
 from lut.cost_model import CostModel, cost_model_from_flags, recorded_cost_model
 from lut.costs import NetworkCost, by_scope, cost_of, cost_rows, network_costs
@@ -40,30 +44,65 @@ BITS_PICTURE = "bits.png"  # in the folder of an experiment with a policy
 def report_experiment(args: argparse.Namespace) -> None:
     """Measure and print the network of the experiment that the flags of `test.py` name."""
     experiment = Experiment(args.exp_dir)
-    if experiment.policy.exists():
-        report_policy(args, experiment)
-    else:
-        report_subnet(args, experiment)
+    with processes(resolve_device(args.device)) as execution:
+        if experiment.policy.exists():
+            report_policy(args, experiment, execution)
+        elif args.supernet is None and experiment.arch.exists() and not has_weights(experiment):
+            if execution.main:
+                report_costs(args, experiment)
+        else:
+            report_subnet(args, experiment, execution)
 
 
-def report_subnet(args: argparse.Namespace, experiment: Experiment) -> None:
+def has_weights(experiment: Experiment) -> bool:
+    """Whether there are weights to measure: a checkpoint, or the supernet that `config.json` names."""
+    return experiment.best_checkpoint.exists() or experiment.config.exists()
+
+
+def report_costs(args: argparse.Namespace, experiment: Experiment) -> None:
+    """Print the costs of an experiment that has an `arch` file alone, as published: there are no weights to measure."""
+
+    def read() -> tuple[SubnetChoice, CostModel]:
+        return read_result(experiment).found_subnet, cost_model_of(args, experiment)
+
+    found, cost_model = experiment.whole(read)
+    if args.json:
+        print(json.dumps({"top1": None, **facts_of(found.space, found.subnet, cost_model)}))
+        return
+    print(f"{experiment.path}: space {found.space.name}, an arch file alone, no weights to measure")
+    print("\n".join(cost_lines(found.space, found.subnet, cost_model)))
+
+
+def report_subnet(args: argparse.Namespace, experiment: Experiment, execution: Execution) -> None:
     """Measure a subnet on the test images; print its accuracy and costs."""
 
     def read() -> tuple[FinetunedSubnet, Splits, bool, CostModel]:
         return *load_network(args, experiment), experiment.best_checkpoint.exists(), cost_model_of(args, experiment)
 
     (net, space, subnet, _), splits, finetuned, cost_model = experiment.whole(read)
-    accuracy, skipped = measure(args, net, splits, subnet.resolution)
-    costs = network_costs(space, subnet, cost_model)
+    accuracy, skipped = measure(args, net, splits, subnet.resolution, execution)
+    if not execution.main:
+        return
     if args.json:
-        network = {"costs": {scope: asdict(cost) for scope, cost in costs.items()}, "subnet": spec_of(space, subnet)}
-        facts = {"space": space.name, **asdict(accuracy), "n_skipped": skipped, "priced_by": str(cost_model)}
-        print(json.dumps({**facts, "from_supernet": not finetuned, **network}))
+        facts = {**asdict(accuracy), "n_skipped": skipped, "from_supernet": not finetuned}
+        print(json.dumps({**facts, **facts_of(space, subnet, cost_model)}))
         return
     how = "" if finetuned else " as it is in its supernet, not finetuned"
     print_accuracy(f"{experiment.path}: space {space.name}{how}", accuracy, skipped)
-    print(table(cost_rows(by_scope(costs))))
-    print(f"latency and energy: {cost_model}")
+    print("\n".join(cost_lines(space, subnet, cost_model)))
+
+
+def facts_of(space: SearchSpace, subnet: Subnet, cost_model: CostModel) -> Record:
+    """A subnet and its costs as plain data, for --json."""
+    costs = {scope: asdict(cost) for scope, cost in network_costs(space, subnet, cost_model).items()}
+    facts = {"space": space.name, "priced_by": str(cost_model)}
+    return {**facts, "costs": costs, "subnet": spec_of(space, subnet)}
+
+
+def cost_lines(space: SearchSpace, subnet: Subnet, cost_model: CostModel) -> list[str]:
+    """The costs of a subnet as lines of text."""
+    costs = network_costs(space, subnet, cost_model)
+    return [table(cost_rows(by_scope(costs))), f"latency and energy: {cost_model}"]
 
 
 def load_network(args: argparse.Namespace, experiment: Experiment) -> tuple[FinetunedSubnet, Splits]:
@@ -83,13 +122,12 @@ def load_network(args: argparse.Namespace, experiment: Experiment) -> tuple[Fine
 def check_supernet(experiment: Experiment, found: FoundSubnet) -> None:
     """UserError if the supernet is not the one that the predictor of the search was trained for."""
     predictor = ModelFolder(read_result(experiment).found_subnet.models).acc_quant
-    made_by = load_checkpoint(predictor).get("data") if predictor.exists() else None
-    expected = made_by.get("supernet") if isinstance(made_by, dict) else None
+    expected = trained_for(predictor)
     if expected is not None and expected != digest(found.supernet.state_dict()):
         raise UserError(f"{found.file} is not the supernet that {predictor} was trained for: give that with --supernet")
 
 
-def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
+def report_policy(args: argparse.Namespace, experiment: Experiment, execution: Execution) -> None:
     """Measure the network of a policy on the test images; print its accuracy and costs, draw its bits."""
     if args.supernet is not None:
         raise UserError(f"{experiment.path} has its own network: leave --supernet out")
@@ -100,7 +138,10 @@ def report_policy(args: argparse.Namespace, experiment: Experiment) -> None:
         return result, found, cost_model_of(args, experiment) if priced else None
 
     result, (net, spec, policy, layers, images), cost_model = experiment.whole(read)
-    accuracy, skipped = measure(args, net, load_images(args, spec, images, experiment), spec.resolution)
+    splits = load_images(args, spec, images, experiment)
+    accuracy, skipped = measure(args, net, splits, spec.resolution, execution)
+    if not execution.main:
+        return
     drawn = draw_bits(experiment, policy, layers)
     costs = costs_of_policy(result, cost_model)
     if args.json:
@@ -204,11 +245,15 @@ def load_images(args: argparse.Namespace, spec: ImageSpec, images: Record | None
     return splits
 
 
-def measure(args: argparse.Namespace, net: nn.Module, splits: Splits, side: int) -> tuple[Accuracy, int]:
-    """Accuracy on the test images, and the number of test images that could not be read."""
-    device = resolve_device(args.device)
-    test = make_loader(splits.test, args.batch_size, sides=(side,))
-    return evaluate(net.to(device), test, device), unreadable(splits.test)
+def measure(
+    args: argparse.Namespace, net: nn.Module, splits: Splits, side: int, execution: Execution
+) -> tuple[Accuracy, int]:
+    """Accuracy on the test images, and the number of test images that could not be read. Processes share the images."""
+    session = Session(splits=splits, device=resolve_device(args.device), execution=execution)
+    test = session.loader(splits.test, args.batch_size, sides=(side,))
+    accuracy = evaluate(net.to(session.device), test, session.device, execution=execution)
+    skipped = torch.tensor(float(unreadable(splits.test)), device=session.device)
+    return accuracy, int(sum_over(skipped, execution))
 
 
 def print_accuracy(title: str, accuracy: Accuracy, skipped: int) -> None:

@@ -149,21 +149,33 @@ def plot_front(
 
 
 def plot_predicted_front(
-    accuracy: np.ndarray, costs: Mapping[str, np.ndarray], units: Mapping[str, str], picked: int, path: Path
+    accuracy: np.ndarray,
+    costs: Mapping[str, np.ndarray],
+    units: Mapping[str, str],
+    picked: int,
+    path: Path,
+    measured: np.ndarray,
 ) -> None:
     """Write a PNG of a front of predicted accuracies `(n,)`: one panel a cost, with the `picked` point marked.
 
-    The colour of a point shows its first cost.
+    The colour of a point shows its first cost. `measured` accuracies `(n,)`, NaN where there are none, are drawn below
+    or above their predictions.
     """
+    known = ~np.isnan(measured)
     figure = new_figure(1 + 5.5 * len(costs), 5)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     (first, colours), *_ = costs.items()
     for axes, (name, cost) in zip(panels, costs.items(), strict=True):
         points = axes.scatter(cost, 100 * accuracy, s=9, c=colours)
         axes.plot(cost[picked], 100 * accuracy[picked], "o", markersize=10, markerfacecolor="none", color="C3")
+        if known.any():
+            ends = 100 * np.sort([accuracy[known], measured[known]], axis=0)
+            axes.vlines(cost[known], *ends, color="black", linewidth=0.5)
+            axes.plot(cost[known], 100 * measured[known], "x", markersize=6, color="black", label="measured")
+            axes.legend(loc="lower right", frameon=False)
         axes.set_xlabel(f"{name} ({units[name]})")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("predicted top-1 accuracy (%)")
+    panels[0].set_ylabel("top-1 accuracy (%), predicted" + (" and measured" if known.any() else ""))
     if len(costs) > 1:
         figure.colorbar(points, ax=panels, label=f"{first} ({units[first]})")
     write_figure(figure, path)

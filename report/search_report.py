@@ -79,10 +79,11 @@ def result_as_text(experiment: Experiment, result: SearchResult, cost_model: Cos
 def _subnet_lines(result: SearchResult, cost_model: CostModel, heading: Heading) -> tuple[str, list[str]]:
     space, subnet = result.found_subnet.space, result.found_subnet.subnet
     budget = "" if result.limit is None else f" for {result.quantity} <= {result.limit:g} {result.unit}"
-    top1, how = result.measured_top1, f"top-1 {{:.2%}}{heading.measured and ' ' + heading.measured}"
-    if top1 is None:
-        top1, how = result.predicted_top1, "predicted top-1 {:.2%}"
-    accuracy = [] if top1 is None else [how.format(top1)]
+    tops = (
+        (result.predicted_top1, "predicted top-1 {:.2%}"),
+        (result.measured_top1, f"top-1 {{:.2%}}{heading.measured and ' ' + heading.measured}"),
+    )
+    accuracy = [how.format(top1) for top1, how in tops if top1 is not None]
     cost = f"{result.quantity} {result.cost:g} {result.unit} ({result.scope} scope)"
     return f"best subnet of space {space.name}{budget}", [
         listing(shown_spec(space, spec_of(space, subnet))),

@@ -31,11 +31,11 @@ spaces = pytest.mark.parametrize("space", ALL.values(), ids=ALL)
 
 
 def flops_of(space):
-    return LatencyPredictor("flops", "full", space).predict
+    return LatencyPredictor(type="flops", scope="full", space=space).predict
 
 
 def range_of(space):
-    cost = LatencyPredictor("flops", "full", space)
+    cost = LatencyPredictor(type="flops", scope="full", space=space)
     return cost.cheapest()[0], cost.predict_lat(largest_subnet(space))
 
 

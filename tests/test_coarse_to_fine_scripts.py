@@ -143,7 +143,7 @@ def test_another_constraint_chooses_again_without_measuring(here):
                 "--exp_name",
                 "a",
                 "--constraint",
-                str((cheapest + LatencyPredictor("flops", "full", DIGITS).cheapest()[0]) / 2),
+                str((cheapest + LatencyPredictor(type="flops", scope="full", space=DIGITS).cheapest()[0]) / 2),
             ]
         )
     assert files_of(root / "exps/a") == before

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from apq.errors import UserError
 from apq.genes import canonical, cardinalities, forbidden_slots, genes_of, sample, view
 from apq.presets import APQ_IMAGENET, DIGITS
-from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
+from methods import MODES
+from methods.evolution.evolution_finder import EVOLUTIONS, EvolutionConfig, EvolutionFinder
 from methods.search.budget import Budget, Seen, fill, newcomers
+from methods.search.flags import evolution_config
 from methods.search.operators import blend, crossover, mutate
 from report.plots import plot_history
 from utils.latency_predictor import LatencyPredictor
@@ -36,7 +38,7 @@ def worth(space, seed=0):
 
 
 def finder(space, limit, config=SHORT, quantity="bitops", accuracy=None):
-    cost = LatencyPredictor(quantity, space.budget_scope, space)
+    cost = LatencyPredictor(type=quantity, scope=space.budget_scope, space=space)
     lowest = cost.cheapest()[0]
     constraint = lowest * limit
     return EvolutionFinder(
@@ -118,7 +120,7 @@ def test_a_constraint_is_a_positive_number(limit):
 @spaces
 @pytest.mark.parametrize("factor", [1.0, 1.05, 1.5, 100.0])
 def test_any_budget_that_can_be_met_is_filled(space, factor):
-    cost = LatencyPredictor("bitops", "full", space)
+    cost = LatencyPredictor(type="bitops", scope="full", space=space)
     budget = Budget(cost=cost.predict, limit=cost.cheapest()[0] * factor)
     propose = newcomers(space, np.random.default_rng(0), cost.cheapest_genes())
     genes, costs, _ = fill(50, propose, budget, Seen.empty(space), max_rounds=20)
@@ -242,7 +244,7 @@ def test_zero_generations_are_a_random_draw():
 
 
 def test_a_budget_below_the_cheapest_names_it():
-    cost = LatencyPredictor("latency", "published", APQ_IMAGENET)
+    cost = LatencyPredictor(type="latency", scope="published", space=APQ_IMAGENET)
     lowest = cost.cheapest()[0]
     with pytest.raises(UserError, match=rf"cheapest subnet.*{lowest:.6g} ms"):
         EvolutionFinder(
@@ -251,7 +253,7 @@ def test_a_budget_below_the_cheapest_names_it():
 
 
 def test_without_a_cheapest_row_a_hopeless_budget_still_ends():
-    cost = LatencyPredictor("latency", "published", APQ_IMAGENET)
+    cost = LatencyPredictor(type="latency", scope="published", space=APQ_IMAGENET)
     search = EvolutionFinder(APQ_IMAGENET, worth(APQ_IMAGENET), cost.predict, 0.1, SHORT, unit="ms")
     with pytest.raises(UserError, match=r"within 0\.1 ms"):
         search.run()
@@ -269,6 +271,26 @@ def test_nan_accuracies_are_an_error():
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(UserError):
         EvolutionConfig(**setting)
+
+
+def settings_of(flags, name="evolution"):
+    return evolution_config(MODES[name].load().build_parser().parse_args(["--constraint", "1", *flags]))
+
+
+@pytest.mark.parametrize("mode", ["evolution", "sequential"])
+def test_published_settings_have_one_name(mode):
+    """APQ's evolution_finder.py: population 100, a quarter are parents, 50 mutants, 50 crossovers, mutation 0.1;
+    evo_main_gather.py: 500 generations."""
+    expected = EvolutionConfig(
+        population=100, generations=500, parent_ratio=25 / 100, mutation_prob=0.1, mutation_ratio=50 / (50 + 50)
+    )
+    assert settings_of(["--evolution", "published"], mode) == expected
+    changed = settings_of(["--mutation_prob", "0.3", "--evolution", "published", "--seed", "3"], mode)
+    assert changed == dataclasses.replace(expected, mutation_prob=0.3, seed=3)
+    assert settings_of([], mode) == settings_of(["--evolution", "default"], mode) == EvolutionConfig()
+    assert settings_of(["--population", "7"], mode) == EvolutionConfig(population=7)
+    candidates = {config.population * config.generations for config in EVOLUTIONS.values()}
+    assert candidates == {50_000}  # both searches cost the same
 
 
 def test_the_history_is_drawn(tmp_path):

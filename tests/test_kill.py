@@ -104,7 +104,7 @@ def test_predictor_training(root):
 def test_search(root):
     for side in ("whole", "killed"):
         finish(["search.py", "--prepare", "acc_quant", "--acc_train_sample", "12"], root / side)
-    command = ["search.py", "--constraint", "0.05", "--generations", "2500", "--exp_name", "e"]
+    command = ["search.py", "--constraint", "0.05", "--population", "100", "--generations", "2500", "--exp_name", "e"]
     run_both(command, root, "exps/e/search.state.pt", 3, 0.5)
     for name in ("arch", "lat", "history.jsonl", "config.json"):
         one, other = ((root / side / "exps/e" / name).read_text() for side in ("whole", "killed"))

@@ -31,7 +31,7 @@ BUILT = {}
 def predictor_of(space, quantity, scope="published"):
     key = space.name, quantity, scope
     if key not in BUILT:
-        BUILT[key] = LatencyPredictor(quantity, scope, space)
+        BUILT[key] = LatencyPredictor(type=quantity, scope=scope, space=space)
     return BUILT[key]
 
 
@@ -133,7 +133,7 @@ def test_bitops_and_bytes_by_hand():
 
 
 def test_another_accelerator_costs_otherwise():
-    slow = LatencyPredictor("latency", space=DIGITS, accelerator=Accelerator(clock_mhz=250.0))
+    slow = LatencyPredictor(type="latency", space=DIGITS, accelerator=Accelerator(clock_mhz=250.0))
     genes = sample(DIGITS, 5, np.random.default_rng(0))
     assert slow.predict(genes) == pytest.approx(2 * predictor_of(DIGITS, "latency").predict(genes))
 
@@ -145,9 +145,12 @@ def test_a_table_of_ones_own_device_replaces_the_model(tmp_path):
     net = subnets_of(DIGITS, sample(DIGITS, 1, np.random.default_rng(0)))[0]
     n_layers = len(layers_of(DIGITS, net, "published"))
     for quantity, each in (("latency", 2.0), ("energy", 3.0)):
-        assert LatencyPredictor(quantity, "published", DIGITS, table=table).predict_lat(net) == each * n_layers
+        assert (
+            LatencyPredictor(type=quantity, scope="published", space=DIGITS, table=table).predict_lat(net)
+            == each * n_layers
+        )
     with pytest.raises(UserError, match=r"own\.json"):
-        LatencyPredictor("latency", "published", APQ_IMAGENET, table=table)
+        LatencyPredictor(type="latency", scope="published", space=APQ_IMAGENET, table=table)
 
 
 def test_layer_quantities_are_the_cost_models_own():
@@ -167,6 +170,17 @@ def test_a_price_needs_a_cost_model(quantity):
         build(DIGITS)
     for counted in set(UNITS) - {"latency", "energy"}:
         assert layer_quantity(layers, counted).tolist() == layer_quantity(layers, counted, BitFusion()).tolist()
+
+
+def test_published_positional_arguments(golden):
+    """The published order is platform, type, batch; its only table is of BitFusion at batch 1."""
+    row = golden("apq_cost.json")["rows"][0]
+    assert LatencyPredictor("BitFusion", "energy", 1).predict_lat(row["spec"]) == pytest.approx(
+        row["energy_mJ"], rel=1e-2
+    )
+    for arguments in (("latency",), ("BitFusion", "latency", 16)):
+        with pytest.raises(UserError, match="prices BitFusion at batch 1"):
+            LatencyPredictor(*arguments)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [({"type": "speed"}, "latency, energy"), ({"scope": "all"}, "full")])

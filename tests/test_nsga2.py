@@ -30,7 +30,7 @@ ALL_COSTS = ("bitops", "size", "latency")
 def objectives_of(space, costs=("bitops",), accuracy=None):
     found = [Objective(name="accuracy", score=accuracy or worth(space), maximise=True)]
     for name in costs:
-        cost = LatencyPredictor(name, "full", space)
+        cost = LatencyPredictor(type=name, scope="full", space=space)
         found.append(Objective(name=name, score=cost.predict, unit=cost.unit, cheapest=cost.cheapest_genes()))
     return found
 

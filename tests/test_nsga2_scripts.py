@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 
 import pytest
 from conftest import ROOT, script
@@ -14,6 +15,7 @@ from apq.files import read_json, read_jsonl, write_json
 from apq.resume import Resume
 from methods.nsga2 import front_finder
 from methods.nsga2 import search as command
+from methods.nsga2.config import NSGA2S, Nsga2Config
 from methods.nsga2.front_records import load_front
 
 search, quant_aware, report = (script(name) for name in ("search", "quant_aware", "test"))
@@ -232,6 +234,10 @@ def test_mistakes_get_one_clear_line(here, searches, flags, match):
     [
         (["--population", "41"], "population was 40, is 41"),
         (["--generations", "0", "--crossover_prob", "0"], "crossover_prob was 0.1, is 0.0; generations was 12, is 0"),
+        (
+            ["--nsga2", "published"],
+            "crossover_prob was 0.1, is 0.007; generations was 12, is 1000; population",
+        ),
         (["--objectives", "accuracy,energy"], "objectives was .*, is "),
         (["--scope", "published", "--seed", "3"], "scope was .full., is .published.; seed was 0, is 3"),
         (["--acc_predictor_dir", "models/glyphs"], "acc_predictor_dir was .models/digits., is .models/glyphs."),
@@ -247,6 +253,16 @@ def test_a_pick_from_a_front_of_another_search_is_refused(here, searches, flags,
         search(["--mode", "nsga2", "--exp_name", "a", "--pick", "latency<=0.04", *flags])
     assert len(searches) == 1
     assert files_of(here / "exps/a") == before
+
+
+def test_published_settings_have_one_name(here):
+    """QFA's nsgaii_search.py, main: population 500, 1,000 generations, crossover 0.007, mutation 0.02."""
+    published = Nsga2Config(population=500, generations=1000, crossover_prob=0.007, mutation_prob=0.02)
+    assert NSGA2S["published"] == published
+    search([*FLAGS, "--nsga2", "published", "--seed", "2", "--exp_name", "a"])
+    expected = {**asdict(published), "population": 40, "generations": 12, "seed": 2}
+    assert read_json(here / "exps/a/config.json")["nsga2"] == expected
+    search([*FLAGS, "--mode", "nsga2", "--nsga2", "published", "--exp_name", "a", "--pick", "latency<=0.04"])
 
 
 @pytest.mark.parametrize("damage", ["{}", "[]", "[1]", '[{"objectives": {}}]', "torn"])

@@ -76,6 +76,23 @@ def test_published_command_lines(published, monkeypatch, capsys):
         report(["--exp_dir=exps/theirs"])
 
 
+@pytest.mark.parametrize("index", [0, 17])
+def test_an_arch_file_alone_is_priced(golden, tmp_path, monkeypatch, capsys, index):
+    """As the published test.py: costs, and no accuracy without weights."""
+    monkeypatch.chdir(tmp_path)
+    row = golden("apq_cost.json")["rows"][index]
+    policy = {key: value for key, value in row["spec"].items() if key.endswith("_bits_setting")}
+    write_json(tmp_path / "exps/theirs/arch", [{k: v for k, v in row["spec"].items() if k not in policy}, policy])
+    report(["--exp_dir=exps/theirs", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["costs"]["published"]["latency_ms"] == pytest.approx(row["latency_ms"], rel=1e-3)
+    assert shown["costs"]["published"]["energy_mj"] == pytest.approx(row["energy_mJ"], rel=1e-2)
+    assert (shown["top1"], shown["space"]) == (None, "apq-imagenet")
+    report(["--exp_dir=exps/theirs"])
+    assert "an arch file alone, no weights to measure" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "exps/theirs").iterdir()] == ["arch"]
+
+
 def test_too_few_classes_are_named(published, monkeypatch, tmp_path):
     monkeypatch.chdir(published)
     for part in ("train", "val"):

@@ -108,7 +108,7 @@ def test_all_stages_count_alike(quantity):
         subnet, net, _ = random_net(GLYPHS, seed)
         traced = layer_quantity(traced_layers(net, subnet.resolution, in_channels=1), quantity, COST_MODEL).sum()
         assert subnet_cost(GLYPHS, subnet, quantity, COST_MODEL) == pytest.approx(traced)
-        assert LatencyPredictor(quantity, "full", GLYPHS).predict_lat(subnet) == pytest.approx(traced)
+        assert LatencyPredictor(type=quantity, scope="full", space=GLYPHS).predict_lat(subnet) == pytest.approx(traced)
 
 
 @settings(max_examples=30)
@@ -153,7 +153,7 @@ def test_budget_below_the_narrowest_network_names_its_cost():
 def test_architectures_have_the_highest_bits_and_respect_the_budget():
     accuracy = load_predictor(MODELS / "acc.pt", DIGITS).fast()
     evolution = EvolutionConfig(population=30, generations=10)
-    cheapest = LatencyPredictor("latency", "full", at_highest_bits(DIGITS)).cheapest()[0]
+    cheapest = LatencyPredictor(type="latency", scope="full", space=at_highest_bits(DIGITS)).cheapest()[0]
     for budget in (1.05 * cheapest, 2 * cheapest, 1e6):
         config = ArchitectureSearch(quantity="latency", budget=budget, evolution=evolution)
         found = search_architecture(DIGITS, accuracy, COST_MODEL, config)

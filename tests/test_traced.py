@@ -308,7 +308,7 @@ def test_command_prints_the_ends_of_a_space(capsys, end):
     spec = {"ks": [(3, 7)[i]] * 21, "e": [(4, 6)[i]] * 21, "d": [(2, 4)[i]] * 6}
     policy = {kind.setting: [8] * 21 for kind in APQ_IMAGENET.operands}
     for scope in ("published", "full"):
-        expected = LatencyPredictor("latency", scope).predict_lat({**spec, **policy})
+        expected = LatencyPredictor(type="latency", scope=scope).predict_lat({**spec, **policy})
         assert shown["costs"][scope]["latency_ms"] == pytest.approx(expected)
     for key, column in {"latency_ms": "ms", "energy_mj": "mJ", "macs": "MACs", "params": "params"}.items():
         assert sum(row[column] for row in shown["layers"]) == pytest.approx(shown["costs"]["full"][key])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from apq.errors import UserError, one_line
 from apq.lock import Lock
 from apq.processes import several_processes
 from elastic_nn.training.session import ONE_PROCESS, Execution
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -61,19 +63,29 @@ def locked_by_first(lock: AbstractContextManager[Lock], execution: Execution) ->
     Where it cannot be had, the first process raises its UserError, and the others end without a word.
     """
     with contextlib.ExitStack() as stack:
-        error, answer = None, [None]
-        if execution.main:
-            try:
-                answer = [stack.enter_context(lock).finished]
-            except UserError as raised:
-                error = raised
-        if execution.world_size > 1:
-            dist.broadcast_object_list(answer)
-        if error is not None:
-            raise error
-        if answer[0] is None:
-            sys.exit(2)
-        yield answer[0]
+        yield by_first(lambda: stack.enter_context(lock).finished, execution)
+
+
+def by_first(work: Callable[[], T], execution: Execution) -> T:
+    """What the work of the first process returns, in all processes. The others wait for it.
+
+    Where it raises a UserError, the first process raises it, and the others end without a word.
+    """
+    error, answer = None, None
+    if execution.main:
+        try:
+            answer = [work()]
+        except UserError as raised:
+            error = raised
+    if execution.world_size > 1:
+        everywhere = [answer]
+        dist.broadcast_object_list(everywhere)
+        answer = everywhere[0]
+    if error is not None:
+        raise error
+    if answer is None:
+        sys.exit(2)
+    return answer[0]
 
 
 def wait(execution: Execution) -> None:

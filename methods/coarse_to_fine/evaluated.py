@@ -7,86 +7,21 @@ finished search, which stays as it is until another one takes its place, they ar
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
+from apq.checkpoint import load_checkpoint
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import Record, read_json, write_json, write_jsonl
 from apq.resume import Journal
 from apq.search_result import read_result
 from apq.space import SearchSpace
-from apq.subnet import Subnet, spec_of
+from methods.search.evaluated import Evaluated, EvaluatedStore
 
 MODE = "coarse_to_fine"
 STEM, UNFINISHED = "evaluated", "evaluated.state"
 REMEDY = "choose another --exp_name or give --overwrite"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """A measured subnet. `index` is its row in its stage, `flops` are MACs, `top1` is from 0 to 1."""
-
-    stage: str
-    index: int
-    subnet: Subnet
-    flops: int
-    top1: float
-
-    def record(self, space: SearchSpace) -> Record:
-        """One line of `evaluated.jsonl`."""
-        place = {"stage": self.stage, "index": self.index}
-        return {**place, **spec_of(space, self.subnet), "flops": self.flops, "top1": self.top1}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluatedStore:
-    """Measured subnets of a space in the folder of an experiment.
-
-    `made_by` is all that their accuracies depend on, as plain data. With `lenient`, lines that describe no subnet of
-    this search are ignored; otherwise they are errors.
-    """
-
-    space: SearchSpace
-    journal: Journal
-    made_by: Record
-    lenient: bool = False
-
-    def started(self) -> bool:
-        """Whether there is a journal of this search. UserError if the records are of another one."""
-        return self.journal.holds(self.made_by)
-
-    def start(self) -> None:
-        """Start an empty journal; old records are removed."""
-        self.journal.start(self.made_by)
-
-    def append(self, evaluated: Evaluated) -> None:
-        """Add a subnet; it is on disk when this returns."""
-        self.journal.append(evaluated.record(self.space))
-
-    def load(self, stage: str, subnets: Sequence[Subnet]) -> dict[int, float]:
-        """Index -> top-1 of the subnets of a stage that are measured. UserError for a line of another search."""
-        found: dict[int, float] = {}
-        for place, _, record in self.journal.records():
-            if isinstance(record, dict) and record.get("stage", stage) != stage:
-                continue
-            evaluated = self._parsed(record, stage, subnets)
-            if evaluated is not None:
-                found.setdefault(evaluated.index, evaluated.top1)
-            elif not self.lenient:
-                raise UserError(f"{place}: not a subnet of this search; give --overwrite")
-        return found
-
-    def _parsed(self, record: Any, stage: str, subnets: Sequence[Subnet]) -> Evaluated | None:
-        """The subnet that a line describes; None if it is not the one in `subnets` at its index."""
-        try:
-            index, flops, top1 = record["index"], int(record["flops"]), float(record["top1"])
-            evaluated = Evaluated(stage=stage, index=index, subnet=subnets[index], flops=flops, top1=top1)
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError):
-            return None
-        same = record == evaluated.record(self.space)
-        return evaluated if same and index >= 0 and 0 <= top1 <= 1 else None
 
 
 def open_store(
@@ -95,6 +30,22 @@ def open_store(
     """The measured subnets of an experiment, to which the process of this rank appends."""
     journal = Journal(experiment.path / f"{stem}.json", stem, "coarse-to-fine search", REMEDY, rank)
     return EvaluatedStore(space=space, journal=journal, made_by=made_by, lenient=lenient)
+
+
+def can_continue(experiment: Experiment, store: EvaluatedStore, *, overwrite: bool) -> bool:
+    """Whether there are measurements to continue from. UserError if the folder holds anything else."""
+    if overwrite:
+        experiment.check_free(overwrite)
+        with contextlib.suppress(UserError):
+            return store.started() and all(True for _ in store.journal.records())  # reads every line
+        return False
+    if not store.started():
+        experiment.check_free(overwrite)
+        return False
+    best, last = experiment.best_checkpoint, experiment.last_checkpoint
+    if last.exists() or (best.exists() and load_checkpoint(best).get("train", {}) is not None):
+        raise UserError(f"{experiment.path} is finetuned; {REMEDY}")
+    return True
 
 
 def begun(experiment: Experiment) -> Record:

@@ -30,10 +30,11 @@ from elastic_nn.training.session import Execution
 from lut.cost_model import CostModel, cost_model_from_flags
 from lut.costs import check_priced
 from lut.population import PopulationCost
-from methods.coarse_to_fine.evaluated import MODE, UNFINISHED, Evaluated, begun, open_store, write_evaluated
+from methods.coarse_to_fine.evaluated import MODE, UNFINISHED, begun, can_continue, open_store, write_evaluated
 from methods.coarse_to_fine.finder import STAGES, CoarseToFineConfig, Measured, coarse_to_fine
-from methods.coarse_to_fine.measurement import Measurement, can_continue, measure
 from methods.search.budget import Budget, check_reachable
+from methods.search.evaluated import Evaluated
+from methods.search.measurement import Measurement, measure
 from report.plots import plot_front
 from report.search_report import Heading, report_result
 

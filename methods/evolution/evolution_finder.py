@@ -1,5 +1,5 @@
 """The published name of evolutionary search. Other methods use the engine too, so it is in `methods.search`."""
 
-from methods.search.evolution_finder import EvolutionConfig, EvolutionFinder, Found
+from methods.search.evolution_finder import EVOLUTIONS, EvolutionConfig, EvolutionFinder, Found
 
-__all__ = ["EvolutionConfig", "EvolutionFinder", "Found"]
+__all__ = ["EVOLUTIONS", "EvolutionConfig", "EvolutionFinder", "Found"]

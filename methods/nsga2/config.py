@@ -32,6 +32,13 @@ class Nsga2Config:
             raise UserError("crossover_prob lies from 0 to 1, mutation_prob above 0 and up to 1")
 
 
+NSGA2S = {
+    "default": Nsga2Config(),
+    # The numbers of QFA's code (main of nsgaii_search.py), for the operators of this program.
+    "published": Nsga2Config(population=500, generations=1000, crossover_prob=0.007, mutation_prob=0.02),
+}
+
+
 def parse_objectives(text: str | None) -> tuple[str, ...]:
     """Parse `--objectives`: accuracy and 1 to 3 different costs. Accuracy comes first in the result.
 

@@ -47,7 +47,8 @@ class Front:
     """The candidates that no other dominates, by ascending first cost, and one record a generation."""
 
     genes: np.ndarray  # (n, genes)
-    values: np.ndarray  # (n, objectives)
+    values: np.ndarray  # (n, objectives), predicted
+    measured: np.ndarray  # (n,) top-1 from 0 to 1, NaN where a candidate was not measured
     history: list[Record]
 
 
@@ -191,4 +192,5 @@ def _front(pool: _Population, objectives: Sequence[Objective], history: list[Rec
     costs_first = np.argsort([one.maximise for one in objectives], kind="stable")
     _, first = np.unique(losses[:, costs_first], axis=0, return_index=True)  # sorted by the first cost
     best = best[first]
-    return Front(genes=pool.genes[best], values=pool.values[best], history=history)
+    measured = np.full(len(best), np.nan)
+    return Front(genes=pool.genes[best], values=pool.values[best], measured=measured, history=history)

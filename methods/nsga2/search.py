@@ -1,4 +1,4 @@
-"""The work of `search.py --mode nsga2`: search a front or load one, pick a point, record, print."""
+"""The work of `search.py --mode nsga2`: search a front or load one, pick a point, measure points, record, print."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
+from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
 from apq.files import SAVE_SECONDS
@@ -16,15 +17,27 @@ from apq.model_folder import DEFAULT_MODELS
 from apq.provenance import this_run
 from apq.resume import Resume, difference
 from apq.search_result import SearchResult, SubnetChoice
+from dataset.imagenet import report_unreadable
+from elastic_nn.training.distributed import by_first, joined
 from elastic_nn.training.progress import Progress
 from lut.cost_model import CostModel, cost_model_from_flags, cost_model_from_record
 from lut.costs import UNITS, check_priced
 from lut.population import PopulationCost
-from methods.nsga2.config import ACCURACY, OBJECTIVES, Nsga2Config, parse_objectives
+from methods.nsga2.config import ACCURACY, NSGA2S, OBJECTIVES, parse_objectives
 from methods.nsga2.front_finder import Front, Objective, find_front
-from methods.nsga2.front_records import MODE, has_front, load_front, records_of
+from methods.nsga2.front_records import MODE, has_front, load_front, measured_of, records_of, with_records
+from methods.nsga2.front_report import beside_measured, front_rows
+from methods.nsga2.measuring import (
+    Measuring,
+    how_measured,
+    load_measuring,
+    measured_front,
+    remove_journal,
+    unmeasured,
+)
 from methods.nsga2.picking import Bound, parse_bounds, pick
 from methods.search.budget import Budget, check_reachable
+from methods.search.flags import preset_of
 from methods.search.predicted import (
     asked_of,
     beside_prediction,
@@ -36,36 +49,59 @@ from report.plots import plot_predicted_front
 from report.search_report import Heading, report_result
 
 STATE, PLOT = "front.state.pt", "front.png"
-CONFIG_FLAGS = ("population", "generations", "crossover_prob", "mutation_prob", "seed")
-MOST_SHOWN = 12  # points of a printed front
+CONFIG_FLAGS = ("population", "generations", "crossover_prob", "mutation_prob")
 
 
 def search_or_pick(args: argparse.Namespace) -> None:
-    """Search a front, or load one; pick a point, record, print."""
+    """Search a front, or load one; pick a point, measure points, record, print. The processes share the measuring."""
+    if args.measure is None and (args.finetune_epochs or args.recipe or args.data):
+        raise UserError("--finetune_epochs, --recipe and --data belong to --measure")
     experiment = get_experiment(args.exp_name, args.exp_dir)
+    with joined(resolve_device(args.device)) as execution:
+        origin = by_first(lambda: origin_of_front(args, experiment), execution)
+        measuring = None if args.measure is None else load_measuring(args, origin)
+
+        def found() -> tuple[Front, SearchResult]:
+            if origin is None:
+                return search(args, experiment)
+            return pick_from(args, origin, experiment, measuring)
+
+        front, result = by_first(found, execution)
+        if measuring is not None:
+            front, result = measured_front(measuring, experiment, front, result, execution)
+        if not execution.main:
+            return
+    if measuring is not None:
+        report_unreadable(measuring.measurement.splits)
+        result = record_measured(experiment, front, result)
+    report(args, experiment, front, result)
+
+
+def origin_of_front(args: argparse.Namespace, experiment: Experiment) -> Experiment | None:
+    """The experiment whose front is loaded; None: a front is searched. UserError where a pick has no front."""
     if args.front is not None:
-        pick_from(args, Experiment(args.front), experiment)
-    elif args.pick is not None and not args.overwrite and has_front(experiment):
-        pick_from(args, experiment, experiment)
-    elif args.pick is not None and not args.overwrite and experiment.front.exists() and experiment.arch.exists():
+        return Experiment(args.front)
+    if (args.pick is None and args.measure is None) or args.overwrite:
+        return None
+    if has_front(experiment):
+        return experiment
+    if experiment.front.exists() and experiment.arch.exists():
         load_front(experiment)  # raises the UserError that says why it has no front to pick from
-    elif args.pick is not None and not _asks_for_a_search(args):
+    if args.pick is not None and not _asks_for_a_search(args):
         raise UserError(
             f"{experiment.path} has no front to pick from; search one first: search.py --mode {MODE} "
             f"--objectives {','.join(OBJECTIVES)} --acc_predictor_dir DIR --exp_name {experiment.path.name}"
         )
-    else:
-        search(args, experiment)
+    return None
 
 
-def search(args: argparse.Namespace, experiment: Experiment) -> None:
-    """Search the front and pick a point; without --pick the most accurate one.
+def search(args: argparse.Namespace, experiment: Experiment) -> tuple[Front, SearchResult]:
+    """Search the front, pick a point, without --pick the most accurate one, and record both.
 
     UserError if no point is within --pick. The front is kept, with its most accurate point picked.
     """
     experiment.check_free(args.overwrite)
-    given = {name: value for name in CONFIG_FLAGS if (value := getattr(args, name)) is not None}
-    config, names = Nsga2Config(**given), parse_objectives(args.objectives)
+    config, names = preset_of(args, "nsga2", NSGA2S, CONFIG_FLAGS), parse_objectives(args.objectives)
     bounds = parse_bounds(args.pick, names[1:])
     predictor = load_quantized_predictor(args.acc_predictor_dir)
     space, cost_model = predictor.space, cost_model_from_flags(args.config, args.table)
@@ -100,8 +136,8 @@ def search(args: argparse.Namespace, experiment: Experiment) -> None:
     except UserError as error:
         save(experiment, front, picked(searched, front, ()))
         raise UserError(f"{error}; {experiment.path} has the front, with its most accurate point") from error
-    save(experiment, front, result)
-    report(args, experiment, front, result)
+    save(experiment, front, result, more=args.measure is not None)
+    return front, result
 
 
 def check_bounds(bounds: Sequence[Bound], costs: Mapping[str, PopulationCost]) -> None:
@@ -112,32 +148,44 @@ def check_bounds(bounds: Sequence[Bound], costs: Mapping[str, PopulationCost]) -
         check_reachable(cost.space, budget, cost.cheapest_genes())
 
 
-def pick_from(args: argparse.Namespace, origin: Experiment, experiment: Experiment) -> None:
-    """Pick a point of the front of `origin`, and record it there or in another experiment."""
+def pick_from(
+    args: argparse.Namespace, origin: Experiment, experiment: Experiment, measuring: Measuring | None
+) -> tuple[Front, SearchResult]:
+    """Pick a point of the front of `origin`, and record it there or in another experiment.
+
+    A front that is only measured keeps its point. Values that were measured in another way are not copied.
+    """
     front, searched = load_front(origin)
     check_agrees(args, origin, searched)
     same = origin.path.resolve() == experiment.path.resolve()
+    if same and measuring is not None and args.pick is None:
+        return front, searched
     if not same:
         experiment.check_free(args.overwrite)
+        if measuring is not None and measuring.differs(searched):
+            front, searched = unmeasured(front, searched)
+            searched = with_records(front, searched)
     elif origin.best_checkpoint.exists() or origin.last_checkpoint.exists():
         raise UserError(
             f"{origin.path} is finetuned; pick into another experiment: --front {origin.path} --exp_name OTHER"
         )
     result = picked(searched, front, parse_bounds(args.pick, searched.settings["objectives"][1:]))
     if same:  # the file of the front is not written again
-        with experiment.edited() as new:
-            write_pick(new, front, replace(result, front=None, made_by=this_run()))
+        result = replace(result, made_by=this_run())
+        with experiment.edited(more=measuring is not None) as new:
+            write_pick(new, front, replace(result, front=None))
     else:
         settings = {**result.settings, "front": str(origin.path)}
         result = replace(result, settings=settings, made_by=None)
-        save(experiment, front, result)
-    report(args, experiment, front, result)
+        save(experiment, front, result, more=measuring is not None)
+    return front, result
 
 
 def check_agrees(args: argparse.Namespace, origin: Experiment, searched: SearchResult) -> None:
     """UserError if a flag that is given differs from the search that made the front."""
     flags = {"objectives": args.objectives and list(parse_objectives(args.objectives)), "scope": args.scope}
-    flags |= {name: getattr(args, name) for name in CONFIG_FLAGS} | {"seed": args.seed or None}  # 0 is its default
+    preset = args.nsga2 and preset_of(args, "nsga2", NSGA2S, CONFIG_FLAGS)
+    flags |= {name: getattr(preset or args, name) for name in CONFIG_FLAGS} | {"seed": args.seed or None}  # 0: default
     asked = {name: value for name, value in flags.items() if value is not None}
     facts = {"scope": searched.scope, **searched.settings, **searched.settings["nsga2"]}
     found = {name: facts[name] for name in asked}
@@ -171,21 +219,31 @@ def picked(searched: SearchResult, front: Front, bounds: tuple[Bound, ...]) -> S
         choice=replace(searched.found_subnet, subnet=subnet),
         cost=values[1],
         predicted_top1=values[0],
+        measured_top1=measured_of(front, index),
         settings={**searched.settings, **chosen},
     )
 
 
-def save(experiment: Experiment, front: Front, result: SearchResult) -> None:
-    """Write the experiment: the front, and the `arch` of its chosen point."""
-    with experiment.replaced() as new:
+def save(experiment: Experiment, front: Front, result: SearchResult, *, more: bool = False) -> None:
+    """Write the experiment: the front, and the `arch` of its chosen point. With `more`, points are measured next."""
+    with experiment.replaced(more=more) as new:
         write_pick(new, front, result)
+
+
+def record_measured(experiment: Experiment, front: Front, result: SearchResult) -> SearchResult:
+    """Write the measured values into the experiment. Returns the result with that of its point."""
+    result = replace(with_records(front, result), measured_top1=measured_of(front, index_of(front, result)))
+    with experiment.edited() as new:
+        remove_journal(new)
+        write_pick(new, front, result)
+    return result
 
 
 def write_pick(experiment: Experiment, front: Front, result: SearchResult) -> None:
     """Write all that depends on the chosen point."""
     names, accuracy, costs = result.settings["objectives"], front.values[:, 0], front.values[:, 1:].T
     shown = dict(zip(names[1:], costs, strict=True))
-    plot_predicted_front(accuracy, shown, UNITS, index_of(front, result), experiment.path / PLOT)
+    plot_predicted_front(accuracy, shown, UNITS, index_of(front, result), experiment.path / PLOT, front.measured)
     result.write(experiment)
 
 
@@ -197,25 +255,23 @@ def index_of(front: Front, result: SearchResult) -> int:
 
 def report(args: argparse.Namespace, experiment: Experiment, front: Front, result: SearchResult) -> None:
     """Print the front, the chosen point and its costs."""
-    names, chosen, n = result.settings["objectives"], index_of(front, result), len(front.genes)
-    evenly = np.linspace(0, n - 1, min(MOST_SHOWN, n)).round().astype(int).tolist()
-    rows = [
-        (f"{front.values[i, 0]:.2%}", *(f"{cost:g}" for cost in front.values[i, 1:]), "<-" if i == chosen else "")
-        for i in sorted({*evenly, chosen})
-    ]
-    titles = ("predicted top-1", *(f"{name}, {UNITS[name]}" for name in names[1:]), "")
+    names, n = result.settings["objectives"], len(front.genes)
     asked = (result.settings["pick"] or "").replace(",", " and ")
+    measured = np.flatnonzero(~np.isnan(front.measured)).tolist()
     heading = Heading(
         title=f"front of {n} subnets of space {result.found_subnet.space.name} ({result.scope} scope)",
-        rows=[titles, *rows],
+        rows=front_rows(front, names, index_of(front, result), measured),
         choice=f"picked: the most accurate subnet{asked and ' with ' + asked}",
+        measured="measured" if measured else "",
         facts={"objectives": names, "front": n, "pick": asked or None, "picked": result.settings["picked"]},
     )
     heading = beside_prediction(heading, result)
+    if measured:
+        heading = beside_measured(heading, front, measured, how_measured(result.settings))
     report_result(experiment, result, cost_model_of(experiment, result), heading, as_json=args.json)
 
 
 def _asks_for_a_search(args: argparse.Namespace) -> bool:
     """Whether any flag describes a search: --pick with a mistyped --exp_name must not start one."""
-    flags = ("objectives", *CONFIG_FLAGS)
+    flags = ("objectives", "nsga2", "seed", *CONFIG_FLAGS)
     return args.acc_predictor_dir != DEFAULT_MODELS or any(getattr(args, name) for name in flags)

@@ -27,6 +27,7 @@ class EvolutionConfig:
     """Settings of a search. UserError where one is out of range.
 
     Each generation keeps the best `parent_ratio * population` candidates as parents and makes `population` children.
+    The defaults are those that benchmarks/search_defaults.py found best at equal numbers of candidates.
 
     Attributes:
         mutation_ratio: fraction of the children that are mutants; the others are crossovers. Newcomers fill the gap
@@ -36,10 +37,10 @@ class EvolutionConfig:
         max_rounds: most rounds of proposals for the first population.
     """
 
-    population: int = 100
-    generations: int = 500
+    population: int = 500
+    generations: int = 100
     parent_ratio: float = 0.25
-    mutation_prob: float = 0.1
+    mutation_prob: float = 0.02
     mutation_ratio: float = 0.5
     seed: int = 0
     patience: int | None = None
@@ -52,6 +53,15 @@ class EvolutionConfig:
             raise UserError("parent_ratio and mutation_prob lie above 0 and up to 1, mutation_ratio from 0 to 1")
         if self.patience is not None and self.patience < 1:
             raise UserError(f"patience must be a positive number of generations or None, not {self.patience}")
+
+
+EVOLUTIONS = {
+    "default": EvolutionConfig(),
+    # APQ's code: run_evolution_search and its call with 500 iterations; block_mutation_prob of mutate_spec.
+    "published": EvolutionConfig(
+        population=100, generations=500, parent_ratio=0.25, mutation_prob=0.1, mutation_ratio=0.5
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,10 @@ The `build_parser` of a mode starts with `mode_parser` and adds flags. This modu
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from apq.cli import (
     LARGEST,
@@ -25,9 +27,10 @@ from apq.policy import LINEAR, QUANTIZERS
 from apq.space import SCOPES
 from lut.cost_model import add_cost_flags
 from lut.costs import UNITS
-from methods.search.evolution_finder import EvolutionConfig
+from methods.search.evolution_finder import EVOLUTIONS, EvolutionConfig
 from methods.search.settings import AgentConfig
 
+T = TypeVar("T")
 BIT_QUANTITIES = tuple(name for name in UNITS if name != "flops")  # MACs are the same at any bits
 
 
@@ -79,25 +82,33 @@ def add_image_flags(parser: Parser) -> None:
 def add_evolution_flags(parser: Parser) -> None:
     """Add the flags of evolutionary search."""
     group, default = parser.add_argument_group("evolution"), EvolutionConfig()
-    group.add_argument(
-        "--population", type=at_least(0, MOST_CANDIDATES), default=default.population, help="candidates a generation"
-    )
-    group.add_argument("--generations", type=int, default=default.generations, help="generations to run")
-    group.add_argument("--parent_ratio", type=float, default=default.parent_ratio, help="fraction kept as parents")
-    group.add_argument("--mutation_prob", type=float, default=default.mutation_prob, help="probability of each gene")
-    group.add_argument("--mutation_ratio", type=float, default=default.mutation_ratio, help="fraction of mutants")
+    add_preset_flag(group, "evolution", EVOLUTIONS)
+    # No defaults here: a flag that is left out is as the preset says.
+    for name, kind, meaning in (
+        ("population", at_least(0, MOST_CANDIDATES), "candidates a generation"),
+        ("generations", int, "generations to run"),
+        ("parent_ratio", float, "fraction kept as parents"),
+        ("mutation_prob", float, "probability of each gene"),
+        ("mutation_ratio", float, "fraction of mutants"),
+    ):
+        group.add_argument(f"--{name}", type=kind, help=f"{meaning} (default: {getattr(default, name)})")
+
+
+def add_preset_flag(group: argparse._ArgumentGroup, flag: str, presets: Mapping[str, object]) -> None:
+    """Add the flag that names all settings of a search together. Flags of single settings change them."""
+    group.add_argument(f"--{flag}", choices=tuple(presets), help="settings that other flags change (default: default)")
+
+
+def preset_of(args: argparse.Namespace, flag: str, presets: Mapping[str, T], names: Sequence[str]) -> T:
+    """The settings that the flag names, with those of the flags `names` that are given, and the seed."""
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return replace(presets[getattr(args, flag) or "default"], seed=args.seed, **given)
 
 
 def evolution_config(args: argparse.Namespace) -> EvolutionConfig:
     """The settings in the flags of `add_evolution_flags`."""
-    return EvolutionConfig(
-        population=args.population,
-        generations=args.generations,
-        parent_ratio=args.parent_ratio,
-        mutation_prob=args.mutation_prob,
-        mutation_ratio=args.mutation_ratio,
-        seed=args.seed,
-    )
+    names = ("population", "generations", "parent_ratio", "mutation_prob", "mutation_ratio")
+    return preset_of(args, "evolution", EVOLUTIONS, names)
 
 
 def add_bit_flags(parser: Parser, *, ratio: str, fewest: str, most: str) -> None:
