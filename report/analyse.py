@@ -56,7 +56,11 @@ def build_parser() -> Parser:
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --out, if it exists")
     group = parser.add_argument_group("flags of shapes and transfer, which measure")
     group.add_argument("--supernets", type=Path, nargs="+", help="folders of models, of the same architectures")
-    group.add_argument("--n", type=at_least(4, MOST_PAIRS), help="architectures (default: 1500, for transfer 10000)")
+    group.add_argument(
+        "--n_architectures",
+        type=at_least(4, MOST_PAIRS),
+        help="number of architectures (default: 1500, for transfer 10000)",
+    )
     group.add_argument("--intervals", type=at_least(1, 1000), default=6, help="intervals of MACs of shapes")
     group.add_argument("--data", type=Path, help="own images: train/CLASS, val/CLASS (default: of the supernets)")
     group.add_argument("--recipe", help="training recipe, for its recalibration images (default: the supernet's)")
@@ -108,7 +112,7 @@ def measure_and_analyse(args: argparse.Namespace) -> None:
     out = args.out or supernets.folder / f"{args.what}.png"
     if not args.overwrite:
         check_ours(out)
-    n = args.n or (1500 if args.what == "shapes" else 10_000)
+    n = args.n_architectures or (1500 if args.what == "shapes" else 10_000)
     sizes = [n // len(groups) + (i < n % len(groups)) for i in range(len(groups))]
     with joined(device) as execution:
         found = [

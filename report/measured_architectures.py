@@ -25,7 +25,7 @@ from dataset.imagenet import report_unreadable
 from dataset.pairs import NETINFO, PairStore
 from dataset.splits import Splits
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
-from elastic_nn.networks.supernet_file import Origin, load_supernet
+from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.training.missing_pairs import gather_missing
 from elastic_nn.training.pairs import subnet_top1
 from elastic_nn.training.progress import Progress
@@ -69,9 +69,8 @@ def load_supernets(
     names = [folder.resolve().name for folder in folders]
     if len(folders) < 2 or len(set(names)) < len(names):
         raise UserError("give the folders of two supernets or more, with distinct names, to --supernets")
-    found: dict[str, tuple[DynamicProxylessNASNets, Origin]] = {
-        name: load_supernet(ModelFolder(folder).supernet) for name, folder in zip(names, folders, strict=True)
-    }
+    files = {name: ModelFolder(folder).supernet for name, folder in zip(names, folders, strict=True)}
+    found = {name: load_supernet(file) for name, file in files.items()}
     nets = {name: net for name, (net, _) in found.items()}
     first, (net, origin) = next(iter(found.items()))
     for name, (other, _) in found.items():
@@ -82,7 +81,7 @@ def load_supernets(
     n_images = get_recipe(recipe or origin.recipe, net.space).recalibration_images
     splits = load_splits(net.space, image_folder(data, *(origin.data for _, origin in found.values())))
     for name, (_, origin) in found.items():
-        check_classes(splits, origin.images, Path(name))
+        check_classes(splits, origin.images, files[name])
     return Supernets(nets=nets, splits=splits, recalibration_images=n_images, folder=folder)
 
 

@@ -132,7 +132,7 @@ def accuracies_in(folder):
 
 
 def test_the_command_measures_what_is_missing(here, few, capsys, monkeypatch):
-    analyse(["shapes", *NETS, "--n", "5", "--intervals", "1", "--json"])
+    analyse(["shapes", *NETS, "--n_architectures", "5", "--intervals", "1", "--json"])
     shown = json.loads(capsys.readouterr().out)
     assert shown["float"] == "tiny-float"
     assert shown["groups"][0] == "shallow-fat: depths 1, 2; kernels 5, 7; expansions 4, 6"
@@ -167,7 +167,7 @@ def test_the_command_measures_what_is_missing(here, few, capsys, monkeypatch):
         return 0.5
 
     monkeypatch.setattr("report.measured_architectures.subnet_top1", count)
-    analyse(["shapes", *NETS, "--n", "6"])
+    analyse(["shapes", *NETS, "--n_architectures", "6"])
     out = capsys.readouterr().out
     assert len(counted) == 1 + 3  # the lost one, and the third deep-slim one in each supernet
     assert "tiny-2bit: drop of shallow-fat less that of deep-slim, mean of the intervals: " in out
@@ -182,7 +182,7 @@ def test_the_command_measures_what_is_missing(here, few, capsys, monkeypatch):
         (["transfer", "--supernets", "models/tiny", "models/tiny"], "distinct names"),
         (["shapes", "--supernets", "models/tiny-float", "models/other"], "other architectures"),
         (["shapes", "--supernets", "models/tiny-float", "models/nothing"], "no supernet at"),
-        (["shapes", *NETS, "--n", "3"], "at least 4"),
+        (["shapes", *NETS, "--n_architectures", "3"], "at least 4"),
     ],
 )
 def test_mistakes_are_told_before_any_measurement(here, flags, match, monkeypatch):
@@ -196,7 +196,7 @@ def test_a_picture_of_others_is_told_before_any_measurement(here, monkeypatch):
     (here / "dataset/NetInfo/tiny-oqa").mkdir(parents=True)
     (here / "dataset/NetInfo/tiny-oqa/shapes.png").write_text("mine")
     with pytest.raises(UserError, match="not a picture of this program"):
-        analyse(["shapes", *NETS, "--n", "4"])
+        analyse(["shapes", *NETS, "--n_architectures", "4"])
 
 
 def test_the_fronts_of_supernets_by_the_command(here, monkeypatch, capsys):
@@ -207,7 +207,7 @@ def test_the_fronts_of_supernets_by_the_command(here, monkeypatch, capsys):
         return 0.5 + macs if not net.scheme.quantizes else 0.9 - sum(subnet.d) / 100 + macs
 
     monkeypatch.setattr("report.measured_architectures.subnet_top1", top1)
-    analyse(["transfer", *NETS, "--n", "40", "--json"])
+    analyse(["transfer", *NETS, "--n_architectures", "40", "--json"])
     shown = json.loads(capsys.readouterr().out)
     rows = {(row["judged_in"], row["found_in"]): row for row in shown["rows"]}
     assert len(rows) == 9
@@ -221,4 +221,4 @@ def test_the_fronts_of_supernets_by_the_command(here, monkeypatch, capsys):
     assert (here / shown["plot"]).read_bytes().startswith(b"\x89PNG")
     assert shown["plot"] == "dataset/NetInfo/tiny-oqa/transfer.png"
     with pytest.raises(UserError, match="seed was 0, is 1; give another folder with --netinfo"):
-        analyse(["transfer", *NETS, "--n", "40", "--seed", "1"])
+        analyse(["transfer", *NETS, "--n_architectures", "40", "--seed", "1"])
