@@ -68,7 +68,8 @@ def of_activations() -> tuple[str, ...]:
 # Names of the schemes in `elastic_nn.quantizers` that supernets are trained with, listed here without its imports.
 SUPERNET_QUANTIZERS = (
     *("float", "lsq", "lsq-scale-free"),
-    *("batchquant", "batchquant-percentile", "batchquant-mse", "running-minmax", "lsq-per-bits"),
+    *("batchquant", "batchquant-published", "batchquant-percentile", "batchquant-mse", "running-minmax"),
+    "lsq-per-bits",
 )
 NOT_QUANTIZED = -1  # activation bits of a layer whose input is not quantized
 IMAGE_BITS = (NOT_QUANTIZED, FIXED_BITS)  # choices for the input image, which has 8 bits already
