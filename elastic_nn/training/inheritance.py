@@ -34,15 +34,19 @@ def check_recipe(recipe: Recipe, scheme: QuantScheme, *, from_scratch: bool) -> 
         raise UserError(f"recipe {recipe.name} never varies the bits, which a supernet of mixed precision needs")
 
 
-def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, scheme: QuantScheme) -> None:
-    """UserError unless a supernet of this space and scheme can be trained, from `start` if it is given."""
-    bits = bits_throughout(space)
+def check_scheme(space: SearchSpace, scheme: QuantScheme) -> None:
+    """UserError unless supernets of this space can be trained with these quantizers."""
     if not scheme.trains_supernets:
         raise UserError(
             f"supernets are not trained with {scheme.name} quantizers, but with float, lsq or mixed-precision ones"
         )
-    if scheme.learned_steps and bits is None:
+    if scheme.learned_steps and bits_throughout(space) is None:
         raise UserError(f"a supernet with learned steps has one bit-width throughout; space {space.name} has several")
+
+
+def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, scheme: QuantScheme) -> None:
+    """UserError unless a supernet of this space and scheme can be trained, from `start` if it is given."""
+    check_scheme(space, scheme)
     if scheme.mixed_precision and (start is None or start.scheme.quantizes):
         raise UserError(
             f"a supernet of mixed precision ({scheme.name}) starts from a float one, its teacher: train that with "
@@ -56,9 +60,9 @@ def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, schem
         return
     if start.scheme != scheme:
         raise UserError(f"a {scheme.name} supernet cannot start from a quantized one ({start.scheme.name})")
-    if start.space.fixed_bits < bits:
+    if start.space.fixed_bits < space.fixed_bits:
         raise UserError(
-            f"the supernet to start from has {start.space.fixed_bits} bits: {bits} bits cannot inherit from fewer"
+            f"the supernet to start from has {start.space.fixed_bits} bits: {space.fixed_bits} bits cannot inherit from fewer"
         )
     if not all(quantizer.started for quantizer in quantizers(start)):
         raise UserError("the supernet to start from has steps that were never trained")

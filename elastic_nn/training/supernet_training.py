@@ -22,6 +22,7 @@ from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import load_supernet, save_supernet
 from elastic_nn.quantizers import BATCHQUANT, FLOAT, LSQ, QuantScheme, scheme_named
 from elastic_nn.training.distributed import check_agreement, locked_by_first
+from elastic_nn.training.inheritance import check_scheme
 from elastic_nn.training.progressive_shrinking import SupernetPlan, supernet_record, train_supernet
 from elastic_nn.training.recipe import with_batch_size
 from elastic_nn.training.recipes import RECIPES, get_recipe, own_recipe
@@ -147,6 +148,7 @@ def start_of(request: SupernetRequest, space: SearchSpace, scheme: QuantScheme) 
     By default a quantized supernet starts from the float one of its space or, with learned steps of fewer than 4 bits,
     from that of a bit more. UserError where there is none.
     """
+    check_scheme(space, scheme)
     if request.start_from == SCRATCH or (request.start_from is None and not scheme.quantizes):
         return None
     if request.start_from is not None:
