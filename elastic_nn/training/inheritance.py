@@ -60,10 +60,9 @@ def check_start(start: DynamicProxylessNASNets | None, space: SearchSpace, schem
         return
     if start.scheme != scheme:
         raise UserError(f"a {scheme.name} supernet cannot start from a quantized one ({start.scheme.name})")
-    if start.space.fixed_bits < space.fixed_bits:
-        raise UserError(
-            f"the supernet to start from has {start.space.fixed_bits} bits: {space.fixed_bits} bits cannot inherit from fewer"
-        )
+    given, asked = start.space.fixed_bits, space.fixed_bits
+    if given < asked:
+        raise UserError(f"the supernet to start from has {given} bits: {asked} bits cannot inherit from fewer")
     if not all(quantizer.started for quantizer in quantizers(start)):
         raise UserError("the supernet to start from has steps that were never trained")
 
