@@ -290,6 +290,6 @@ def image_reader(file: Path) -> Callable[[], object]:
         for dataset in (splits.train, splits.calibration, splits.val):
             for i, place in enumerate(dataset.indices):
                 if Path(dataset.folder.samples[place][0]) == file:
-                    dataset[i, 0]
+                    dataset[i, 0, None]
 
     return read

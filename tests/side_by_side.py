@@ -46,7 +46,7 @@ N_IMAGES = 24
 loaded = {}  # images by data set and sides
 
 
-def few(spec, data=None):
+def few(spec, data=None, *rest, **named):
     """A few of the images."""
     key = (spec.dataset, tuple(spec.resolutions))
     if key not in loaded:

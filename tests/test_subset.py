@@ -165,7 +165,7 @@ def test_haq_on_a_subset_of_the_classes(full, capfd, monkeypatch):
     """Bits for plain weights, --data with two of the five classes, and --classes; then a finetune and the test."""
     net, _ = network()
     torch.save(net.state_dict(), "w.pth")
-    some = made("--classes", chosen_file())
+    made("--classes", chosen_file())
     flags = ["--mode", "ddpg", "--model", NAME, "--weights", "w.pth", "--recipe", "tiny", "--data", "some"]
     Path("bits.json").write_text(json.dumps([[8, -1]] + [[8, 8]] * 22))
     flags += ["--policy", "bits.json", "--type", "size", "--exp_dir", "e"]
@@ -182,10 +182,6 @@ def test_haq_on_a_subset_of_the_classes(full, capfd, monkeypatch):
     assert json.loads(capfd.readouterr().out)["top1"] == pytest.approx(6 / 10)
     report(["--exp_dir", "e", "--data", "full", "--json"])  # later steps know the classes: the whole folder fits too
     assert json.loads(capfd.readouterr().out)["top1"] == pytest.approx(6 / 25)
-    for part in ("train", "val"):
-        (some / part / CHOSEN[0]).rename(some / part / "cat")
-    with pytest.raises(UserError, match="other classes than the network's 5, such as cat"):
-        report(["--exp_dir", "e"])
 
 
 def test_weights_that_record_their_classes_need_no_file(full, monkeypatch):
