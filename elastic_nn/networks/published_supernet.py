@@ -46,25 +46,29 @@ def published_supernet(path: Path, data: Record, space: SearchSpace | None = Non
     if layout.name == APQ.name:
         state = {key: value for key, value in state.items() if not layout.is_of_quantizer(key)}
     if space is None:
-        space = _space_of(path, state, layout)
+        try:
+            space = _space_of(path.name, state, layout)
+        except UserError as error:  # sizes that no space may have, too
+            raise UserError(f"{path} is no published supernet that can be used: {error}") from error
     elif layout.name == OQA.name and bits_throughout(space) is None:
         raise UserError(f"{path} is a supernet of one bit-width (OQA): it is not of space {space.name}")
     return PublishedSupernet(state, layout, space, SCHEMES.get(layout.name, FLOAT))
 
 
-def _space_of(path: Path, state: Mapping[str, Any], layout: Layout) -> SearchSpace:
+def _space_of(name: str, state: Mapping[str, Any], layout: Layout) -> SearchSpace:
+    """The space of the weights in a file of this name."""
     n_classes = len(state[layout.key("classifier.weight")])
     if layout.name == APQ.name:
         return published_space(n_classes)
-    space = _of_width(layout, _width_mult(path, state, layout))
+    space = _of_width(layout, _width_mult(state, layout))
     if n_classes != space.n_classes:
         space = replace(space, name=f"{space.name}-n_classes-{n_classes}", n_classes=n_classes, recipe=None)
     if layout.name != OQA.name:
         return space
-    if (named := OQA_NAME.search(path.name.removesuffix(".pth").removesuffix(".pt"))) is None:
+    if (named := OQA_NAME.search(name.removesuffix(".pth").removesuffix(".pt"))) is None:
         raise UserError(
-            f"{path} is a supernet of OQA, and how many bits it has is not in it: write it with its space first: "
-            f"python -m elastic_nn.convert {path} --space oqa-mbv3-4bit --out FILE"
+            "it is one of OQA, and how many bits it has is not in it: write it with its space first, with "
+            f"python -m elastic_nn.convert {name} --space oqa-mbv3-4bit --out FILE"
         )
     bits = int(named[1])
     return space if bits == space.fixed_bits else at_bits(space, bits)
@@ -84,10 +88,10 @@ def _of_width(layout: Layout, width_mult: float) -> SearchSpace:
     return replace(own, name=f"{own.name}-w{width_mult:g}", recipe=None, **changed)
 
 
-def _width_mult(path: Path, state: Mapping[str, Any], layout: Layout) -> float:
-    """The width multiplier, from the width of the 1x1 layer after pooling."""
+def _width_mult(state: Mapping[str, Any], layout: Layout) -> float:
+    """The width multiplier, from the width of the 1x1 layer after pooling. UserError where there is no such layer."""
     key = layout.key("pooled_mix_layer.weight")
     weight = state.get(key)
     if not isinstance(weight, Tensor) or weight.ndim != 4 or len(weight) == 0:
-        raise UserError(f"{path} is not a published supernet: {key} is missing or no convolution")
+        raise UserError(f"{key} is missing or no convolution")
     return len(weight) / OQA_MBV3.pooled_width
