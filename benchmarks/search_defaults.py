@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def problem_of(name: str) -> Problem:
     """The space of this name with its shipped predictor, or with one of random weights."""
-    if (hidden := SPACES[name]) is None:
+    if (hidden := SPACES.get(name)) is None:
         predictor = load_predictor(ModelFolder(Path("models") / name).acc_quant)
     else:
         torch.manual_seed(0)

@@ -82,7 +82,8 @@ class PopulationCost:
         fixed = self._fixed[parts.resolution]
         for columns, costs in self._chosen:
             fixed = fixed + costs[(parts.resolution, *(0 if c is None else parts.shared_bits[:, c] for c in columns))]
-        return self._cells.take(self._tables.index(genes)).sum(axis=(0, 2)) + fixed
+        # One axis after the other: over both at once the order of the sum, and so its last digit, depends on n.
+        return self._cells.take(self._tables.index(genes)).sum(axis=2).sum(axis=0) + fixed
 
     def cheapest(self) -> tuple[float, Subnet]:
         """Lowest cost of all legal subnets, and a subnet with that cost. Exact, without a search."""

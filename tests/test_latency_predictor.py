@@ -65,6 +65,9 @@ def test_one_spec_costs_what_its_row_costs(space, quantity):
         cost = predictor.predict_lat(spec)
         assert isinstance(cost, float)
         assert cost == predictor.predict_lat(net) == predictor.predict(row[None])[0]
+    many = sample(space, 40, np.random.default_rng(1))
+    alone = [predictor.predict(row[None])[0] for row in many]
+    assert predictor.predict(many).tolist() == alone  # to the last digit
     assert predictor.predict(genes[:0]).shape == (0,)
     assert predictor.unit == UNITS[quantity]
 
