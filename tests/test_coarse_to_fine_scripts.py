@@ -36,7 +36,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     calls = []
 
-    def top1(self, subnet):
+    def top1(self, subnet, index):
         calls.append(subnet)
         return float(made_up(DIGITS)(genes_of(DIGITS, [subnet]))[0])
 
@@ -78,10 +78,10 @@ def search_killed_after(n, flags, calls, monkeypatch):
     """Run a search that is interrupted before its measurement `n`. `calls` counts them."""
     measured = command.Measurement.top1
 
-    def top1(self, subnet):
+    def top1(self, subnet, index):
         if len(calls) == n:
             raise KeyboardInterrupt
-        return measured(self, subnet)
+        return measured(self, subnet, index)
 
     calls.clear()
     with monkeypatch.context() as patch:

@@ -20,7 +20,7 @@ from apq.model_folder import ModelFolder
 from apq.resume import Journal, difference
 from apq.search_result import SearchResult
 from apq.space import SearchSpace, space_to_dict
-from dataset import check_classes, image_folder, load_splits, recorded_folder
+from dataset import check_classes, image_folder, load_splits, names_of_outputs, recorded_folder
 from elastic_nn.networks.supernet_file import load_quantized_supernet, with_quantizers
 from elastic_nn.quantizers import scheme_named
 from elastic_nn.training.distributed import by_first
@@ -86,7 +86,8 @@ def load_measuring(args: argparse.Namespace, origin: Experiment | None) -> Measu
     elif trained_for(ModelFolder(models).acc_quant) not in (None, digest(supernet.state_dict())):
         raise UserError(f"{file} is not the supernet that the predictor beside it was trained for")
     data = image_folder(args.data, searched and searched.settings.get("data"), made.data)
-    splits = load_splits(space, data)  # last, because drawing or listing images may take long
+    # Last, because drawing or listing images may take long.
+    splits = load_splits(space, data, recipe.color_jitter, names_of_outputs(made.images))
     check_classes(splits, made.images, file)
     measurement = Measurement(
         supernet=supernet.to(device),
