@@ -57,25 +57,25 @@ def draw_in_strata(
             parts.bits[rows, k] = kind.choices.index(width)
         for k, shared in enumerate(space.shared_operands):
             parts.shared_bits[rows, k] = shared.choices.index(width)
-        genes[rows] = _with_legal_kernels(space, genes[rows], width, rng)
+        genes[rows] = _withlegal_kernels(space, genes[rows], width, rng)
     return legalise(space, genes, rng), drawn
 
 
 def common_bits(space: SearchSpace) -> tuple[int, ...]:
     """The bit-widths that every operand kind and every shared operand offers, and that some kernel may have."""
     choices = [set(kind.choices) for kind in (*space.operands, *space.shared_operands)]
-    return tuple(b for b in sorted(set.intersection(*choices)) if len(_legal_kernels(space, b)))
+    return tuple(b for b in sorted(set.intersection(*choices)) if len(legal_kernels(space, b)))
 
 
-def _legal_kernels(space: SearchSpace, bits: int) -> np.ndarray:
+def legal_kernels(space: SearchSpace, bits: int) -> np.ndarray:
     """The kernel genes of blocks whose bits are all `bits`."""
     everywhere = (bits,) * len(space.operands)
     return np.array([i for i, k in enumerate(space.kernel_sizes) if space.broken_rule(k, everywhere) is None])
 
 
-def _with_legal_kernels(space: SearchSpace, genes: np.ndarray, bits: int, rng: np.random.Generator) -> np.ndarray:
+def _withlegal_kernels(space: SearchSpace, genes: np.ndarray, bits: int, rng: np.random.Generator) -> np.ndarray:
     """A canonical copy of rows of one bit-width in which forbidden kernels are drawn again among the legal ones."""
-    genes, legal = canonical(space, genes), _legal_kernels(space, bits)
+    genes, legal = canonical(space, genes), legal_kernels(space, bits)
     rows, slots = np.nonzero(forbidden_slots(space, genes))
     view(space, genes).ks[rows, slots] = legal[rng.integers(len(legal), size=len(rows))]
     return genes

@@ -10,6 +10,7 @@ import numpy as np
 from apq.errors import UserError
 from apq.genes import cardinalities, genes_of, largest_subnet, legalise, sample, smallest_subnet, subnets_of, view
 from apq.space import FULL_PRECISION, SearchSpace
+from apq.strata import common_bits, legal_kernels
 from apq.subnet import Subnet
 from elastic_nn.modules.quant_layers import quantized_layers
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
@@ -72,13 +73,9 @@ def with_one_kernel_and_bits(space: SearchSpace, subnet: Subnet, rng: np.random.
 
     UserError where no choice of bits is common to all operands or every pair of kernel and bits breaks a rule.
     """
-    choices = [set(kind.choices) for kind in (*space.operands, *space.shared_operands)]
-    pairs = [
-        (kernel, bits)
-        for kernel in space.kernel_sizes
-        for bits in sorted(set.intersection(*choices))
-        if space.broken_rule(kernel, (bits,) * len(space.operands)) is None
-    ]
+    pairs = sorted(
+        (space.kernel_sizes[gene], bits) for bits in common_bits(space) for gene in legal_kernels(space, bits)
+    )
     if not pairs:
         raise UserError(f"space {space.name} has no bit-width for all operands")
     kernel, bits = pairs[rng.integers(len(pairs))]
