@@ -220,7 +220,7 @@ def test_the_published_numbers_of_qfa():
         assert phase.train.weight_decay == 3e-5
         assert phase.sandwich
         assert phase.subnets_per_step == 2 + 4
-        assert phase.elastic == ("ks", "d", "e", "bits")
+        assert phase.elastic == ("resolution", "ks", "d", "e", "bits")
     assert (recipe.predictor_hidden, Converter(QFA_MBV3).full_dim) == (600, 555)
     assert (Nsga2Config().population, Nsga2Config().generations) == (500, 1000)
     assert get_recipe(None, QFA_MBV3, in_float=True).name == "oqa-imagenet-float"

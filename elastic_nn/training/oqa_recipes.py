@@ -17,7 +17,7 @@ def _sandwich(train: TrainConfig, epoch_images: int | None = None) -> Phase:
     """
     return Phase(
         name="sandwich",
-        elastic=("ks", "d", "e"),
+        elastic=("resolution", "ks", "d", "e"),
         train=train,
         subnets_per_step=4,
         sandwich=True,
@@ -26,9 +26,9 @@ def _sandwich(train: TrainConfig, epoch_images: int | None = None) -> Phase:
     )
 
 
-def _largest(train: TrainConfig) -> Phase:
-    """The phase of the largest subnet alone, at the largest resolution (step 0)."""
-    return Phase(name="largest", elastic=(), train=train, own_resolutions=True)
+def _largest(train: TrainConfig, *elastic: str) -> Phase:
+    """The phase of the largest subnet alone, at the largest resolution (step 0) unless "resolution" is elastic."""
+    return Phase(name="largest", elastic=elastic, train=train, own_resolutions=True)
 
 
 def _imagenet(epochs: int, lr: float) -> TrainConfig:
@@ -71,7 +71,10 @@ def _glyphs(epochs: int, lr: float, warmup_epochs: int = 0) -> TrainConfig:
 OQA_GLYPHS_FLOAT_RECIPE = replace(
     GLYPHS_RECIPE,
     name="oqa-glyphs-float",
-    phases=(_largest(_glyphs(16, 0.3, warmup_epochs=1)), _sandwich(_glyphs(12, 0.1), epoch_images=10_000)),
+    phases=(
+        _largest(_glyphs(16, 0.3, warmup_epochs=1), "resolution"),  # as once-for-all's largest network
+        _sandwich(_glyphs(12, 0.1), epoch_images=10_000),
+    ),
     epoch_val_images=1000,
 )
 OQA_GLYPHS_RECIPE = replace(

@@ -19,7 +19,7 @@ def _phases(with_float: TrainConfig, bits: TrainConfig, epoch_images: int | None
     """The two phases of the published training. In the first, full precision is one of the choices of bits."""
     first = Phase(
         name="bits and float",
-        elastic=("ks", "d", "e", "bits"),
+        elastic=("resolution", "ks", "d", "e", "bits"),
         train=with_float,
         subnets_per_step=SUBNETS,
         sandwich=True,

@@ -63,7 +63,8 @@ class Phase:
     """One phase of a supernet's training. UserError where a field is out of range.
 
     Attributes:
-        elastic: parts of the genes that vary: "ks", "d", "e", "bits". The part that became elastic last comes last.
+        elastic: parts of the genes that vary: "resolution", "ks", "d", "e", "bits". The part that became elastic last
+            comes last.
         subnets_per_step: number of subnets whose gradients a step adds up.
         reach: fraction of the choices of the last elastic part, from the largest down, that subnets are drawn from.
         sandwich: whether the largest and the smallest subnet are among the subnets of every step.
@@ -71,8 +72,10 @@ class Phase:
             for all operands, as in QFA. Otherwise the largest has the largest kernels and the highest bits.
         float_share: in mixed precision, the probability of full precision for an operand of a random subnet, before
             those of a layer are coupled (`sampling.float_operands`), and for all operands of a random end.
-        own_resolutions: whether each subnet of a step has a resolution of its own, the largest subnet the largest one
-            and the smallest the smallest. Otherwise each batch has one of the space's.
+        own_resolutions: whether the images of a subnet have its resolution: the largest one, unless "resolution" is
+            elastic; for the smallest subnet of the sandwich the smallest one. They are the batch at the largest
+            resolution, resized (the published code of QFA crops each size from the picture). Otherwise each batch has
+            one of the space's resolutions.
         teacher_follows: whether the teacher sees the images at each subnet's resolution; otherwise once, as they come.
         epoch_images: number of training images an epoch, drawn anew (None: all).
     """

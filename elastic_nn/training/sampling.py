@@ -21,7 +21,7 @@ from elastic_nn.training.recipe import Phase
 # QFA's published code draws the float operands of a layer one by one. Where it drew one of the two, it makes both float
 # with these probabilities, or else none (`override_quantizer`).
 BOTH_FLOAT = 0.2  # of convolutions
-BOTH_FLOAT_CLASSIFIER = 2 / 3
+BOTH_FLOAT_CLASSIFIER = 0.666
 
 
 def sample_phase(
@@ -56,8 +56,8 @@ def draw_subnets(net: DynamicProxylessNASNets, phase: Phase, rng: np.random.Gene
     ends = [largest_subnet(space), smallest_subnet(space)] if phase.sandwich else []
     if phase.random_ends:
         ends = [with_one_kernel_and_bits(space, end, rng) for end in ends]
-    elastic = ("resolution", *phase.elastic) if phase.own_resolutions else phase.elastic
-    drawn = [sample_phase(space, elastic, 1, rng, phase.reach)[0] for _ in range(phase.subnets_per_step - len(ends))]
+    n_random = phase.subnets_per_step - len(ends)
+    drawn = [sample_phase(space, phase.elastic, 1, rng, phase.reach)[0] for _ in range(n_random)]
     calls = [partial(_activate, net, subnet, own=phase.own_resolutions) for subnet in (*ends, *drawn)]
     if not phase.float_share:
         return calls
