@@ -20,7 +20,7 @@ from apq.files import Record, check_writable
 from apq.genes import subnets_of
 from apq.model_folder import ModelFolder
 from apq.space import SearchSpace
-from dataset import check_classes, image_folder, load_splits
+from dataset import check_classes, image_folder, load_splits, names_of_outputs
 from dataset.imagenet import report_unreadable
 from dataset.pairs import NETINFO, PairStore
 from dataset.splits import Splits
@@ -79,7 +79,8 @@ def load_supernets(
     folder = netinfo or NETINFO / net.space.name
     check_writable(folder)
     n_images = get_recipe(recipe or origin.recipe, net.space).recalibration_images
-    splits = load_splits(net.space, image_folder(data, *(origin.data for _, origin in found.values())))
+    images = image_folder(data, *(origin.data for _, origin in found.values()))
+    splits = load_splits(net.space, images, outputs=names_of_outputs(origin.images))
     for name, (_, origin) in found.items():
         check_classes(splits, origin.images, files[name])
     return Supernets(nets=nets, splits=splits, recalibration_images=n_images, folder=folder)

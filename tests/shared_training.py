@@ -50,7 +50,9 @@ def main() -> None:
     with processes(CPU) as execution:
         session = Session(splits=splits, device=CPU, execution=execution)
         recipe = RECIPES["tiny"]
-        phases = (replace(p, train=replace(p.train, batch_size=32), subnets_per_step=2) for p in recipe.phases)
+        phases = (
+            replace(p, train=replace(p.train, batch_size=32, dropout=0.1), subnets_per_step=2) for p in recipe.phases
+        )
         recipe = replace(recipe, phases=tuple(phases))
         net, records = train_supernet(SupernetPlan(space=DIGITS, recipe=recipe), replace(session, seed=1))
         torch.manual_seed(0)

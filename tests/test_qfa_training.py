@@ -13,6 +13,7 @@ from apq.errors import UserError
 from apq.presets import OQA_MBV3, OQA_MBV3_GLYPHS, QFA_MBV3, QFA_MBV3_GLYPHS
 from apq.space import space_from_dict, space_to_dict
 from dataset.splits import TensorImages, make_loader
+from elastic_nn.modules.batch_dropout import BatchDropout
 from elastic_nn.modules.elastic_conv import ElasticConv2d
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks import DynamicProxylessNASNets
@@ -206,3 +207,29 @@ def test_mobilenet_v3_spaces_have_their_shortcut_and_epsilon():
 def test_spaces_that_make_no_network_are_refused(changes, match):
     with pytest.raises(UserError, match=match):
         replace(OQA_MBV3, **changes)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    torch.manual_seed(0)
+    dropout, x = BatchDropout(0.1), torch.ones(400, 50)
+    y = dropout(x)
+    assert set(y.unique().tolist()) == {0.0, (torch.ones(()) / 0.9).item()}
+    assert (y == 0).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert dropout.eval()(x) is x
+
+
+def test_processes_drop_what_one_process_does(monkeypatch):
+    """Three processes have 4, 4 and 3 of 11 images; afterwards their generators are where that of one process is."""
+    x, parts, after = torch.rand(11, 6), {}, set()
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.fill_(11))
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    for rank in (None, 0, 1, 2):
+        torch.manual_seed(1)
+        dropout = BatchDropout(0.5)
+        dropout.synchronised = rank is not None
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        parts[rank] = dropout(x if rank is None else x[rank::3])
+        after.add(torch.rand(1).item())
+    for rank in (0, 1, 2):
+        assert torch.equal(parts[rank], parts[None][rank::3])
+    assert len(after) == 1

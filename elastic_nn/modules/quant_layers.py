@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from apq.errors import UserError
+from elastic_nn.modules.batch_dropout import BatchDropout
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.quantizers import NoQuantizer, Quantizer, QuantScheme
 
@@ -138,7 +139,7 @@ def collecting(net: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared_batch(net: nn.Module, world_size: int) -> Iterator[None]:
-    """Context in which BatchNorm and quantizers take statistics over the images of all processes.
+    """Context in which BatchNorm, quantizers and dropout see the images of all processes as one batch.
 
     UserError for a norm whose statistics processes cannot share.
     """
@@ -156,7 +157,8 @@ def shared_batch(net: nn.Module, world_size: int) -> Iterator[None]:
                 f"layer {name} is a {type(module).__name__}, whose statistics {world_size} processes cannot share: "
                 "train in one process"
             )
-    with _attribute([*norms, *_all_quantizers(net)], "synchronised", True):
+    dropouts = [module for module in net.modules() if isinstance(module, BatchDropout)]
+    with _attribute([*norms, *_all_quantizers(net), *dropouts], "synchronised", True):
         yield
 
 

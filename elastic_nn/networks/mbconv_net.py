@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from apq.bit_widths import all_bits
 from apq.space import FULL_PRECISION, SearchSpace, Slot
 from apq.subnet import Subnet
+from elastic_nn.modules.batch_dropout import BatchDropout
 from elastic_nn.modules.elastic_conv import ElasticConv2d
 from elastic_nn.modules.mbconv import ACTIVATIONS, BlockShape, ConvNormAct, ElasticMBConv
 from elastic_nn.modules.quant_layers import QuantLinear, name_quantizers, quantized_layers, quantizers
@@ -80,7 +81,7 @@ class MBConvNet(nn.Module):
         else:
             self.pooled_mix_layer = QuantLinear(width, space.pooled_width, scheme, bias=False)
             self.pooled_act, width = ACTIVATIONS[act](inplace=True), space.pooled_width
-        self.dropout = nn.Dropout(0.0)
+        self.dropout = BatchDropout(0.0)
         self.classifier = QuantLinear(width, space.n_classes, of_classifier)
         self.scheme = scheme
         self.active_blocks: tuple[int, ...] = tuple(range(len(blocks)))

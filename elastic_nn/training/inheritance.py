@@ -78,8 +78,8 @@ def first_supernet(
     """The supernet before its first training step, equal in all processes.
 
     A float `start` passes on its weights, one of more bits also its steps, doubled for each bit less. Other steps are
-    calibrated with the largest subnet, which runs all layers, at each kernel size. BatchNorm is recalibrated at the new
-    bits.
+    calibrated with the largest subnet, which runs all layers, in mixed precision at each kernel size. BatchNorm is
+    recalibrated at the new bits.
     """
     net = build_supernet(space, scheme)
     if start is not None and not start.scheme.quantizes and scheme.quantizes:
@@ -90,16 +90,15 @@ def first_supernet(
             quantizer.inherit(start.space.fixed_bits, space.fixed_bits)
     net.to(device)
     if scheme.quantizes:
-        calibrate(net, splits, space.resolutions[-1], n_images, device, _of_each_kernel(net))
+        calibrate(net, splits, space.resolutions[-1], n_images, device, _subnets_to_calibrate(net))
     return net
 
 
-def _of_each_kernel(net: DynamicProxylessNASNets) -> list[Callable[[], None]]:
-    """Activate the largest subnet with each kernel size, the largest last. Together they run all quantizers."""
-    largest = largest_subnet(net.space)
-    return [
-        partial(net.activate, replace(largest, ks=(kernel,) * len(largest.ks))) for kernel in net.space.kernel_sizes
-    ]
+def _subnets_to_calibrate(net: DynamicProxylessNASNets) -> list[Callable[[], None]]:
+    """Activate subnets that together run all quantizers: the largest, in mixed precision with each kernel size."""
+    largest, sizes = largest_subnet(net.space), net.space.kernel_sizes
+    sizes = sizes if net.scheme.mixed_precision else sizes[-1:]
+    return [partial(net.activate, replace(largest, ks=(kernel,) * len(largest.ks))) for kernel in sizes]
 
 
 def frozen_largest(net: DynamicProxylessNASNets, device: torch.device) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -157,7 +157,8 @@ def start_of(request: SupernetRequest, space: SearchSpace, scheme: QuantScheme) 
     base = space.name.replace(suffix := f"-{bits}bit", "")
     inherits = scheme.learned_steps and bits is not None and bits < FIRST_BITS and suffix in space.name
     more = "" if bits is None or bits + 1 >= FIRST_BITS else f"-{bits + 1}bit"
-    folder = Path("models") / (space.name.replace(suffix, more) if inherits else f"{base}-{FLOAT.name}")
+    name = space.name.replace(suffix, more) if inherits else base
+    folder = default_folder(replace(space, name=name), scheme if inherits else FLOAT)
     if not ModelFolder(folder).supernet.exists():
         what = "of a bit more" if inherits else "of the same space in full precision (--quantizer float)"
         raise UserError(

@@ -87,9 +87,10 @@ def origin_of_front(args: argparse.Namespace, experiment: Experiment) -> Experim
         return experiment
     if experiment.front.exists() and experiment.arch.exists():
         load_front(experiment)  # raises the UserError that says why it has no front to pick from
-    if args.pick is not None and not _asks_for_a_search(args):
+    if not _asks_for_a_search(args):
+        what = "measure" if args.pick is None else "pick from"
         raise UserError(
-            f"{experiment.path} has no front to pick from; search one first: search.py --mode {MODE} "
+            f"{experiment.path} has no front to {what}; search one first: search.py --mode {MODE} "
             f"--objectives {','.join(OBJECTIVES)} --acc_predictor_dir DIR --exp_name {experiment.path.name}"
         )
     return None
