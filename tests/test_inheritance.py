@@ -240,7 +240,7 @@ def test_recipes_of_the_paper():
         settings = [recipe.finetune, *(phase.train for phase in recipe.phases)]
         assert {(train.kd_ratio, train.label_smoothing) for train in settings} == {(1.0, 0.1)}
         assert {(train.momentum, train.weight_decay, train.dropout) for train in settings} == {(0.9, 3e-5, 0.1)}
-        assert {train.warmup_epochs for train in settings} == {0}
+        assert {(train.warmup_epochs, train.nesterov, train.schedule) for train in settings} == {(0, True, "cosine")}
         assert (recipe.finetune.epochs, recipe.finetune.lr, recipe.finetune.batch_size) == (25, 0.0016, 1024)
     assert get_recipe(None, OQA_MBV3_GLYPHS).name == "oqa-glyphs"
     assert get_recipe(None, at_bits(OQA_MBV2_GLYPHS, 2)).name == "oqa-glyphs-2bit"

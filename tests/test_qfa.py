@@ -213,6 +213,9 @@ def test_the_published_numbers_of_qfa():
     for phase in recipe.phases:
         assert (phase.train.warmup_lr, phase.train.batch_size) == (2.5e-3, 32 * 64)  # 32 GPUs
         assert (phase.train.clip_norm, phase.train.clip_together, phase.train.dropout) == (500, True, 0.1)
+        assert (phase.train.momentum, phase.train.label_smoothing, phase.train.kd_ratio) == (0.9, 0.1, 1.0)
+        assert phase.train.nesterov
+        assert phase.train.schedule == "cosine"
         assert phase.random_ends
         assert phase.own_resolutions
         assert phase.teacher_follows
@@ -221,6 +224,7 @@ def test_the_published_numbers_of_qfa():
         assert phase.sandwich
         assert phase.subnets_per_step == 2 + 4
         assert phase.elastic == ("resolution", "ks", "d", "e", "bits")
+    assert (recipe.pairs_quant, recipe.recalibration_images) == (16_000, 64 * 30)
     assert (recipe.predictor_hidden, Converter(QFA_MBV3).full_dim) == (600, 555)
     assert (Nsga2Config().population, Nsga2Config().generations) == (500, 1000)
     assert get_recipe(None, QFA_MBV3, in_float=True).name == "oqa-imagenet-float"

@@ -2,7 +2,8 @@
 
 Numbers are from its code, https://github.com/mit-han-lab/haq; each has the file that it is from beside it. That code
 has neither label smoothing nor clipped gradients, and its momentum is not Nesterov's (`torch.optim.SGD`, momentum 0.9,
-in all its files). It has no supernets and no predictors: numbers of those are APQ's, to complete the recipe.
+in all its files). It has no supernets and no predictors: numbers of those are APQ's, to complete the recipe. Two things
+differ: its weight decay is also of norms and biases, and its cosine falls once an epoch.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ HAQ_IMAGENET_KMEANS_RECIPE = Recipe(
     name="haq-imagenet-kmeans",
     color_jitter=None,  # lib/utils/data_utils.py
     phases=(
-        Phase(  # the float network, by train.py: run/run_pretrain.sh
+        Phase(  # the float network, by train.py here and by pretrain.py there: run/run_pretrain.sh
             name="largest", elastic=(), train=_plain(epochs=150, lr=0.05, batch_size=256, weight_decay=4e-5)
         ),
     ),

@@ -1,6 +1,9 @@
 """The recipes of QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952), and small counterparts for glyphs.
 
-Numbers of the published code are those of apple/ml-batchquant, `main.py`, `get_args`, and of its training loop.
+Numbers of the published code are those of apple/ml-batchquant, `main.py`, `get_args`, and of its training loop. Three
+things differ. There each GPU has BatchNorm and ranges of its own 64 images; here BatchNorm is that of the whole batch,
+and ranges are averaged over processes (with `--accumulate`, over parts of 64 images a process). There weight decay is
+also of kernel transforms. There each subnet's images are cut from the picture; here they are resized from the largest.
 """
 
 from __future__ import annotations
@@ -51,11 +54,12 @@ def _imagenet(epochs: int) -> TrainConfig:
 
 
 # (5 + 60) + (5 + 120) = 190 epochs. 16,000 pairs and a predictor of three layers of 600: section 3.4 of the paper and
-# `nsgaii_search.py`.
+# `nsgaii_search.py`. Nothing is finetuned; the finetunes, if they are asked for, are OQA's and APQ's.
 QFA_IMAGENET_RECIPE = replace(
     OQA_IMAGENET_RECIPE,
     name="qfa-imagenet",
     phases=_phases(_imagenet(60), _imagenet(120)),
+    recalibration_images=64 * 30,  # a GPU; `RunManager.reset_running_statistics`
     pairs_quant=16_000,
     pair_strata=PairStrata(),  # `collect_network_info.py`
     pair_outliers=OutlierRule(),  # `nsgaii_search.py`

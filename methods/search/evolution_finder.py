@@ -27,7 +27,7 @@ class EvolutionConfig:
     """Settings of a search. UserError where one is out of range.
 
     Each generation keeps the best `parent_ratio * population` candidates as parents and makes `population` children.
-    The defaults are those that benchmarks/search_defaults.py found best at equal numbers of candidates.
+    The defaults are among the best that benchmarks/search_defaults.py found at 50,000 candidates.
 
     Attributes:
         mutation_ratio: fraction of the children that are mutants; the others are crossovers. Newcomers fill the gap
@@ -57,7 +57,8 @@ class EvolutionConfig:
 
 EVOLUTIONS = {
     "default": EvolutionConfig(),
-    # APQ's code: run_evolution_search and its call with 500 iterations; block_mutation_prob of mutate_spec.
+    # APQ's code: run_evolution_search and its call with 500 iterations; block_mutation_prob of mutate_spec, which is the
+    # chance of a whole block. Here it is that of each gene.
     "published": EvolutionConfig(
         population=100, generations=500, parent_ratio=0.25, mutation_prob=0.1, mutation_ratio=0.5
     ),

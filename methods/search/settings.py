@@ -17,7 +17,9 @@ STEPS = ("free", "all")
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """Settings of an agent (`methods.search.agent.Agent`). The defaults are HAQ's. UserError where one is out of range.
+    """Settings of an agent (`methods.search.agent.Agent`). UserError where one is out of range.
+
+    The defaults are HAQ's, whose code acts at random for one episode more.
 
     The first `warmup` episodes act at random. After them each action is drawn from a truncated normal distribution
     around the actor's output. Its width is `noise` at first, and every episode multiplies it by `noise_decay`. The
