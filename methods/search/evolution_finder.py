@@ -57,8 +57,8 @@ class EvolutionConfig:
 
 EVOLUTIONS = {
     "default": EvolutionConfig(),
-    # APQ's code: run_evolution_search and its call with 500 iterations; block_mutation_prob of mutate_spec, which is the
-    # chance of a whole block. Here it is that of each gene.
+    # APQ's code: run_evolution_search and its call with 500 iterations; block_mutation_prob of mutate_spec, which is a
+    # chance of whole blocks. Here it is that of each gene.
     "published": EvolutionConfig(
         population=100, generations=500, parent_ratio=0.25, mutation_prob=0.1, mutation_ratio=0.5
     ),
