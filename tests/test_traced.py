@@ -319,7 +319,8 @@ def test_ends_of_a_space_that_chooses_all_bits(capsys):
     layers = layers_of(QFA_MBV3, largest_subnet(QFA_MBV3))
     assert shown["costs"]["full"]["macs"] == sum(layer.macs for layer in layers)
     rows = printed(capsys, "--model", "qfa-mbv3:smallest", "--bits", "2x3", "--layers")["layers"]
-    assert {row["bits"] for row in rows} == {"W2A3", "W32A32"}
+    assert {row["bits"] for row in rows} == {"W2A3", "W32A32", "W8A8"}
+    assert [row["bits"] for row in rows if row["name"] == "classifier"] == ["W8A8"]
 
 
 def test_bits_of_a_space_are_of_its_searched_layers(capsys):
