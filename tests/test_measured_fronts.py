@@ -17,6 +17,7 @@ from conftest import ROOT, script
 from apq.checkpoint import digest
 from apq.errors import UserError
 from apq.files import read_json, write_json
+from apq.genes import genes_of
 from apq.model_folder import ModelFolder
 from apq.presets import QFA_MBV3_GLYPHS
 from apq.subnet import subnet_from_spec
@@ -154,7 +155,8 @@ def test_points_are_measured_after_a_finetune(here, monkeypatch):
     longer = replace(FEW, pair_finetune=replace(FEW.pair_finetune, epochs=2))
     assert len(measured) == 2
     for i, value in measured.items():
-        session = Session(splits=load_splits(SPACE), device=CPU, seed=derived_seed(5, i))
+        genes = genes_of(SPACE, [subnet_at("a", i)])[0].tolist()
+        session = Session(splits=load_splits(SPACE), device=CPU, seed=derived_seed(5, *genes))
         assert value == short_finetune_top1(supernet, subnet_at("a", i), session, longer)
     with pytest.raises(UserError, match=r"measured in another way: finetune.* --front exps/a --exp_name OTHER"):
         search(["--mode", "nsga2", "--exp_name", "a", *AS_THEY_ARE, "2"])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from apq.files import Record
-from apq.genes import subnets_of
+from apq.genes import genes_of, subnets_of
 from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
@@ -55,10 +55,10 @@ class Measurement:
         """The subnet, ready to run, not finetuned."""
         return quantized_subnet(self.supernet, subnet, self.splits, self.recalibration_images, self.device)
 
-    def top1(self, subnet: Subnet, index: int = 0) -> float:
-        """Top-1 of the subnet on the validation images. A finetune of subnet `index` has a seed of its own."""
+    def top1(self, subnet: Subnet) -> float:
+        """Top-1 of the subnet on the validation images. A finetune has a seed of its own for each subnet."""
         if (short := self.finetune) is not None:
-            seed = derived_seed(short.seed, index)
+            seed = derived_seed(short.seed, *genes_of(self.supernet.space, [subnet])[0].tolist())
             session = Session(splits=self.splits, device=self.device, seed=seed)
             return short_finetune_top1(self.supernet, subnet, session, short.recipe)
         images = make_loader(self.splits.val, EVALUATION_BATCH, sides=(subnet.resolution,))
@@ -94,7 +94,7 @@ def measure(
     missing = missing[execution.rank :: execution.world_size]
     total = before + len(missing)
     for i in Progress(missing, f"{stage} stage", total, done=before, unit="subnet", shown=execution.main):
-        top1 = measurement.top1(subnets[i], i)
+        top1 = measurement.top1(subnets[i])
         store.append(Evaluated(stage=stage, index=i, subnet=subnets[i], flops=int(flops[i]), top1=top1))
     wait(execution)
     done = store.load(stage, subnets)
