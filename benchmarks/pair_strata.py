@@ -2,7 +2,8 @@
 
 --predictors are `acc_quant.pt` files of one supernet, from uniform and from stratified pairs. For each predictor and
 seed NSGA-II finds a front. Its most accurate points within five budgets, the same for all, are measured as they are in
-the supernet: on the validation images, as pairs are, and on the test images. Budgets are spaced evenly in the
+the supernet: on the validation images, as pairs are, and on the test images. "Off" is the distance of predicted and
+validation top-1. Budgets are spaced evenly in the
 logarithm, from the cheapest to the most accurate point of the first front.
 """
 
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = [rows_of(file, seed, points, measured(points)) for file, seed, points in tqdm(found, disable=None)]
     titles = [f"<= {budget:.4g}" for budget in budgets]
     print(f"Predicted / validation / test top-1 (%) at each budget of {args.cost} ({cost.unit}):\n")
-    print(markdown(("predictor", "seed", *titles, "mean |predicted - validation|", "mean difference"), rows))
+    print(markdown(("predictor", "seed", *titles, "off, mean", "mean difference"), rows))
 
 
 def rows_of(file: Path, seed: int, points: Points, measured: np.ndarray) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     calls = []
 
-    def top1(self, subnet, index):
+    def top1(self, subnet):
         calls.append(subnet)
         return float(made_up(DIGITS)(genes_of(DIGITS, [subnet]))[0])
 
@@ -78,10 +78,10 @@ def search_killed_after(n, flags, calls, monkeypatch):
     """Run a search that is interrupted before its measurement `n`. `calls` counts them."""
     measured = command.Measurement.top1
 
-    def top1(self, subnet, index):
+    def top1(self, subnet):
         if len(calls) == n:
             raise KeyboardInterrupt
-        return measured(self, subnet, index)
+        return measured(self, subnet)
 
     calls.clear()
     with monkeypatch.context() as patch:
