@@ -21,3 +21,15 @@ def write_found(path, space, subnet, models="models/digits", **facts):
     """The experiment in a folder, with the result of `found`."""
     found(space, subnet, models, **facts).write(experiment := Experiment(path))
     return experiment
+
+
+def replaced_by(result, folder):
+    """The experiment in a folder, which takes the place of what was there."""
+    with Experiment(folder).replaced() as new:
+        result.write(new)
+    return Experiment(folder)
+
+
+def files_of(folder):
+    """The contents of all files under a folder, by their paths in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

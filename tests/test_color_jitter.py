@@ -94,17 +94,26 @@ def test_training_records_depend_on_it(tmp_path):
     assert difference(records(None), records(strong)).startswith("[0].images.color_jitter changed")
 
 
-def calls_of(name):
-    """(file, call) for all calls of a function in the product."""
-    for file in sorted([*ROOT.glob("elastic_nn/**/*.py"), *ROOT.glob("methods/**/*.py")]):
+def calls_of(name, *rooms):
+    """(file, call) for all calls of a function in some rooms."""
+    for file in sorted(path for room in rooms for path in ROOT.glob(f"{room}/**/*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
                 yield file.relative_to(ROOT), node
 
 
 def test_every_training_loads_images_with_the_jitter_of_its_recipe():
-    calls = list(calls_of("load_splits"))
+    calls = list(calls_of("load_splits", "elastic_nn", "methods"))
     assert len(calls) >= 8
     for file, call in calls:
         given = [*call.args[2:3], *(word.value for word in call.keywords if word.arg == "color_jitter")]
         assert [isinstance(value, ast.Attribute) and value.attr for value in given] == ["color_jitter"], file
+
+
+def test_images_for_a_network_that_exists_have_its_classes():
+    """All but the training of a new network take folders with some of the classes of their network."""
+    calls = list(calls_of("load_splits", "elastic_nn", "methods", "report"))
+    assert len(calls) >= 10
+    named = [len(call.args) > 3 or "outputs" in {word.arg for word in call.keywords} for _, call in calls]
+    without = {str(file) for (file, _), names in zip(calls, named, strict=True) if not names}
+    assert without == {"elastic_nn/training/model_training.py"}

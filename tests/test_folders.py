@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from conftest import ROOT, script
-from example_results import found
+from example_results import files_of, found, replaced_by
 
 from apq.checkpoint import save_checkpoint
 from apq.errors import UserError
@@ -24,14 +24,8 @@ SEARCH = ["--constraint", "0.05", "--generations", "1", "--population", "20"]
 analyse = script("report/analyse")
 
 
-def files_of(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def fill(folder):
-    with Experiment(folder).replaced() as new:
-        RESULT.write(new)
-    return Experiment(folder)
+    return replaced_by(RESULT, folder)
 
 
 def state(path):

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, script
-from example_results import found
+from example_results import files_of, found, replaced_by
 from example_spaces import TINY
 
-from apq.experiment import Experiment
 from apq.files import read_json, write_json
 from apq.genes import largest_subnet
 from apq.leftovers import sweep, sweep_cache
@@ -30,14 +29,8 @@ RESULT = found(DIGITS, largest_subnet(DIGITS))
 SEARCH = ["--constraint", "0.05", "--generations", "1", "--population", "20"]
 
 
-def files_of(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def fill(folder):
-    with Experiment(folder).replaced() as new:
-        RESULT.write(new)
-    return Experiment(folder)
+    return replaced_by(RESULT, folder)
 
 
 def test_temporaries_are_told_from_files_of_others(tmp_path):

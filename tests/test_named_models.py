@@ -18,6 +18,7 @@ from apq.presets import DIGITS
 from apq.resume import Resume
 from dataset import load_splits
 from dataset.imagenet import image_folder_model
+from elastic_nn.modules.batch_dropout import BatchDropout
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks.model_file import load_model, save_model
 from elastic_nn.networks.named_models import build_model, named_model, use_elastic_norms
@@ -71,6 +72,15 @@ def test_elastic_norms_compute_the_same_and_keep_their_settings():
     torch.testing.assert_close(plain(images), expected)
     assert list(plain.state_dict()) == list(before)
     assert [(m.eps, m.momentum, m.affine) for m in plain.modules() if isinstance(m, ElasticBatchNorm2d)] == settings
+
+
+def test_dropout_of_networks_by_name_does_not_depend_on_processes():
+    plain = torchvision.models.mobilenet_v2(weights=None, num_classes=5)
+    expected = {name: module.p for name, module in plain.named_modules() if isinstance(module, nn.Dropout)}
+    net = build_model(replace(named_model("mobilenet_v2"), n_classes=5))
+    dropouts = {name: module for name, module in net.named_modules() if isinstance(module, nn.Dropout)}
+    assert {name: module.p for name, module in dropouts.items()} == expected == {"classifier.0": 0.2}
+    assert {type(module) for module in dropouts.values()} == {BatchDropout}
 
 
 @pytest.mark.parametrize("spec", [named_model("resnet18", "digits"), named_model("mobilenet_v1_small"), SUBNET])

@@ -18,10 +18,11 @@ from elastic_nn.modules.elastic_conv import ElasticConv2d
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks import DynamicProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet, supernet_blocks
-from elastic_nn.quantizers import BATCHQUANT, FLOAT, LSQ, SCHEMES, PerKernel
+from elastic_nn.quantizers import BATCHQUANT, FLOAT, LSQ, MIXED, SCHEMES, PerKernel, batchquant
 from elastic_nn.training.engine import Training, learning_rate, train_one_epoch
 from elastic_nn.training.optimizer import make_optimizer
 from elastic_nn.training.recipe import TrainConfig
+from elastic_nn.training.session import Execution
 from elastic_nn.training.supernet_training import usual_scheme
 
 CPU = torch.device("cpu")
@@ -233,3 +234,27 @@ def test_processes_drop_what_one_process_does(monkeypatch):
     for rank in (0, 1, 2):
         assert torch.equal(parts[rank], parts[None][rank::3])
     assert len(after) == 1
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_number_of_processes_is_recorded_where_it_matters(name):
+    one, two = (Execution(world_size=n).record(per_process=SCHEMES[name].per_process) for n in (1, 2))
+    assert (one != two) == SCHEMES[name].per_process
+
+
+@pytest.mark.parametrize("name", [name for name, scheme in MIXED.items() if name != "lsq-per-bits"])
+def test_ranges_depend_on_processes_where_the_scheme_says_so(name, monkeypatch):
+    """Each of two processes has every second of 8 images. Only some estimates are those of one process with all."""
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 6, 6)
+    low, high = x.flatten(2).aminmax(dim=2)  # all below and above 0
+    monkeypatch.setattr(batchquant, "rows_of_all", lambda own: low if own.mean() < 0 else high)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda edges: edges.mul_(2))  # as if both had this one's
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    found = []
+    for images in (x, x[::2], x[1::2]):
+        quantizer = MIXED[name].activation(True).of_bits["4"]
+        quantizer.synchronised = images is not x
+        quantizer.calibrate(images)
+        found.append(quantizer.high.item())
+    assert (found[1:] == pytest.approx([found[0]] * 2, rel=1e-6)) != MIXED[name].per_process

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from example_results import found
+from example_results import files_of, found
 
 from apq import staging
 from apq.errors import UserError
@@ -73,10 +73,6 @@ def put(folder: Path) -> None:
         write_json(new.best_checkpoint, ["weights"])
     (folder / "search.state.pt").write_bytes(b"")
     (folder / "notes").write_text("mine")
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def without_dates(files: dict[str, bytes]) -> dict[str, bytes]:

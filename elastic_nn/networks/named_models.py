@@ -27,6 +27,7 @@ from apq.own_networks import (
 )
 from apq.skeleton import without_weights
 from dataset.table import get_dataset
+from elastic_nn.modules.batch_dropout import BatchDropout
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT
@@ -61,6 +62,9 @@ def _network(spec: ModelSpec) -> nn.Module:
     net = _own_or_torchvision(spec)
     _fit_input(net, spec)
     use_elastic_norms(net)
+    for module in net.modules():
+        if type(module) is nn.Dropout:  # both have the same attributes
+            module.__class__ = BatchDropout
     return net
 
 

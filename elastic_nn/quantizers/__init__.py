@@ -56,6 +56,8 @@ class QuantScheme:
         mixed_precision: one supernet serves all bit-widths. Its depthwise layers have quantizers for each kernel size,
             and the gradients of its weights' steps count whole filters, as QFA's do.
         learned_steps: a supernet has one bit-width, and one of fewer bits inherits its ranges.
+        per_process: each process estimates ranges from its own images alone, so that what is trained depends on the
+            number of processes.
         quick_weight: like `weight`, but faster to calibrate, for comparing policies.
     """
 
@@ -64,6 +66,7 @@ class QuantScheme:
     activation: Callable[[bool], Quantizer] = NoQuantizer
     mixed_precision: bool = False
     learned_steps: bool = False
+    per_process: bool = False
     quick_weight: Callable[[], Quantizer] | None = None
 
     @property
@@ -118,13 +121,14 @@ LSQ_SCALE_FREE = replace(
 )
 
 
-def _mixed(name: str, activation: Callable[[bool], Quantizer]) -> QuantScheme:
+def _mixed(name: str, activation: Callable[[bool], Quantizer], *, per_process: bool = False) -> QuantScheme:
     """A scheme of mixed precision: a quantizer for each bit-width, over shared float weights."""
     return QuantScheme(
         name,
         weight=lambda: PerBits(lambda: LsqQuantizer(signed=True)),
         activation=lambda signed: PerBits(lambda: activation(signed)),
         mixed_precision=True,
+        per_process=per_process,
     )
 
 
@@ -140,9 +144,9 @@ MIXED = {
     scheme.name: scheme
     for scheme in (
         BATCHQUANT,
-        _mixed("batchquant-published", _batch(whole_channel_range)),
-        _mixed("batchquant-percentile", _batch(percentile_range)),
-        _mixed("batchquant-mse", _batch(least_error_range)),
+        _mixed("batchquant-published", _batch(whole_channel_range), per_process=True),
+        _mixed("batchquant-percentile", _batch(percentile_range), per_process=True),
+        _mixed("batchquant-mse", _batch(least_error_range), per_process=True),
         _mixed("running-minmax", _batch(channel_range, RUNNING_MOMENTUM)),
         _mixed("lsq-per-bits", LsqQuantizer),
     )

@@ -59,8 +59,8 @@ class FinetuneRequest:
 class FinetunePlan:
     """A calibrated network and how it is finetuned.
 
-    `data` is the folder of the images (None: no folder), `origin` what it was made from, as plain data.
-    `save(path, state=..., **facts)` writes weights with facts about them.
+    `data` is the folder of the images (None: no folder), `origin` what it was made from, as plain data. `per_process`
+    is a fact of its quantizers (`QuantScheme`). `save(path, state=..., **facts)` writes weights with facts about them.
     """
 
     net: nn.Module
@@ -70,6 +70,7 @@ class FinetunePlan:
     train: TrainConfig
     origin: Record
     save: Callable[..., None]
+    per_process: bool = False
 
 
 def finetune_experiment(request: FinetuneRequest, device: torch.device, execution: Execution) -> tuple[float, int]:
@@ -121,7 +122,7 @@ def finetune_record(plan: FinetunePlan, session: Session, *, compiled: bool) -> 
         "train": asdict(plan.train),
         "seed": session.seed,
         "images": plan.splits.source,
-        "execution": session.execution.record(),
+        "execution": session.execution.record(per_process=plan.per_process),
         "compile": compiled,
     }
 
@@ -145,6 +146,7 @@ def subnet_plan(request: FinetuneRequest, device: torch.device) -> FinetunePlan:
             "quantizer": found.supernet.scheme.name,
         },
         save=partial(save_subnet, space=space, subnet=subnet, scheme=found.supernet.scheme),
+        per_process=found.supernet.scheme.per_process,
     )
 
 

@@ -74,7 +74,7 @@ def supernet_record(plan: SupernetPlan, session: Session) -> Record:
         "start": None if plan.start is None else digest(plan.start.state_dict()),
         "seed": session.seed,
         "images": session.splits.source,
-        "execution": session.execution.record(),
+        "execution": session.execution.record(per_process=plan.scheme.per_process),
     }
 
 

@@ -36,9 +36,13 @@ class Execution:
         """Whether this process writes files and shows progress: the first one does."""
         return self.rank == 0
 
-    def record(self) -> Record:
-        """The settings that the result depends on, as plain data. The number of processes is not one of them."""
-        return {"amp": self.amp, "accumulate": self.accumulate, "ema": self.ema}
+    def record(self, *, per_process: bool = False) -> Record:
+        """The settings that the result depends on, as plain data.
+
+        The number of processes is one of them only `per_process`, see `QuantScheme`.
+        """
+        processes = {"processes": self.world_size} if per_process else {}
+        return {"amp": self.amp, "accumulate": self.accumulate, "ema": self.ema, **processes}
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """Context of forward passes."""
