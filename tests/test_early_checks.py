@@ -148,7 +148,7 @@ def test_bits_beyond_the_accelerator_are_told_by_every_step(here, tmp_path, caps
 def test_a_split_that_bits_cannot_end_costs_no_episode(here, monkeypatch):
     """At 4 bits and more a network costs at least a quarter of its cost at 8: a tenth is out of reach."""
     splits = SimpleNamespace(source={}, val=(0,), calibration=(0,))
-    monkeypatch.setattr(sequential, "load_splits", lambda *args: splits)
+    monkeypatch.setattr(sequential, "load_splits", lambda *args, **given: splits)
     monkeypatch.setattr(sequential, "check_classes", lambda *args: None)
     for name in ("search_widths", "evaluate", "recalibrate", "finetune"):
         monkeypatch.setattr(pipeline, name, work)

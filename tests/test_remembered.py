@@ -55,7 +55,7 @@ def test_steps_after_the_first_need_no_data(tmp_path, monkeypatch):
     net, origin = load_supernet(tmp_path / "m/supernet.pt")
     assert origin.data == str(cats)
 
-    monkeypatch.setattr(plan, "load_splits", lambda space, folder, *rest: pytest.fail(str(folder)))
+    monkeypatch.setattr(plan, "load_splits", lambda space, folder, *rest, **given: pytest.fail(str(folder)))
     with pytest.raises(pytest.fail.Exception, match=str(cats)):
         search(["--prepare", "acc", "--acc_predictor_dir", "m"])
 

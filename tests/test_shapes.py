@@ -116,7 +116,7 @@ def made(tmp_path_factory, few):
 @pytest.fixture
 def here(made, tmp_path, monkeypatch, few):
     (tmp_path / "models").symlink_to(made / "models")
-    monkeypatch.setattr("report.measured_architectures.load_splits", lambda *spec: few)
+    monkeypatch.setattr("report.measured_architectures.load_splits", lambda *spec, **given: few)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
