@@ -77,8 +77,18 @@ class ConvLayer:
         return self._stored_weights + self.out_channels * (2 * self.norm + self.bias)
 
     @property
-    def size_bytes(self) -> float:
-        """Stored bytes: weights at their bits, and 32 bits a channel for a bias or for BatchNorm, which is folded."""
+    def size_bytes(self) -> int:
+        """Bytes of the layer in a packed file: weights at their bits, in whole bytes, and float32 numbers for channels.
+
+        A folded BatchNorm needs two of them, a multiplier and a bias, a bias alone one.
+        """
+        return math.ceil(self._stored_weights * self.w_bits / 8) + self.out_channels * 4 * (
+            2 if self.norm else self.bias
+        )
+
+    @property
+    def published_size_bytes(self) -> float:
+        """Stored bytes as they are commonly counted: a folded BatchNorm needs no multiplier."""
         return self._stored_weights * self.w_bits / 8 + self.out_channels * 4 * (self.norm or self.bias)
 
     @property

@@ -55,7 +55,7 @@ class OnnxGraph:
     def model(self, metadata: Mapping[str, str]) -> Any:
         """The ONNX model, checked. UserError where ONNX finds it wrong."""
         onnx = self.onnx
-        constants = [tensor for tensor in self._constants.values()]
+        constants = list(self._constants.values())
         graph = onnx.helper.make_graph(
             self._nodes, self.name, self._ends["input"], self._ends["output"], initializer=constants
         )

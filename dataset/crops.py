@@ -12,8 +12,9 @@ import torch
 from torchvision.transforms import v2
 
 from dataset.color_jitter import ColorJitter
+from dataset.table import PHOTOS
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = PHOTOS.mean, PHOTOS.std
 CENTRAL = 0.875  # share of the shorter side that a central crop shows
 
 

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from apq.errors import UserError
 from dataset.splits import ImageSpec, Splits, TensorImages
+from dataset.table import DIGITS
 from dataset.transforms import random_affine
 
 N_CLASSES = 10
 SPLIT_SEED = 0  # the split is part of the data set, not of an experiment
 N_VAL, N_TEST = 400, 400
 VAL_VIEWS = 4  # distorted views of each validation image, besides the image itself
-MEAN, STD = 0.3053, 0.3760  # of all pixels, scaled to 0..1
+(MEAN,), (STD,) = DIGITS.mean, DIGITS.std
 NOISE = 0.5  # standard deviation, in units of STD
 
 

@@ -22,6 +22,7 @@ from apq.cache import read_cache, write_cache
 from apq.errors import UserError
 from apq.files import cache_folder
 from dataset.splits import ImageSpec, Splits, TensorImages
+from dataset.table import GLYPHS
 from dataset.transforms import blur, random_affine, random_strokes
 
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -48,7 +49,7 @@ BLUR = (0.3, 1.0)  # standard deviation in pixels
 NOISE = (0.04, 0.12)  # standard deviation, in units of the grey range
 BLACK = 0.2  # grey of the background, so that noise is not clipped
 
-MEAN, STD = 0.263, 0.165  # of all training pixels, scaled to 0..1
+(MEAN,), (STD,) = GLYPHS.mean, GLYPHS.std
 LIGHT_AFFINE = {"degrees": 8, "shift": 0.05, "scale": 0.08, "shear": 0.08}
 LIGHT_NOISE = 0.35  # in units of STD: replaces the noise that interpolation smooths away
 

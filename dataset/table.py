@@ -15,6 +15,25 @@ if TYPE_CHECKING:
 IMAGENET = Path("dataset/imagenet")  # the default image folder of ImageNet spaces
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How pixels from 0 to 1 become what a network sees: (pixel - mean) / std, one of each for all channels or each."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """What the lowest and the highest pixel become, of all channels."""
+        pairs = list(zip(self.mean, self.std, strict=True))
+        return min(-mean / std for mean, std in pairs), max((1 - mean) / std for mean, std in pairs)
+
+
+PHOTOS = Scale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of all images in folders, as in torchvision
+GLYPHS = Scale((0.263,), (0.165,))  # of all training pixels
+DIGITS = Scale((0.3053,), (0.3760,))  # of all pixels
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
     """A row of the table: images that networks are trained and tested on.
@@ -25,6 +44,7 @@ class DataSet:
         load: makes the splits for a space or a model, with its channels and at its largest resolution.
         folder: where the images are, unless --data names another place, of a data set that is a folder.
         recipe: training recipe of networks that have none of their own.
+        scale: how its pixels are scaled, as exported networks tell and need; None where it is not known.
 
     UserError unless there is one of `load` and `folder`.
     """
@@ -36,6 +56,7 @@ class DataSet:
     load: Callable[[ImageSpec], Splits] | None = None
     folder: Path | None = None
     recipe: str | None = None
+    scale: Scale | None = None
 
     def __post_init__(self) -> None:
         if (self.load is None) == (self.folder is None):
@@ -58,9 +79,9 @@ def _load_digits(spec: ImageSpec) -> Splits:
 DATASETS = {
     row.name: row
     for row in (
-        DataSet(name="imagenet", in_channels=3, n_classes=1000, side=224, folder=IMAGENET),
-        DataSet(name="glyphs", in_channels=1, n_classes=62, side=32, load=_load_glyphs, recipe="glyphs"),
-        DataSet(name="digits", in_channels=1, n_classes=10, side=32, load=_load_digits, recipe="digits"),
+        DataSet(name="imagenet", in_channels=3, n_classes=1000, side=224, folder=IMAGENET, scale=PHOTOS),
+        DataSet(name="glyphs", in_channels=1, n_classes=62, side=32, load=_load_glyphs, recipe="glyphs", scale=GLYPHS),
+        DataSet(name="digits", in_channels=1, n_classes=10, side=32, load=_load_digits, recipe="digits", scale=DIGITS),
     )
 }
 

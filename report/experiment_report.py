@@ -11,26 +11,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from apq.checkpoint import digest, load_checkpoint, trained_for
 from apq.cli import table
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import Record
 from apq.layers import ConvLayer
-from apq.model_folder import ModelFolder
 from apq.policy import QUANTIZERS, Policy, priced_layers
 from apq.search_result import PolicyChoice, SearchResult, SubnetChoice, read_result
 from apq.space import SearchSpace
 from apq.subnet import Subnet, spec_of
-from dataset import check_classes, image_folder, load_splits, names_of_outputs
 from dataset.imagenet import unreadable
-from dataset.splits import ImageSpec, Splits
+from dataset.splits import Splits
 from elastic_nn.networks.policy_file import PolicyModel, load_finetuned_policy
-from elastic_nn.networks.subnet_file import FinetunedSubnet, load_finetuned
+from elastic_nn.networks.subnet_file import FinetunedSubnet
 from elastic_nn.training.distributed import processes, sum_over
 from elastic_nn.training.engine import Accuracy, evaluate
-from elastic_nn.training.found_subnet import FoundSubnet, load_found
+from elastic_nn.training.experiment_network import check_no_supernet, load_images, load_subnet_and_images
 from elastic_nn.training.session import Execution, Session
 from lut.bit_costs import linear_costs, weight_costs
 from lut.cost_model import CostModel, cost_model_from_flags, recorded_cost_model
@@ -77,7 +74,8 @@ def report_subnet(args: argparse.Namespace, experiment: Experiment, execution: E
     """Measure a subnet on the test images; print its accuracy and costs."""
 
     def read() -> tuple[FinetunedSubnet, Splits, bool, CostModel]:
-        return *load_network(args, experiment), experiment.best_checkpoint.exists(), cost_model_of(args, experiment)
+        found = load_subnet_and_images(experiment, args.supernet, args.data, resolve_device(args.device))
+        return *found, experiment.best_checkpoint.exists(), cost_model_of(args, experiment)
 
     (net, space, subnet, _), splits, finetuned, cost_model = experiment.whole(read)
     accuracy, skipped = measure(args, net, splits, subnet.resolution, execution)
@@ -105,32 +103,9 @@ def cost_lines(space: SearchSpace, subnet: Subnet, cost_model: CostModel) -> lis
     return [table(cost_rows(by_scope(costs))), f"latency and energy: {cost_model}"]
 
 
-def load_network(args: argparse.Namespace, experiment: Experiment) -> tuple[FinetunedSubnet, Splits]:
-    """The network in the checkpoint, or else the subnet cut out of the supernet and calibrated; and the images."""
-    if experiment.best_checkpoint.exists():
-        if args.supernet is not None:
-            raise UserError(f"{experiment.best_checkpoint} has the network's weights: leave --supernet out")
-        finetuned = load_finetuned(experiment)
-        return finetuned, load_images(args, finetuned.space, finetuned.images, experiment)
-    found = load_found(experiment, supernet=args.supernet, data=args.data, finetuned=False)
-    if args.supernet is None:
-        check_supernet(experiment, found)
-    net = found.network(resolve_device(args.device))
-    return FinetunedSubnet(net, found.space, found.subnet, found.splits.source), found.splits
-
-
-def check_supernet(experiment: Experiment, found: FoundSubnet) -> None:
-    """UserError if the supernet is not the one that the predictor of the search was trained for."""
-    predictor = ModelFolder(read_result(experiment).found_subnet.models).acc_quant
-    expected = trained_for(predictor)
-    if expected is not None and expected != digest(found.supernet.state_dict()):
-        raise UserError(f"{found.file} is not the supernet that {predictor} was trained for: give that with --supernet")
-
-
 def report_policy(args: argparse.Namespace, experiment: Experiment, execution: Execution) -> None:
     """Measure the network of a policy on the test images; print its accuracy and costs, draw its bits."""
-    if args.supernet is not None:
-        raise UserError(f"{experiment.path} has its own network: leave --supernet out")
+    check_no_supernet(experiment, args.supernet)
 
     def read() -> tuple[SearchResult, PolicyModel, CostModel | None]:
         result, found = read_result(experiment), load_finetuned_policy(experiment)
@@ -138,7 +113,7 @@ def report_policy(args: argparse.Namespace, experiment: Experiment, execution: E
         return result, found, cost_model_of(args, experiment) if priced else None
 
     result, (net, spec, policy, layers, images), cost_model = experiment.whole(read)
-    splits = load_images(args, spec, images, experiment)
+    splits = load_images(experiment, spec, images, args.data)
     accuracy, skipped = measure(args, net, splits, spec.resolution, execution)
     if not execution.main:
         return
@@ -232,17 +207,6 @@ def cost_model_of(args: argparse.Namespace, experiment: Experiment) -> CostModel
     """The cost model in the flags, or else that of the search."""
     given = args.config or args.table
     return cost_model_from_flags(args.config, args.table) if given else recorded_cost_model(experiment)
-
-
-def load_images(args: argparse.Namespace, spec: ImageSpec, images: Record | None, experiment: Experiment) -> Splits:
-    """Load the images, from the folder of the finetune unless another is given.
-
-    UserError if their classes are not those of the checkpoint.
-    """
-    recorded = load_checkpoint(experiment.best_checkpoint).get("data")
-    splits = load_splits(spec, image_folder(args.data, recorded), outputs=names_of_outputs(images))
-    check_classes(splits, images, experiment.best_checkpoint)
-    return splits
 
 
 def measure(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from apq.errors import UserError
-from elastic_nn.quantizers.base import NoQuantizer, Quantizer
+from elastic_nn.quantizers.base import NoQuantizer, Quantizer, Rounding
 from elastic_nn.quantizers.batchquant import BatchQuantizer
 from elastic_nn.quantizers.kmeans import QUICK_ITER, KMeansWeightQuantizer
 from elastic_nn.quantizers.linear import LinearActivationQuantizer, LinearWeightQuantizer
@@ -42,6 +42,7 @@ __all__ = [
     "PerKernel",
     "QuantScheme",
     "Quantizer",
+    "Rounding",
     "scheme_named",
 ]
 

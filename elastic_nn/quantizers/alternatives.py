@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elastic_nn.quantizers.base import Quantizer
+from elastic_nn.quantizers.base import Quantizer, Rounding
 
 
 class Alternatives(Quantizer):
@@ -77,6 +77,9 @@ class Alternatives(Quantizer):
 
     def scale_and_zero_point(self, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.active.scale_and_zero_point(v)
+
+    def rounding(self, v: Tensor | None = None) -> Rounding:
+        return self.active.rounding(v)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,19 @@ from torch import Tensor, nn
 from apq.errors import UserError
 from apq.space import FULL_PRECISION
 from elastic_nn.quantizers.functional import code_range
+
+
+class Rounding(NamedTuple):
+    """The rounding of values to codes: round(clip(value * gain / step + zero_point + offset, lowest, highest code)).
+
+    A code stands for (code - zero_point - offset) * step / gain. The zero point is a whole number, the offset is not.
+    All are tensors that broadcast against the values.
+    """
+
+    step: Tensor
+    zero_point: Tensor
+    gain: Tensor
+    offset: Tensor
 
 
 class Quantizer(nn.Module, ABC):
@@ -68,6 +81,18 @@ class Quantizer(nn.Module, ABC):
         Both broadcast against the quantized tensor. The zero point need not be a whole number. `v` is the tensor to
         quantize, which is needed where the range follows its values. UserError where there is no range or no scale.
         """
+
+    def rounding(self, v: Tensor | None = None) -> Rounding:
+        """The present rounding, in the operations that `quantize` has. `v` and errors: see `scale_and_zero_point`.
+
+        By default gain and offset do nothing.
+        """
+        scale, zero_point = self.scale_and_zero_point(v)
+        return Rounding(scale, zero_point, torch.ones_like(scale), torch.zeros_like(scale))
+
+    def codebook(self) -> tuple[Tensor, Tensor] | None:
+        """Labels of the weights, and the values of the labels, where codes are labels. Otherwise None."""
+        return None
 
     @property
     def code_range(self) -> tuple[int, int]:

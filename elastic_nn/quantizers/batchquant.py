@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from apq.errors import UserError
 from elastic_nn.quantizers.affine import affine_of_range, gain_of_scale, quantize_affine
-from elastic_nn.quantizers.base import Quantizer
+from elastic_nn.quantizers.base import Quantizer, Rounding
 from elastic_nn.quantizers.range_estimators import RangeEstimator, channel_range, own_rows, rows_of_all
 
 NOT_CALIBRATED = "has no statistics of this network's activations at {bits} bits: calibrate the network first"
@@ -143,8 +143,14 @@ class BatchQuantizer(Quantizer):
         With `v` the range is the one at which `quantize` would round `v` now, which depends on `v` in training. Without
         `v` it is that of the statistics.
         """
+        step, zero_point, gain, offset = self.rounding(v)
+        return step / gain, zero_point + offset
+
+    @torch.no_grad()
+    def rounding(self, v: Tensor | None = None) -> Rounding:
         step, zero_point = affine_of_range(*self._range(v), self.bits, signed=self.signed)
-        return step.to(self.scale) / gain_of_scale(self.scale), zero_point.to(self.scale) + self.offset
+        like = self.scale
+        return Rounding(step.to(like), zero_point.to(like), gain_of_scale(like), self.offset.detach().clone())
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -75,9 +75,14 @@ class KMeansWeightQuantizer(Quantizer):
     def quantize(self, v: Tensor) -> Tensor:
         if self.labels.shape != v.shape:
             raise UserError(f"k-means has not clustered the weights of {self.label}: calibrate the network first")
-        # A centroid at zero is that of zero weights, which no step moves.
-        centroids = self.centroids * (self.centroids != 0) if self.keeps_zeros else self.centroids
-        return _Shared.apply(centroids, self.labels)
+        return _Shared.apply(self._values(), self.labels)
+
+    def _values(self) -> Tensor:
+        """The centroids, of which one at zero is that of zero weights, which no step moves."""
+        return self.centroids * (self.centroids != 0) if self.keeps_zeros else self.centroids
+
+    def codebook(self) -> tuple[Tensor, Tensor]:
+        return self.labels, self._values().detach()
 
     @torch.no_grad()
     def calibrate(self, v: Tensor) -> None:

@@ -1,0 +1,1 @@
+"""A finetuned network as constants, and the files that other programs run."""

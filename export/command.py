@@ -1,0 +1,189 @@
+"""The work of `export.py`: write the network of an experiment in the forms that are asked, and check the files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from apq import __version__
+from apq.cli import table
+from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.files import check_new
+from apq.layers import ConvLayer, layers_of
+from dataset import names_of_outputs
+from dataset.splits import Splits, make_loader
+from dataset.table import PHOTOS, Scale, get_dataset
+from elastic_nn.networks.policy_file import load_finetuned_policy
+from elastic_nn.training.experiment_network import check_no_supernet, load_images, load_subnet_and_images
+from export import runtimes
+from export.checking import Check, Comparison, compare
+from export.formats import FILES, Form, write_form
+from export.graph import Graph, folded
+from export.image_codes import with_image_codes
+from export.packed import payload_bytes
+from export.run import run_as_trained
+from export.trace import trace
+
+CPU = torch.device("cpu")
+QONNX_BATCH = 16  # images at a time: its executor is slow, and keeps every value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """The network of an experiment, with its images and what a file tells about it."""
+
+    net: nn.Module
+    splits: Splits
+    side: int
+    layers: list[ConvLayer]
+    scale: Scale | None
+    facts: dict[str, Any]
+
+
+def export_experiment(args: argparse.Namespace) -> None:
+    """Write and check the files that the flags of `export.py` ask for."""
+    experiment = Experiment(args.exp_dir)
+    product = experiment.whole(lambda: load_product(args, experiment))
+    graph = frozen_graph(product, args.image_bits)
+    files = {form: args.out or experiment.path / FILES[form] for form in args.format}
+    results = {}
+    for form, file in files.items():
+        form_ = Form(name=form, packed_weights=args.weights == "packed", metadata=metadata_of(product, args))
+        n_bytes = write(args, experiment, file, graph, form_)
+        check = None if args.check == 0 else check_file(args, product, graph, form, file)
+        results[form] = facts_of(product, graph, file, n_bytes, check)
+        if not args.json:
+            print("\n".join(lines_of(form, results[form], check)))
+    if args.json:
+        print(json.dumps(results))
+    if failed := [form for form, result in results.items() if result.get("failed")]:
+        sys.exit(f"export.py: {', '.join(failed)} failed the check")
+
+
+def load_product(args: argparse.Namespace, experiment: Experiment) -> Product:
+    """The network of the experiment. UserError where there is none that can be exported."""
+    if experiment.policy.exists():
+        check_no_supernet(experiment, args.supernet)
+        net, spec, policy, layers, images = load_finetuned_policy(experiment)
+        splits = load_images(experiment, spec, images, args.data)
+        side, name, n_classes = spec.resolution, spec.name, spec.n_classes
+        facts = {"model": name, "quantizers": policy.quantizer, "bits": policy.strategy}
+    else:
+        (net, space, subnet, images), splits = load_subnet_and_images(experiment, args.supernet, args.data, CPU)
+        spec, side, n_classes = space, subnet.resolution, space.n_classes
+        layers = layers_of(space, subnet)
+        bits = [[layer.w_bits, layer.a_bits] for layer in layers]
+        facts = {"space": space.name, "quantizers": net.scheme.name, "bits": bits}
+    classes = list(names_of_outputs(images)) or [str(i) for i in range(n_classes)]
+    scale = PHOTOS if "names" in splits.source else get_dataset(spec.dataset).scale
+    net = net.eval().requires_grad_(False)
+    return Product(net=net, splits=splits, side=side, layers=layers, scale=scale, facts={**facts, "classes": classes})
+
+
+@torch.no_grad()
+def frozen_graph(product: Product, image_bits: int | None) -> Graph:
+    """The network as constants. UserError unless they compute its logits to the bit, on a batch of test images."""
+    images, _ = next(batches_of(product, 32, 32))
+    graph = trace(product.net, tuple(images.shape[1:]))
+    if not torch.equal(run_as_trained(graph, images), product.net(images)):
+        raise UserError("the network as constants does not compute what the network computes: it cannot be exported")
+    if image_bits is None:
+        return graph
+    if product.scale is None:
+        raise UserError("how the images are scaled is not known: they cannot be rounded to codes")
+    return with_image_codes(graph, product.scale, image_bits)
+
+
+def batches_of(product: Product, n: int | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of `n` (None: all) test images, evenly spaced, and their labels."""
+    images = product.splits.test if n is None else product.splits.test.thinned(n)
+    return iter(make_loader(images, batch_size, sides=(product.side,)))
+
+
+def metadata_of(product: Product, args: argparse.Namespace) -> dict[str, str]:
+    """What a file tells about the network, as text."""
+    scale = None if product.scale is None else asdict(product.scale)
+    facts = {**product.facts, "normalisation of pixels from 0 to 1": scale, "version": __version__}
+    command = " ".join(["export.py", *sys.argv[1:]])
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()} | {
+        "command": command
+    }
+
+
+def write(args: argparse.Namespace, experiment: Experiment, file: Path, graph: Graph, form: Form) -> int:
+    """Write a file and return its size in bytes: into the experiment, or where --out says."""
+    if args.out:
+        check_new(args.out, args.overwrite)
+        return write_form(graph, args.out, form)
+    with experiment.adding(file.name) as place:
+        return write_form(graph, place, form)
+
+
+def check_file(args: argparse.Namespace, product: Product, graph: Graph, form: str, file: Path) -> Check:
+    """Compare a file with the network on test images, in every runtime of its form."""
+    runners, code_runners, batch_size = {}, {}, args.batch_size
+    if form == "onnx":
+        runners = {
+            "onnxruntime": runtimes.onnxruntime(file),
+            "onnxruntime, not optimized": runtimes.onnxruntime(file, optimized=False),
+            "OpenVINO, float32": runtimes.openvino(file),
+        }
+        if args.weights == "packed" and form == "onnx":
+            del runners["OpenVINO, float32"]  # it has no 2-bit integers
+    elif form == "onnx-integer":
+        code_runners = {
+            "onnxruntime": runtimes.onnxruntime_codes(file),
+            "onnxruntime, not optimized": runtimes.onnxruntime_codes(file, optimized=False),
+        }
+    elif form == "qonnx":
+        runners, batch_size = {"QONNX's executor": runtimes.qonnx(file)}, QONNX_BATCH
+    else:
+        runners = {"read back": runtimes.packed(file)}
+    n = None if args.check == "all" else args.check
+    batches = tqdm(batches_of(product, n, batch_size), desc=f"check {form}", disable=None, leave=False)
+    return compare(product.net, folded(graph), batches, runners, code_runners)
+
+
+def facts_of(product: Product, graph: Graph, file: Path, n_bytes: int, check: Check | None) -> dict[str, Any]:
+    """The result of one form as plain data."""
+    facts: dict[str, Any] = {
+        "file": str(file),
+        "bytes": n_bytes,
+        "claimed_bytes": sum(layer.size_bytes for layer in product.layers),
+        "published_bytes": sum(layer.published_size_bytes for layer in product.layers),
+        "payload_bytes": payload_bytes(folded(graph)),
+    }
+    if check is None:
+        return facts
+    reasons = [f"{one.name}: {why}" for one in check.files if (why := one.fails(check.noise))]
+    checks = [asdict(one) for one in (*check.files, check.noise)]
+    return {**facts, "checks": checks, "failed": reasons}
+
+
+def lines_of(form: str, facts: dict[str, Any], check: Check | None) -> list[str]:
+    """The result of one form as lines of text."""
+    claim, payload = facts["claimed_bytes"], facts["payload_bytes"]
+    sizes = f"{facts['bytes']:,} bytes; claimed {claim:,}, in packed form {payload:,} without the header"
+    lines = [f"{facts['file']} ({form}): {sizes}"]
+    if check is None:
+        return [*lines, "not checked"]
+    rows = [("check", "images", "agree", "moved", "largest", "codes that differ", "top-1", "network's")]
+    rows += [_row(one) for one in (*check.files, check.noise)]
+    return [*lines, table(rows), *(f"failed: {reason}" for reason in facts["failed"])]
+
+
+def _row(one: Comparison) -> tuple[str, ...]:
+    codes = f"{one.other_codes} of {one.codes:,}" if one.codes else ""
+    shares = (f"{one.share(count):.2%}" for count in (one.agreed, one.moved))
+    scores = (f"{one.share(count):.2%}" for count in (one.right, one.right_network))
+    return (one.name, f"{one.n_images:,}", *shares, f"{one.largest:.1e}", codes, *scores)

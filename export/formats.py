@@ -1,0 +1,42 @@
+"""The forms that a network is exported in, and their files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.graph import Graph, folded
+from export.integer_file import integer
+from export.onnx_file import qcdq, qonnx
+from export.packed import write_packed
+
+FILES = {  # by form, in the folder of the experiment
+    "onnx": "model.onnx",
+    "onnx-integer": "model.integer.onnx",
+    "qonnx": "model.qonnx.onnx",
+    "packed": "model.safetensors",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A form, with what its file tells. `packed_weights`: with 4- and 2-bit integers, in the form onnx."""
+
+    name: str
+    packed_weights: bool
+    metadata: Mapping[str, str]
+
+
+def write_form(graph: Graph, path: Path, form: Form) -> int:
+    """Write a graph, as traced, in a form. Returns the size of the file in bytes."""
+    name = form.metadata.get("space") or form.metadata.get("model", "network")
+    if form.name == "packed":
+        return write_packed(folded(graph), path, form.metadata)
+    if form.name == "onnx-integer":
+        made = integer(folded(graph), name)
+    elif form.name == "qonnx":
+        made = qonnx(graph, name)
+    else:
+        made = qcdq(graph, name, packed=form.packed_weights)
+    return made.save(path, form.metadata)
