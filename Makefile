@@ -13,14 +13,15 @@ demo test models: export OMP_NUM_THREADS ?= 1
 
 $(VENV)/installed: setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test,export,export-check]'
 	touch $@
 
-# Search -> finetune -> test, with the shipped checkpoints.
+# Search -> finetune -> test -> export, with the shipped checkpoints.
 demo: $(VENV)/installed
 	$(PY) search.py --mode evolution --type latency --constraint $(CONSTRAINT) --exp_name demo --overwrite
 	$(PY) quant_aware.py --exp_name demo
 	$(PY) test.py --exp_dir exps/demo
+	$(PY) export.py --exp_dir exps/demo --format onnx onnx-integer packed --check all
 
 # One process for each core. The tests of a file share what they train, so a file stays in one process.
 test: lint

@@ -31,6 +31,14 @@ setup(
     ],
     extras_require={
         # pytest-xdist: a process a core, for tests that mostly train small networks on one thread
+        # Files for other programs. Runtimes change what they fold: these versions were checked.
+        "export": [
+            "onnx==1.23.2",
+            "onnxruntime==1.32.0",  # checks files, and measures layers
+            "safetensors==0.8.0",  # packed files
+        ],
+        # Only to check files in more programs
+        "export-check": ["openvino==2026.4.1", "qonnx==1.0.0"],
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff==0.17.5"],
     },
 )

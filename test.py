@@ -6,6 +6,8 @@ supernet that was trained quantized is measured as it is there: calibrated, not 
 search, in both scopes: "full" counts every layer, "published" leaves out the first inverted-residual block and the
 classifier. For the policy of a given network, the costs at 8 bits are printed beside its own, and its bits are drawn. A
 network that was searched with a table of measured costs is also priced by that table.
+
+--onnx FILE measures a file of export.py instead, in onnxruntime.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from lut.cost_model import add_cost_flags
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--exp_dir", type=Path, default=Path("exps/test"), help="folder of the experiment")
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="file of export.py to measure, in place of --exp_dir")
     parser.add_argument(
         "--supernet",
         type=Path,
@@ -33,7 +36,13 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    from report.experiment_report import report_experiment  # imports torch, which --help need not wait for
+    # These import torch, which --help need not wait for.
+    if args.onnx is not None:
+        from export.measuring import report_file
+
+        report_file(args.onnx, args)
+        return
+    from report.experiment_report import report_experiment
 
     report_experiment(args)
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,24 @@ from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import check_new
 from apq.layers import ConvLayer, layers_of
+from apq.policy import priced_layers
 from dataset import names_of_outputs
-from dataset.splits import Splits, make_loader
+from dataset.splits import ImageSpec, Splits, make_loader
 from dataset.table import PHOTOS, Scale, get_dataset
 from elastic_nn.networks.policy_file import load_finetuned_policy
+from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.training.experiment_network import check_no_supernet, load_images, load_subnet_and_images
 from export import runtimes
 from export.checking import Check, Comparison, compare
 from export.formats import FILES, Form, write_form
 from export.graph import Graph, folded
-from export.image_codes import with_image_codes
+from export.image_codes import RoundedImages, image_codes, with_image_codes
+from export.measuring import IMAGES, images_for
 from export.packed import payload_bytes
 from export.run import run_as_trained
 from export.trace import trace
 
-CPU = torch.device("cpu")
+CPU, PROBES = torch.device("cpu"), 32  # noise images
 QONNX_BATCH = 16  # images at a time: its executor is slow, and keeps every value
 
 
@@ -43,7 +46,8 @@ class Product:
     """The network of an experiment, with its images and what a file tells about it."""
 
     net: nn.Module
-    splits: Splits
+    splits: Splits | None
+    spec: ImageSpec
     side: int
     layers: list[ConvLayer]
     scale: Scale | None
@@ -53,8 +57,12 @@ class Product:
 def export_experiment(args: argparse.Namespace) -> None:
     """Write and check the files that the flags of `export.py` ask for."""
     experiment = Experiment(args.exp_dir)
+    if args.out:
+        check_new(args.out, args.overwrite)
     product = experiment.whole(lambda: load_product(args, experiment))
-    graph = frozen_graph(product, args.image_bits)
+    graph = frozen_graph(product)
+    if args.image_bits:
+        product, graph = with_rounded_images(product, graph, args.image_bits)
     files = {form: args.out or experiment.path / FILES[form] for form in args.format}
     results = {}
     for form, file in files.items():
@@ -71,37 +79,51 @@ def export_experiment(args: argparse.Namespace) -> None:
 
 
 def load_product(args: argparse.Namespace, experiment: Experiment) -> Product:
-    """The network of the experiment. UserError where there is none that can be exported."""
+    """The network of the experiment. UserError where there is none that can be exported.
+
+    Images are loaded to check files, and to calibrate a subnet without a checkpoint.
+    """
     if experiment.policy.exists():
         check_no_supernet(experiment, args.supernet)
         net, spec, policy, layers, images = load_finetuned_policy(experiment)
-        splits = load_images(experiment, spec, images, args.data)
-        side, name, n_classes = spec.resolution, spec.name, spec.n_classes
-        facts = {"model": name, "quantizers": policy.quantizer, "bits": policy.strategy}
+        splits = load_images(experiment, spec, images, args.data) if args.check else None
+        side, layers = spec.resolution, priced_layers(layers, policy)
+        facts = {"model": spec.name, "quantizers": policy.quantizer, "bits": policy.strategy}
     else:
-        (net, space, subnet, images), splits = load_subnet_and_images(experiment, args.supernet, args.data, CPU)
-        spec, side, n_classes = space, subnet.resolution, space.n_classes
-        layers = layers_of(space, subnet)
-        bits = [[layer.w_bits, layer.a_bits] for layer in layers]
-        facts = {"space": space.name, "quantizers": net.scheme.name, "bits": bits}
-    classes = list(names_of_outputs(images)) or [str(i) for i in range(n_classes)]
-    scale = PHOTOS if "names" in splits.source else get_dataset(spec.dataset).scale
+        if args.check or not experiment.best_checkpoint.exists():
+            finetuned, splits = load_subnet_and_images(experiment, args.supernet, args.data, CPU)
+        else:
+            check_no_supernet(experiment, args.supernet)
+            finetuned, splits = load_finetuned(experiment), None
+        net, spec, subnet, images = finetuned
+        side, layers = subnet.resolution, layers_of(spec, subnet)
+        facts = {"space": spec.name, "quantizers": net.scheme.name}
+        facts["bits"] = [[layer.w_bits, layer.a_bits] for layer in layers]
+    names = names_of_outputs(images)  # only those of folders have names
+    facts["classes"] = list(names or map(str, range(spec.n_classes)))
+    facts[IMAGES] = asdict(images_for(spec, side))
+    scale = PHOTOS if names or args.data else get_dataset(spec.dataset).scale
     net = net.eval().requires_grad_(False)
-    return Product(net=net, splits=splits, side=side, layers=layers, scale=scale, facts={**facts, "classes": classes})
+    return Product(net=net, splits=splits, spec=spec, side=side, layers=layers, scale=scale, facts=facts)
 
 
 @torch.no_grad()
-def frozen_graph(product: Product, image_bits: int | None) -> Graph:
-    """The network as constants. UserError unless they compute its logits to the bit, on a batch of test images."""
-    images, _ = next(batches_of(product, 32, 32))
+def frozen_graph(product: Product) -> Graph:
+    """The network as constants. UserError unless they compute its logits to the bit, on a batch of noise."""
+    shape = product.spec.in_channels, product.side, product.side
+    images = torch.randn(PROBES, *shape, generator=torch.Generator().manual_seed(0))
     graph = trace(product.net, tuple(images.shape[1:]))
     if not torch.equal(run_as_trained(graph, images), product.net(images)):
         raise UserError("the network as constants does not compute what the network computes: it cannot be exported")
-    if image_bits is None:
-        return graph
+    return graph
+
+
+def with_rounded_images(product: Product, graph: Graph, bits: int) -> tuple[Product, Graph]:
+    """The network and its graph with images as codes of `bits` bits."""
     if product.scale is None:
         raise UserError("how the images are scaled is not known: they cannot be rounded to codes")
-    return with_image_codes(graph, product.scale, image_bits)
+    codes = image_codes(product.scale, bits)
+    return replace(product, net=RoundedImages(product.net, codes)), with_image_codes(graph, codes)
 
 
 def batches_of(product: Product, n: int | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -113,17 +135,14 @@ def batches_of(product: Product, n: int | None, batch_size: int) -> Iterator[tup
 def metadata_of(product: Product, args: argparse.Namespace) -> dict[str, str]:
     """What a file tells about the network, as text."""
     scale = None if product.scale is None else asdict(product.scale)
-    facts = {**product.facts, "normalisation of pixels from 0 to 1": scale, "version": __version__}
-    command = " ".join(["export.py", *sys.argv[1:]])
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()} | {
-        "command": command
-    }
+    facts = {**product.facts, "normalisation": scale, "image_bits": args.image_bits, "version": __version__}
+    facts["command"] = " ".join(["export.py", *sys.argv[1:]])
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 
 def write(args: argparse.Namespace, experiment: Experiment, file: Path, graph: Graph, form: Form) -> int:
     """Write a file and return its size in bytes: into the experiment, or where --out says."""
     if args.out:
-        check_new(args.out, args.overwrite)
         return write_form(graph, args.out, form)
     with experiment.adding(file.name) as place:
         return write_form(graph, place, form)

@@ -27,6 +27,7 @@ from export.graph import Graph, Node
 from export.operations import OPERATIONS
 
 HEADER, VERSION = "apq", 1
+USUAL = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "linear": False}  # is left out
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -58,7 +59,7 @@ def write_packed(graph: Graph, path: Path, metadata: Mapping[str, str]) -> int:
     tensors, header = tensors_of(graph), {"version": VERSION, "image": graph.image_shape, "nodes": []}
     header["nodes"] = [_described(node) for node in graph.nodes]
     save = extra("safetensors.numpy", "export").save
-    data = save(tensors, metadata={HEADER: json.dumps(header), **metadata})
+    data = save(tensors, metadata={HEADER: json.dumps(header, separators=(",", ":")), **metadata})
     with atomic_open(path, "wb") as stream:
         stream.write(data)
     return len(data)
@@ -101,7 +102,7 @@ def _described(node: Node) -> dict[str, Any]:
     settings = {key: value for key, value in node.settings.items() if not _is_tensor(value)}
     tensors = [key for key, value in node.settings.items() if _is_tensor(value)]
     facts = {"name": node.name, "op": node.op, "inputs": node.inputs, "shape": node.shape}
-    facts |= {"settings": settings, "tensors": tensors}
+    facts |= {key: value for key, value in (("settings", settings), ("tensors", tensors)) if value}
     if (layer := node.layer) is None:
         return facts
     codes, weights = layer.inputs, layer.weights
@@ -115,8 +116,14 @@ def _described(node: Node) -> dict[str, Any]:
         "multiplier": None if layer.multiplier.ndim else layer.multiplier.item(),
         "inputs": inputs,
     }
-    names = ("stride", "padding", "dilation", "groups", "linear")
-    return {**facts, "layer": described | {name: getattr(layer, name) for name in names}}
+    return {
+        **facts,
+        "layer": described | {key: value for key, value in _geometry(layer).items() if value != USUAL[key]},
+    }
+
+
+def _geometry(layer: FrozenLayer) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value := getattr(layer, key), tuple | list) else value for key in USUAL}
 
 
 def read_packed(path: Path) -> Graph:
@@ -138,10 +145,10 @@ def read_packed(path: Path) -> Graph:
 
 
 def _node(facts: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Node:
-    name, settings = facts["name"], dict(facts["settings"])
+    name, settings = facts["name"], dict(facts.get("settings", {}))
     if facts["op"] != "layer" and facts["op"] not in OPERATIONS:
         raise ValueError(f"unknown operation {facts['op']}")
-    settings |= {key: torch.from_numpy(tensors[f"{name}.{key}"]) for key in facts["tensors"]}
+    settings |= {key: torch.from_numpy(tensors[f"{name}.{key}"]) for key in facts.get("tensors", ())}
     node = Node(
         name=name, op=facts["op"], inputs=tuple(facts["inputs"]), shape=tuple(facts["shape"]), settings=settings
     )
@@ -165,8 +172,8 @@ def _layer(facts: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Froze
         given = dict(facts["inputs"])
         rounding = Rounding(*(torch.tensor([given.pop(key)], dtype=torch.float32) for key in Rounding._fields))
         inputs = Codes(rounding=rounding, **given)
-    names, one = ("stride", "padding", "dilation", "groups", "linear"), facts["multiplier"]
-    geometry = {name: tuple(value) if isinstance(value := facts[name], list) else value for name in names}
+    geometry = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items() if key in USUAL}
+    one = facts["multiplier"]
     return FrozenLayer(
         weights=Weights(bits=bits, codes=codes, step=step, centroids=centroids),
         inputs=inputs,

@@ -143,8 +143,8 @@ class _Builder:
             return self._norm(name, module, inputs)
         if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
             return self._operation("flatten", inputs, name)
-        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
-            return self._operation("mean", inputs, name, keepdim=True)
+        if isinstance(module, nn.AdaptiveAvgPool2d):
+            return self._adaptive_pool(name, module, inputs)
         if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
             return self._pool(name, module, inputs)
         for kind, op in MODULES.items():
@@ -160,15 +160,25 @@ class _Builder:
         return self._operation("mul", [*inputs, gate], name)
 
     def _pool(self, name: str, module: nn.MaxPool2d | nn.AvgPool2d, inputs: list[str]) -> str:
-        def pair(value: Any) -> tuple[int, int]:
-            return tuple(value) if isinstance(value, tuple | list) else (value, value)
-
         if getattr(module, "dilation", 1) != 1 or getattr(module, "divisor_override", None):
             raise UserError(f"module {name} is a {type(module).__name__} with settings that cannot be exported")
-        windows = {key: pair(getattr(module, key)) for key in ("kernel_size", "stride", "padding")}
+        windows = {key: _pair(getattr(module, key)) for key in ("kernel_size", "stride", "padding")}
         more = {"ceil_mode": module.ceil_mode, "count_include_pad": getattr(module, "count_include_pad", True)}
         op = "max_pool" if isinstance(module, nn.MaxPool2d) else "average_pool"
         return self._operation(op, inputs, name, **windows, **more)
+
+    def _adaptive_pool(self, name: str, module: nn.AdaptiveAvgPool2d, inputs: list[str]) -> str:
+        """A pooling whose windows follow the side of its input: a mean, or windows of one size where they fit."""
+        sides, found = self.shapes[inputs[0]][1:], _pair(module.output_size)
+        if found == (1, 1):
+            return self._operation("mean", inputs, name, keepdim=True)
+        if any(not n or side % n for side, n in zip(sides, found, strict=True)):
+            raise UserError(
+                f"module {name} makes {found} of {sides}, by windows of several sizes: it cannot be exported"
+            )
+        windows = tuple(side // n for side, n in zip(sides, found, strict=True))
+        settings = {"kernel_size": windows, "stride": windows, "padding": (0, 0), "ceil_mode": False}
+        return self._operation("average_pool", inputs, name, **settings, count_include_pad=True)
 
     def _layer(self, name: str, module: nn.Module, inputs: list[str]) -> str:
         shape = self.shapes[inputs[0]]
@@ -203,6 +213,10 @@ class _Builder:
         self.nodes.append(Node(**{**vars(node), "name": name}))
         self.shapes[name] = node.shape
         return name
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 
 def _first_line(error: Exception) -> str:
