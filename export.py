@@ -6,8 +6,9 @@
   packed         streams of bits and a JSON header, in safetensors
 
 The network is that of the checkpoint. Without one, a subnet of a supernet that was trained quantized is exported as it
-is there. The check compares every file with the network: it exits with 1 if a code differs, if fewer than 99.5 % of the
-images get the same class, or if the logits of more than 1 % (and three times what float64 moves) move by over 0.001.
+is there. The check compares every file with the network. It exits with 1 if a code differs, if fewer than 99.5 % of the
+images get the same class, or if the logits of more than 1 % of the images move by over 0.001 (in OpenVINO: of four
+times as many as in float64, if that is more).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from apq import __version__
 from apq.cli import table
 from apq.errors import UserError
+from apq.exits import FAULT
 from apq.experiment import Experiment
 from apq.files import check_new
 from apq.layers import ConvLayer, layers_of
@@ -75,7 +76,8 @@ def export_experiment(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(results))
     if failed := [form for form, result in results.items() if result.get("failed")]:
-        sys.exit(f"export.py: {', '.join(failed)} failed the check")
+        print(f"export.py: {', '.join(failed)} failed the check", file=sys.stderr)
+        sys.exit(FAULT)
 
 
 def load_product(args: argparse.Namespace, experiment: Experiment) -> Product:

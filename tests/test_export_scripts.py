@@ -1,0 +1,114 @@
+"""export.py on the shipped experiments, and test.py on its files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT, script
+
+from apq.errors import UserError
+from dataset import load_splits
+from export import runtimes
+from export.checking import Comparison
+
+pytest.importorskip("onnx", reason="onnx is not installed: pip install -e '.[export]'")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[export]'")
+pytest.importorskip("openvino", reason="openvino is not installed: pip install -e '.[export-check]'")
+export, report = script("export"), script("test")
+
+
+@pytest.fixture(scope="module")
+def exp(tmp_path_factory):
+    """A copy of a shipped experiment, of a finetuned network."""
+    return shutil.copytree(ROOT / "exps/oqa-2bit", tmp_path_factory.mktemp("exps") / "oqa-2bit")
+
+
+@pytest.fixture(autouse=True)
+def _in_the_checkout(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def exported(capsys, exp, *flags):
+    export(["--exp_dir", str(exp), *flags, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_all_forms_are_written_checked_and_measured(exp, capsys, monkeypatch):
+    found = exported(capsys, exp, "--format", "onnx", "onnx-integer", "packed", "--check", "128")
+    for form, name in (("onnx", "model.onnx"), ("onnx-integer", "model.integer.onnx"), ("packed", "model.safetensors")):
+        facts, file = found[form], exp / name
+        assert (facts["file"], facts["bytes"], facts["failed"]) == (str(file), file.stat().st_size, [])
+        assert facts["payload_bytes"] == facts["claimed_bytes"] > facts["published_bytes"]
+        checks = {check["name"]: check for check in facts["checks"]}
+        assert all(check["n_images"] == 128 for check in checks.values())
+    runs = [check for check in found["onnx-integer"]["checks"] if check["name"].startswith("onnxruntime")]
+    assert [run["other_codes"] for run in runs] == [0, 0]
+    assert all(run["codes"] > 1e6 for run in runs)
+    monkeypatch.setattr("export.measuring.load_splits", lambda *spec, **given: thin(load_splits(*spec, **given)))
+    report(["--onnx", str(exp / "model.integer.onnx"), "--json"])
+    measured = json.loads(capsys.readouterr().out)
+    assert (measured["n_images"], measured["top1"]) == (128, runs[0]["right"] / 128)
+
+
+def thin(splits):
+    return replace(splits, test=splits.test.thinned(128))
+
+
+def test_lines_for_people(exp, capsys):
+    export(["--exp_dir", str(exp), "--format", "onnx-integer", "--check", "16"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{exp}/model.integer.onnx (onnx-integer): ")
+    assert "0 of" in lines[2]
+    export(["--exp_dir", str(exp), "--format", "packed", "--check", "0"])
+    assert capsys.readouterr().out.splitlines()[1] == "not checked"
+
+
+def test_out_is_one_file_that_exists_once(exp, capsys, tmp_path):
+    file = tmp_path / "mine.onnx"
+    exported(capsys, exp, "--out", str(file), "--check", "0")
+    assert file.exists()
+    with pytest.raises(UserError, match="exists"):
+        export(["--exp_dir", str(exp), "--out", str(file), "--check", "0"])
+    with pytest.raises(UserError, match="--out is the file of one form"):
+        export(["--exp_dir", str(exp), "--out", str(file), "--format", "onnx", "packed"])
+    exported(capsys, exp, "--out", str(file), "--check", "0", "--overwrite", "--weights", "packed")
+
+
+def test_a_file_that_is_another_network_ends_with_1(exp, capsys, monkeypatch):
+    def wrong(file, *, optimized=True):
+        return lambda images: torch.zeros(len(images), 62)
+
+    monkeypatch.setattr(runtimes, "onnxruntime", wrong)
+    with pytest.raises(SystemExit) as ended:
+        export(["--exp_dir", str(exp), "--check", "32"])
+    assert ended.value.code == 1
+    captured = capsys.readouterr()
+    assert captured.err == "export.py: onnx failed the check\n"
+    assert "failed: onnxruntime: only " in captured.out
+
+
+def test_limits_of_the_check():
+    noise = Comparison("float64", n_images=1000, agreed=1000, moved=5)
+    fine = {"n_images": 1000, "agreed": 995, "moved": 10}
+    assert Comparison("onnxruntime", **fine).fails(noise) == ""
+    assert "agree" in Comparison("onnxruntime", **{**fine, "agreed": 994}).fails(noise)
+    assert "moved" in Comparison("onnxruntime", **{**fine, "moved": 11}).fails(noise)
+    assert Comparison("OpenVINO", **{**fine, "moved": 20}).fails(noise) == ""
+    assert "moved" in Comparison("OpenVINO", **{**fine, "moved": 21}).fails(noise)
+    assert Comparison("onnxruntime", **fine, codes=9, other_codes=1).fails(noise) == "1 of 9 codes differ"
+
+
+def test_what_export_cannot_do_is_one_line(exp, tmp_path, capsys):
+    with pytest.raises(UserError, match="no experiment at"):
+        export(["--exp_dir", str(tmp_path / "none")])
+    (tmp_path / "some.onnx").write_bytes(b"")
+    with pytest.raises(UserError, match="does not tell its images"):
+        report(["--onnx", str(tmp_path / "some.onnx")])
+    with pytest.raises(UserError, match="argument --check"):
+        export(["--check", "some"])
+    with pytest.raises(UserError, match="leave --supernet out"):
+        export(["--exp_dir", str(exp), "--supernet", "models/oqa-mbv2-glyphs-2bit", "--check", "0"])
