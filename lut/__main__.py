@@ -4,6 +4,8 @@ python -m lut --model NAME                    print the costs of a network. NAME
                                               mobilenet_v2_small or another own network of train.py, exps/NAME (found
                                               by a search), SPACE:largest or SPACE:smallest
 python -m lut --space SPACE --out FILE        write the cost table of a space: all layers that its networks can have
+python -m lut --measure RUNTIME --space SPACE --out FILE
+                                              the same, with latencies measured on this machine's CPU
 """
 
 from __future__ import annotations
@@ -24,21 +26,33 @@ from apq.presets import get_space
 from lut.cost_model import CostModel, add_cost_flags, cost_model_from_flags, recorded_cost_model
 from lut.costs import by_scope, cost_of, cost_rows
 from lut.named import network_named
+from lut.runtimes import RUNTIMES
 from lut.table import build
 
-MODEL_FLAGS = ("bits", "resolution", "layers", "table")  # belong to --model
-SPACE_FLAGS = ("space", "out", "overwrite")
+MOST_THREADS = 1 << 10
+# The flags that each kind of work takes, and what it is called where another one is given.
+PRINTING, WRITING, MEASURING = "--model", "writing the table of a space", "--measure"
+FLAGS = {
+    PRINTING: {"model", "bits", "resolution", "layers", "table", "config"},
+    WRITING: {"space", "out", "overwrite", "config"},
+    MEASURING: {"measure", "space", "out", "overwrite", "bits", "threads"},
+}
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__, prog="python -m lut")
-    parser.add_argument("--model", metavar="NAME", help="network to print the costs of")
+    work = parser.add_mutually_exclusive_group()
+    work.add_argument("--model", metavar="NAME", help="network to print the costs of")
+    work.add_argument("--measure", choices=tuple(RUNTIMES), help="runtime to measure the layers of --space in")
     parser.add_argument(
         "--bits",
         type=bits,
         metavar="W|WxA",
-        help="bits of weights and activations of --model (default: 8, or the highest of its space)",
+        help="bits of weights and activations of --model (default: 8, or the highest of its space), or those that "
+        "--measure computes with: 8x8, or 32x32 for floating point (default: 8x8 where the runtime has it). On a CPU "
+        "fewer bits cost as much as 8",
     )
+    parser.add_argument("--threads", type=at_least(1, MOST_THREADS), help="threads of --measure (default: 1)")
     parser.add_argument(
         "--resolution", type=at_least(1, MOST_SIDE), help="side of the image, in pixels (default: 224, or the space's)"
     )
@@ -61,16 +75,48 @@ def bits(text: str) -> tuple[int, int]:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    foreign = SPACE_FLAGS if args.model else MODEL_FLAGS
-    if given := [f"--{flag}" for flag in foreign if getattr(args, flag)]:
-        owner = "writing the table of a space, not to --model" if args.model else "--model, which is not given"
-        raise UserError(f"{given[0]} belongs to {owner}")
+    check_flags(args)
     if args.model:
         print_model(args)
-    elif args.out:
-        write_table(args)
+    elif not args.out:
+        raise UserError(
+            "give --model NAME to print a network's costs, or --space SPACE --out FILE to write a table, with "
+            "--measure one of this machine"
+        )
+    elif args.measure:
+        measure_table(args)
     else:
-        raise UserError("give --model NAME to print a network's costs, or --space SPACE --out FILE to write a table")
+        write_table(args)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """UserError for a flag of other work."""
+    work = PRINTING if args.model else MEASURING if args.measure else WRITING
+    given = [flag for flag, value in vars(args).items() if value not in (None, False) and flag != "json"]
+    if foreign := [flag for flag in given if flag not in FLAGS[work]]:
+        owners = " and ".join(owner for owner, flags in FLAGS.items() if foreign[0] in flags)
+        raise UserError(f"--{foreign[0]} belongs to {owners}, not to {work}")
+
+
+def measure_table(args: argparse.Namespace) -> None:
+    """Time every layer of the space on this machine and write the table."""
+    from lut.device_table import device_named, measure
+
+    space = get_space(args.space or "digits")
+    check_new(args.out, args.overwrite)
+    device = device_named(args.measure, args.bits, args.threads or 1)
+    started = time.perf_counter()
+    facts = measure(space, device, args.out, overwrite=args.overwrite)
+    seconds = time.perf_counter() - started
+    if args.json:
+        print(json.dumps({"space": space.name, "file": str(args.out), "seconds": seconds, **facts}))
+        return
+    print(
+        f"{args.out}: {facts['shapes']} shapes of layers of space {space.name}, timed in {seconds:.0f} s on "
+        f"{facts['machine']} in {facts['runtime']} {facts['version']} at {facts['bits']} bits, {facts['threads']} "
+        f"thread(s). Times of a layer differ by {facts['spread']:.0%} between passes. A call takes "
+        f"{facts['call_ms']:.4f} ms, which are in no row"
+    )
 
 
 def write_table(args: argparse.Namespace) -> None:

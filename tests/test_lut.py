@@ -209,10 +209,15 @@ def test_missing_row_is_named(digits_table):
         ("[]", "holds a list"),
         ('{"(24, 96, 14)-W8A8": {"latency": 1, "energy": 1}}', "key .* is not head, tail or like"),
         ('{"head": 3}', "row head must hold latency in ms and energy in mJ"),
-        ('{"head": {"latency": 1}}', "row head must hold"),
+        ('{"head": {"energy": 1}}', "row head must hold"),
+        ('{"head": {"latency": 1, "energy": null}}', "row head must hold"),
         ('{"head": {"latency": NaN, "energy": 1}}', "row head must hold"),
         ('{"head": {"latency": "1", "energy": 1}}', "row head must hold"),
         ('{"head": {"latency": -1, "energy": 1}}', "row head must hold"),
+        ('{"measured": 3}', '"measured" must be an object of short texts and numbers'),
+        ('{"measured": {"runtime": ["a"]}}', '"measured" must be'),
+        ('{"measured": {"runtime": "a\\nb"}}', '"measured" must be'),
+        ('{"measured": {"threads": NaN}}', '"measured" must be'),
     ],
 )
 def test_broken_tables(tmp_path, text, message):

@@ -1,0 +1,132 @@
+"""Runtimes that time layers on this machine's CPU. They are imported on demand.
+
+A runtime from outside is a row in `RUNTIMES`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from apq.errors import UserError
+from apq.extras import extra
+from apq.layers import ConvLayer
+from apq.space import FULL_PRECISION
+from lut.layer_chain import EXCITE, INTEGER_BITS, STEP, image_of, kinds_of, numbers_of, onnx_chain
+
+Run = Callable[[], np.ndarray]
+Prepare = Callable[[Sequence[ConvLayer], int], Run]
+INTEGERS, FLOATS = (INTEGER_BITS, INTEGER_BITS), (FULL_PRECISION, FULL_PRECISION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """A way to run layers.
+
+    Attributes:
+        library: the name under which its package is installed.
+        bits: bits of weights and activations that it computes with, the first ones by default. A CPU is no faster at
+            fewer than 8, so there are no others.
+        prepare: (layers, threads) -> a function that runs these layers, one after the other, on `image_of(layers)`, and
+            returns the output. UserError where the library is not installed.
+    """
+
+    library: str
+    bits: tuple[tuple[int, int], ...]
+    prepare: Prepare
+
+    @property
+    def version(self) -> str:
+        """The version of the library."""
+        return metadata.version(self.library)
+
+    def bits_for(self, wanted: tuple[int, int] | None) -> tuple[int, int]:
+        """The bits that are timed. UserError for bits that the runtime does not compute with."""
+        if wanted is not None and wanted not in self.bits:
+            known = " or ".join(f"{w}x{a}" for w, a in self.bits)
+            raise UserError(
+                f"{self.library} computes with {known} bits, not {wanted[0]}x{wanted[1]}; on a CPU fewer than 8 bits "
+                "cost as much as 8"
+            )
+        return wanted or self.bits[0]
+
+
+def runtime_named(name: str) -> Runtime:
+    """A runtime of `RUNTIMES`. UserError for an unknown name."""
+    if name not in RUNTIMES:
+        raise UserError(f"unknown runtime {name!r}; known: {', '.join(RUNTIMES)}")
+    return RUNTIMES[name]
+
+
+def _onnxruntime(layers: Sequence[ConvLayer], threads: int) -> Run:
+    library = extra("onnxruntime", "export")
+    options = library.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors
+    session = library.InferenceSession(
+        onnx_chain(layers).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    images = {session.get_inputs()[0].name: image_of(layers)}
+    return lambda: session.run(None, images)[0]
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    return extra("openvino", "export-check").Core()
+
+
+def _openvino(layers: Sequence[ConvLayer], threads: int) -> Run:
+    library, core = extra("openvino", "export-check"), _openvino_core()
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # else some processors compute in bfloat16
+    }
+    compiled = core.compile_model(core.read_model(onnx_chain(layers).SerializeToString()), "CPU", settings)
+    request = compiled.create_infer_request()
+    request.set_input_tensor(library.Tensor(image_of(layers)))  # once: a call takes longer than a small layer
+
+    def run() -> np.ndarray:
+        return request.infer(share_outputs=True)[0]
+
+    return run
+
+
+def _torch(layers: Sequence[ConvLayer], threads: int) -> Run:
+    import torch
+    from torch.nn import functional as f
+
+    torch.set_num_threads(threads)
+    image = torch.from_numpy(image_of(layers))
+    rows = []
+    for layer, pools, begins_gate in kinds_of(layers):
+        weights, bias, step = numbers_of(layer)
+        real = (torch.from_numpy(weights).float() * step, torch.from_numpy(bias).float() * (step * STEP))
+        settings = {"stride": layer.stride, "padding": layer.kernel_size // 2, "groups": layer.groups}
+        rows.append((*real, settings, pools, begins_gate, layer.name.endswith(EXCITE)))
+
+    @torch.inference_mode()
+    def run() -> np.ndarray:
+        x = gated = image
+        for weights, bias, settings, pools, begins_gate, excites in rows:
+            gated = x if begins_gate else gated
+            x = f.adaptive_avg_pool2d(x, 1) if pools or begins_gate else x
+            x = f.conv2d(x, weights, bias, **settings)
+            x = gated * x.sigmoid() if excites else x.relu_()
+        return x.numpy()
+
+    return run
+
+
+RUNTIMES = {
+    "onnxruntime": Runtime(library="onnxruntime", bits=(INTEGERS, FLOATS), prepare=_onnxruntime),
+    "openvino": Runtime(library="openvino", bits=(INTEGERS, FLOATS), prepare=_openvino),
+    # Its quantized tensors are deprecated, so that it is timed in floating point alone.
+    "torch": Runtime(library="torch", bits=(FLOATS,), prepare=_torch),
+}
