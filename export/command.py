@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.training.experiment_network import check_no_supernet, load_images, load_subnet_and_images
 from export import runtimes
 from export.checking import Check, Comparison, compare
-from export.formats import FILES, Form, write_form
+from export.formats import FILES, Form, check_libraries, write_form
 from export.graph import Graph, folded
 from export.image_codes import RoundedImages, image_codes, with_image_codes
 from export.measuring import IMAGES, images_for
@@ -58,19 +59,25 @@ class Product:
 def export_experiment(args: argparse.Namespace) -> None:
     """Write and check the files that the flags of `export.py` ask for."""
     experiment = Experiment(args.exp_dir)
+    for form in args.format:
+        check_libraries(form, checked=args.check != 0)
     if args.out:
         check_new(args.out, args.overwrite)
     product = experiment.whole(lambda: load_product(args, experiment))
+    started = time.perf_counter()
     graph = frozen_graph(product)
+    seconds = time.perf_counter() - started
     if args.image_bits:
         product, graph = with_rounded_images(product, graph, args.image_bits)
     files = {form: args.out or experiment.path / FILES[form] for form in args.format}
     results = {}
     for form, file in files.items():
         form_ = Form(name=form, packed_weights=args.weights == "packed", metadata=metadata_of(product, args))
+        started = time.perf_counter()
         n_bytes = write(args, experiment, file, graph, form_)
+        written = seconds + time.perf_counter() - started
         check = None if args.check == 0 else check_file(args, product, graph, form, file)
-        results[form] = facts_of(product, graph, file, n_bytes, check)
+        results[form] = {**facts_of(product, graph, file, n_bytes, check), "seconds": written}
         if not args.json:
             print("\n".join(lines_of(form, results[form], check)))
     if args.json:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from apq.extras import extra
 from export.graph import Graph, folded
 from export.integer_file import integer
 from export.onnx_file import qcdq, qonnx
@@ -17,6 +18,20 @@ FILES = {  # by form, in the folder of the experiment
     "qonnx": "model.qonnx.onnx",
     "packed": "model.safetensors",
 }
+WRITERS = {"packed": "safetensors"}  # libraries that write a form; others need onnx
+RUNTIMES = {  # those that check it, with their groups of dependencies
+    "onnx": (("onnxruntime", "export"), ("openvino", "export-check")),
+    "onnx-integer": (("onnxruntime", "export"),),
+    "qonnx": (("qonnx", "export-check"),),
+    "packed": (),
+}
+
+
+def check_libraries(form: str, *, checked: bool) -> None:
+    """UserError before any work if a library that a form needs is not installed."""
+    extra(WRITERS.get(form, "onnx"), "export")
+    for module, group in RUNTIMES[form] if checked else ():
+        extra(module, group)
 
 
 @dataclass(frozen=True, kw_only=True)
