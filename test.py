@@ -7,7 +7,7 @@ search, in both scopes: "full" counts every layer, "published" leaves out the fi
 classifier. For the policy of a given network, the costs at 8 bits are printed beside its own, and its bits are drawn. A
 network that was searched with a table of measured costs is also priced by that table.
 
---onnx FILE measures a file of export.py instead, in onnxruntime.
+--onnx FILE measures a file of export.py instead, and times it, in onnxruntime.
 """
 
 from __future__ import annotations

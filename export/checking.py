@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from export.graph import Graph
 from export.run import run_exactly
-from export.runtimes import CodesRunner, Runner
+from export.runners import CodesRunner, Runner
 
 MOVED = 1e-3  # a logit that differs by more has moved
 LEAST_AGREEMENT, MOST_MOVED = 0.995, 0.01  # of images

@@ -29,7 +29,7 @@ from dataset.table import PHOTOS, Scale, get_dataset
 from elastic_nn.networks.policy_file import load_finetuned_policy
 from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.training.experiment_network import check_no_supernet, load_images, load_subnet_and_images
-from export import runtimes
+from export import runners
 from export.checking import Check, Comparison, compare
 from export.formats import FILES, Form, check_libraries, write_form
 from export.graph import Graph, folded
@@ -40,6 +40,7 @@ from export.run import run_as_trained
 from export.trace import trace
 
 CPU, PROBES = torch.device("cpu"), 32  # noise images
+ONNXRUNTIME = {"onnxruntime": True, "onnxruntime, not optimized": False}
 QONNX_BATCH = 16  # images at a time: its executor is slow, and keeps every value
 
 
@@ -159,27 +160,22 @@ def write(args: argparse.Namespace, experiment: Experiment, file: Path, graph: G
 
 def check_file(args: argparse.Namespace, product: Product, graph: Graph, form: str, file: Path) -> Check:
     """Compare a file with the network on test images, in every runtime of its form."""
-    runners, code_runners, batch_size = {}, {}, args.batch_size
+    by_name, with_codes, batch_size = {}, {}, args.batch_size
     if form == "onnx":
-        runners = {
-            "onnxruntime": runtimes.onnxruntime(file),
-            "onnxruntime, not optimized": runtimes.onnxruntime(file, optimized=False),
-            "OpenVINO, float32": runtimes.openvino(file),
-        }
-        if args.weights == "packed" and form == "onnx":
-            del runners["OpenVINO, float32"]  # it has no 2-bit integers
+        by_name = {name: runners.onnxruntime(file, optimized=optimized) for name, optimized in ONNXRUNTIME.items()}
+        if args.weights == "int8":  # OpenVINO has no 2-bit integers
+            by_name["OpenVINO, float32"] = runners.openvino(file)
     elif form == "onnx-integer":
-        code_runners = {
-            "onnxruntime": runtimes.onnxruntime_codes(file),
-            "onnxruntime, not optimized": runtimes.onnxruntime_codes(file, optimized=False),
+        with_codes = {
+            name: runners.onnxruntime_codes(file, optimized=optimized) for name, optimized in ONNXRUNTIME.items()
         }
     elif form == "qonnx":
-        runners, batch_size = {"QONNX's executor": runtimes.qonnx(file)}, QONNX_BATCH
+        by_name, batch_size = {"QONNX's executor": runners.qonnx(file)}, QONNX_BATCH
     else:
-        runners = {"read back": runtimes.packed(file)}
+        by_name = {"read back": runners.packed(file)}
     n = None if args.check == "all" else args.check
     batches = tqdm(batches_of(product, n, batch_size), desc=f"check {form}", disable=None, leave=False)
-    return compare(product.net, folded(graph), batches, runners, code_runners)
+    return compare(product.net, folded(graph), batches, by_name, with_codes)
 
 
 def facts_of(product: Product, graph: Graph, file: Path, n_bytes: int, check: Check | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from apq.errors import UserError
+from apq.errors import UserError, one_line
 from apq.extras import extra
 from apq.layers import ConvLayer
 from apq.space import FULL_PRECISION
@@ -63,16 +63,36 @@ def runtime_named(name: str) -> Runtime:
     return RUNTIMES[name]
 
 
-def _onnxruntime(layers: Sequence[ConvLayer], threads: int) -> Run:
+def onnxruntime_session(model: bytes, threads: int, *, optimized: bool = True) -> Any:
+    """An ONNX file in onnxruntime on the CPU, with its default optimizations or as written.
+
+    UserError where onnxruntime cannot load it.
+    """
     library = extra("onnxruntime", "export")
     options = library.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors
-    session = library.InferenceSession(
-        onnx_chain(layers).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    images = {session.get_inputs()[0].name: image_of(layers)}
-    return lambda: session.run(None, images)[0]
+    if not optimized:
+        options.graph_optimization_level = library.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return library.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base
+        raise UserError(f"onnxruntime cannot load the file: {one_line(error)}") from error
+
+
+def openvino_model(model: bytes, threads: int) -> Any:
+    """An ONNX file compiled by OpenVINO for the CPU. UserError where it cannot be compiled."""
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # else some processors compute in bfloat16
+    }
+    core = _openvino_core()
+    try:
+        return core.compile_model(core.read_model(model), "CPU", settings)
+    except RuntimeError as error:
+        raise UserError(f"OpenVINO cannot load the file: {one_line(error)}") from error
 
 
 @functools.cache
@@ -80,16 +100,15 @@ def _openvino_core() -> Any:
     return extra("openvino", "export-check").Core()
 
 
+def _onnxruntime(layers: Sequence[ConvLayer], threads: int) -> Run:
+    session = onnxruntime_session(onnx_chain(layers).SerializeToString(), threads)
+    images = {session.get_inputs()[0].name: image_of(layers)}
+    return lambda: session.run(None, images)[0]
+
+
 def _openvino(layers: Sequence[ConvLayer], threads: int) -> Run:
-    library, core = extra("openvino", "export-check"), _openvino_core()
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # else some processors compute in bfloat16
-    }
-    compiled = core.compile_model(core.read_model(onnx_chain(layers).SerializeToString()), "CPU", settings)
-    request = compiled.create_infer_request()
+    library = extra("openvino", "export-check")
+    request = openvino_model(onnx_chain(layers).SerializeToString(), threads).create_infer_request()
     request.set_input_tensor(library.Tensor(image_of(layers)))  # once: a call takes longer than a small layer
 
     def run() -> np.ndarray:

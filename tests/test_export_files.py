@@ -15,7 +15,7 @@ from apq.errors import UserError
 from apq.onnx_graph import OPSET_INT2, OnnxGraph
 from dataset.table import DIGITS as DIGITS_SCALE
 from elastic_nn.quantizers import KMEANS
-from export import onnx_file, runtimes
+from export import onnx_file, runners
 from export.checking import compare
 from export.graph import folded
 from export.image_codes import RoundedImages, image_codes, with_image_codes
@@ -51,11 +51,11 @@ def checked(net, graph, images, *, runners=None, code_runners=None):
 def test_all_codes_are_those_of_the_reference(name, optimized, tmp_path):
     net, images, graph = traced(name)
     file = saved(integer(folded(graph), name), tmp_path / "net.onnx")
-    run = runtimes.onnxruntime_codes(file, optimized=optimized)
+    run = runners.onnxruntime_codes(file, optimized=optimized)
     found, why = checked(net, graph, images, code_runners={"runtime": run})
     assert (found.other_codes, why) == (0, "")
     assert found.codes > 10_000
-    logits = runtimes.onnxruntime(file, optimized=optimized)(images)
+    logits = runners.onnxruntime(file, optimized=optimized)(images)
     assert torch.equal(logits, run_exactly(folded(graph), images))
 
 
@@ -66,7 +66,7 @@ def test_fake_quantized_files_agree(name, runtime, tmp_path):
         pytest.importorskip("openvino", reason="openvino is not installed: pip install -e '.[export-check]'")
     net, images, graph = traced(name)
     file = saved(qcdq(graph, name), tmp_path / "net.onnx")
-    logits = getattr(runtimes, runtime)(file)(images)
+    logits = getattr(runners, runtime)(file)(images)
     with torch.no_grad():
         expected = net(images)
     close = (logits - expected).abs().amax(1) <= 1e-3 * expected.std()
@@ -79,7 +79,7 @@ def test_qonnx_agrees(name, tmp_path):
     pytest.importorskip("qonnx", reason="qonnx is not installed: pip install -e '.[export-check]'")
     net, images, graph = traced(name)
     file = saved(qonnx(graph, name), tmp_path / "net.onnx")
-    found, why = checked(net, graph, images[:4], runners={"qonnx": runtimes.qonnx(file)})
+    found, why = checked(net, graph, images[:4], runners={"qonnx": runners.qonnx(file)})
     assert (found.agreed, why) == (4, "")
 
 
@@ -99,7 +99,7 @@ def test_kmeans_is_a_gather(tmp_path):
     net, images = quantized_model(KMEANS)
     graph = trace(net, tuple(images.shape[1:]))
     file = saved(qcdq(graph, "net"), tmp_path / "net.onnx")
-    found, why = checked(net, graph, images, runners={"runtime": runtimes.onnxruntime(file)})
+    found, why = checked(net, graph, images, runners={"runtime": runners.onnxruntime(file)})
     assert (found.agreed, found.moved, why) == (len(images), 0, "")
     gathers = [node for node in onnx.load(str(file)).graph.node if node.op_type == "Gather"]
     assert len(gathers) == len(graph.layers)
@@ -114,13 +114,13 @@ def test_packed_weights_have_few_bits_in_the_file(tmp_path):
     assert model.opset_import[0].version == OPSET_INT2
     kinds = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
     assert kinds >= {"INT2", "INT4", "INT8"}
-    assert torch.equal(runtimes.onnxruntime(file)(images), runtimes.onnxruntime(usual)(images))
+    assert torch.equal(runners.onnxruntime(file)(images), runners.onnxruntime(usual)(images))
 
 
 def test_batches_of_any_size_run(tmp_path):
     _, images, graph = traced("linear")
     file = saved(integer(folded(graph), "net"), tmp_path / "net.onnx")
-    run = runtimes.onnxruntime(file)
+    run = runners.onnxruntime(file)
     assert torch.equal(torch.cat([run(images[:1]), run(images[1:])]), run(images))
 
 
@@ -134,7 +134,7 @@ def test_images_as_codes_make_the_first_layer_whole(tmp_path):
     assert not next(iter(graph.layers.values())).whole
     assert next(iter(rounded.layers.values())).whole
     file = saved(integer(folded(rounded), "net"), tmp_path / "net.onnx")
-    run = runtimes.onnxruntime_codes(file)
+    run = runners.onnxruntime_codes(file)
     found, why = checked(RoundedImages(net, codes), rounded, images, code_runners={"runtime": run})
     assert (found.other_codes, why) == (0, "")
 
@@ -159,7 +159,7 @@ def test_a_dropped_clip_is_seen(tmp_path, monkeypatch):
     net, images, graph = traced("lsq")
     monkeypatch.setattr(onnx_file, "clipped", lambda made, codes, x: x)
     file = saved(qcdq(graph, "net"), tmp_path / "net.onnx")
-    found, why = checked(net, graph, images, runners={"runtime": runtimes.onnxruntime(file)})
+    found, why = checked(net, graph, images, runners={"runtime": runners.onnxruntime(file)})
     assert "moved" in why or "agree" in why
     assert found.moved == len(images)
 
@@ -168,7 +168,7 @@ def test_a_dropped_clip_of_codes_is_seen(tmp_path, monkeypatch):
     net, images, graph = traced("lsq")
     monkeypatch.setattr("export.integer_file.clipped", lambda made, codes, x: x)
     file = saved(integer(folded(graph), "net"), tmp_path / "net.onnx")
-    run = runtimes.onnxruntime_codes(file)
+    run = runners.onnxruntime_codes(file)
     found, why = checked(net, graph, images, code_runners={"runtime": run})
     assert found.other_codes > 0
     assert why == f"{found.other_codes} of {found.codes} codes differ"
@@ -188,7 +188,7 @@ def test_a_rounded_offset_is_seen(tmp_path):
 
     wrong = replace(graph, nodes=tuple(map(rounded, graph.nodes)))
     file = saved(qcdq(wrong, "net"), tmp_path / "net.onnx")
-    _, why = checked(net, graph, images, runners={"runtime": runtimes.onnxruntime(file)})
+    _, why = checked(net, graph, images, runners={"runtime": runners.onnxruntime(file)})
     assert "agree" in why or "moved" in why
 
 
@@ -206,7 +206,7 @@ def test_a_bias_in_32_bits_is_seen(tmp_path, monkeypatch):
 
     wrong = replace(exact, nodes=tuple(map(coarse, exact.nodes)))
     file = saved(integer(wrong, "net"), tmp_path / "net.onnx")
-    run = runtimes.onnxruntime_codes(file)
+    run = runners.onnxruntime_codes(file)
     found, why = checked(net, graph, images, code_runners={"runtime": run})
     assert found.other_codes > 0
     assert why.endswith("codes differ")
@@ -215,7 +215,7 @@ def test_a_bias_in_32_bits_is_seen(tmp_path, monkeypatch):
 def test_codes_that_are_missing_are_seen(tmp_path):
     net, images, graph = traced("linear")
     file = saved(integer(folded(graph), "net"), tmp_path / "net.onnx")
-    own = runtimes.onnxruntime_codes(file)
+    own = runners.onnxruntime_codes(file)
 
     def without_one(images):
         logits, codes = own(images)
@@ -246,10 +246,10 @@ def test_a_file_that_no_runtime_loads_is_one_line(tmp_path):
     file = tmp_path / "net.onnx"
     file.write_bytes(b"nothing")
     with pytest.raises(UserError, match="onnxruntime cannot load the file"):
-        runtimes.onnxruntime(file)
+        runners.onnxruntime(file)
     if pytest.importorskip("openvino"):
-        with pytest.raises(UserError, match="OpenVINO cannot load"):
-            runtimes.openvino(file)
+        with pytest.raises(UserError, match="OpenVINO cannot load the file"):
+            runners.openvino(file)
 
 
 def test_float_layers_are_summed_in_float64(tmp_path):
@@ -272,7 +272,7 @@ def test_float_layers_are_summed_in_float64(tmp_path):
         else:
             names[node.name] = _layer(made, node, value, graph.shape_of(node.inputs[0]))
     onnx_file.finish(made, graph, names)
-    logits = runtimes.onnxruntime(saved(made, tmp_path / "net.onnx"))(x)
+    logits = runners.onnxruntime(saved(made, tmp_path / "net.onnx"))(x)
     assert torch.equal(logits, run_exactly(graph, x))
     with torch.no_grad():
         assert (logits.double() - net.double()(x.double())).abs().max() < 1e-6

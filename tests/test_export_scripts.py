@@ -12,7 +12,7 @@ from conftest import ROOT, script
 
 from apq.errors import UserError
 from dataset import load_splits
-from export import runtimes
+from export import runners
 from export.checking import Comparison
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e '.[export]'")
@@ -82,7 +82,7 @@ def test_a_file_that_is_another_network_ends_with_1(exp, capsys, monkeypatch):
     def wrong(file, *, optimized=True):
         return lambda images: torch.zeros(len(images), 62)
 
-    monkeypatch.setattr(runtimes, "onnxruntime", wrong)
+    monkeypatch.setattr(runners, "onnxruntime", wrong)
     with pytest.raises(SystemExit) as ended:
         export(["--exp_dir", str(exp), "--check", "32"])
     assert ended.value.code == 1

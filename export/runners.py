@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apq.errors import UserError
 from apq.extras import extra
 from export.graph import IMAGE
 from export.integer_file import CODES
 from export.onnx_file import LOGITS
 from export.packed import read_packed
 from export.run import run_exactly
+from lut.runtimes import onnxruntime_session, openvino_model
 
 Runner = Callable[[Tensor], Tensor]  # (N, C, H, W) images -> (N, classes) logits
 CodesRunner = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]  # the same with the codes of each layer's inputs
 
 
-def onnxruntime(file: Path | bytes, *, optimized: bool = True) -> Runner:
+def onnxruntime(file: Path, *, optimized: bool = True) -> Runner:
     """An ONNX file in onnxruntime on the CPU, with its default options or with no optimizations."""
-    session = _session(file, optimized)
+    session = onnxruntime_session(file.read_bytes(), torch.get_num_threads(), optimized=optimized)
     return lambda images: torch.from_numpy(session.run([LOGITS], {IMAGE: images.numpy()})[0])
 
 
@@ -33,7 +33,7 @@ def onnxruntime_codes(file: Path, *, optimized: bool = True) -> CodesRunner:
     model = onnx.load(str(file))
     names = [node.output[0] for node in model.graph.node if node.output[0].endswith(CODES)]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = _session(model.SerializeToString(), optimized)
+    session = onnxruntime_session(model.SerializeToString(), torch.get_num_threads(), optimized=optimized)
 
     def run(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits, *codes = session.run([LOGITS, *names], {IMAGE: images.numpy()})
@@ -43,29 +43,9 @@ def onnxruntime_codes(file: Path, *, optimized: bool = True) -> CodesRunner:
     return run
 
 
-def _session(file: Path | bytes, optimized: bool) -> object:
-    runtime = extra("onnxruntime", "export")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors
-    if not optimized:
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return runtime.InferenceSession(
-            file if isinstance(file, bytes) else str(file), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime's own exceptions have no common base
-        raise UserError(f"onnxruntime cannot load the file: {_first_line(error)}") from error
-
-
 def openvino(file: Path) -> Runner:
-    """An ONNX file in OpenVINO on the CPU. What it leaves in floats it computes in float32, not in bfloat16."""
-    library = extra("openvino", "export-check")
-    core = library.Core()
-    try:
-        compiled = core.compile_model(core.read_model(str(file)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    except RuntimeError as error:
-        raise UserError(f"OpenVINO cannot load {file}: {_first_line(error)}") from error
+    """An ONNX file in OpenVINO on the CPU."""
+    compiled = openvino_model(file.read_bytes(), torch.get_num_threads())
     return lambda images: torch.from_numpy(np.array(compiled(images.numpy())[0]))
 
 
@@ -88,7 +68,3 @@ def packed(file: Path) -> Runner:
     """A packed file, read back and computed with whole numbers in torch."""
     graph = read_packed(file)
     return lambda images: run_exactly(graph, images)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
