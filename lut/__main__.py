@@ -49,8 +49,8 @@ def build_parser() -> Parser:
         type=bits,
         metavar="W|WxA",
         help="bits of weights and activations of --model (default: 8, or the highest of its space), or those that "
-        "--measure computes with: 8x8, or 32x32 for floating point (default: 8x8 where the runtime has it). On a CPU "
-        "fewer bits cost as much as 8",
+        "--measure times: 8x8 for integers, 32x32 for floating point, 4x4 for files of export.py, whatever their bits "
+        "(default: 8x8 where the runtime has it)",
     )
     parser.add_argument("--threads", type=at_least(1, MOST_THREADS), help="threads of --measure (default: 1)")
     parser.add_argument(

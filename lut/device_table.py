@@ -24,7 +24,7 @@ from apq.machine import n_cores, processor
 from apq.resume import Journal, difference
 from apq.space import SearchSpace
 from lut.cost_model import digest_of
-from lut.layer_chain import is_integer
+from lut.layer_chain import is_quantized
 from lut.runtimes import FLOATS, Run, runtime_named
 from lut.table import MEASURED, PublishedTable, layer_key, layers_of_table
 
@@ -56,8 +56,8 @@ class Device:
     threads: int = 1
 
     def as_run(self, layer: ConvLayer) -> ConvLayer:
-        """The layer at the bits that the device computes with. Layers in full precision stay so."""
-        bits = self.bits if is_integer(layer) else FLOATS
+        """The layer at the bits of the device. Layers in full precision stay so."""
+        bits = self.bits if is_quantized(layer) else FLOATS
         return replace(layer, w_bits=bits[0], a_bits=bits[1])
 
     def facts(self) -> Record:

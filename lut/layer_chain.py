@@ -1,8 +1,9 @@
 """Layers one after the other as an ONNX network, of which runtimes measure the time.
 
-A layer of up to 8 bits computes with 8-bit integers: its weights are stored so, and its input and output are quantized
-around it (QDQ), which runtimes fuse into one integer convolution. Other layers compute in floating point. Weights are
-random: times do not depend on them.
+A layer of 8 bits computes with 8-bit integers: its weights are stored so, and its input and output are quantized around
+it (QDQ), which runtimes fuse into one integer convolution. A layer of fewer bits is as `export.py` writes it: its input
+is rounded to few codes and back, and BatchNorm follows. Other layers compute in floating point. Weights are random:
+times do not depend on them.
 """
 
 from __future__ import annotations
@@ -43,9 +44,14 @@ class _Value:
     codes: bool
 
 
-def is_integer(layer: ConvLayer) -> bool:
-    """Whether the layer computes with integers: its weights and activations have at most 8 bits."""
+def is_quantized(layer: ConvLayer) -> bool:
+    """Whether weights and activations have at most 8 bits."""
     return max(layer.w_bits, layer.a_bits) <= INTEGER_BITS
+
+
+def is_integer(layer: ConvLayer) -> bool:
+    """Whether the layer computes with integers: weights and activations have 8 bits."""
+    return layer.w_bits == layer.a_bits == INTEGER_BITS
 
 
 def numbers_of(layer: ConvLayer) -> LayerNumbers:
@@ -105,15 +111,9 @@ def onnx_chain(layers: Sequence[ConvLayer]) -> Any:
 
 def _convolved(graph: OnnxGraph, value: _Value, layer: ConvLayer) -> _Value:
     """The layer's output: codes of a layer that computes with integers, else real numbers."""
+    if is_quantized(layer) and not is_integer(layer):
+        return _as_exported(graph, value, layer)
     weights, bias, step = numbers_of(layer)
-    half = layer.kernel_size // 2
-    attributes = {
-        "kernel_shape": [layer.kernel_size] * 2,
-        "strides": [layer.stride] * 2,
-        "pads": [half] * 4,
-        "dilations": [1, 1],
-        "group": layer.groups,
-    }
     if is_integer(layer):
         steps = np.full(layer.out_channels, step, np.float32)  # one a channel, as with a folded BatchNorm
         inputs = (
@@ -124,11 +124,34 @@ def _convolved(graph: OnnxGraph, value: _Value, layer: ConvLayer) -> _Value:
     else:
         real = weights * np.float32(step), bias * np.float32(step * STEP)
         inputs = (_real(graph, value), *(graph.constant(array.astype(np.float32)) for array in real))
-    sums = graph.node("Conv", *inputs, **attributes)
+    sums = graph.node("Conv", *inputs, **_geometry(layer))
     if layer.name.endswith(EXCITE):
         return _Value(graph.node("Sigmoid", sums), layer.out_channels, layer.output_size, codes=False)
     output = _Value(graph.node("Relu", sums), layer.out_channels, layer.output_size, codes=False)
     return _quantized(graph, output) if is_integer(layer) else output
+
+
+def _as_exported(graph: OnnxGraph, value: _Value, layer: ConvLayer) -> _Value:
+    """The layer as `export.py` writes it: real numbers of few codes, and a norm (here one that adds the bias)."""
+    weights, bias, step = numbers_of(layer)
+    codes = graph.node("QuantizeLinear", _real(graph, value), *_scale(graph))
+    edges = (graph.constant(np.uint8(edge)) for edge in (0, 2**layer.a_bits - 1))
+    x = graph.node("DequantizeLinear", graph.node("Clip", codes, *edges), *_scale(graph))
+    w = graph.node("DequantizeLinear", graph.constant(weights), graph.constant(np.float32(step)))
+    one, zero = np.ones(layer.out_channels, np.float32), np.zeros(layer.out_channels, np.float32)
+    norm = (graph.constant(array) for array in (one, (bias * (step * STEP)).astype(np.float32), zero, one))
+    sums = graph.node("BatchNormalization", graph.node("Conv", x, w, **_geometry(layer)), *norm, epsilon=0.0)
+    return _Value(graph.node("Relu", sums), layer.out_channels, layer.output_size, codes=False)
+
+
+def _geometry(layer: ConvLayer) -> dict[str, Any]:
+    return {
+        "kernel_shape": [layer.kernel_size] * 2,
+        "strides": [layer.stride] * 2,
+        "pads": [layer.kernel_size // 2] * 4,
+        "dilations": [1, 1],
+        "group": layer.groups,
+    }
 
 
 def _pooled(graph: OnnxGraph, value: _Value) -> _Value:

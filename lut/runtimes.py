@@ -21,7 +21,7 @@ from lut.layer_chain import EXCITE, INTEGER_BITS, STEP, image_of, kinds_of, numb
 
 Run = Callable[[], np.ndarray]
 Prepare = Callable[[Sequence[ConvLayer], int], Run]
-INTEGERS, FLOATS = (INTEGER_BITS, INTEGER_BITS), (FULL_PRECISION, FULL_PRECISION)
+INTEGERS, FLOATS, FEW = (INTEGER_BITS, INTEGER_BITS), (FULL_PRECISION, FULL_PRECISION), (4, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,8 @@ class Runtime:
 
     Attributes:
         library: the name under which its package is installed.
-        bits: bits of weights and activations that it computes with, the first ones by default. A CPU is no faster at
-            fewer than 8, so there are no others.
+        bits: bits of weights and activations that it can be timed at, the first ones by default. A CPU is no faster at
+            fewer than 8: 4 stand for all of them, for layers as `export.py` writes them.
         prepare: (layers, threads) -> a function that runs these layers, one after the other, on `image_of(layers)`, and
             returns the output. UserError where the library is not installed.
     """
@@ -50,8 +50,8 @@ class Runtime:
         if wanted is not None and wanted not in self.bits:
             known = " or ".join(f"{w}x{a}" for w, a in self.bits)
             raise UserError(
-                f"{self.library} computes with {known} bits, not {wanted[0]}x{wanted[1]}; on a CPU fewer than 8 bits "
-                "cost as much as 8"
+                f"{self.library} is timed at {known} bits, not {wanted[0]}x{wanted[1]}; on a CPU all numbers of fewer "
+                "than 8 bits cost the same"
             )
         return wanted or self.bits[0]
 
@@ -144,8 +144,8 @@ def _torch(layers: Sequence[ConvLayer], threads: int) -> Run:
 
 
 RUNTIMES = {
-    "onnxruntime": Runtime(library="onnxruntime", bits=(INTEGERS, FLOATS), prepare=_onnxruntime),
-    "openvino": Runtime(library="openvino", bits=(INTEGERS, FLOATS), prepare=_openvino),
+    "onnxruntime": Runtime(library="onnxruntime", bits=(INTEGERS, FLOATS, FEW), prepare=_onnxruntime),
+    "openvino": Runtime(library="openvino", bits=(INTEGERS, FLOATS, FEW), prepare=_openvino),
     # Its quantized tensors are deprecated, so that it is timed in floating point alone.
     "torch": Runtime(library="torch", bits=(FLOATS,), prepare=_torch),
 }

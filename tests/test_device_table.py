@@ -66,13 +66,30 @@ def sums_of(layer, image):
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_of_few_bits_is_the_right_convolution_of_integers(layer, runtime):
+def test_a_layer_of_8_bits_is_the_right_convolution_of_integers(layer, runtime):
+    layer = replace(layer, w_bits=8, a_bits=8)
     codes = image_of([layer])
     expected = (sums_of(layer, codes) * numbers_of(layer).step).relu().round().clamp(max=255)  # halves to even
     found = runtime_named(runtime).prepare([layer], 1)()
     assert found.dtype == np.uint8
     assert expected.unique().numel() > 3
     np.testing.assert_array_equal(found, expected.numpy())
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_of_few_bits_is_as_it_is_exported(layer, runtime):
+    """Rounded to 16 codes, in real numbers, with a norm behind it."""
+    layer = replace(layer, w_bits=4, a_bits=4)
+    image = image_of([layer])
+    codes = np.clip(np.round(image / STEP), 0, 15)
+    assert (image / STEP).max() > 15
+    expected = (sums_of(layer, codes) * (numbers_of(layer).step * STEP)).relu()
+    np.testing.assert_allclose(runtime_named(runtime).prepare([layer], 1)(), expected.numpy(), rtol=1e-4, atol=1e-5)
+    kinds = [node.op_type for node in onnx_chain([layer]).graph.node]
+    assert kinds == [
+        *("QuantizeLinear", "Clip", "DequantizeLinear", "DequantizeLinear", "Conv", "BatchNormalization", "Relu")
+    ]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -88,14 +105,14 @@ def test_a_layer_in_full_precision_is_the_right_convolution(layer, runtime):
 def test_onnxruntime_fuses_a_layer_to_one_integer_convolution(tmp_path):
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "fused.onnx")
-    for layer in LAYERS:
+    for layer in (replace(layer, w_bits=8, a_bits=8) for layer in LAYERS):
         onnxruntime.InferenceSession(onnx_chain([layer]).SerializeToString(), options)
         fused = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
         assert [op for op in fused if op != "Transpose"] == ["QLinearConv"]
 
 
 def test_a_chain_is_its_layers_one_after_the_other():
-    first, second = LAYERS[:2]
+    first, second = (replace(layer, w_bits=8, a_bits=8) for layer in LAYERS[:2])
     codes = image_of([first])
     for layer in (first, second):
         codes = (sums_of(layer, codes) * numbers_of(layer).step).relu().round().clamp(max=255)
@@ -112,7 +129,8 @@ def test_whole_networks_run_with_pooling_and_gates(space):
     assert outputs[0].any()
     for other in outputs[1:]:
         np.testing.assert_allclose(other, outputs[0], rtol=1e-3, atol=1e-4)
-    codes = [RUNTIMES[name].prepare(layers, 1)() for name in ("onnxruntime", "openvino")]
+    integers = [layer if layer.w_bits == 32 else replace(layer, w_bits=8, a_bits=8) for layer in layers]
+    codes = [RUNTIMES[name].prepare(integers, 1)() for name in ("onnxruntime", "openvino")]
     assert codes[0].shape == (1, space.n_classes, 1, 1)
     # Two runtimes may round a sum in a gate apart, by a code.
     assert np.abs(codes[0].astype(int) - codes[1]).max() <= 2
@@ -311,8 +329,8 @@ def test_energies_that_a_table_lacks_are_refused_before_any_work(flags, measured
     ("flags", "message"),
     [
         (["--measure", "abacus", "--out", "t.json"], "argument --measure: invalid choice: 'abacus'"),
-        (["--measure", "onnxruntime", "--bits", "4x4", "--out", "t.json"], "8x8 or 32x32 bits, not 4x4; on a CPU"),
-        (["--measure", "torch", "--bits", "8", "--out", "t.json"], "torch computes with 32x32 bits, not 8x8"),
+        (["--measure", "onnxruntime", "--bits", "2x2", "--out", "t.json"], "32x32 or 4x4 bits, not 2x2; on a CPU"),
+        (["--measure", "torch", "--bits", "8", "--out", "t.json"], "torch is timed at 32x32 bits, not 8x8"),
         (["--measure", "torch", "--threads", "0", "--out", "t.json"], "at least 1"),
         (["--measure", "torch"], "--space SPACE --out FILE"),
         (["--measure", "torch", "--out", "t.json", "--config", "bit-serial-edge"], "--config belongs to --model and"),
