@@ -99,6 +99,8 @@ def test_limits_of_the_check():
     assert "moved" in Comparison("onnxruntime", **{**fine, "moved": 11}).fails(noise)
     assert Comparison("OpenVINO", **{**fine, "moved": 20}).fails(noise) == ""
     assert "moved" in Comparison("OpenVINO", **{**fine, "moved": 21}).fails(noise)
+    assert Comparison("onnxruntime", **{**fine, "moved": 20}, codes=9).fails(noise) == ""
+    assert "moved" in Comparison("onnxruntime", **{**fine, "moved": 21}, codes=9).fails(noise)
     assert Comparison("onnxruntime", **fine, codes=9, other_codes=1).fails(noise) == "1 of 9 codes differ"
 
 
