@@ -15,9 +15,9 @@ from export.runners import CodesRunner, Runner
 
 MOVED = 1e-3  # a logit that differs by more has moved
 LEAST_AGREEMENT, MOST_MOVED = 0.995, 0.01  # of images
-# What rounds in another way than the network, beside files of whole numbers: OpenVINO divides by steps in its own way. A
-# value at the edge between two codes then falls on either side, as it does in float64. So many times as many images may
-# move as there.
+# What rounds in another way than the network, beside files of whole numbers: OpenVINO divides by steps in its own way.
+# A value at the edge between two codes then falls on either side, as it does in float64. So many times as many images
+# may move as there.
 OWN_ARITHMETIC, NOISE_FACTOR = ("OpenVINO", "read back"), 4
 
 
