@@ -17,12 +17,18 @@ from torch.overrides import TorchFunctionMode
 from apq.checkpoint import check_fit
 
 Net = TypeVar("Net", bound=nn.Module)
+DRAWING = (Tensor.normal_, Tensor.uniform_)  # what initial weights are made with
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Context in which `torch.empty`, by which layers take memory for their weights, takes none."""
+    """Context in which `torch.empty`, by which layers take memory for their weights, takes none.
+
+    Nothing is drawn for tensors without numbers: torch takes milliseconds a layer for that.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in DRAWING and args[0].is_meta:
+            return args[0]
         return func(*args, **({**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}))
 
 

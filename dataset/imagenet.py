@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 from apq.bounds import check_file
 from apq.errors import UserError
 from apq.model import ModelSpec, subnet_model
 from apq.space import SearchSpace
-from dataset.class_names import HIDDEN, check_among, class_folders, digest_of_names
+from dataset.class_names import check_among, digest_of_names
 from dataset.color_jitter import ColorJitter
-from dataset.crops import central_crop, random_crop
-from dataset.image_file import image_suffixes, read_image
 from dataset.splits import ImageSpec, Splits, evenly_spaced
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
+
+    from dataset.class_folders import ClassFolders
 
 SPLIT_SEED = 0
 VAL_SHARE, MAX_VAL = 0.1, 10_000  # held out of the training images; OFA and APQ hold out 10,000
@@ -61,6 +61,8 @@ def image_folder_splits(
         outputs: names of the network's classes in the order of its outputs, if they are known. The folder may have some
             of them alone; labels are numbers of outputs.
     """
+    from dataset.crops import central_crop, random_crop  # import torchvision, which images in memory do not need
+
     images, test = _open(folder, "train"), _open(folder, "val")
     _check_classes(folder, spec, images.classes, test.classes, outputs)
     for part in (images, test):
@@ -92,44 +94,6 @@ def image_folder_splits(
             "color_jitter": color_jitter and asdict(color_jitter),
         },
     )
-
-
-class ClassFolders(ImageFolder):
-    """The images in ROOT/CLASS, at any depth. Hidden folders and files are left out, like files that are no images.
-
-    `broken` marks images that could not be read, in memory that all worker processes share. `outputs` has the label of
-    each class: the number of the network's output, by default its number among the classes of the folder.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.suffixes, self.ignored = image_suffixes(), Counter()
-        super().__init__(str(root), loader=read_image, is_valid_file=self._is_image, allow_empty=True)
-        self.outputs = list(range(len(self.classes)))
-        self.broken = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
-
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        """The names of the classes, each with its number. UserError where there are none."""
-        names, found = class_folders(Path(directory)), list(os.scandir(directory))
-        self.ignored["hidden"] += sum(entry.name.startswith(HIDDEN) for entry in found)
-        loose = [entry for entry in found if not entry.is_dir() and not entry.name.startswith(HIDDEN)]
-        self.ignored["outside of class folders"] += len(loose)
-        return names, {name: number for number, name in enumerate(names)}
-
-    def tell_ignored(self) -> None:
-        """Print one line to stderr if files were left out, and one if classes have no images."""
-        if any(self.ignored.values()):
-            counts = ", ".join(f"{n} {what}" for what, n in self.ignored.most_common() if n)
-            print(f"ignored in {self.root}: {counts}", file=sys.stderr)
-        if empty := len(self.classes) - len(set(self.targets)):
-            print(f"warning: {empty} of {len(self.classes)} classes in {self.root} have no images", file=sys.stderr)
-
-    def _is_image(self, path: str) -> bool:
-        inside = Path(path).relative_to(self.root)
-        suffix, hidden = inside.suffix.lower(), any(name.startswith(HIDDEN) for name in inside.parts)
-        if hidden or suffix not in self.suffixes:
-            self.ignored["hidden" if hidden else suffix or "without an ending"] += 1
-            return False
-        return True
 
 
 class FolderImages(Dataset):
@@ -227,6 +191,8 @@ def _check_classes(
 
 def _open(folder: Path, part: str) -> ClassFolders:
     """The images of one part of a folder. UserError where there are none."""
+    from dataset.class_folders import ClassFolders  # imports torchvision
+
     try:
         images = ClassFolders(folder / part)
     except OSError as error:

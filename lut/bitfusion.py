@@ -5,9 +5,10 @@ Source: Sharma et al., ISCA 2018; details fitted to the cost table that APQ (CVP
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,8 @@ from lut.tilings import DenseConvs, ceil_div, fusion_factor, solve
 
 DEPTHWISE_CHANNELS = 8  # channels of a depthwise layer that run at once at the accelerator's most bits
 MODEL_VERSION = 1  # raise it when the cost model changes: caches of other versions are not read
+
+Priced = Mapping[tuple[int, ...], tuple[float, float]]  # values of a layer -> milliseconds, millijoules
 
 
 class Costs(NamedTuple):
@@ -54,7 +57,7 @@ class BitFusion(CostModel):
         missing = [layer for layer in dict.fromkeys(layers) if values_of(layer) not in cached]
         if missing:
             costs = np.stack(self.cost(missing), axis=1).tolist()
-            cached |= {values_of(layer): tuple(pair) for layer, pair in zip(missing, costs, strict=True)}
+            cached = cached | {values_of(layer): tuple(pair) for layer, pair in zip(missing, costs, strict=True)}
             rows, prices = np.array(list(cached), dtype=np.int64), np.array(list(cached.values()), dtype=np.float64)
             write_cache(self.cache_file, {"layers": rows, "costs": prices})
         return np.array([cached[values_of(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
@@ -82,8 +85,17 @@ class BitFusion(CostModel):
         return Costs(cycles / (chip.clock_mhz * 1e3), energy_nj / 1e6)
 
 
-def _read_cache(file: Path) -> dict[tuple[int, ...], tuple[float, float]]:
+def _read_cache(file: Path) -> Priced:
     """The costs in the cache; none where it is missing, damaged, or holds what no layer costs."""
+    try:
+        found = file.stat()
+    except OSError:
+        return {}
+    return _parsed(file, (found.st_ino, found.st_mtime_ns, found.st_size))
+
+
+@functools.lru_cache(maxsize=2)  # a search asks hundreds of times
+def _parsed(file: Path, version: tuple[int, ...]) -> Priced:
     arrays = read_cache(file, {"layers": ((None, len(COLUMNS)), "int64"), "costs": ((None, 2), "float64")})
     if arrays is None:
         return {}

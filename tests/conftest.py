@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
+from few_images import FEW_DIGITS
+from preloaded import Preloaded
 
 from apq.presets import DIGITS
 from dataset import load_splits
 from dataset.splits import Splits, TensorImages
+from dataset.table import DATASETS
 
 ROOT = Path(__file__).resolve().parent.parent
 hypothesis.settings.register_profile("apq", deadline=None)  # tests assert no times
@@ -53,8 +57,53 @@ def golden():
 
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory, monkeypatch):
-    """Tests never read or write the user's cache."""
-    monkeypatch.setenv("APQ_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    """Tests never read or write the user's cache. The processes of pytest share theirs, as those of a user do."""
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    monkeypatch.setenv("APQ_CACHE", str(root / "cache"))
+
+
+@pytest.fixture(scope="session")
+def preloaded():
+    """Runs command lines in processes of their own that need not import anything."""
+    with Preloaded() as processes:
+        yield processes
+
+
+@pytest.fixture(scope="session")
+def preloaded_twin():
+    """As `preloaded`, with another seed of Python's hashes: where both find the same, the order of no set matters."""
+    with Preloaded() as processes:
+        yield processes
+
+
+@pytest.fixture(scope="session")
+def two_processes(preloaded, preloaded_twin):
+    """`two_processes(line, cwd)` -> both runs of a line, or of two lines, in the environment that torchrun makes.
+
+    What torchrun itself does, and what comes before torch is imported, is for tests with processes of their own.
+    """
+
+    def call(line, cwd, other=None, **env):
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1])}
+        env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **address}
+        first = preloaded.start(line, cwd=cwd, env={**env, "RANK": "0", "LOCAL_RANK": "0"})
+        second = preloaded_twin.start(other or line, cwd=cwd, env={**env, "RANK": "1", "LOCAL_RANK": "1"})
+        for run in (first, second):
+            run.wait()
+        return first, second
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def few_digits():
+    """In this process the data set of digits has few images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "digits", FEW_DIGITS)
+        yield
 
 
 @pytest.fixture(scope="session")

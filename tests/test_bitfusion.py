@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apq.cache import CHECKSUM, write_cache
 from apq.errors import UserError
+from apq.files import read_arrays
 from apq.layers import ConvLayer, first_layers, last_layers, searchable_layers
 from apq.presets import APQ_IMAGENET, DIGITS
 from lut.accelerator import Accelerator
@@ -245,3 +247,13 @@ def test_impossible_layers_are_named(changes, message):
     with pytest.raises(UserError, match=message) as error:
         BitFusion().cost([good, replace(good, name="blocks.7.expand", **changes)])
     assert "blocks.7.expand" in str(error.value)
+
+
+def test_prices_of_a_cache_that_another_process_has_changed_are_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("APQ_CACHE", str(tmp_path))
+    layers, model = searchable_layers(DIGITS)[:5], BitFusion()
+    first = model.price(layers)
+    arrays = {name: array for name, array in read_arrays(model.cache_file).items() if name != CHECKSUM}
+    for factor in (2, 3):
+        write_cache(model.cache_file, {**arrays, "costs": factor * arrays["costs"]})
+        assert (model.price(layers) == factor * first).all()

@@ -30,7 +30,7 @@ FLAGS = ["--mode", "coarse_to_fine", "--n_coarse", "12", "--intervals", "4", "--
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, few_digits):
     """A working folder with the shipped supernet. Its subnets get synthetic accuracies; the calls are counted."""
     (tmp_path / "models").symlink_to(ROOT / "models")
     monkeypatch.chdir(tmp_path)
@@ -251,7 +251,7 @@ def test_mistakes_get_one_clear_line(here, flags, match):
     assert not (root / "exps").exists()
 
 
-def test_measured_as_test_py_does_it(tmp_path, monkeypatch, capsys):
+def test_measured_as_test_py_does_it(tmp_path, monkeypatch, capsys, few_digits):
     """With real accuracies: the chosen weights have the accuracy that the search measured, and are reported."""
     (tmp_path / "models").symlink_to(ROOT / "models")
     monkeypatch.chdir(tmp_path)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 import re
 import shutil
-import subprocess
-import sys
+import time
 
 import pytest
 import torch
 from conftest import ROOT
+from few_images import IN_OTHER_PROCESSES
+from preloaded import Preloaded
 
 from apq.files import read_json, read_jsonl
 
@@ -25,21 +26,28 @@ FINETUNE = ["quant_aware", "--epochs", "1", "--recipe", "tiny", "--overwrite", "
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """A working folder with the shipped models, and `runs(run, run, ...)`, which runs scripts side by side there."""
+    """A working folder with the shipped models, and `start(run, run, ...)`, which begins scripts there at once."""
     root = tmp_path_factory.mktemp("side-by-side")
     (root / "models").symlink_to(ROOT / "models")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "APQ_CACHE": str(root / "cache")}
-    words = [sys.executable, str(ROOT / "tests/side_by_side.py")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(words, cwd=root, env=env, text=True, **pipes) as server:
+    env = {**IN_OTHER_PROCESSES, "APQ_CACHE": str(root / "cache")}
+    with Preloaded("side_by_side") as preloaded:
 
-        def runs(*commands):
-            server.stdin.write(json.dumps(commands) + "\n")
-            server.stdin.flush()
-            return json.loads(server.stdout.readline())
+        def start(*commands):
+            lines = [[ROOT / f"{name}.py", *words] for name, *words in commands]
+            return preloaded.start_all(lines, cwd=root, env=env)
 
-        yield root, runs
-        server.stdin.close()
+        yield root, start
+
+
+@pytest.fixture
+def runs(here):
+    """Runs scripts side by side: (exit code, stdout, stderr) of each."""
+    _, start = here
+    return lambda *commands: ended(start(*commands))
+
+
+def ended(runs):
+    return [(run.wait(), run.stdout, run.stderr) for run in runs]
 
 
 def files_of(folder):
@@ -55,8 +63,8 @@ def winners(answers):
     return [i for i, (code, _, _) in enumerate(answers) if code == 0]
 
 
-def test_two_searches_of_one_experiment(here):
-    root, runs = here
+def test_two_searches_of_one_experiment(here, runs):
+    root, _ = here
     alone = []
     for seed in ("0", "1"):
         runs([*SEARCH, "alone", "--seed", seed])
@@ -72,8 +80,8 @@ def test_two_searches_of_one_experiment(here):
     assert told > ROUNDS / 2
 
 
-def test_two_trainings_in_one_folder(here):
-    root, runs = here
+def test_two_trainings_in_one_folder(here, runs):
+    root, _ = here
     alone = []
     for seed in ("0", "1"):
         runs([*TRAIN, "--seed", seed, "--overwrite", "--out", "trained/alone"])
@@ -93,8 +101,8 @@ def test_two_trainings_in_one_folder(here):
     assert told > ROUNDS / 2
 
 
-def test_two_gatherings_of_pairs_in_one_store(here):
-    root, runs = here
+def test_two_gatherings_of_pairs_in_one_store(here, runs):
+    root, _ = here
     for name in ("one", "other"):
         (root / "folders" / name).mkdir(parents=True)
         shutil.copy(ROOT / "models/digits/supernet.pt", root / "folders" / name)
@@ -112,20 +120,25 @@ def test_two_gatherings_of_pairs_in_one_store(here):
     assert told > ROUNDS / 2
 
 
-def test_a_report_during_a_finetune(here):
-    """It shows the old or the new network, with its own accuracy."""
-    root, runs = here
+def test_a_report_during_a_finetune(here, runs):
+    """It shows the old or the new network, with its own accuracy. It begins at a random moment of the finetune."""
+    root, start = here
     runs([*SEARCH, "e"])
     shown = {}
     show = ["test", "--exp_dir", "exps/e", "--json"]
     for seed in ("0", "1"):
+        began = time.monotonic()
         runs([*FINETUNE, "e", "--seed", seed])
+        lasts = time.monotonic() - began
         shown[seed] = json.loads(runs(show)[0][1])
         shown[seed]["acc"] = read_json(root / "exps/e/acc")
     assert shown["0"]["loss"] != shown["1"]["loss"]
-    for i in range(ROUNDS):
+    moments = random.Random(0)
+    for i in range(ROUNDS // 2):
         seed, before = ("0", "1") if i % 2 == 0 else ("1", "0")
-        answers = runs([*FINETUNE, "e", "--seed", seed], show)
+        begun = start([*FINETUNE, "e", "--seed", seed])
+        time.sleep(moments.uniform(0, lasts))
+        answers = ended(begun + start(show))
         assert winners(answers) == [0, 1]
         losses = {shown[seed]["loss"], shown[before]["loss"]}
         assert json.loads(answers[1][1])["loss"] in losses
@@ -133,9 +146,9 @@ def test_a_report_during_a_finetune(here):
     assert json.loads(runs(show)[0][1])["loss"] == shown[seed]["loss"]
 
 
-def test_a_search_and_a_finetune_of_one_experiment(here):
+def test_a_search_and_a_finetune_of_one_experiment(here, runs):
     """Whichever comes second is told, or finds a whole experiment."""
-    root, runs = here
+    root, _ = here
     runs([*SEARCH, "f"])
     for seed in range(5):
         answers = runs([*FINETUNE, "f"], [*SEARCH, "f", "--seed", str(seed)])

@@ -41,16 +41,17 @@ def here(tmp_path_factory):
     return path
 
 
-def run(line, here, **more):
+def with_plugins(here, *more):
+    """The variables with which the files of the page are plugins. `more` are plugins of the tests."""
+    names = [*(name.removesuffix(".py") for name in FILES), *more]
+    paths = [here / "plugins", ROOT, ROOT / "tests"]
+    return {"APQ_PLUGINS": ",".join(names), "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+
+
+def in_a_new_process(line, here, *more):
     """Run a line of the page and return what it prints."""
-    names = ",".join(name.removesuffix(".py") for name in FILES)
-    paths = os.pathsep.join([str(here / "plugins"), str(ROOT)])
-    env = {**os.environ, "APQ_PLUGINS": names, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
-    words = line
-    if line.startswith("python "):
-        first, *rest = shlex.split(line)[1:]
-        script = [first] if first.startswith("-") else [str(ROOT / first)]
-        words = shlex.join([sys.executable, *script, *rest])
+    env = {**os.environ, **with_plugins(here, *more)}
+    words = shlex.join([sys.executable, *words_of(line)]) if line.startswith("python ") else line
     done = subprocess.run(
         words, cwd=here, env=env, shell=True, capture_output=True, text=True, timeout=300, check=False
     )
@@ -58,20 +59,40 @@ def run(line, here, **more):
     return done.stdout
 
 
+def words_of(line):
+    """What follows `python` in a line, with scripts of the checkout."""
+    first, *rest = shlex.split(line)[1:]
+    return [first if first.startswith("-") else str(ROOT / first), *rest]
+
+
+@pytest.fixture
+def run(here, preloaded):
+    """Runs a line of the page and returns what it prints. `more` are plugins of the tests."""
+
+    def call(line, *more):
+        if not line.startswith("python "):
+            return in_a_new_process(line, here)
+        done = preloaded.call(words_of(line), cwd=here, env=with_plugins(here, *more))
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        return done.stdout
+
+    return call
+
+
 def test_the_page_has_a_file_for_each_table():
     assert set(FILES) == {"learned_clip.py", "random_search.py", "roofline.py", "parity.py"}
 
 
-def test_a_quantizer(here):
+def test_a_quantizer(here, run):
     for line in commands("A quantizer"):
-        shown = run(line, here)
+        shown = run(line, "few_images_plugin")
     assert "learned-clip policy of mobilenet_v2_small, " in shown
     assert "all 8 bits" in shown  # by the cost model of the search
     config, policy = (read_json(here / "exps/clips" / name) for name in ("config.json", "policy.json"))
     assert (policy["quantizer"], config["type"]) == ("learned-clip", "latency")
     assert policy["strategy"][0] == [8, -1]  # weights and activations, the image as it is
     assert config["ratio"] <= 0.6  # the default budget, of the cost at 8 bits
-    assert "learned-clip policy" in run("python -m lut --model exps/clips", here)
+    assert "learned-clip policy" in run("python -m lut --model exps/clips")
     code = """
 import torch
 from elastic_nn.modules.quant_layers import quantized_layers
@@ -86,7 +107,7 @@ torch.save({name: (layer.weight, layer.weight_quant(layer.weight), *layer.weight
                    layer.weight_quant.code_range) for name, layer in layers.items()}, "codes.pt")
 """
     (here / "codes.py").write_text(code)
-    run("python codes.py".replace("codes.py", str(here / "codes.py")), here)
+    run(f"python {here / 'codes.py'}")
     codes = torch.load(here / "codes.pt", weights_only=True)
     assert len(codes) > 20
     for weight, quantized, scale, zero_point, (low, high) in codes.values():
@@ -98,11 +119,11 @@ torch.save({name: (layer.weight, layer.weight_quant(layer.weight), *layer.weight
     assert len(set(clips)) > len(clips) / 2  # each learned its own
 
 
-def test_a_search_method(here):
-    assert "the best of many random subnets" in run("python search.py --help", here)
-    assert "--tries" in run("python search.py --mode random --help", here)
+def test_a_search_method(here, run):
+    assert "the best of many random subnets" in in_a_new_process("python search.py --help", here)
+    assert "--tries" in run("python search.py --mode random --help")
     for line in commands("A search method"):
-        shown = run(line, here)
+        shown = run(line)
     found = read_result(Experiment(here / "exps/lucky"))
     assert found.method == "random"
     assert found.cost <= 0.04
@@ -112,11 +133,11 @@ def test_a_search_method(here):
     assert read_json(here / "exps/lucky/acc")[0] > 0.5
 
 
-def test_a_cost_model(here):
+def test_a_cost_model(here, run):
     *lines, last = commands("A cost model")
     for line in lines:
-        run(line, here)
-    shown = json.loads(run(f"{last} --json", here))
+        run(line)
+    shown = json.loads(run(f"{last} --json"))
     assert shown["priced_by"].startswith("roofline with bitops_per_ms 10000000000.0, bytes_per_ms 200000.0")
     found = read_result(Experiment(here / "exps/roof")).found_subnet
     layers = layers_of(found.space, found.subnet)
@@ -125,9 +146,10 @@ def test_a_cost_model(here):
     assert by_hand <= 0.05
 
 
-def test_a_data_set(here):
-    for line in commands("A data set and its space"):
-        run(line, here)
+def test_a_data_set(here, run):
+    of_space, of_model = commands("A data set and its space")
+    run(of_space, "few_images_plugin")
+    run(of_model)
     supernet = torch.load(here / "models/parity/supernet.pt", weights_only=True)
     assert supernet["images"] == {"dataset": "parity"}
     assert supernet["state_dict"]["classifier.weight"].shape[0] == 2

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from conftest import script
+from few_images import N_TEST
 from PIL import Image
 
 from apq.errors import UserError
@@ -35,7 +36,7 @@ MODEL = ["--model", "mobilenet_v2_small"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, few_digits):
     """A folder with a network trained by the tiny recipe, and one experiment of each quantizer."""
     root = tmp_path_factory.mktemp("haq")
     with pytest.MonkeyPatch.context() as patch:
@@ -89,7 +90,7 @@ def test_search_keeps_its_budget(here, capsys, quantizer, ratio):
 
 def test_report(here, capsys):
     text = printed(capsys, report, "--exp_dir", "exps/linear", "--device", "cpu")
-    title = "linear policy of mobilenet_v2_small, 400 test images"
+    title = f"linear policy of mobilenet_v2_small, {N_TEST} test images"
     for words in (title, "top-5", "of 32 bits", "all 8 bits", "bits.png"):
         assert words in text
     shown = json.loads(printed(capsys, report, "--exp_dir", "exps/linear", "--json"))

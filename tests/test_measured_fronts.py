@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, script
+from few_images import IN_OTHER_PROCESSES
 
 from apq.checkpoint import digest
 from apq.errors import UserError
@@ -45,7 +43,7 @@ FEW = replace(RECIPE, name="few", recalibration_images=64, pair_epoch_images=64)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, few_digits):
     """A supernet of random weights, and a predictor of random weights that is said to be for it."""
     root = tmp_path_factory.mktemp("measured")
     folder = ModelFolder(root / "models/small-qfa")
@@ -190,18 +188,15 @@ def test_a_killed_measurement_continues(here, monkeypatch, capsys):
     assert files_of("killed") == files_of("whole")
 
 
-def under_torchrun(*words):
-    """Standard output of a script in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def test_processes_share_the_points(here, capsys, two_processes):
+    def shared(*words):
+        """Standard output of a script in two processes."""
+        ranks = two_processes(words, here, **IN_OTHER_PROCESSES)
+        assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr[-3000:]
+        return "".join(rank.stdout for rank in ranks)
 
-
-def test_processes_share_the_points(here, capsys):
     search([*SEARCH, "--exp_name", "one", *AS_THEY_ARE, "3"])
-    shown = under_torchrun(ROOT / "search.py", *SEARCH, "--exp_name", "two", *AS_THEY_ARE, "3")
+    shown = shared(ROOT / "search.py", *SEARCH, "--exp_name", "two", *AS_THEY_ARE, "3")
     assert shown.count("3 points measured") == 1
     assert len(measured_of("one")) == 3
     assert files_of("one") == files_of("two")
@@ -209,9 +204,9 @@ def test_processes_share_the_points(here, capsys):
     capsys.readouterr()
     report(["--exp_dir", "exps/one", "--json"])
     alone = json.loads(capsys.readouterr().out)
-    shared = json.loads(under_torchrun(ROOT / "test.py", "--exp_dir", "exps/one", "--json"))
-    assert shared.pop("loss") == pytest.approx(alone.pop("loss"))
-    assert shared == alone
+    of_two = json.loads(shared(ROOT / "test.py", "--exp_dir", "exps/one", "--json"))
+    assert of_two.pop("loss") == pytest.approx(alone.pop("loss"))
+    assert of_two == alone
 
 
 def test_fronts_of_earlier_versions_are_measured(here):

@@ -212,8 +212,9 @@ def test_a_finetune_measures_with_the_ranges_of_its_weights(noise):
     assert torch.isfinite(F.cross_entropy(net.eval()(noise.val.images[:4]), labels))
 
 
-@pytest.mark.parametrize("killed_after", [1, 2])
-def test_a_training_that_was_killed_continues_alike(noise, tmp_path, monkeypatch, killed_after):
+@pytest.fixture(scope="module")
+def mixed_training(noise):
+    """`mixed_training(file)` -> supernet and records of a training in mixed precision, whose state is in the file."""
     torch.manual_seed(0)
     start = DynamicProxylessNASNets(space=SPACE)
     recipe = replace(
@@ -227,9 +228,20 @@ def test_a_training_that_was_killed_continues_alike(noise, tmp_path, monkeypatch
     session = Session(splits=noise, device=CPU)
 
     def train(file):
-        return train_supernet(plan, session, Resume(tmp_path / file, supernet_record(plan, session), "training"))
+        return train_supernet(plan, session, Resume(file, supernet_record(plan, session), "training"))
 
-    expected, records = train("whole")
+    return train
+
+
+@pytest.fixture(scope="module")
+def whole(mixed_training, tmp_path_factory):
+    """What a training gives that is not killed."""
+    return mixed_training(tmp_path_factory.mktemp("mixed") / "state")
+
+
+@pytest.mark.parametrize("killed_after", [1, 2])
+def test_a_training_that_was_killed_continues_alike(mixed_training, whole, tmp_path, monkeypatch, killed_after):
+    expected, records = whole
     assert [len(record["epochs"]) for record in records] == [3, 2]  # the first also has what it starts from
     real, saves = Resume.save, []
 
@@ -242,8 +254,8 @@ def test_a_training_that_was_killed_continues_alike(noise, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Resume, "save", save)
         with pytest.raises(KeyboardInterrupt):
-            train("killed")
-    found, again = train("killed")
+            mixed_training(tmp_path / "state")
+    found, again = mixed_training(tmp_path / "state")
     assert again == records
     for key, tensor in expected.state_dict().items():
         assert torch.equal(tensor, found.state_dict()[key]), key

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import script
 from example_results import write_found
+from few_images import N_TEST
 
 from apq.bit_widths import at_bits
 from apq.errors import UserError
@@ -27,7 +28,7 @@ RECIPE = ["--recipe", "tiny-sandwich"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, few_digits):
     root = tmp_path_factory.mktemp("oqa")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -80,7 +81,7 @@ def test_a_subnet_is_finetuned_and_reported_with_its_own_quantizers(here, capsys
     assert (net.scheme, found) == (LSQ, subnet)
     capsys.readouterr()
     report(["--exp_dir", "exps/one"])
-    assert "400 test images" in capsys.readouterr().out
+    assert f"{N_TEST} test images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

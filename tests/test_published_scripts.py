@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from published import filled
 
 from apq.errors import UserError
 from apq.files import read_json, write_json
+from apq.presets import APQ_IMAGENET
 from elastic_nn.networks import DynamicProxylessNASNets
 from elastic_nn.networks.checkpoint_layout import to_published
 from elastic_nn.networks.subnet_file import load_subnet
+from elastic_nn.training.recipes import RECIPES
 from utils.accuracy_predictor import AccuracyPredictor
 
 search, quant_aware, report = (script(name) for name in ("search", "quant_aware", "test"))
@@ -47,6 +50,8 @@ def published(tmp_path_factory):
 def test_published_command_lines(published, monkeypatch, capsys):
     monkeypatch.chdir(published)
     monkeypatch.setenv("APQ_CACHE", str(published / "cache"))
+    recipe = RECIPES[APQ_IMAGENET.recipe]  # of thirty epochs
+    monkeypatch.setitem(RECIPES, recipe.name, replace(recipe, finetune=replace(recipe.finetune, epochs=2)))
     search(
         ["--mode=evolution", "--acc_predictor_dir=models", "--exp_name=test", "--constraint=12.80", "--type=latency"]
     )

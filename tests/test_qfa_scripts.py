@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import script
+from few_images import N_TEST
 
 from apq.checkpoint import load_checkpoint
 from apq.errors import UserError
@@ -28,7 +29,7 @@ PREPARE = ["--prepare", "acc_quant", *MODELS, "--recipe", "tiny-qfa"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, few_digits):
     root = tmp_path_factory.mktemp("qfa")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -79,7 +80,7 @@ def test_a_point_is_measured_as_it_is_and_may_be_finetuned(here, capsys):
     capsys.readouterr()
     report(["--exp_dir", "exps/a", "--json"])
     shown = json.loads(capsys.readouterr().out)
-    assert (shown["from_supernet"], shown["n_images"]) == (True, 400)
+    assert (shown["from_supernet"], shown["n_images"]) == (True, N_TEST)
     assert shown["costs"]["full"]["latency_ms"] <= limit
     assert [shown["subnet"]["arch"], shown["subnet"]["policy"]] == read_json(here / "exps/a/arch")
     report(["--exp_dir", "exps/a"])

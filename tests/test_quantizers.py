@@ -55,6 +55,32 @@ def test_published_weights_and_gradients(golden):
         np.testing.assert_allclose(w.grad, arrays.get(f"{case['key']}_grad", arrays["grad_out_w"]), atol=1e-5)
 
 
+def clip_by_a_loop(magnitude, bits):
+    """The definition of `kl_clip`, one candidate after another, with numpy's interpolation."""
+    counts, edges = np.histogram(magnitude, bins="sqrt", range=(0.0, magnitude.max()))
+    cumulative, n_codes = np.cumsum(counts) / counts.sum(), 2 ** (bits - 1)
+    least, best = np.inf, magnitude.max()
+    for kept in range(n_codes + 1, len(counts) + 1):
+        clipped = np.r_[cumulative[: kept - 1], np.ones(len(counts) - kept + 1)]
+        coarse = np.interp(np.linspace(0, kept - 1, n_codes), np.arange(kept), clipped[:kept])
+        quantized = np.r_[np.interp(np.linspace(0, n_codes - 1, kept), np.arange(n_codes), coarse), clipped[kept:]]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            divergence = np.nansum((cumulative - quantized) * np.log2(cumulative / quantized))
+        if divergence < least:
+            least, best = divergence, (kept + 0.5) * (edges[1] - edges[0])
+    return best
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3000), st.integers(1, 5), st.sampled_from((1.0, 0.3, 0.0)))
+@settings(max_examples=40)
+def test_clips_of_least_divergence_are_those_of_a_loop(seed, n, bits, share):
+    """To the last bit. `share` of the values is spread, the rest is near the largest."""
+    rng = np.random.default_rng(seed)
+    magnitude = np.where(rng.random(n) < share, np.abs(rng.standard_t(3, n)), rng.uniform(0.9, 1.0, n))
+    for values in (magnitude, magnitude.astype(np.float32)):
+        assert kl_clip(values, bits) == clip_by_a_loop(values, bits)
+
+
 def test_published_thresholds_and_calibration(golden):
     data, arrays = golden("linear_quantizer.json"), golden("linear_quantizer.npz")
     for case in data["compute_threshold"]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT, script
+from few_images import N_TEST
 
 from apq.errors import UserError
 from apq.files import read_json, read_jsonl, write_json
@@ -20,7 +21,7 @@ search, quant_aware, report, train = (script(name) for name in ("search", "quant
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, few_digits):
     """A folder in which everything was made from scratch by the tiny recipe."""
     root = tmp_path_factory.mktemp("pipeline")
     with pytest.MonkeyPatch.context() as patch:
@@ -128,7 +129,7 @@ def table_of_digits(folder):
 def test_report_is_measured(here, capsys):
     report(["--exp_dir", "exps/demo", "--json"])
     shown = json.loads(capsys.readouterr().out)
-    assert shown["n_images"] == 400
+    assert shown["n_images"] == N_TEST
     assert 0 <= shown["top1"] <= shown["top5"] <= 1
     assert shown["costs"]["full"]["latency_ms"] > shown["costs"]["published"]["latency_ms"] > 0
     write_json(here / "exps/demo/acc", [0.123])  # never read back

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from apq.files import Record
 from utils.accuracy_predictor import AccuracyPredictor
@@ -80,6 +79,8 @@ def score(
     train_spread: float | None = None,
 ) -> PredictorScores:
     """Scores of a predictor on pairs: genes `(n, genes)` and accuracies `(n,)`."""
+    from scipy import stats  # slow to import, and a search only reads scores
+
     predicted = predictor.predict(genes).astype(np.float64)
     constant = len(genes) < 2 or not np.ptp(predicted) or not np.ptp(accuracies)
     return PredictorScores(

@@ -1,4 +1,7 @@
-"""Networks by name: torchvision's classification models, MobileNetV1, and small networks for 32-pixel images."""
+"""Networks by name: torchvision's classification models, MobileNetV1, and small networks for 32-pixel images.
+
+Functions import torchvision, because it is slow and networks of spaces do not need it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,10 @@ import difflib
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torchvision import models
-from torchvision.models.mobilenetv2 import MobileNetV2
-from torchvision.ops import Conv2dNormActivation
 
 from apq.errors import UserError
 from apq.model import ModelSpec
@@ -31,6 +32,9 @@ from elastic_nn.modules.batch_dropout import BatchDropout
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT
+
+if TYPE_CHECKING:
+    from torchvision.models.mobilenetv2 import MobileNetV2
 
 AUXILIARY = ("googlenet", "inception_v3")  # they return several outputs in training
 
@@ -77,6 +81,8 @@ def use_elastic_norms(net: nn.Module) -> None:
 
 def mobilenet_v1(n_classes: int, stem: int = V1_STEM, blocks: tuple[tuple[int, int], ...] = V1_BLOCKS) -> nn.Sequential:
     """MobileNetV1: a first convolution of stride 2, then depthwise-separable blocks, given as (channels, stride)."""
+    from torchvision.ops import Conv2dNormActivation
+
     layers: list[nn.Module] = [Conv2dNormActivation(3, stem, stride=2)]
     width = stem
     for channels, stride in blocks:
@@ -101,6 +107,9 @@ def mobilenet_v1_small(n_classes: int) -> nn.Sequential:
 
 def mobilenet_v2_small(n_classes: int) -> MobileNetV2:
     """MobileNetV2's layout for 32-pixel images, with a narrow last layer: 22 convolutions."""
+    from torchvision.models.mobilenetv2 import MobileNetV2
+    from torchvision.ops import Conv2dNormActivation
+
     net = MobileNetV2(n_classes, inverted_residual_setting=[list(s) for s in V2_SMALL_STAGES], dropout=0.0)
     width = V2_SMALL_STAGES[-1][1]
     net.features[-1] = Conv2dNormActivation(width, V2_SMALL_HEAD, kernel_size=1, activation_layer=nn.ReLU6)
@@ -117,6 +126,8 @@ OWN: dict[str, Callable[[int], nn.Module]] = {
 
 def check_known(name: str) -> None:
     """UserError for an unknown name. It lists the nearest known ones."""
+    from torchvision import models
+
     known = [*OWN, *models.list_models(module=models)]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=5)
@@ -130,6 +141,8 @@ def _own_or_torchvision(spec: ModelSpec) -> nn.Module:
     check_known(spec.name)
     if spec.name in AUXILIARY:
         raise UserError(f"{spec.name} has auxiliary classifiers, which are not supported here")
+    from torchvision import models
+
     sized = {"image_size": spec.resolution} if spec.name.startswith("vit_") else {}
     try:
         return models.get_model(spec.name, weights=None, num_classes=spec.n_classes, **sized)

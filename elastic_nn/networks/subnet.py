@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from apq.skeleton import without_weights
 from apq.space import SearchSpace
 from apq.subnet import Subnet
 from elastic_nn.modules.elastic_conv import ElasticConv2d
@@ -25,7 +26,7 @@ def build_subnet(space: SearchSpace, subnet: Subnet, scheme: QuantScheme) -> MBC
 @torch.no_grad()
 def extract_subnet(supernet: MBConvNet, space: SearchSpace, subnet: Subnet) -> MBConvNet:
     """Cut the active subnet out of a supernet, with copies of weights, BatchNorm statistics and ranges."""
-    with torch.device("meta"):  # every tensor is copied below, so none needs initial values
+    with without_weights():  # every tensor is copied below
         net = build_subnet(space, subnet, supernet.scheme)
     like = next(supernet.parameters())
     net = net.to(like.dtype).to_empty(device=like.device)

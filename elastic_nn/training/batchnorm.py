@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
-from torchvision.ops import FrozenBatchNorm2d
 
 from apq.errors import UserError
 from elastic_nn.modules.quant_layers import collecting, quantizers
@@ -93,9 +92,17 @@ def _norms(net: nn.Module) -> dict[str, _NormBase]:
         if isinstance(module, _NormBase):
             if module.running_mean is not None:
                 norms[name] = module
-        elif "running_mean" in dict(module.named_buffers(recurse=False)) and not isinstance(module, FrozenBatchNorm2d):
+        elif "running_mean" in dict(module.named_buffers(recurse=False)) and not _frozen(module):
             raise UserError(f"layer {name} is a {type(module).__name__}, whose statistics cannot be recalibrated")
     return norms
+
+
+def _frozen(module: nn.Module) -> bool:
+    if "torchvision" not in sys.modules:  # so that the network has none of its layers: it is slow to import
+        return False
+    from torchvision.ops import FrozenBatchNorm2d
+
+    return isinstance(module, FrozenBatchNorm2d)
 
 
 @contextlib.contextmanager

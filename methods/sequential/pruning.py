@@ -16,6 +16,7 @@ import torch
 from apq.errors import UserError
 from apq.files import Record
 from apq.resume import NOT_KEPT, Resume
+from apq.skeleton import without_weights
 from apq.space import SearchSpace
 from apq.subnet import Subnet
 from dataset.splits import make_loader
@@ -64,7 +65,7 @@ def prune_channels(whole: FloatSubnet, mid_channels: np.ndarray) -> FloatSubnet:
                 else:
                     cut = tensor[kept] if tensor.ndim else tensor  # BatchNorm counts its batches in a scalar
                 state[f"blocks.{i}.{role}.{key}"] = cut
-    with torch.device("meta"):  # every tensor is copied below, so none needs initial values
+    with without_weights():  # every tensor is copied below
         pruned = build_subnet(space, pruned_subnet, FLOAT)
     like = next(net.parameters())
     pruned = pruned.to(like.dtype).to_empty(device=like.device)
