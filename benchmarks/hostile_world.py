@@ -96,6 +96,7 @@ COMMANDS: dict[str, list[str]] = {  # script and flags, by the name of what they
     "tuned": ["quant_aware.py", "--exp_name", "found"],
     "tuned bits": ["quant_aware.py", "--exp_name", "bits"],
     "tested": ["test.py", "--exp_dir", "exps/found"],
+    "exported": ["export.py", "--exp_dir", "exps/found", "--check", "8"],
     "table": ["lut", "--space", "space.json", "--out", "table.json"],
     "costs": ["lut", "--model", "exps/found"],
     "shown": ["apq", "space.json"],

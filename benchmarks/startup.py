@@ -31,6 +31,7 @@ SCRIPTS: dict[str, list[str]] = {
     "test.py": ["test.py"],
     "train.py": ["train.py"],
     "quant_aware.py": ["quant_aware.py"],
+    "export.py": ["export.py"],
     **{
         f"python -m {name}": ["-m", name]
         for name in ("apq", "lut", "dataset.subset", "elastic_nn.convert", "report.analyse", "utils.qfa")
