@@ -103,7 +103,8 @@ def calls_of(name, *rooms):
 
 
 def test_every_training_loads_images_with_the_jitter_of_its_recipe():
-    calls = list(calls_of("load_splits", "elastic_nn", "methods"))
+    measures = "elastic_nn/training/experiment_network.py"  # and trains nothing
+    calls = [(file, call) for file, call in calls_of("load_splits", "elastic_nn", "methods") if str(file) != measures]
     assert len(calls) >= 8
     for file, call in calls:
         given = [*call.args[2:3], *(word.value for word in call.keywords if word.arg == "color_jitter")]
