@@ -136,6 +136,7 @@ def test_search_of_bits(run_both):
     run_both.finish(["train.py", "--model", "mobilenet_v1_small", *words])
     command = ["search.py", "--mode", "ddpg", "--model", "mobilenet_v1_small", "--recipe", "tiny", "--exp_name", "bits"]
     command += ["--train_episode", "40", "--preserve_ratio", "0.8", "--hidden", "16"]
+    command += ["--warmup", "1", "--lr_a", "0.01", "--lr_c", "0.01"]  # the agent learns before it is killed
     run_both(command, "exps/bits/agent.state.pt", 5, 0.15)
     same_files(run_both, "exps/bits", ["policy.json", "lat", "history.jsonl", "config.json"])
     assert not (run_both.root / "killed/exps/bits/agent.state.pt").exists()
