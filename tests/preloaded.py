@@ -10,6 +10,7 @@ is that of the forking process: where the order of a set could matter, compare w
 
 Requests are lines of JSON: `{"start": [run, ...]}` begins the runs at once and is answered with their process numbers,
 `{"poll": process}` and `{"wait": process}` are answered with the exit code of one, `poll` with null while it runs.
+"end" ends all.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ LATE = (
     "matplotlib.backends.backend_agg",
 )  # by functions
 FAULT = 1
+END = "end"  # the request that ends the forking process
 SECONDS = 300  # until a test gives up
 
 
@@ -99,8 +101,8 @@ class Preloaded:
 
     def __exit__(self, *_: object) -> None:
         if self.server is not None:
-            self.server.stdin.close()
-            self.server.wait()
+            # Not by closing the pipe alone: workers of data loaders, forked since, may still hold it open.
+            self.server.communicate(json.dumps(END) + "\n")
         self.outputs.cleanup()
 
     def start(self, line: Sequence[object], *, cwd: Path, env: Mapping[str, str] = MappingProxyType({})) -> Run:
@@ -212,10 +214,12 @@ def _execute(words: tuple[str, ...]) -> int:
 
 
 def serve() -> None:
-    """Answer requests until their pipe is closed; then end what still runs."""
+    """Answer requests until the last or until their pipe is closed; then end what still runs."""
     running = set()
     for line in sys.stdin:
         request = json.loads(line)
+        if request == END:
+            break
         if "start" in request:
             ends = os.pipe()
             answer = [fork(Command(**command), ends) for command in request["start"]]
