@@ -21,6 +21,8 @@ from dataset.splits import Splits, TensorImages
 from dataset.table import DATASETS
 
 ROOT = Path(__file__).resolve().parent.parent
+# Not searched for doctests: to import what plugins change would change it for all tests.
+collect_ignore = [path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_")]
 hypothesis.settings.register_profile("apq", deadline=None)  # tests assert no times
 hypothesis.settings.load_profile("apq")
 GOLDEN = Path(os.environ.get("APQ_GOLDEN", ROOT.parent / "shared" / "golden"))

@@ -81,7 +81,7 @@ def test_a_point_is_measured_as_it_is_and_may_be_finetuned(here, capsys):
     report(["--exp_dir", "exps/a", "--json"])
     shown = json.loads(capsys.readouterr().out)
     assert (shown["from_supernet"], shown["n_images"]) == (True, N_TEST)
-    assert shown["costs"]["full"]["latency_ms"] <= limit
+    assert shown["costs"]["full"]["latency_ms"] <= limit * (1 + 1e-12)  # summed in another order
     assert [shown["subnet"]["arch"], shown["subnet"]["policy"]] == read_json(here / "exps/a/arch")
     report(["--exp_dir", "exps/a"])
     assert "as it is in its supernet" in capsys.readouterr().out
