@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from apq.errors import UserError
 from apq.extras import extra
-from apq.files import atomic_open
 
 OPSET, OPSET_INT2 = 21, 25  # that of 4-bit integers, and the first one with 2-bit integers
 IR_VERSION = {OPSET: 10, OPSET_INT2: 13}
@@ -70,12 +68,9 @@ class OnnxGraph:
             raise UserError(f"the ONNX file of {self.name} would be wrong: {error}") from error
         return model
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> int:
-        """Write the file, all of it or nothing, and return its size in bytes."""
-        data = self.model(metadata).SerializeToString()
-        with atomic_open(path, "wb") as stream:
-            stream.write(data)
-        return len(data)
+    def data(self, metadata: Mapping[str, str]) -> bytes:
+        """The file's bytes."""
+        return self.model(metadata).SerializeToString()
 
     def _tensor(self, array: np.ndarray, name: str, dtype: str | None) -> Any:
         if dtype is None:

@@ -64,7 +64,7 @@ def compared(folder: Path, n_images: int) -> Iterator[tuple[str, ...]]:
         with tempfile.TemporaryDirectory() as place:
             file = Path(place) / "model.onnx"
             try:
-                write(graph).save(file, {})
+                file.write_bytes(write(graph).data({}))
             except UserError as error:
                 yield (str(folder), name, str(error), "", "", "", "")
                 continue

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from apq.cli import table
 from apq.errors import UserError
 from apq.exits import FAULT
 from apq.experiment import Experiment
-from apq.files import check_new
+from apq.files import atomic_open, check_new
 from apq.layers import ConvLayer, layers_of
 from apq.policy import priced_layers
 from dataset import names_of_outputs
@@ -31,10 +32,11 @@ from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.training.experiment_network import check_no_supernet, load_images, load_subnet_and_images
 from export import runners
 from export.checking import Check, Comparison, compare
-from export.formats import FILES, Form, check_libraries, write_form
+from export.formats import FILES, Form, check_libraries, data_of
 from export.graph import Graph, folded
 from export.image_codes import RoundedImages, image_codes, with_image_codes
 from export.measuring import IMAGES, images_for
+from export.onnx_file import needs_int2
 from export.packed import payload_bytes
 from export.run import run_as_trained
 from export.trace import trace
@@ -71,14 +73,16 @@ def export_experiment(args: argparse.Namespace) -> None:
     if args.image_bits:
         product, graph = with_rounded_images(product, graph, args.image_bits)
     files = {form: args.out or experiment.path / FILES[form] for form in args.format}
-    results = {}
-    for form, file in files.items():
-        form_ = Form(name=form, packed_weights=args.weights == "packed", metadata=metadata_of(product, args))
+    results, data = {}, {}
+    for form in files:  # all, before anything is written: a form may be unable to hold the network
         started = time.perf_counter()
-        n_bytes = write(args, experiment, file, graph, form_)
-        written = seconds + time.perf_counter() - started
+        form_ = Form(name=form, packed_weights=args.weights == "packed", metadata=metadata_of(product, args))
+        data[form] = data_of(graph, form_), seconds + time.perf_counter() - started
+    for form, file in files.items():
+        content, written = data[form]
+        write(args, experiment, file, content)
         check = None if args.check == 0 else check_file(args, product, graph, form, file)
-        results[form] = {**facts_of(product, graph, file, n_bytes, check), "seconds": written}
+        results[form] = {**facts_of(product, graph, file, len(content), check), "seconds": written}
         if not args.json:
             print("\n".join(lines_of(form, results[form], check)))
     if args.json:
@@ -150,21 +154,21 @@ def metadata_of(product: Product, args: argparse.Namespace) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 
-def write(args: argparse.Namespace, experiment: Experiment, file: Path, graph: Graph, form: Form) -> int:
-    """Write a file and return its size in bytes: into the experiment, or where --out says."""
-    if args.out:
-        return write_form(graph, args.out, form)
-    with experiment.adding(file.name) as place:
-        return write_form(graph, place, form)
+def write(args: argparse.Namespace, experiment: Experiment, file: Path, data: bytes) -> None:
+    """Write a file, all of it or nothing: into the experiment, or where --out says."""
+    with nullcontext(file) if args.out else experiment.adding(file.name) as place, atomic_open(place, "wb") as stream:
+        stream.write(data)
 
 
 def check_file(args: argparse.Namespace, product: Product, graph: Graph, form: str, file: Path) -> Check:
     """Compare a file with the network on test images, in every runtime of its form."""
-    by_name, with_codes, batch_size = {}, {}, args.batch_size
+    by_name, with_codes, skipped, batch_size = {}, {}, [], args.batch_size
     if form == "onnx":
         by_name = {name: runners.onnxruntime(file, optimized=optimized) for name, optimized in ONNXRUNTIME.items()}
-        if args.weights == "int8":  # OpenVINO has no 2-bit integers
+        if args.weights == "int8" or not needs_int2(graph):
             by_name["OpenVINO, float32"] = runners.openvino(file)
+        else:
+            skipped = ["OpenVINO, which cannot read 2-bit integers"]
     elif form == "onnx-integer":
         with_codes = {
             name: runners.onnxruntime_codes(file, optimized=optimized) for name, optimized in ONNXRUNTIME.items()
@@ -175,7 +179,7 @@ def check_file(args: argparse.Namespace, product: Product, graph: Graph, form: s
         by_name = {"read back": runners.packed(file)}
     n = None if args.check == "all" else args.check
     batches = tqdm(batches_of(product, n, batch_size), desc=f"check {form}", disable=None, leave=False)
-    return compare(product.net, folded(graph), batches, by_name, with_codes)
+    return replace(compare(product.net, folded(graph), batches, by_name, with_codes), skipped=skipped)
 
 
 def facts_of(product: Product, graph: Graph, file: Path, n_bytes: int, check: Check | None) -> dict[str, Any]:
@@ -191,7 +195,7 @@ def facts_of(product: Product, graph: Graph, file: Path, n_bytes: int, check: Ch
         return facts
     reasons = [f"{one.name}: {why}" for one in check.files if (why := one.fails(check.noise))]
     checks = [asdict(one) for one in (*check.files, check.noise)]
-    return {**facts, "checks": checks, "failed": reasons}
+    return {**facts, "checks": checks, "failed": reasons, "not_tried": check.skipped}
 
 
 def lines_of(form: str, facts: dict[str, Any], check: Check | None) -> list[str]:
@@ -203,7 +207,8 @@ def lines_of(form: str, facts: dict[str, Any], check: Check | None) -> list[str]
         return [*lines, "not checked"]
     rows = [("check", "images", "agree", "moved", "largest", "codes that differ", "top-1", "network's")]
     rows += [_row(one) for one in (*check.files, check.noise)]
-    return [*lines, table(rows), *(f"failed: {reason}" for reason in facts["failed"])]
+    notes = [*(f"not tried: {one}" for one in check.skipped), *(f"failed: {reason}" for reason in facts["failed"])]
+    return [*lines, table(rows), *notes]
 
 
 def _row(one: Comparison) -> tuple[str, ...]:

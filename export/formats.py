@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from apq.extras import extra
 from export.graph import Graph, folded
 from export.integer_file import integer
 from export.onnx_file import qcdq, qonnx
-from export.packed import write_packed
+from export.packed import packed_data
 
 FILES = {  # by form, in the folder of the experiment
     "onnx": "model.onnx",
@@ -43,15 +42,15 @@ class Form:
     metadata: Mapping[str, str]
 
 
-def write_form(graph: Graph, path: Path, form: Form) -> int:
-    """Write a graph, as traced, in a form. Returns the size of the file in bytes."""
+def data_of(graph: Graph, form: Form) -> bytes:
+    """The file of a graph, as traced, in a form. UserError where the form cannot hold the network."""
     name = form.metadata.get("space") or form.metadata.get("model", "network")
     if form.name == "packed":
-        return write_packed(folded(graph), path, form.metadata)
+        return packed_data(folded(graph), form.metadata)
     if form.name == "onnx-integer":
         made = integer(folded(graph), name)
     elif form.name == "qonnx":
         made = qonnx(graph, name)
     else:
         made = qcdq(graph, name, packed=form.packed_weights)
-    return made.save(path, form.metadata)
+    return made.data(form.metadata)

@@ -24,8 +24,11 @@ LARGEST_INT32 = 2**31 - 1
 
 def integer(graph: Graph, name: str) -> OnnxGraph:
     """The folded graph with whole numbers. UserError where no layer has them, or where 32 bits cannot hold a sum."""
+    for layer_name, layer in graph.layers.items():
+        if layer.weights.centroids is not None:
+            raise UserError(f"k-means has no whole numbers: {layer_name} has centroids; onnx and packed hold them")
     if not any(layer.whole for layer in graph.layers.values()):
-        raise UserError("no layer has codes of both inputs and weights: write the format onnx")
+        raise UserError("no layer has codes of both inputs and weights: leave the format onnx-integer out")
     made = OnnxGraph(name)
     names = {IMAGE: made.input(IMAGE, (BATCH, *graph.image_shape))}
     for node in graph.nodes:
@@ -72,7 +75,7 @@ def _whole_sums(made: OnnxGraph, node: Node, x: str) -> str:
     """Sums of codes as floats. A fully connected layer is a convolution of one pixel."""
     layer, codes = node.layer, node.layer.inputs
     if layer.largest_sum() > LARGEST_INT32:
-        raise UserError(f"the sums of layer {node.name} may need more than 32 bits: write the format onnx")
+        raise UserError(f"the sums of layer {node.name} may need more than 32 bits: leave the format onnx-integer out")
     array = layer.weights.codes.numpy().astype(np.int8)
     pixel = made.constant(np.array([2, 3]), "pixel")
     if layer.linear:
@@ -89,13 +92,13 @@ def _float_sums(made: OnnxGraph, node: Node, x: str, shape: tuple[int, ...]) -> 
     """Sums of products in float64, where inputs or weights have no codes."""
     layer = node.layer
     if layer.inputs is not None:
-        raise UserError(f"layer {node.name} rounds its inputs but not its weights: write the format onnx")
+        raise UserError(f"layer {node.name} rounds its inputs but not its weights: leave the format onnx-integer out")
     weights = layer.weights.codes if layer.weights.whole else layer.weights.values()
     array = weights.double().numpy()
     if layer.linear:
         return in_double(made, x, lambda double: made.node("MatMul", double, made.constant(array.T.copy(), "weight")))
     if layer.groups not in (1, len(array)) or layer.dilation != (1, 1):
-        raise UserError(f"layer {node.name} has groups without codes: write the format onnx")
+        raise UserError(f"layer {node.name} has groups without codes: leave the format onnx-integer out")
     return in_double(made, x, lambda double: _convolve(made, layer, array, double, node.shape))
 
 

@@ -22,6 +22,8 @@ from export.run import weights_inside
 
 LOGITS = "logits"  # the name of the output
 QONNX_DOMAIN = "qonnx.custom_op.general"
+# Below 0.00255 of a code: OpenVINO leaves out a shift of less than 1e-5 of its 255 steps where it rounds.
+SMALL_OFFSET = 0.01
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,25 @@ class Style:
 
 def qcdq(graph: Graph, name: str, *, packed: bool = False) -> OnnxGraph:
     """The graph, as traced, in QCDQ. Weights are 8-bit integers, or with `packed` of 4 or 2 bits where they fit."""
-    few = packed and any(_bits_of(layer.weights) <= 2 for layer in graph.layers.values())
-    opset = OPSET_INT2 if few else OPSET
+    opset = OPSET_INT2 if packed and needs_int2(graph) else OPSET
     weights = _packed_weights if packed else _int8_weights
     return write(without_idle_clips(graph), OnnxGraph(name, opset), Style(_quantize_dequantize, weights))
+
+
+def needs_int2(graph: Graph) -> bool:
+    """Whether packed weights take 2-bit integers."""
+    return any(_bits_of(layer.weights) <= 2 for layer in graph.layers.values())
 
 
 def qonnx(graph: Graph, name: str) -> OnnxGraph:
     """The graph, as traced, with QONNX's Quant nodes. UserError for k-means, and for inputs with an offset."""
     for layer_name, layer in graph.layers.items():
         if layer.weights.centroids is not None:
-            raise UserError(f"QONNX has no k-means: layer {layer_name} has centroids; write the format onnx")
+            raise UserError(f"QONNX has no k-means: layer {layer_name} has centroids; onnx and packed hold them")
         if layer.inputs is not None and layer.inputs.offset:
             raise UserError(
                 f"QONNX has whole zero points only, but the inputs of {layer_name} have an offset, as BatchQuant "
-                "learns; write the format onnx"
+                "learns; leave the format qonnx out"
             )
     made = OnnxGraph(name, OPSET, {QONNX_DOMAIN: 1})
     return write(graph, made, Style(_quant_inputs, _quant_weights))
@@ -160,6 +166,10 @@ def _quantize_dequantize(made: OnnxGraph, codes: Codes, x: str) -> str:
     )
     if codes.offset:
         x = made.node("Add", x, made.constant(np.float32(codes.offset * codes.step), "offset"))
+        if abs(codes.zero_point + codes.offset) < SMALL_OFFSET:
+            # Changes nothing, but keeps OpenVINO from taking the addition into its rounding.
+            below = np.float32((codes.lowest - codes.zero_point - 1) * codes.step)
+            x = made.node("Max", x, made.constant(below, "below"))
     x = clipped(made, codes, made.node("QuantizeLinear", x, step, zero_point))
     return made.node("DequantizeLinear", x, step, zero_point)
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from apq.errors import UserError
 from apq.extras import extra
-from apq.files import atomic_open
 from apq.space import FULL_PRECISION
 from elastic_nn.quantizers import Rounding
 from export.frozen import Codes, FrozenLayer, Weights
@@ -54,15 +53,12 @@ def unpack(stream: np.ndarray, bits: int, n: int, *, signed: bool) -> np.ndarray
     return np.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes) if signed else codes
 
 
-def write_packed(graph: Graph, path: Path, metadata: Mapping[str, str]) -> int:
-    """Write a folded graph, all of the file or nothing. Returns its size in bytes."""
+def packed_data(graph: Graph, metadata: Mapping[str, str]) -> bytes:
+    """The bytes of the packed file of a folded graph."""
     tensors, header = tensors_of(graph), {"version": VERSION, "image": graph.image_shape, "nodes": []}
     header["nodes"] = [_described(node) for node in graph.nodes]
     save = extra("safetensors.numpy", "export").save
-    data = save(tensors, metadata={HEADER: json.dumps(header, separators=(",", ":")), **metadata})
-    with atomic_open(path, "wb") as stream:
-        stream.write(data)
-    return len(data)
+    return save(tensors, metadata={HEADER: json.dumps(header, separators=(",", ":")), **metadata})
 
 
 def payload_bytes(graph: Graph) -> int:

@@ -25,7 +25,7 @@ from elastic_nn.training.calibration import calibrate_ranges
 from export.frozen import FrozenLayer, Weights, freeze, freeze_weights
 from export.graph import Graph, Norm, fold, folded
 from export.operations import OPERATIONS
-from export.packed import pack, payload_bytes, read_packed, unpack, write_packed
+from export.packed import pack, packed_data, payload_bytes, read_packed, unpack
 from export.run import accumulator, run_as_trained, run_exactly, sums_of_codes
 from export.trace import trace
 
@@ -224,9 +224,9 @@ def test_a_packed_file_is_the_network(name, tmp_path):
     net, images = network(name)
     graph = folded(trace(net, tuple(images.shape[1:])))
     file = tmp_path / "net.safetensors"
-    n_bytes = write_packed(graph, file, {"space": "made up"})
+    file.write_bytes(packed_data(graph, {"space": "made up"}))
     again = read_packed(file)
-    assert file.stat().st_size == n_bytes > payload_bytes(graph)
+    assert file.stat().st_size > payload_bytes(graph)
     assert torch.equal(run_exactly(again, images), run_exactly(graph, images))
     for own, other in zip(graph.layers.values(), again.layers.values(), strict=True):
         assert torch.equal(own.weights.codes, other.weights.codes)
@@ -256,7 +256,7 @@ def test_damaged_packed_files_are_refused(tmp_path):
 
     net, images = network("linear")
     file = tmp_path / "net.safetensors"
-    write_packed(folded(trace(net, tuple(images.shape[1:]))), file, {})
+    file.write_bytes(packed_data(folded(trace(net, tuple(images.shape[1:]))), {}))
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match="is not a packed network"):
         read_packed(file)
