@@ -15,7 +15,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from apq.cli import MOST_BATCH, Parser, add_common_flags, at_least, run
+from apq.errors import UserError
 from lut.cost_model import add_cost_flags
+
+OF_EXPERIMENTS = ("exp_dir", "supernet", "config", "table")  # flags that say nothing about a file
 
 
 def build_parser() -> Parser:
@@ -35,9 +38,12 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     # These import torch, which --help need not wait for.
     if args.onnx is not None:
+        if others := [name for name in OF_EXPERIMENTS if getattr(args, name) != parser.get_default(name)]:
+            raise UserError(f"--onnx measures a file alone: leave --{others[0]} out")
         from export.measuring import report_file
 
         report_file(args.onnx, args)

@@ -21,6 +21,12 @@ from apq.staging import carry_over, link_into, put_in_place, remove, restore, st
 from apq.subnet import Subnet, subnet_from_spec
 
 MOST_NAMED = 3  # files that a message names
+EXPORTED = {  # by form: what export.py writes
+    "onnx": "model.onnx",
+    "onnx-integer": "model.integer.onnx",
+    "qonnx": "model.qonnx.onnx",
+    "packed": "model.safetensors",
+}
 READS, PAUSE_S = 50, 0.02  # of an experiment that is replaced meanwhile
 
 T = TypeVar("T")
@@ -86,6 +92,11 @@ class Experiment:
     @property
     def last_checkpoint(self) -> Path:
         return self.path / "checkpoint" / "checkpoint.pth.tar"
+
+    def drop_exported(self) -> None:
+        """Remove the files of export.py, because the network changes."""
+        for name in EXPORTED.values():
+            (self.path / name).unlink(missing_ok=True)
 
     def unfinished(self) -> bool:
         """Whether there is the state of an unfinished search."""

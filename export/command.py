@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from apq import __version__
+from apq.checkpoint import digest
 from apq.cli import table
 from apq.errors import UserError
 from apq.exits import FAULT
-from apq.experiment import Experiment
+from apq.experiment import EXPORTED, Experiment
 from apq.files import atomic_open, check_new
 from apq.layers import ConvLayer, layers_of
 from apq.policy import priced_layers
@@ -32,10 +33,10 @@ from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.training.experiment_network import check_no_supernet, load_images, load_subnet_and_images
 from export import runners
 from export.checking import Check, Comparison, compare
-from export.formats import FILES, Form, check_libraries, data_of
+from export.formats import Form, check_libraries, data_of
 from export.graph import Graph, folded
 from export.image_codes import RoundedImages, image_codes, with_image_codes
-from export.measuring import IMAGES, images_for
+from export.measuring import CLASSES, IMAGES, images_for
 from export.onnx_file import needs_int2
 from export.packed import payload_bytes
 from export.run import run_as_trained
@@ -72,7 +73,7 @@ def export_experiment(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     if args.image_bits:
         product, graph = with_rounded_images(product, graph, args.image_bits)
-    files = {form: args.out or experiment.path / FILES[form] for form in args.format}
+    files = {form: args.out or experiment.path / EXPORTED[form] for form in args.format}
     results, data = {}, {}
     for form in files:  # all, before anything is written: a form may be unable to hold the network
         started = time.perf_counter()
@@ -114,8 +115,9 @@ def load_product(args: argparse.Namespace, experiment: Experiment) -> Product:
         facts = {"space": spec.name, "quantizers": net.scheme.name}
         facts["bits"] = [[layer.w_bits, layer.a_bits] for layer in layers]
     names = names_of_outputs(images)  # only those of folders have names
-    facts["classes"] = list(names or map(str, range(spec.n_classes)))
+    facts[CLASSES] = list(names or map(str, range(spec.n_classes)))
     facts[IMAGES] = asdict(images_for(spec, side))
+    facts["weights"] = digest(net.state_dict())
     scale = PHOTOS if names or args.data else get_dataset(spec.dataset).scale
     net = net.eval().requires_grad_(False)
     return Product(net=net, splits=splits, spec=spec, side=side, layers=layers, scale=scale, facts=facts)

@@ -11,12 +11,6 @@ from export.integer_file import integer
 from export.onnx_file import qcdq, qonnx
 from export.packed import packed_data
 
-FILES = {  # by form, in the folder of the experiment
-    "onnx": "model.onnx",
-    "onnx-integer": "model.integer.onnx",
-    "qonnx": "model.qonnx.onnx",
-    "packed": "model.safetensors",
-}
 WRITERS = {"packed": "safetensors"}  # libraries that write a form; others need onnx
 RUNTIMES = {  # those that check it, with their groups of dependencies
     "onnx": (("onnxruntime", "export"), ("openvino", "export-check")),

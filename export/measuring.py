@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from export.runners import Runner, onnxruntime
 from lut.device_table import Effort, median_ms
 from lut.runtimes import onnxruntime_session
 
-IMAGES = "images"  # the key of what a file tells about its images
+IMAGES, CLASSES = "images", "classes"  # the keys of what a file tells about its images
 TIMED_S, MOST_RUNS = 0.5, 10_000
 
 
@@ -59,8 +58,7 @@ class _OfRunner(nn.Module):
 
 def report_file(file: Path, args: argparse.Namespace) -> None:
     """Measure an ONNX file in onnxruntime on the test images; print its accuracy."""
-    metadata = metadata_of(file)
-    images, classes = images_of(file, metadata), json.loads(metadata.get("classes", "[]"))
+    images, classes = images_of(file)
     splits = load_splits(images, args.data, outputs=classes)
     loader = make_loader(splits.test, args.batch_size, sides=(images.side,))
     accuracy = evaluate(_OfRunner(onnxruntime(file)), loader, torch.device("cpu"))
@@ -80,20 +78,27 @@ def time_of(file: Path, images: FileImages) -> float:
     return median_ms(lambda: session.run([LOGITS], {IMAGE: image})[0], Effort(seconds=TIMED_S, most=MOST_RUNS))
 
 
-def metadata_of(file: Path) -> dict[str, str]:
-    """What an ONNX file tells about its network. UserError for a file that is none."""
+def images_of(file: Path) -> tuple[FileImages, list[str]]:
+    """The images and the classes that an ONNX file tells. UserError for a file that is none, or that export.py has not
+    written, or where they do not fit its input and output."""
     onnx = extra("onnx", "export")
     try:
         model = onnx.load(str(file))
     except (OSError, ValueError, extra("google.protobuf.message", "export").DecodeError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
-    return {entry.key: entry.value for entry in model.metadata_props}
-
-
-def images_of(file: Path, metadata: Mapping[str, str]) -> FileImages:
-    """The images of a file. UserError where it does not tell them."""
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     try:
-        facts = json.loads(metadata[IMAGES])
-        return FileImages(**{**facts, "resolutions": tuple(facts["resolutions"])})
+        facts, classes = (json.loads(metadata[key]) for key in (IMAGES, CLASSES))
+        images = FileImages(**{**facts, "resolutions": tuple(facts["resolutions"])})
+        sizes = *images.resolutions, images.side, images.in_channels, images.n_classes
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file} does not tell its images: export.py has not written it") from error
+    ends = [
+        (end.name, [size.dim_value for size in end.type.tensor_type.shape.dim][1:])
+        for end in (*model.graph.input, *model.graph.output)
+    ]
+    told = [(IMAGE, [images.in_channels, images.side, images.side]), (LOGITS, [images.n_classes])]
+    whole = all(isinstance(size, int) and size > 0 for size in sizes)
+    if not whole or ends != told or not isinstance(classes, list) or len(classes) != images.n_classes:
+        raise UserError(f"{file} is damaged: the images that it tells do not fit its input and output")
+    return images, classes

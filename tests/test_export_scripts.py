@@ -11,6 +11,8 @@ import torch
 from conftest import ROOT, script
 
 from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.manifest import listed_files
 from dataset import load_splits
 from export import runners
 from export.checking import Comparison
@@ -58,6 +60,36 @@ def thin(splits):
     return replace(splits, test=splits.test.thinned(128))
 
 
+def test_what_a_file_tells_must_fit_it(exp, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    export(["--exp_dir", str(exp), "--out", str(tmp_path / "good.onnx"), "--check", "0"])
+    images = {"side": 16, "in_channels": 3, "n_classes": 5, "resolutions": [0], "dataset": "none"}
+    for key, value in (
+        *(("images", {name: value}) for name, value in images.items()),
+        ("classes", ["a"]),
+        ("classes", "x"),
+    ):
+        model = onnx.load(str(tmp_path / "good.onnx"))
+        for entry in model.metadata_props:
+            if entry.key == key:
+                entry.value = json.dumps({**json.loads(entry.value), **value} if key == "images" else value)
+        onnx.save(model, str(tmp_path / "bad.onnx"))
+        with pytest.raises(UserError, match=r"bad\.onnx (is damaged|does not tell)|unknown images .none."):
+            report(["--onnx", str(tmp_path / "bad.onnx")])
+    with pytest.raises(UserError, match="--onnx measures a file alone: leave --exp_dir out"):
+        report(["--onnx", str(tmp_path / "good.onnx"), "--exp_dir", str(exp)])
+
+
+def test_a_new_network_has_no_files_of_the_old_one(exp, tmp_path):
+    copy = Experiment(shutil.copytree(exp, tmp_path / "copy"))
+    export(["--exp_dir", str(copy.path), "--format", "onnx", "packed", "--check", "0"])
+    assert {"model.onnx", "model.safetensors"} <= listed_files(copy.path)
+    with copy.edited() as new:  # as finetunes and picks do
+        new.drop_exported()
+    left = {path.name for path in copy.path.iterdir()}
+    assert not {"model.onnx", "model.safetensors"} & (listed_files(copy.path) | left)
+
+
 def test_lines_for_people(exp, capsys):
     export(["--exp_dir", str(exp), "--format", "onnx-integer", "--check", "16"])
     lines = capsys.readouterr().out.splitlines()
@@ -75,6 +107,8 @@ def test_out_is_one_file_that_exists_once(exp, capsys, tmp_path):
         export(["--exp_dir", str(exp), "--out", str(file), "--check", "0"])
     with pytest.raises(UserError, match="--out is the file of one form"):
         export(["--exp_dir", str(exp), "--out", str(file), "--format", "onnx", "packed"])
+    with pytest.raises(UserError, match=r"the form packed is a file that ends with \.safetensors"):
+        export(["--exp_dir", str(exp), "--out", str(exp / "acc"), "--format", "packed", "--overwrite"])
     exported(capsys, exp, "--out", str(file), "--check", "0", "--overwrite", "--weights", "packed")
 
 

@@ -109,6 +109,7 @@ def _finetune(request: FinetuneRequest, device: torch.device, execution: Executi
         facts = {"train": asdict(plan.train), "seed": request.seed, "val_top1": top1}
         facts |= recorded_folder(plan.data)
         with experiment.edited() as new:
+            new.drop_exported()
             plan.save(new.best_checkpoint, state=weights, images=plan.splits.source, **facts)
             write_json(new.acc, [top1])
             new.last_checkpoint.unlink(missing_ok=True)  # the state goes when the result is in place

@@ -174,6 +174,7 @@ def pick_from(
     if same:  # the file of the front is not written again
         result = replace(result, made_by=this_run())
         with experiment.edited(more=measuring is not None) as new:
+            new.drop_exported()
             write_pick(new, front, replace(result, front=None))
     else:
         settings = {**result.settings, "front": str(origin.path)}
