@@ -178,7 +178,7 @@ def check_file(args: argparse.Namespace, product: Product, graph: Graph, form: s
     elif form == "qonnx":
         by_name, batch_size = {"QONNX's executor": runners.qonnx(file)}, QONNX_BATCH
     else:
-        by_name = {"read back": runners.packed(file)}
+        with_codes = {"read back": runners.packed_codes(file)}
     n = None if args.check == "all" else args.check
     batches = tqdm(batches_of(product, n, batch_size), desc=f"check {form}", disable=None, leave=False)
     return replace(compare(product.net, folded(graph), batches, by_name, with_codes), skipped=skipped)

@@ -115,7 +115,7 @@ def _scale(settings: Settings, x: Tensor) -> Tensor:
 
 
 def _emit_scale(graph: OnnxGraph, settings: Settings, name: str) -> str:
-    shape = (-1, *[1] * (settings["ndim"] - 1))
+    shape = (-1, *[1] * (settings["ndim"] - 2))  # as `_per_channel`
     multiplier, bias = (settings[key].reshape(shape).numpy() for key in ("multiplier", "bias"))
     product = graph.node("Mul", name, graph.constant(multiplier, "multiplier"))
     return graph.node("Add", product, graph.constant(bias, "bias"))

@@ -64,7 +64,12 @@ def qonnx(file: Path) -> Runner:
     return run
 
 
-def packed(file: Path) -> Runner:
+def packed_codes(file: Path) -> CodesRunner:
     """A packed file, read back and computed with whole numbers in torch."""
     graph = read_packed(file)
-    return lambda images: run_exactly(graph, images)
+
+    def run(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        codes: dict[str, Tensor] = {}
+        return run_exactly(graph, images, codes.__setitem__), codes
+
+    return run

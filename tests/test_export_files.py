@@ -15,7 +15,10 @@ from apq.errors import UserError
 from apq.onnx_graph import OPSET_INT2, OnnxGraph
 from apq.space import FULL_PRECISION
 from dataset.table import DIGITS as DIGITS_SCALE
-from elastic_nn.quantizers import KMEANS, Rounding
+from elastic_nn.modules.quant_layers import quantized_layers
+from elastic_nn.networks.quantize_model import quantize_model
+from elastic_nn.quantizers import KMEANS, LINEAR, Rounding
+from elastic_nn.training.calibration import calibrate_ranges
 from export import onnx_file, runners
 from export.checking import compare
 from export.frozen import Codes, FrozenLayer, Weights
@@ -74,6 +77,27 @@ def test_fake_quantized_files_agree(name, runtime, tmp_path):
     close = (logits - expected).abs().amax(1) <= 1e-3 * expected.std()
     assert close.float().mean() >= 0.75  # values at the edge between two codes may fall on either side
     assert torch.equal(logits.argmax(1)[close], expected.argmax(1)[close])
+
+
+@pytest.mark.parametrize(
+    "write", [lambda graph: integer(folded(graph), "net"), lambda graph: qcdq(folded(graph), "net")]
+)
+def test_norms_before_layers_are_for_channels(write, tmp_path):
+    """As in DenseNet. A folded norm without a layer before it is a product and a sum for each channel."""
+    torch.manual_seed(0)
+    norm, images = nn.BatchNorm2d(3), torch.randn(5, 3, 6, 6)
+    net = nn.Sequential(norm, nn.ReLU(), nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(1), nn.Linear(144, 2))
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, -1.0, 2.0]))
+        norm.bias.copy_(torch.tensor([0.1, 0.2, -0.3]))
+    names = ["2", "5"]
+    quantize_model(net.eval(), names, LINEAR, dict.fromkeys(names, True))
+    for layer in quantized_layers(net).values():
+        layer.set_bits(4, 8)
+    calibrate_ranges(net, images)
+    file = saved(write(trace(net, (3, 6, 6))), tmp_path / "net.onnx")
+    with torch.no_grad():
+        assert torch.allclose(runners.onnxruntime(file)(images), net(images), atol=1e-4)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

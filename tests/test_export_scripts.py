@@ -49,6 +49,8 @@ def test_all_forms_are_written_checked_and_measured(exp, capsys, monkeypatch):
         assert all(check["n_images"] == 128 for check in checks.values())
     runs = [check for check in found["onnx-integer"]["checks"] if check["name"].startswith("onnxruntime")]
     assert [run["other_codes"] for run in runs] == [0, 0]
+    (back,) = (check for check in found["packed"]["checks"] if check["name"] == "read back")
+    assert (back["other_codes"], back["codes"]) == (0, runs[0]["codes"])
     assert all(run["codes"] > 1e6 for run in runs)
     monkeypatch.setattr("export.measuring.load_splits", lambda *spec, **given: thin(load_splits(*spec, **given)))
     report(["--onnx", str(exp / "model.integer.onnx"), "--json"])
@@ -134,6 +136,9 @@ def test_limits_of_the_check():
     assert "moved" in Comparison("onnxruntime", **{**fine, "moved": 11}).fails(quiet)
     assert Comparison("OpenVINO", **{**fine, "moved": 20}).fails(noise) == ""
     assert "moved" in Comparison("OpenVINO", **{**fine, "moved": 21}).fails(noise)
+    loud = Comparison("float64", n_images=1000, agreed=1000, moved=200)
+    assert Comparison("OpenVINO", **{**fine, "moved": 50}).fails(loud) == ""
+    assert "moved" in Comparison("OpenVINO", **{**fine, "moved": 51}).fails(loud)
     assert Comparison("onnxruntime", **fine, codes=9, other_codes=1).fails(noise) == "1 of 9 codes differ"
 
 
