@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +168,12 @@ def check_file(args: argparse.Namespace, product: Product, graph: Graph, form: s
     by_name, with_codes, skipped, batch_size = {}, {}, [], args.batch_size
     if form == "onnx":
         by_name = {name: runners.onnxruntime(file, optimized=optimized) for name, optimized in ONNXRUNTIME.items()}
-        if args.weights == "int8" or not needs_int2(graph):
-            by_name["OpenVINO, float32"] = runners.openvino(file)
-        else:
+        if args.weights == "packed" and needs_int2(graph):
             skipped = ["OpenVINO, which cannot read 2-bit integers"]
+        elif find_spec("openvino") is None:
+            skipped = ["OpenVINO, which is not installed: pip install -e '.[export-check]'"]
+        else:
+            by_name["OpenVINO, float32"] = runners.openvino(file)
     elif form == "onnx-integer":
         with_codes = {
             name: runners.onnxruntime_codes(file, optimized=optimized) for name, optimized in ONNXRUNTIME.items()

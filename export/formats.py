@@ -13,9 +13,9 @@ from export.packed import packed_data
 
 WRITERS = {"packed": "safetensors"}  # libraries that write a form; others need onnx
 RUNTIMES = {  # those that check it, with their groups of dependencies
-    "onnx": (("onnxruntime", "export"), ("openvino", "export-check")),
+    "onnx": (("onnxruntime", "export"),),  # OpenVINO is left out where it is not installed
     "onnx-integer": (("onnxruntime", "export"),),
-    "qonnx": (("qonnx", "export-check"),),
+    "qonnx": (("onnxruntime", "export"), ("qonnx", "export-check")),
     "packed": (),
 }
 

@@ -79,9 +79,7 @@ def test_fake_quantized_files_agree(name, runtime, tmp_path):
     assert torch.equal(logits.argmax(1)[close], expected.argmax(1)[close])
 
 
-@pytest.mark.parametrize(
-    "write", [lambda graph: integer(folded(graph), "net"), lambda graph: qcdq(folded(graph), "net")]
-)
+@pytest.mark.parametrize("write", [integer, qcdq])
 def test_norms_before_layers_are_for_channels(write, tmp_path):
     """As in DenseNet. A folded norm without a layer before it is a product and a sum for each channel."""
     torch.manual_seed(0)
@@ -95,7 +93,7 @@ def test_norms_before_layers_are_for_channels(write, tmp_path):
     for layer in quantized_layers(net).values():
         layer.set_bits(4, 8)
     calibrate_ranges(net, images)
-    file = saved(write(trace(net, (3, 6, 6))), tmp_path / "net.onnx")
+    file = saved(write(folded(trace(net, (3, 6, 6))), "net"), tmp_path / "net.onnx")
     with torch.no_grad():
         assert torch.allclose(runners.onnxruntime(file)(images), net(images), atol=1e-4)
 

@@ -154,10 +154,13 @@ def test_a_form_that_cannot_hold_the_network_is_refused_before_any_is_written(ex
     assert {path.name for path in exp.iterdir()} == names
 
 
-def test_a_runtime_that_cannot_read_a_file_is_named(exp, capsys, tmp_path):
+def test_a_runtime_that_cannot_read_a_file_is_named(exp, capsys, tmp_path, monkeypatch):
     found = exported(capsys, exp, "--weights", "packed", "--check", "16", "--out", str(tmp_path / "few.onnx"))
     assert found["onnx"]["not_tried"] == ["OpenVINO, which cannot read 2-bit integers"]
     assert "OpenVINO, float32" not in {check["name"] for check in found["onnx"]["checks"]}
+    monkeypatch.setattr("export.command.find_spec", lambda name: None)
+    found = exported(capsys, exp, "--check", "16", "--out", str(tmp_path / "usual.onnx"))
+    assert found["onnx"]["not_tried"] == ["OpenVINO, which is not installed: pip install -e '.[export-check]'"]
 
 
 def test_what_export_cannot_do_is_one_line(exp, tmp_path, capsys):
