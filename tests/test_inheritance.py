@@ -10,17 +10,18 @@ import torch
 from apq.bit_widths import at_bits, bits_throughout, same_architectures
 from apq.errors import UserError
 from apq.genes import largest_subnet, smallest_subnet
-from apq.presets import DIGITS, OQA_MBV2, OQA_MBV2_GLYPHS, OQA_MBV3_GLYPHS
+from apq.presets import DIGITS, OQA_MBV2, OQA_MBV2_GLYPHS, OQA_MBV3_GLYPHS, QFA_MBV3_GLYPHS
 from apq.resume import Resume
 from dataset.splits import make_loader
 from elastic_nn.modules.quant_layers import quantizers
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.subnet_file import load_subnet, save_subnet
-from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet, save_supernet
-from elastic_nn.quantizers import FLOAT, KMEANS, LINEAR, LSQ
+from elastic_nn.networks.supernet_file import build_supernet, load_quantized_supernet, load_supernet, save_supernet
+from elastic_nn.quantizers import FLOAT, KMEANS, LINEAR, LSQ, MIXED
 from elastic_nn.training import progressive_shrinking
+from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
 from elastic_nn.training.engine import evaluate
-from elastic_nn.training.finetune import quantized_subnet
+from elastic_nn.training.finetune import CALIBRATION_IMAGES, quantized_subnet
 from elastic_nn.training.inheritance import check_start, first_supernet, first_teacher
 from elastic_nn.training.progressive_shrinking import SupernetPlan, supernet_record, train_supernet
 from elastic_nn.training.recipes import RECIPES, get_recipe
@@ -60,6 +61,28 @@ def test_all_steps_are_started_before_the_first_image_is_trained_on(few):
     assert len(quantizers(net)) > 40
     assert all(part.step.item() > 0 for part in quantizers(net))
     assert quantizers(first_supernet(SMALL, FLOAT, None, few, N_IMAGES, CPU)) == []
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_ranges_of_each_kernel_size_are_those_of_its_own_network(few, kernel):
+    """Under the norms of the largest kernels, activations of the smallest grow from block to block, by hundreds."""
+    space = replace(QFA_MBV3_GLYPHS, name="small-qfa", dataset="digits", n_classes=10, resolutions=(24,))
+    torch.manual_seed(0)
+    start = build_supernet(space, FLOAT)
+    net = first_supernet(space, MIXED["lsq-per-bits"], start, few, N_IMAGES, CPU)
+    largest = largest_subnet(space)
+    start.activate(replace(largest, ks=(kernel,) * len(largest.ks)))
+    alone = start.get_active_subnet()
+    recalibrate(alone, make_loader(few.calibration, RECALIBRATION_BATCH, sides=(24,)), CPU, N_IMAGES)
+    layers = {name: layer for name, layer in alone.named_modules() if name.endswith("depthwise.conv")}
+    found = {}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda layer, args, name=name: found.__setitem__(name, args[0].abs().mean()))
+    with torch.no_grad():
+        alone.eval()(next(iter(make_loader(few.calibration, CALIBRATION_IMAGES, sides=(24,))))[0])
+    for name, mean in list(found.items())[1:]:  # the first block has one kernel size
+        quantizer = net.get_submodule(name).act_quant.of_kernel[str(kernel)].of_bits["4"]
+        assert quantizer.step.item() == pytest.approx(2 * mean.item() / 15**0.5, rel=1e-3)
 
 
 def test_fewer_bits_inherit_weights_and_doubled_steps(few, four_bits):

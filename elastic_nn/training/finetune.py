@@ -20,7 +20,7 @@ from dataset.splits import Splits, make_loader
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, collect_ranges, recalibrate
-from elastic_nn.training.calibration import calibrate_ranges, quantizers_off, steps_learned
+from elastic_nn.training.calibration import calibrate_ranges, steps_learned
 from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.engine import EVALUATION_BATCH, Training, evaluate, seed_epoch, to_device, train_one_epoch
 from elastic_nn.training.recipe import TrainConfig
@@ -55,15 +55,19 @@ def calibrate(
     full precision. Under the statistics of another network, such as the supernet, activations would have other
     magnitudes and every range would be wrong.
 
-    Ranges of a supernet are chosen with each of `subnets`, functions that activate one; BatchNorm is that of the last.
+    Ranges of a supernet are chosen with each of `subnets`, functions that activate one, under its own BatchNorm; in the
+    end BatchNorm is that of the last.
     """
     batches = _calibration_batches(splits, side)
+
+    def begin(activate: Callable[[], object]) -> None:
+        activate()
+        recalibrate(net, batches, device, n_images)
+
     subnets[-1]()
     if not steps_learned(net):
-        with quantizers_off(net):
-            recalibrate(net, batches, device, n_images)
         images, _ = next(iter(make_loader(splits.calibration, CALIBRATION_IMAGES, sides=(side,))))
-        calibrate_ranges(net, to_device(images, device), subnets)
+        calibrate_ranges(net, to_device(images, device), [partial(begin, activate) for activate in subnets])
     recalibrate(net, batches, device, n_images)
 
 
