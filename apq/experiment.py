@@ -204,9 +204,14 @@ class Experiment:
                 _retire(old, lock.folder)
 
     @contextlib.contextmanager
-    def adding(self, name: str) -> Iterator[Path]:
-        """Yield the path of a file to add, or to replace if it is the experiment's own. UserError if it is not."""
+    def adding(self, name: str, of: list[int] | None = None) -> Iterator[Path]:
+        """Yield the path of a file to add, or to replace if it is the experiment's own. UserError if it is not.
+
+        With `of`, the `identity` of the folder when it was read: UserError if it has been replaced since.
+        """
         with self.locked() as lock:
+            if of is not None and identity(lock.folder) != of:
+                raise UserError(f"{self.path} was replaced while this run worked; nothing was written")
             if name not in listed_files(lock.folder):
                 if os.path.lexists(lock.folder / name):
                     raise UserError(f"{self.path / name} exists, and no run wrote it: move it away")

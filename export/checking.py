@@ -47,7 +47,7 @@ class Comparison:
         difference, classes, own = (logits - network).abs().amax(1), logits.argmax(1), network.argmax(1)
         self.n_images += len(labels)
         self.agreed += int((classes == own).sum())
-        self.moved += int((difference > MOVED).sum())
+        self.moved += int((~(difference <= MOVED)).sum())  # also where it is no number
         self.right += int((classes == labels).sum())
         self.right_network += int((own == labels).sum())
         self.largest = max(self.largest, difference.max().item())

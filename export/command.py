@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from apq.exits import FAULT
 from apq.experiment import EXPORTED, Experiment
 from apq.files import atomic_open, check_new
 from apq.layers import ConvLayer, layers_of
+from apq.lock import identity
 from apq.policy import priced_layers
 from dataset import names_of_outputs
 from dataset.splits import ImageSpec, Splits, make_loader
@@ -46,6 +48,7 @@ from export.trace import trace
 CPU, PROBES = torch.device("cpu"), 32  # noise images
 ONNXRUNTIME = {"onnxruntime": True, "onnxruntime, not optimized": False}
 QONNX_BATCH = 16  # images at a time: its executor is slow, and keeps every value
+MOST_PIXELS = 1 << 20  # of a batch, where the codes of all layers are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,7 @@ def export_experiment(args: argparse.Namespace) -> None:
         check_libraries(form, checked=args.check != 0)
     if args.out:
         check_new(args.out, args.overwrite)
+    seen = identity(experiment.path)
     product = experiment.whole(lambda: load_product(args, experiment))
     started = time.perf_counter()
     graph = frozen_graph(product)
@@ -82,7 +86,8 @@ def export_experiment(args: argparse.Namespace) -> None:
         data[form] = data_of(graph, form_), seconds + time.perf_counter() - started
     for form, file in files.items():
         content, written = data[form]
-        write(args, experiment, file, content)
+        with nullcontext(file) if args.out else experiment.adding(file.name, seen) as place:
+            write(place, content)
         check = None if args.check == 0 else check_file(args, product, graph, form, file)
         results[form] = {**facts_of(product, graph, file, len(content), check), "seconds": written}
         if not args.json:
@@ -153,13 +158,13 @@ def metadata_of(product: Product, args: argparse.Namespace) -> dict[str, str]:
     """What a file tells about the network, as text."""
     scale = None if product.scale is None else asdict(product.scale)
     facts = {**product.facts, "normalisation": scale, "image_bits": args.image_bits, "version": __version__}
-    facts["command"] = " ".join(["export.py", *sys.argv[1:]])
+    facts["command"] = shlex.join(["export.py", *sys.argv[1:]])
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 
-def write(args: argparse.Namespace, experiment: Experiment, file: Path, data: bytes) -> None:
-    """Write a file, all of it or nothing: into the experiment, or where --out says."""
-    with nullcontext(file) if args.out else experiment.adding(file.name) as place, atomic_open(place, "wb") as stream:
+def write(path: Path, data: bytes) -> None:
+    """Write a file, all of it or nothing."""
+    with atomic_open(path, "wb") as stream:
         stream.write(data)
 
 
@@ -182,6 +187,8 @@ def check_file(args: argparse.Namespace, product: Product, graph: Graph, form: s
         by_name, batch_size = {"QONNX's executor": runners.qonnx(file)}, QONNX_BATCH
     else:
         with_codes = {"read back": runners.packed_codes(file)}
+    if with_codes:
+        batch_size = min(batch_size, max(1, MOST_PIXELS // product.side**2))
     n = None if args.check == "all" else args.check
     batches = tqdm(batches_of(product, n, batch_size), desc=f"check {form}", disable=None, leave=False)
     return replace(compare(product.net, folded(graph), batches, by_name, with_codes), skipped=skipped)

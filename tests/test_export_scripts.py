@@ -16,6 +16,7 @@ from apq.manifest import listed_files
 from dataset import load_splits
 from export import runners
 from export.checking import Comparison
+from export.formats import data_of
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e '.[export]'")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[export]'")
@@ -92,6 +93,20 @@ def test_a_new_network_has_no_files_of_the_old_one(exp, tmp_path):
     assert not {"model.onnx", "model.safetensors"} & (listed_files(copy.path) | left)
 
 
+def test_an_experiment_that_is_replaced_meanwhile_gets_no_file(exp, tmp_path, monkeypatch):
+    copy = Experiment(shutil.copytree(exp, tmp_path / "copy"))
+
+    def meanwhile(*given):
+        with copy.edited() as new:
+            new.drop_exported()
+        return data_of(*given)
+
+    monkeypatch.setattr("export.command.data_of", meanwhile)
+    with pytest.raises(UserError, match="was replaced while this run worked; nothing was written"):
+        export(["--exp_dir", str(copy.path), "--check", "0"])
+    assert not (copy.path / "model.onnx").exists()
+
+
 def test_lines_for_people(exp, capsys):
     export(["--exp_dir", str(exp), "--format", "onnx-integer", "--check", "16"])
     lines = capsys.readouterr().out.splitlines()
@@ -139,6 +154,9 @@ def test_limits_of_the_check():
     loud = Comparison("float64", n_images=1000, agreed=1000, moved=200)
     assert Comparison("OpenVINO", **{**fine, "moved": 50}).fails(loud) == ""
     assert "moved" in Comparison("OpenVINO", **{**fine, "moved": 51}).fails(loud)
+    nothing = Comparison("onnxruntime")
+    nothing.add(torch.full((4, 3), torch.nan), torch.eye(4, 3), torch.zeros(4, dtype=torch.long))
+    assert nothing.moved == 4
     assert Comparison("onnxruntime", **fine, codes=9, other_codes=1).fails(noise) == "1 of 9 codes differ"
 
 
