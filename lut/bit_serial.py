@@ -10,13 +10,16 @@ says how a product of matrices runs. The constants, and where they come from:
 | `batch` | 16 | 1 | cloud: the table's name; edge: one image, as on a device |
 | `rows` x `columns` | 16 x 16 | 8 x 8 | cloud: the table; edge: BISMO's README, 8 x 256 x 8 for this chip |
 | `word_bits` | 256 | 256 | cloud: the table; edge: the same README |
-| `port_bits` | 256 | 64 | cloud: the table; edge: the width of this chip's AXI ports to memory (Xilinx UG585) |
-| `buffer_words` | 1,024 | 1,024 | cloud: the table; edge: as the cloud's, for want of a source |
+| `port_bits` | 256 | 64 | cloud: the table; edge: `memDataBits` of BISMO's `PYNQZ1Params` |
+| `buffer_words` | 1,024 | 1,024 | cloud: the table; edge: LMEM and RMEM of BISMO's Makefile |
 | `clock_mhz` | 200 | 200 | BISMO's README; the table's unit is not documented |
 | `max_bits` | 8 | 8 | HAQ, section 1: BISMO multiplies 1 to 8 bits |
 
-"The table" means fitted to it. HAQ published no table of the edge: its numbers are BISMO's for the chip, and were
-compared with nothing. Ratios of latencies do not depend on the clock.
+"The table" means fitted to it. BISMO's code is https://github.com/EECS-NTNU/bismo: its Makefile, and
+src/main/scala/Main.scala (`ChiselMain`), which makes memories of LMEM and RMEM words for each row and column, and
+builds with `PYNQZ1Params`: the board with this chip, in its library maltanar/fpga-tidbits. HAQ published no table of
+the edge: its numbers are BISMO's for the chip, and were compared with nothing. Ratios of latencies do not depend on the
+clock.
 
 HAQ published no energies of these accelerators, so there are none here.
 """

@@ -40,24 +40,42 @@ def test_truncated_normal(mean, width):
     assert drawn.std() == pytest.approx(expected.std(), rel=0.06)
 
 
-def test_exploration_decays_after_warmup():
-    agent = Agent(FEATURES, QUICK)
-    found = []
+def test_warmup_is_one_episode_longer_than_its_number(monkeypatch):
+    """train() of HAQ's rl_quantize.py draws while `episode <= warmup`, from episode 0: with 4 the first five. DDPG's
+    select_action has the noise init_delta delta_decay^(episode - warmup): in episode 5 it is 0.5 * 0.99."""
+    widths = []
+
+    def drawn_with(mean, width, rng):
+        widths.append(width)
+        return 0.25
+
+    monkeypatch.setattr("methods.search.agent.truncated_normal", drawn_with)
+    agent, acted = Agent(FEATURES, QUICK), []
     for _ in range(8):
         states, actions = agent.act()
-        found.append(agent.noise)
+        acted.append((actions == 0.25).all())
         agent.observe(states, actions, 0.0)
-    assert found == pytest.approx([0.5] * 5 + [0.5 * 0.99**i for i in (1, 2, 3)])
+    assert acted == [False] * 5 + [True] * 3
+    assert widths == pytest.approx(6 * [0.495] + 6 * [0.49005] + 6 * [0.4851495])
+    history = find(FEATURES, decide, score, replace(QUICK, episodes=8)).history
+    assert [record["noise"] for record in history] == pytest.approx([1.0] * 5 + [0.495, 0.49005, 0.4851495])
+
+
+def acting_agent(**changes):
+    """An agent after its last random episode."""
+    agent = Agent(FEATURES, replace(QUICK, warmup=0, **changes))
+    agent.observe(*agent.act(), 0.0)
+    return agent
 
 
 def test_states_end_in_the_action_before():
-    agent = Agent(FEATURES, replace(QUICK, warmup=0))
+    agent = acting_agent()
     states, actions = agent.act()
     assert states.shape == (6, 4)
     assert (states[:, :-1] == FEATURES.rows[:, :-1]).all()
     assert states[:, -1].tolist() == pytest.approx([0, *actions[:-1]])
     # numpy and torch agree on the actor
-    agent = Agent(FEATURES, replace(QUICK, warmup=0, noise=1e-9))
+    agent = acting_agent(noise=1e-9)
     states, actions = agent.act()
     with torch.no_grad():
         expected = agent.actor(torch.from_numpy(states).float()).sigmoid().squeeze(1)

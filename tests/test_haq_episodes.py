@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,8 +29,8 @@ from lut.bitfusion import BitFusion
 from lut.traced import traced_layers
 from methods.ddpg.command import build_parser
 from methods.ddpg.search import bit_search, episode_finetune
-from methods.search.bit_search import make_task
-from methods.search.settings import BitSearch
+from methods.search.bit_search import make_task, search_bits
+from methods.search.settings import AgentConfig, BitSearch, PolicySearch
 
 CPU = torch.device("cpu")
 SMALL = named_model("mobilenet_v1_small", "digits")
@@ -38,26 +39,11 @@ HOW = ShortFinetune(train=SHORT, side=32, train_images=64, val_images=50)
 
 
 @pytest.mark.parametrize(
-    ("quantizer", "name", "finetune", "batch_size", "reward"),
-    [
-        ("kmeans", "haq-imagenet-kmeans", (100, 0.01, 256, 1e-5), 256, "validation"),
-        ("linear", "haq-imagenet-linear", (30, 0.01, 256, 4e-5), 128, "training"),
-        ("linear-published", "haq-imagenet-linear", (30, 0.01, 256, 4e-5), 128, "training"),
-    ],
+    ("quantizer", "name"),
+    [("kmeans", "haq-imagenet-kmeans"), ("linear", "haq-imagenet-linear"), ("linear-published", "haq-imagenet-linear")],
 )
-def test_published_numbers(quantizer, name, finetune, batch_size, reward):
-    """run/run_{kmeans,linear}_quantize_{search,finetune}.sh, and the defaults of rl_quantize.py and finetune.py."""
-    recipe = RECIPES[haq_recipe_of(named_model("resnet50"), quantizer)]
-    assert recipe.name == name
-    long, short, pretrain = recipe.finetune, recipe.episode, recipe.phases[0].train
-    assert (long.epochs, long.lr, long.batch_size, long.weight_decay, long.schedule) == (*finetune, "cosine")
-    assert (short.epochs, short.lr, short.gamma, short.weight_decay) == (1, 0.001, 0.8, 4e-5)
-    assert (short.schedule, short.batch_size) == ("exponential", batch_size)
-    assert (pretrain.epochs, pretrain.lr, pretrain.batch_size, pretrain.weight_decay) == (150, 0.05, 256, 4e-5)
-    for train in (long, short, pretrain):
-        assert (train.momentum, train.nesterov, train.label_smoothing) == (0.9, False, 0.0)
-        assert train.clip_norm > 1e20
-    assert (recipe.episode_images, recipe.episode_val_images, recipe.reward) == (20_000, 10_000, reward)
+def test_the_recipe_of_a_quantizer(quantizer, name):
+    assert haq_recipe_of(named_model("resnet50"), quantizer) == name
 
 
 def test_other_networks_keep_their_recipes():
@@ -132,12 +118,38 @@ def test_training_reward_is_the_accuracy_within_the_epoch(few):
     assert on_validation.original.top1 == evaluate(build_model(SMALL), val, CPU).top1
 
 
+def iterations(net):
+    """Of k-means, in all layers."""
+    return {layer.weight_quant.max_iter for layer in quantized_layers(net).values()}
+
+
 @pytest.mark.parametrize(("metric", "best"), [("top1", (0.5, 0.6)), ("top5", (0.4, 0.9))])
 def test_the_best_epoch_is_rewarded(few, monkeypatch, metric, best):
     scorer, policy = scorer_of(few, quantizer="kmeans", reward="training", metric=metric)
+    assert iterations(scorer.net) == {3}  # HAQ, lib/env/quantize_env.py, step()
     within = [Hits(0.3, 0.8), Hits(0.5, 0.6), Hits(0.4, 0.9), Hits(0.1, 0.2)]
     monkeypatch.setattr("elastic_nn.training.policies.train_epochs", lambda *args, **rest: within)
     assert scorer.accuracy(policy) == best
+
+
+# HAQ, lib/env/quantize_env.py and linear_quantize_env.py: reward() is (acc - org_acc) * 0.1, both in percent.
+@pytest.mark.parametrize(("metric", "rewards", "best"), [("top1", (1.2, -0.3, 0.0), 0), ("top5", (0.5, 1.0, -8.0), 1)])
+def test_the_reward_is_a_tenth_of_the_gain_in_percent(monkeypatch, metric, rewards, best):
+    """Of known accuracies, 0.5 and 0.8 in float: 12 points more, 3 less, none; and 5 more, 10 more, 80 less."""
+    scores = (Hits(0.62, 0.85), Hits(0.47, 0.9), Hits(0.5, 0.0))
+    given = iter(scores)
+    scorer = SimpleNamespace(original=Hits(0.5, 0.8), accuracy=lambda policy: next(given))
+    monkeypatch.setattr("methods.search.bit_search.make_scorer", lambda *args: scorer)
+    spec = ModelSpec(name="mine", dataset="digits", in_channels=1, n_classes=10, resolution=32)
+    task = make_task(build_model(SMALL), spec, "kmeans", "size", BitFusion())
+    sizes = {"quantity": "size", "ratio": 0.5, "min_bit": 1, "max_bit": 8, "train_images": 64, "val_images": 50}
+    bits = BitSearch(quantizer="kmeans", keep_ends=False, metric=metric, **sizes)
+    search = PolicySearch(bits=bits, agent=AgentConfig(episodes=3), train=SHORT)
+    found = search_bits(task, search, Session(splits=None, device=CPU))
+    history = found.episodes.history
+    assert [record["reward"] for record in history] == pytest.approx(rewards)
+    assert [(record["accuracy"], record["top5"]) for record in history] == list(scores)
+    assert (found.episodes.episode, found.original) == (best, 0.5)
 
 
 def test_flags_change_the_search():
@@ -190,6 +202,7 @@ def test_zero_weights_stay_zero(few, quantizer):
         first, rest = ([8, -1], [8, 8]) if quantizer == "linear" else (3, 3)
         policy = policy_from_strategy(quantizer, layers, [first, *[rest] * (len(names) - 1)])
         quantized_model(net, policy, few, 32, 64, CPU, pruned=pruned)
+        assert quantizer != "kmeans" or iterations(net) == {50}  # HAQ, finetune.py
         before = {name: weight.detach().clone() for name, weight in used_weights(net).items()}
         lr = 1.0 if quantizer == "linear" else 0.05  # far enough to round otherwise
         config = replace(SHORT, epochs=2, lr=lr, weight_decay=1e-3)

@@ -176,7 +176,7 @@ def test_agent_learns_from_bits_that_were_taken():
     for kind, last, unit in (("linear", -2, 8), ("kmeans", -1, 1)):
         found = environment(layers, kind, every_operand=False)
         observed = found.observations()
-        agent = Agent(observed, AgentConfig(warmup=1, hidden=8, noise=1e-9))
+        agent = Agent(observed, AgentConfig(warmup=0, hidden=8, noise=1e-9))
         for _ in range(2):
             states, actions = agent.act()
             bits = raw_bits(actions, kind)

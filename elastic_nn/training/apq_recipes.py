@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from apq.policy import LINEAR_PUBLISHED
 from dataset.color_jitter import ONCE_FOR_ALL
-from elastic_nn.training.recipe import Phase, Recipe, TrainConfig
+from elastic_nn.training.recipe import NO_CLIP, Phase, Recipe, TrainConfig
 
 
 def _phases(train: dict[str, TrainConfig]) -> tuple[Phase, ...]:
@@ -75,32 +75,49 @@ TINY_RECIPE = Recipe(
 
 
 def published_phases() -> tuple[Phase, ...]:
-    """Once-for-all's schedule (ICLR 2020, section 4.1): batch size 2,048, warm-up of 5 epochs in the long phases.
+    """Once-for-all's schedule (ICLR 2020, section 4.1): batch size 2,048 on 32 GPUs.
 
-    Depths and mid channels become elastic in two phases: first down to the middle choice, then to the smallest.
+    Depths and mid channels become elastic in two phases: first down to the middle choice, then to the smallest. Numbers
+    of the phases after the first are those of train_ofa_net.py in https://github.com/mit-han-lab/once-for-all: rates
+    are 32 times its `base_lr`, and warm-up begins at `base_lr` itself (its `warmup_lr` of -1). That of the largest
+    network begins at 0, the default of its `DistributedRunManager.train`. No gradient is clipped.
+
+    Dropout is left at 0, as in APQ's networks. Once-for-all has 0.1.
     """
 
-    def train(epochs: int, lr: float, warmup_epochs: int = 0) -> TrainConfig:
-        return TrainConfig(epochs=epochs, lr=lr, batch_size=2048, weight_decay=3e-5, warmup_epochs=warmup_epochs)
+    def train(epochs: int, lr: float, warmup_epochs: int = 0, warmup_lr: float = 0.0) -> TrainConfig:
+        return _published(
+            epochs=epochs,
+            lr=lr,
+            batch_size=2048,
+            weight_decay=3e-5,
+            warmup_epochs=warmup_epochs,
+            warmup_lr=warmup_lr,
+        )
 
     depth, width = ("ks", "d"), ("ks", "d", "e")
     return (
         Phase(name="largest", elastic=(), train=train(180, 2.6, 5)),
-        Phase(name="kernel", elastic=("ks",), train=train(125, 0.96, 5)),
+        Phase(name="kernel", elastic=("ks",), train=train(125, 0.96, 5, 0.03)),
         Phase(name="depth-1", elastic=depth, train=train(25, 0.08), subnets_per_step=2, reach=2 / 3),
-        Phase(name="depth-2", elastic=depth, train=train(125, 0.24, 5), subnets_per_step=2),
+        Phase(name="depth-2", elastic=depth, train=train(125, 0.24, 5, 0.0075), subnets_per_step=2),
         Phase(name="width-1", elastic=width, train=train(25, 0.08), subnets_per_step=4, reach=2 / 3),
-        Phase(name="width-2", elastic=width, train=train(125, 0.24, 5), subnets_per_step=4),
+        Phase(name="width-2", elastic=width, train=train(125, 0.24, 5, 0.0075), subnets_per_step=4),
     )
 
 
-# The published numbers, for ImageNet on a cluster. Finetune: APQ (CVPR 2020), section 4.
+def _published(**settings: float) -> TrainConfig:
+    """Settings of a training in the code of once-for-all or APQ: neither clips gradients."""
+    return TrainConfig(clip_norm=NO_CLIP, label_smoothing=0.1, **settings)
+
+
+# The published numbers, for ImageNet on a cluster. Finetune: quant_aware.py and ImagenetRunConfig of APQ's code.
 APQ_IMAGENET_RECIPE = Recipe(
     name="apq-imagenet",
     phases=published_phases(),
-    pair_finetune=TrainConfig(epochs=1, lr=1e-3, batch_size=256, weight_decay=4e-5),
+    pair_finetune=_published(epochs=1, lr=1e-3, batch_size=256, weight_decay=4e-5),
     pair_epoch_images=256_000,  # a fifth of ImageNet, because there are 5,000 pairs
-    finetune=TrainConfig(epochs=30, lr=1e-3, batch_size=256, weight_decay=4e-5, label_smoothing=0.1),
+    finetune=_published(epochs=30, lr=1e-3, batch_size=256, weight_decay=4e-5),
     recalibration_images=2000,
     pairs_float=80_000,
     pairs_quant=5_000,

@@ -2,8 +2,13 @@
 
 Numbers are from its code, https://github.com/mit-han-lab/haq; each has the file that it is from beside it. That code
 has neither label smoothing nor clipped gradients, and its momentum is not Nesterov's (`torch.optim.SGD`, momentum 0.9,
-in all its files). It has no supernets and no predictors: numbers of those are APQ's, to complete the recipe. Two things
-differ: its weight decay is also of norms and biases, and its cosine falls once an epoch.
+in all its files). It has no supernets and no predictors: numbers of those are APQ's, to complete the recipe.
+
+Four things differ. Its weight decay is also of norms and biases. Its cosine falls once an epoch. Layers with more than
+64 centroids (k-means at 7 and 8 bits) train freely there, as single weights, in finetunes and in episodes
+(`free_high_bit` of `kmeans_update_model`), and all layers are clustered anew before the last epoch of a finetune; here
+the weights of every layer stay in their clusters. Its MobileNetV2 (models/mobilenetv2.py) has no dropout; that of
+torchvision, which is trained here, keeps its dropout of 0.2.
 """
 
 from __future__ import annotations
@@ -12,12 +17,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from apq.policy import LINEAR_PUBLISHED, QUANTIZERS
-from elastic_nn.training.recipe import Phase, Recipe, TrainConfig
+from elastic_nn.training.recipe import NO_CLIP, Phase, Recipe, TrainConfig
 
 if TYPE_CHECKING:
     from dataset.splits import ImageSpec
-
-NO_CLIP = 1e30  # of the norm of gradients
 
 
 def _plain(**settings: float | str) -> TrainConfig:

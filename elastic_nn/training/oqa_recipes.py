@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from elastic_nn.training.apq_recipes import APQ_IMAGENET_RECIPE, GLYPHS_RECIPE, TINY_RECIPE, published_phases
-from elastic_nn.training.recipe import Phase, TrainConfig
+from elastic_nn.training.recipe import NO_CLIP, Phase, TrainConfig
 
 DROPOUT = 0.1  # "quantization aware training", kept "in the OQA procedure", as are Nesterov's momentum and the cosine
 
@@ -32,12 +32,20 @@ def _largest(train: TrainConfig, *elastic: str) -> Phase:
 
 
 def _imagenet(epochs: int, lr: float) -> TrainConfig:
+    """Settings of all trainings ("Quantization aware training", "Knowledge distillation"); none clips gradients."""
     return TrainConfig(
-        epochs=epochs, lr=lr, batch_size=1024, weight_decay=3e-5, label_smoothing=0.1, kd_ratio=1.0, dropout=DROPOUT
+        epochs=epochs,
+        lr=lr,
+        batch_size=1024,
+        weight_decay=3e-5,
+        label_smoothing=0.1,
+        kd_ratio=1.0,
+        dropout=DROPOUT,
+        clip_norm=NO_CLIP,
     )
 
 
-# The float supernet that the 4-bit one starts from: once-for-all's, by its own schedule.
+# The float supernet that the 4-bit one starts from: once-for-all's, by its own schedule and with its dropout.
 OQA_IMAGENET_FLOAT_RECIPE = replace(
     APQ_IMAGENET_RECIPE,
     name="oqa-imagenet-float",

@@ -1,9 +1,13 @@
 """The recipes of QFA (Bai et al., NeurIPS 2021, arXiv 2105.08952), and small counterparts for glyphs.
 
-Numbers of the published code are those of apple/ml-batchquant, `main.py`, `get_args`, and of its training loop. Three
+Numbers of the published code are those of apple/ml-batchquant, `main.py`, `get_args`, and of its training loop. Five
 things differ. There each GPU has BatchNorm and ranges of its own 64 images; here BatchNorm is that of the whole batch,
 and ranges are averaged over processes (with `--accumulate`, over parts of 64 images a process). There weight decay is
 also of kernel transforms. There each subnet's images are cut from the picture; here they are resized from the largest.
+There gradients are clipped to 500 before GPUs exchange them (`clip_grad_norm_` comes before the `step` of Horovod's
+optimizer, which waits for them), so each GPU may clip those of its 64 images; here the norm is that of the gradient of
+all 2,048 images. There statistics are recalibrated on random crops with other colours, as in training
+(`build_sub_train_loader`); here on central crops, as images are evaluated.
 """
 
 from __future__ import annotations

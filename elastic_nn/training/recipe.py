@@ -10,6 +10,7 @@ from apq.strata import PairStrata
 from dataset.color_jitter import STRONG, ColorJitter
 
 BATCHQUANT = "batchquant"
+NO_CLIP = 1e30  # a `clip_norm` that changes no gradient
 
 SCHEDULES = ("cosine", "constant", "exponential")  # of the learning rate
 REWARDS = ("validation", "training")  # images on which an episode of a search for bits is rewarded

@@ -91,7 +91,7 @@ class Agent:
     def act(self) -> tuple[np.ndarray, np.ndarray]:
         """Act for one episode. Returns states (steps, S) float64 and actions (steps,) from 0 to 1."""
         observations = self.observations
-        if self.replay.seen < self.config.warmup:
+        if self.replay.seen <= self.config.warmup:
             actions = self.rng.random(len(observations))
             return observations.episode(actions, self.first), actions
         # For one state at a time numpy is faster than torch.

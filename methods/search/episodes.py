@@ -66,7 +66,7 @@ def find(
     # One thread, because the layers of the agent are too small to gain from more.
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as learner:
         for episode in range(len(history), config.episodes):
-            noise = agent.noise if episode >= config.warmup else 1.0
+            noise = agent.noise if episode > config.warmup else 1.0
             states, actions = agent.act()
             candidate = np.asarray(decide(actions), dtype=np.int64)
             learning = learner.submit(agent.learn)

@@ -128,7 +128,9 @@ def add_agent_flags(parser: Parser) -> None:
     """Add the flags of the agent, under the names of HAQ's code where it has them."""
     agent, group = AgentConfig(), parser.add_argument_group("agent")
     group.add_argument("--train_episode", type=at_least(1), default=agent.episodes, help="episodes")
-    group.add_argument("--warmup", type=at_least(0), default=agent.warmup, help="first episodes, which act at random")
+    group.add_argument(
+        "--warmup", type=at_least(0), default=agent.warmup, help="last episode, from 0, that acts at random"
+    )
     group.add_argument("--lr_a", type=above_0(MOST_LR), default=agent.actor_lr, help="learning rate of the actor")
     group.add_argument("--lr_c", type=above_0(MOST_LR), default=agent.critic_lr, help="learning rate of the critic")
     group.add_argument(

@@ -19,11 +19,12 @@ STEPS = ("free", "all")
 class AgentConfig:
     """Settings of an agent (`methods.search.agent.Agent`). UserError where one is out of range.
 
-    The defaults are HAQ's, whose code acts at random for one episode more.
+    The defaults are HAQ's (rl_quantize.py and lib/rl/ddpg.py of its code).
 
-    The first `warmup` episodes act at random. After them each action is drawn from a truncated normal distribution
-    around the actor's output. Its width is `noise` at first, and every episode multiplies it by `noise_decay`. The
-    agent learns from the latest `replay_episodes`, with `updates` gradient steps for each action of an episode.
+    Episodes are counted from 0, and those up to `warmup` act at random: one more than its number, as in HAQ's code.
+    After them each action is drawn from a truncated normal distribution around the actor's output. Its width is
+    `noise * noise_decay` in the first of these episodes, and every episode multiplies it by `noise_decay`. The agent
+    learns from the latest `replay_episodes`, with `updates` gradient steps for each action of an episode.
     `reward_momentum` is the weight of a new batch in the moving average of rewards.
     """
 
