@@ -163,7 +163,7 @@ def test_a_killed_search_continues(here, monkeypatch, killed_at):
         search([*FLAGS, *THREE, "--seed", "1", "--exp_name", "killed"])
     search([*FLAGS, *THREE, "--exp_name", "killed", "--overwrite"])  # of the same search: it continues, too
     ours, theirs = files_of(folder), files_of(here / "exps/whole")
-    assert ours.pop("made_by.json") != theirs.pop("made_by.json")  # of other commands
+    assert ours.pop("made_by.json") and theirs.pop("made_by.json")  # each names its time
     assert ours == theirs
 
 
