@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from apq.genes import cardinalities, subnets_of, view
+from apq.genes import CHUNK, cardinalities, subnets_of, view
 from apq.layers import (
     ConvLayer,
     first_layers,
@@ -78,6 +78,12 @@ class PopulationCost:
 
     def predict(self, genes: np.ndarray) -> np.ndarray:
         """(n,) float64 costs of a gene matrix, in `unit`."""
+        costs = np.empty(len(genes))
+        for start in range(0, len(genes), CHUNK):
+            costs[start : start + CHUNK] = self._predict(genes[start : start + CHUNK])
+        return costs
+
+    def _predict(self, genes: np.ndarray) -> np.ndarray:
         parts = view(self.space, genes)
         fixed = self._fixed[parts.resolution]
         for columns, costs in self._chosen:
