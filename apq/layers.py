@@ -21,6 +21,9 @@ SQUEEZE = 4  # reduction ratio of squeeze-and-excitation
 class ConvLayer:
     """One convolution with "same" padding, at batch 1. A fully connected layer is a 1x1 convolution of a 1x1 input.
 
+    Sizes and bits may be arrays of whole numbers, which broadcast: then it stands for many layers of one place in the
+    network, and its counts are arrays too.
+
     Attributes:
         input_size: side of the square input. For another padding it is the side at which "same" padding has as many
             outputs, so that MACs and pixels read are right.
@@ -48,7 +51,7 @@ class ConvLayer:
 
     @property
     def output_size(self) -> int:
-        return math.ceil(self.input_size / self.stride)
+        return -(-self.input_size // self.stride)
 
     @property
     def weights(self) -> int:
@@ -63,7 +66,7 @@ class ConvLayer:
     @property
     def bitops(self) -> int:
         """MACs x weight bits x activation bits. Full precision counts as 8 bits."""
-        w, a = (COUNTED_BITS if bits == FULL_PRECISION else bits for bits in (self.w_bits, self.a_bits))
+        w, a = (b - (b == FULL_PRECISION) * (FULL_PRECISION - COUNTED_BITS) for b in (self.w_bits, self.a_bits))
         return self.macs * w * a
 
     @property
@@ -82,9 +85,7 @@ class ConvLayer:
 
         A folded BatchNorm needs two of them, a multiplier and a bias, a bias alone one.
         """
-        return math.ceil(self._stored_weights * self.w_bits / 8) + self.out_channels * 4 * (
-            2 if self.norm else self.bias
-        )
+        return -(-self._stored_weights * self.w_bits // 8) + self.out_channels * 4 * (2 if self.norm else self.bias)
 
     @property
     def published_size_bytes(self) -> float:

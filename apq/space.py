@@ -236,11 +236,11 @@ class SearchSpace:
     @cached_property
     def _position_of_slot(self) -> np.ndarray:
         """(slots,) position of each slot in its stage, from 0."""
-        return np.array([slot.position for slot in self.slots])
+        return np.array([slot.position for slot in self.slots], dtype=np.int16)
 
     def runs(self, depths: np.ndarray) -> np.ndarray:
         """Which slots run in networks of these depths: (..., stages) ints -> (..., slots) bool."""
-        return self._position_of_slot < depths[..., self.stage_of_slot]
+        return self._position_of_slot < depths.take(self.stage_of_slot, axis=-1)
 
     def input_sides(self, resolution: int) -> tuple[int, ...]:
         """Side in pixels of the input of every slot, then of the last 1x1 convolution."""

@@ -39,7 +39,7 @@ from apq.limits import LARGEST_LAYER
 from lut.accelerator import LARGEST
 from lut.bit_planes import Array, Products, cycles
 from lut.cost_model import CostModel
-from lut.layer_rows import checked_rows
+from lut.layer_rows import BITS, at_most_bits, checked_rows
 from lut.tilings import ceil_div
 
 
@@ -77,8 +77,16 @@ class BitSerial(CostModel):
 
         UserError where a layer is impossible or has more bits than the array.
         """
-        ms = self.cycles(layers) / (self.clock_mhz * 1e3)
-        return np.stack([ms, np.full(len(layers), np.nan)], axis=1)
+        return self._priced(checked_rows(self.max_bits, layers))
+
+    def price_rows(self, rows: np.ndarray) -> np.ndarray:
+        """See `CostModel.price_rows`."""
+        rows = at_most_bits(rows, self.max_bits)
+        return np.where((rows[:, BITS] <= self.max_bits).all(axis=1, keepdims=True), self._priced(rows), np.inf)
+
+    def _priced(self, rows: np.ndarray) -> np.ndarray:
+        ms = self._cycles_of(rows) / (self.clock_mhz * 1e3)
+        return np.stack([ms, np.full(len(rows), np.nan)], axis=1)
 
     def cycles(self, layers: Sequence[ConvLayer]) -> np.ndarray:
         """(layers,) float64 cycles of each layer for `batch` images. Full precision costs as much as the most bits.
@@ -88,8 +96,10 @@ class BitSerial(CostModel):
         16 channels of one image as well, and has no kernels but 3x3.) Other grouped layers cost `groups` times the
         convolution of one group.
         """
-        rows = checked_rows(self.max_bits, layers)[:, :8].astype(np.float64)
-        c, d, side, kernel, stride, groups, w, a = rows.T
+        return self._cycles_of(checked_rows(self.max_bits, layers))
+
+    def _cycles_of(self, rows: np.ndarray) -> np.ndarray:
+        c, d, side, kernel, stride, groups, w, a = rows[:, :8].astype(np.float64).T
         places, taps = ceil_div(side, stride) ** 2, kernel**2
         depthwise, connected = (groups > 1) & (groups == c) & (groups == d), (side == 1) & (kernel == 1)
         together = min(self.batch, self.columns)

@@ -20,7 +20,7 @@ from apq.files import Record, cache_folder
 from apq.layers import ConvLayer
 from lut.accelerator import Accelerator
 from lut.cost_model import CostModel
-from lut.layer_rows import COLUMNS, checked_rows, complain, values_of
+from lut.layer_rows import BITS, COLUMNS, at_most_bits, checked_rows, complain, values_of
 from lut.tilings import DenseConvs, ceil_div, fusion_factor, solve
 
 DEPTHWISE_CHANNELS = 8  # channels of a depthwise layer that run at once at the accelerator's most bits
@@ -54,13 +54,34 @@ class BitFusion(CostModel):
     def price(self, layers: Sequence[ConvLayer]) -> np.ndarray:
         """(layers, 2) float64: `cost(layers)`, with a cache on disk."""
         cached = _read_cache(self.cache_file)
-        missing = [layer for layer in dict.fromkeys(layers) if values_of(layer) not in cached]
+        known = cached.by_layer
+        missing = [layer for layer in dict.fromkeys(layers) if values_of(layer) not in known]
         if missing:
-            costs = np.stack(self.cost(missing), axis=1).tolist()
-            cached = cached | {values_of(layer): tuple(pair) for layer, pair in zip(missing, costs, strict=True)}
-            rows, prices = np.array(list(cached), dtype=np.int64), np.array(list(cached.values()), dtype=np.float64)
-            write_cache(self.cache_file, {"layers": rows, "costs": prices})
-        return np.array([cached[values_of(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
+            rows = np.array([values_of(layer) for layer in missing], dtype=np.int64)
+            costs = np.stack(self.cost(missing), axis=1)
+            known = known | dict(zip(map(tuple, rows.tolist()), costs.tolist(), strict=True))
+            self._write(cached, rows, costs)
+        return np.array([known[values_of(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
+
+    def price_rows(self, rows: np.ndarray) -> np.ndarray:
+        """See `CostModel.price_rows`; with a cache on disk."""
+        rows = at_most_bits(rows, self.config.max_bits)
+        cached = _read_cache(self.cache_file)
+        prices = cached.find(rows)
+        missing = np.flatnonzero(np.isnan(prices[:, 0]) & (rows[:, BITS] <= self.config.max_bits).all(axis=1))
+        if len(missing):
+            _, first, which = np.unique(_keys(rows[missing]), return_index=True, return_inverse=True)
+            new = rows[missing[first]]
+            costs = np.stack(self._solved(new), axis=1)
+            prices[missing] = costs[which]
+            has_price = np.isfinite(costs[:, 0])
+            self._write(cached, new[has_price], costs[has_price])
+        return prices
+
+    def _write(self, cached: _Cache, rows: np.ndarray, costs: np.ndarray) -> None:
+        """Write the cache again, with more layers."""
+        arrays = {"layers": np.concatenate([cached.rows, rows]), "costs": np.concatenate([cached.costs, costs])}
+        write_cache(self.cache_file, arrays)
 
     @property
     def cache_file(self) -> Path:
@@ -76,34 +97,77 @@ class BitFusion(CostModel):
         accelerator computes with integers, so full precision costs as much as its most bits.
         UserError where a layer is impossible, has more bits than the accelerator, or fits the buffers in no tiling.
         """
-        chip, rows = self.config, checked_rows(self.config.max_bits, layers)
+        costs = self._solved(checked_rows(self.config.max_bits, layers))
+        complain(np.isinf(costs.latency_ms), layers, "no tiling of it fits the buffers of the accelerator")
+        return costs
+
+    def _solved(self, rows: np.ndarray) -> Costs:
+        """Costs of checked layers, infinite where no tiling fits the buffers."""
+        chip = self.config
         times, convs = _dense_convs(chip, rows)
-        distinct, which = np.unique(np.stack(convs, axis=1), axis=0, return_inverse=True)
-        which = which.reshape(-1)  # some releases of numpy give it a second axis
-        cycles, energy_nj = (times * solved[which] for solved in solve(chip, DenseConvs(*distinct.T)))
-        complain(np.isinf(cycles), layers, "no tiling of it fits the buffers of the accelerator")
+        columns = np.stack(convs, axis=1)
+        _, first, which = np.unique(_keys(columns), return_index=True, return_inverse=True)
+        cycles, energy_nj = (times * solved[which] for solved in solve(chip, DenseConvs(*columns[first].T)))
         return Costs(cycles / (chip.clock_mhz * 1e3), energy_nj / 1e6)
 
 
-def _read_cache(file: Path) -> Priced:
+@dataclass(frozen=True)
+class _Cache:
+    """The costs in a file of the cache."""
+
+    rows: np.ndarray  # (n, 9) int64, distinct
+    costs: np.ndarray  # (n, 2) milliseconds, millijoules
+
+    @functools.cached_property
+    def by_layer(self) -> Priced:
+        return dict(zip(map(tuple, self.rows.tolist()), map(tuple, self.costs.tolist()), strict=True))
+
+    @functools.cached_property
+    def _by_key(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) sorted keys, and the place of each."""
+        keys = _keys(self.rows)
+        order = np.argsort(keys)
+        return keys[order], order
+
+    def find(self, rows: np.ndarray) -> np.ndarray:
+        """(n, 2) costs of layers, NaN for those that are not there."""
+        costs = np.full((len(rows), 2), np.nan)
+        if len(self.rows):
+            keys, order = self._by_key
+            at = order.take(np.searchsorted(keys, _keys(rows)), mode="clip")
+            same = (self.rows[at] == rows).all(axis=1)
+            costs[same] = self.costs[at[same]]
+        return costs
+
+
+def _keys(rows: np.ndarray) -> np.ndarray:
+    """(n,) int64 keys of rows of whole numbers. Different rows have different ones, but for one pair of 10^19."""
+    multipliers = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, size=rows.shape[1]) | 1
+    return rows @ multipliers  # overflow is intended
+
+
+EMPTY = _Cache(np.zeros((0, len(COLUMNS)), dtype=np.int64), np.zeros((0, 2)))
+
+
+def _read_cache(file: Path) -> _Cache:
     """The costs in the cache; none where it is missing, damaged, or holds what no layer costs."""
     try:
         found = file.stat()
     except OSError:
-        return {}
+        return EMPTY
     return _parsed(file, (found.st_ino, found.st_mtime_ns, found.st_size))
 
 
 @functools.lru_cache(maxsize=2)  # a search asks hundreds of times
-def _parsed(file: Path, version: tuple[int, ...]) -> Priced:
+def _parsed(file: Path, version: tuple[int, ...]) -> _Cache:
     arrays = read_cache(file, {"layers": ((None, len(COLUMNS)), "int64"), "costs": ((None, 2), "float64")})
     if arrays is None:
-        return {}
+        return EMPTY
     rows, costs = arrays["layers"], arrays["costs"]
-    possible = len(rows) == len(costs) == len(np.unique(rows, axis=0)) and np.isfinite(costs).all()
+    possible = len(rows) == len(costs) == len(np.unique(_keys(rows))) and np.isfinite(costs).all()
     if not possible or (costs[:, 0] <= 0).any() or (costs[:, 1] < 0).any():
-        return {}
-    return dict(zip(map(tuple, rows.tolist()), map(tuple, costs.tolist()), strict=True))
+        return EMPTY
+    return _Cache(rows, costs)
 
 
 def _dense_convs(chip: Accelerator, rows: np.ndarray) -> tuple[np.ndarray, DenseConvs]:

@@ -65,6 +65,18 @@ class CostModel(ABC):
         """
         return np.ones(len(layers), dtype=bool)
 
+    def price_rows(self, rows: np.ndarray) -> np.ndarray | None:
+        """(n, 2) float64 prices of layers as whole numbers `(n, 9)`, the columns `lut.layer_rows.COLUMNS`.
+
+        They are not finite for a layer that has no price. None where the model has no way to price many at once, or
+        prices depend on more than these numbers: then `price` is asked.
+        """
+        return None
+
+    def counts(self, quantity: str) -> bool:
+        """Whether a quantity is counted, alike for all models, and not priced by this one."""
+        return quantity in COUNTED
+
     def known_prices(self, layers: Sequence[ConvLayer]) -> np.ndarray:
         """(layers, 2) float64 milliseconds and millijoules, NaN for layers that are not covered."""
         covered = self.covers(layers)
@@ -77,9 +89,14 @@ class CostModel(ABC):
 
         Latency and energy are those of `price`. The other quantities are counted, alike for all models.
         """
-        if quantity in COUNTED:
+        if self.counts(quantity):
             return counted(quantity, layers)
         return self.known_prices(layers)[:, COLUMN[quantity]]
+
+    def costs_of_rows(self, quantity: str, rows: np.ndarray) -> np.ndarray | None:
+        """(n,) float64 latencies or energies by `price_rows`, or None."""
+        prices = self.price_rows(rows)
+        return None if prices is None else prices[:, COLUMN[quantity]]
 
     def unit_of(self, quantity: str) -> str:
         """The unit of `costs_of(quantity, layers)`, in words for messages and reports."""

@@ -86,6 +86,10 @@ class MeasuredTable(CostModel):
         """(layers,) float64 measured costs if `quantity` is that of the table. See `CostModel.costs_of` for others."""
         return self._measured(layers) if quantity == self.quantity else super().costs_of(quantity, layers)
 
+    def counts(self, quantity: str) -> bool:
+        """See `CostModel.counts`."""
+        return quantity != self.quantity and super().counts(quantity)
+
     def unit_of(self, quantity: str) -> str:
         """See `CostModel.unit_of`."""
         return "in the unit of its table" if quantity == self.quantity else super().unit_of(quantity)

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from apq.genes import cardinalities, subnets_of, view
+from apq.genes import CHUNK, cardinalities, subnets_of, view
 from apq.layers import (
     ConvLayer,
     first_layers,
     last_layers,
     shared_choices,
     shared_layer,
-    slot_layer,
     squeeze_layers,
 )
 from apq.operands import BLOCK_LAYERS
-from apq.space import SearchSpace, Slot
+from apq.space import SearchSpace
 from apq.subnet import Subnet
 from lut.cost_model import CostModel
 from lut.costs import UNITS, check_quantity, layer_quantity
 from lut.gene_tables import GeneTables, gene_column
+from lut.layer_grids import grid_costs, grid_of
 
 GROUPS = (("expand", "project"), ("depthwise",))  # the layers of a block that share a table
 
@@ -52,12 +52,6 @@ class PopulationCost:
         choosing = [layer.name for layer in ends[0] if layer.name in {f.layer for f in space.shared_operands}]
         fixed = [[ids.setdefault(layer, len(ids)) for layer in row if layer.name not in choosing] for row in ends]
         chosen = {name: _chosen_ids(space, name, ids) for name in choosing}
-        layers_at = {
-            (role, r, slot.index): _layer_ids(space, slot, role, resolution, ids)
-            for r, resolution in enumerate(space.resolutions)
-            for slot in space.slots
-            for role in BLOCK_LAYERS
-        }
         squeezes = [
             [
                 [ids.setdefault(layer, len(ids)) for layer in squeeze_layers(space, slot, mid)]
@@ -65,19 +59,39 @@ class PopulationCost:
             ]
             for slot in space.slots
         ]
-        costs = np.append(layer_quantity(list(ids), quantity, cost_model), np.inf)  # id -1: forbidden
+        costs = layer_quantity(list(ids), quantity, cost_model)
+        costs_at = self._slot_costs(cost_model)
         self._fixed = np.array([costs[row].sum() for row in fixed])  # (resolutions,)
         self._chosen = [(_columns_of(space, name), costs[ids_of]) for name, ids_of in chosen.items()]
         self._cells = np.zeros(self._tables.size + 1)  # the last cell is for idle slots
         for group, slot, shape, place in self._tables:
             cells = self._cells[place].reshape(shape)  # (resolutions, choices of the group's axes ...)
             for r, role in itertools.product(range(len(space.resolutions)), GROUPS[group]):
-                cells[r] += _spread(costs[layers_at[role, r, slot]], _axes_of(space, (role,)), self._axes[group])
+                cells[r] += _spread(costs_at[role, r, slot], _axes_of(space, (role,)), self._axes[group])
             if "depthwise" in GROUPS[group]:
                 cells += _spread(np.array([costs[row].sum() for row in squeezes[slot]]), ("e",), self._axes[group])
 
+    def _slot_costs(self, cost_model: CostModel | None) -> dict[tuple[str, int, int], np.ndarray]:
+        """(role, resolution, slot) -> costs over `_axes_of(space, (role,))`. Equal grids of layers are priced once."""
+        space, grids, keys = self.space, {}, {}
+        for r, resolution in enumerate(space.resolutions):
+            sides = space.input_sides(resolution)
+            for slot, role in itertools.product(space.slots, BLOCK_LAYERS):
+                key = (role, sides[slot.index], slot.in_channels, slot.out_channels, slot.stride, slot.mid_channels)
+                keys[role, r, slot.index] = key
+                if key not in grids:
+                    grids[key] = grid_of(space, slot, role, sides[slot.index], _axes_of(space, (role,)))
+        costs = dict(zip(grids, grid_costs(list(grids.values()), self.quantity, cost_model), strict=True))
+        return {place: costs[key] for place, key in keys.items()}
+
     def predict(self, genes: np.ndarray) -> np.ndarray:
         """(n,) float64 costs of a gene matrix, in `unit`."""
+        costs = np.empty(len(genes))
+        for start in range(0, len(genes), CHUNK):
+            costs[start : start + CHUNK] = self._predict(genes[start : start + CHUNK])
+        return costs
+
+    def _predict(self, genes: np.ndarray) -> np.ndarray:
         parts = view(self.space, genes)
         fixed = self._fixed[parts.resolution]
         for columns, costs in self._chosen:
@@ -150,30 +164,6 @@ def _chosen_ids(space: SearchSpace, name: str, ids: dict[ConvLayer, int]) -> np.
 def _axes_of(space: SearchSpace, roles: tuple[str, ...]) -> tuple[str | int, ...]:
     kinds = sorted({space.kind_of(role, operand) for role in roles for operand in "wa"})
     return (*(("ks",) if "depthwise" in roles else ()), "e", *kinds)
-
-
-def _layer_ids(space: SearchSpace, slot: Slot, role: str, resolution: int, ids: dict[ConvLayer, int]) -> np.ndarray:
-    """Number in `ids` of a slot's layer for every choice of `_axes_of(space, (role,))`, -1 where it is forbidden."""
-    w_kind, a_kind = space.kind_of(role, "w"), space.kind_of(role, "a")
-    axes = _axes_of(space, (role,))
-    values = {"ks": space.kernel_sizes, "e": slot.mid_channels}
-    choices = [values[axis] if isinstance(axis, str) else space.operands[axis].choices for axis in axes]
-    forbidden = {
-        (rule.kernel_size, k, rule.bits)
-        for rule in space.forbidden
-        for k, kind in enumerate(space.operands)
-        if kind.name == rule.operand
-    }
-    side, numbers = space.input_sides(resolution)[slot.index], []
-    for point in itertools.product(*choices):
-        at = dict(zip(axes, point, strict=True))
-        kernel, w, a = at.get("ks", 1), at[w_kind], at[a_kind]
-        if role == "depthwise" and forbidden & {(kernel, w_kind, w), (kernel, a_kind, a)}:
-            numbers.append(-1)
-        else:
-            layer = slot_layer(space, slot, role, side, at["e"], kernel, w, a)
-            numbers.append(ids.setdefault(layer, len(ids)))
-    return np.array(numbers).reshape([len(c) for c in choices])
 
 
 def _spread(values: np.ndarray, axes: Sequence[str | int], onto: Sequence[str | int]) -> np.ndarray:

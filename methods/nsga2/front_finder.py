@@ -15,7 +15,7 @@ import numpy as np
 from apq.bounds import LARGEST_NUMBER
 from apq.errors import UserError
 from apq.files import Record
-from apq.genes import check_genes, sample
+from apq.genes import CHUNK, check_genes, sample
 from apq.resume import NOT_KEPT, Resume
 from apq.schema import MOST, array, each, fields, generator, number, whole
 from apq.space import SearchSpace
@@ -125,7 +125,7 @@ def first_population(
     Uniform choices rarely give a cheap subnet. So only one part of the rows is uniform. For each objective with a
     cheapest row, another part is moved towards that row by strengths from 0 to 1, which covers the way to that end.
     """
-    genes = sample(space, 2 * n, rng).astype(np.int16)  # twice as many as needed, because duplicates are dropped
+    genes = sample(space, 2 * n, rng)  # twice as many as needed, because duplicates are dropped
     targets = [one.cheapest for one in objectives if one.cheapest is not None]
     for i, target in enumerate(targets):
         part = genes[i :: len(targets) + 1]
@@ -162,9 +162,8 @@ def _children(space: SearchSpace, pool: _Population, config: Nsga2Config, rng: n
     seen = seen.with_keys(seen.key(pool.genes))
     found, missing, size = [pool.genes[:0]], config.population, config.population
     for _ in range(MOST_ROUNDS):
-        parents = pool.genes[tournament(pool.ranks, pool.crowding, 2 * size, rng)]
-        children = crossover(space, parents[:size], parents[size:], rng, config.crossover_prob)
-        children = mutate(space, children, np.full(size, config.mutation_prob), rng)
+        parts = [_offspring(space, pool, min(CHUNK, size - start), config, rng) for start in range(0, size, CHUNK)]
+        children = np.concatenate(parts)
         keys = seen.key(children)
         new = seen.new(keys)[:missing]
         found.append(children[new])
@@ -174,6 +173,15 @@ def _children(space: SearchSpace, pool: _Population, config: Nsga2Config, rng: n
         seen = seen.with_keys(keys[new])
         size = max(2 * missing, FEWEST_PROPOSALS)
     return np.concatenate(found)
+
+
+def _offspring(
+    space: SearchSpace, pool: _Population, n: int, config: Nsga2Config, rng: np.random.Generator
+) -> np.ndarray:
+    """(n, genes) mutated crossovers of winners of tournaments."""
+    parents = pool.genes.take(tournament(pool.ranks, pool.crowding, 2 * n, rng), axis=0)
+    children = crossover(space, parents[:n], parents[n:], rng, config.crossover_prob)
+    return mutate(space, children, np.full(n, config.mutation_prob), rng)
 
 
 def _record(pool: _Population, objectives: Sequence[Objective], history: list[Record], n_scored: int) -> Record:

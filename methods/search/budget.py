@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apq.errors import UserError
-from apq.genes import canonical, cardinalities, sample
+from apq.genes import CHUNK, canonical, cardinalities, sample
 from apq.space import SearchSpace
 from methods.search.operators import blend
 
@@ -37,36 +37,49 @@ class Budget:
 
 @dataclass(frozen=True)
 class Seen:
-    """The candidates so far, as sorted 64-bit hash keys of their rows.
+    """The candidates so far, as 64-bit hash keys of their rows.
 
     Two of a million candidates have equal keys in about one of 10^7 searches. One of them is then not tried.
     """
 
     multipliers: np.ndarray  # (genes,)
-    keys: np.ndarray  # (candidates,) sorted
+    # Sorted keys in runs, each over 16 times as long as the next, so that adding a few keys does not copy all of them.
+    runs: tuple[np.ndarray, ...] = ()
 
     @staticmethod
     def empty(space: SearchSpace) -> Seen:
         """No candidates."""
         draw = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, size=len(cardinalities(space)))
-        return Seen(draw | 1, np.zeros(0, dtype=np.int64))
+        return Seen(draw | 1)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(candidates,) int64 keys of all of them, sorted."""
+        return np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *self.runs]))
 
     def key(self, genes: np.ndarray) -> np.ndarray:
         """(n,) keys of canonical rows."""
-        return genes @ self.multipliers  # overflow is intended
+        starts = range(0, len(genes), CHUNK)  # numpy's product has an int64 copy of its rows
+        parts = [genes[start : start + CHUNK] @ self.multipliers for start in starts]  # overflow is intended
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
     def new(self, keys: np.ndarray) -> np.ndarray:
         """Indices of the distinct keys that have not been seen, in order."""
-        _, first = np.unique(keys, return_index=True)
-        first = np.sort(first)
-        at = np.searchsorted(self.keys, keys[first])
-        known = np.append(self.keys, 0)[at] == keys[first]
-        return first[~(known & (at < len(self.keys)))]
+        order = np.argsort(keys, kind="stable")
+        sorted_keys = keys[order]
+        is_first = np.append(True, sorted_keys[1:] != sorted_keys[:-1])[: len(keys)]
+        distinct, first = sorted_keys[is_first], order[is_first]
+        known = np.zeros(len(distinct), dtype=bool)
+        for run in self.runs:
+            known |= run.take(np.searchsorted(run, distinct), mode="clip") == distinct
+        return np.sort(first[~known])
 
     def with_keys(self, keys: np.ndarray) -> Seen:
         """A copy with these candidates added."""
-        keys = np.sort(keys)
-        return Seen(self.multipliers, np.insert(self.keys, np.searchsorted(self.keys, keys), keys))
+        runs = list(self.runs)
+        while runs and len(runs[-1]) <= 16 * len(keys):
+            keys = np.concatenate([runs.pop(), keys])
+        return Seen(self.multipliers, (*runs, np.sort(keys, kind="stable"))) if len(keys) else self
 
 
 def fill(
@@ -74,24 +87,28 @@ def fill(
 ) -> tuple[np.ndarray, np.ndarray, Seen]:
     """Collect up to `n` new candidates within the budget. Returns their genes, their costs, and all that were seen.
 
-    `propose(size, round)` returns about `size` canonical rows. Rounds grow when few candidates of a round fit. After
-    `max_rounds` rounds there may be fewer than `n`, or none; the caller decides whether that is an error.
+    `propose(size, round)` returns about `size` canonical rows; it is asked for `CHUNK` of a round at a time. Rounds
+    grow when few candidates of a round fit. After `max_rounds` rounds there may be fewer than `n`, or none; the caller
+    decides whether that is an error.
     """
     genes, costs, found, size = [], [], 0, 2 * n
     for number in range(max_rounds):
-        proposed = propose(size, number)
-        keys = seen.key(proposed)
-        new = seen.new(keys)
-        cost = budget.cost(proposed[new]) if len(new) else np.zeros(0)
-        fits = np.flatnonzero(cost <= budget.limit)[: n - found]  # also drops NaN and infinite costs
-        kept = new[fits]
-        seen = seen.with_keys(keys[kept])
-        genes.append(proposed[kept])
-        costs.append(cost[fits])
-        found += len(kept)
-        if found == n:
-            break
-        acceptance = max(len(kept) / len(proposed), 0.5 / len(proposed))
+        before, n_proposed = found, 0
+        for start in range(0, size, CHUNK):
+            proposed = propose(min(CHUNK, size - start), number)
+            keys = seen.key(proposed)
+            new = seen.new(keys)
+            fresh = proposed.take(new, axis=0)
+            cost = budget.cost(fresh) if len(new) else np.zeros(0)
+            fits = np.flatnonzero(cost <= budget.limit)[: n - found]  # also drops NaN and infinite costs
+            seen = seen.with_keys(keys[new[fits]])
+            genes.append(fresh.take(fits, axis=0))
+            costs.append(cost[fits])
+            found += len(fits)
+            n_proposed += len(proposed)
+            if found == n:
+                return np.concatenate(genes), np.concatenate(costs), seen
+        acceptance = max(found - before, 0.5) / n_proposed
         size = min(MOST_PROPOSALS * n, math.ceil(1.2 * (n - found) / acceptance))
     return np.concatenate(genes), np.concatenate(costs), seen
 
@@ -107,7 +124,7 @@ def newcomers(
     """
 
     def propose(size: int, number: int) -> np.ndarray:
-        genes = sample(space, size, rng).astype(np.int16)  # small integers are faster to move
+        genes = sample(space, size, rng)
         if cheapest is None or number == 0:
             return genes
         strength = rng.random(size) ** (1 / number)

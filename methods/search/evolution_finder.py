@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -92,7 +92,7 @@ class _Pool:
 
     def ranked(self) -> _Pool:
         order = np.argsort(-self.accuracies, kind="stable")
-        return _Pool(*(values[order] for values in vars(self).values()))
+        return _Pool(*(values.take(order, axis=0) for values in vars(self).values()))
 
 
 class EvolutionFinder:
@@ -169,7 +169,7 @@ class EvolutionFinder:
         rng = np.random.default_rng()
         rng.bit_generator.state = state["rng"]
         pool = _Pool(state["genes"], state["accuracies"], state["costs"])
-        seen = replace(Seen.empty(self.space), keys=state["seen"])
+        seen = Seen.empty(self.space).with_keys(state["seen"])
         return pool, seen, rng, state["history"], state["since_better"]
 
     def _first_generation(
@@ -199,15 +199,15 @@ class EvolutionFinder:
         config = self.config
 
         def crossovers(size: int, _: int) -> np.ndarray:
-            mothers, fathers = parents[rng.integers(len(parents), size=(2, size))]
-            return crossover(self.space, mothers, fathers, rng)
+            mothers, fathers = rng.integers(len(parents), size=(2, size))
+            return crossover(self.space, parents.take(mothers, axis=0), parents.take(fathers, axis=0), rng)
 
         def mutants(size: int, number: int) -> np.ndarray:
             # Near a tight budget most large steps cost too much. After the first round steps have all sizes, down to
             # one gene.
             smallest = min(1.0, 1 / parents.shape[1] / config.mutation_prob)
             scale = smallest ** rng.random(size) if number else np.ones(size)
-            chosen = parents[rng.integers(len(parents), size=size)]
+            chosen = parents.take(rng.integers(len(parents), size=size), axis=0)
             return mutate(self.space, chosen, config.mutation_prob * scale, rng)
 
         # When parents have become alike, few of their crossovers are new. Mutants fill the gap, then newcomers, so that

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from apq.genes import active, cardinalities, legalise, view
+from apq.genes import active, cardinalities, chosen, of_slots, settled, view
 from apq.space import SearchSpace
 
 
@@ -13,13 +13,14 @@ def mutate(space: SearchSpace, genes: np.ndarray, probability: np.ndarray, rng: 
 
     If the depth of a stage is redrawn, so are all its idle slots: a deeper stage gets random blocks, not defaults.
     """
+    redrawn = _happens(genes.shape, probability, rng)
+    depths = view(space, redrawn).d.take(space.stage_of_slot, axis=1)  # (n, slots)
+    fresh = of_slots(space, depths & ~active(space, genes))
+    redrawn[:, : fresh.shape[1]] |= fresh
+    cells = np.flatnonzero(redrawn)
     genes = genes.copy()
-    redrawn = rng.random(genes.shape, dtype=np.float32) < probability[:, None]
-    depths = view(space, redrawn).d[:, space.stage_of_slot]  # (n, slots)
-    redrawn |= _of_slots(space, depths & ~active(space, genes))
-    rows, columns = np.nonzero(redrawn)
-    genes[rows, columns] = rng.integers(cardinalities(space)[columns])
-    return legalise(space, genes, rng)
+    genes.put(cells, rng.integers(cardinalities(space).take(cells % genes.shape[1])))
+    return settled(space, genes, rng)
 
 
 def crossover(
@@ -29,23 +30,35 @@ def crossover(
 
     A slot that runs in one parent only comes from that parent.
     """
-    swap = rng.random(mothers.shape, dtype=np.float32) < father_prob
-    swap |= _of_slots(space, ~active(space, mothers))
-    swap &= ~_of_slots(space, ~active(space, fathers))
-    return legalise(space, np.where(swap, fathers, mothers), rng)
+    swap = _happens(mothers.shape, np.full(len(mothers), father_prob), rng)
+    mother_runs, father_runs = (of_slots(space, active(space, genes)) for genes in (mothers, fathers))
+    of_slot = swap[:, : mother_runs.shape[1]]
+    of_slot |= ~mother_runs
+    of_slot &= father_runs
+    return settled(space, chosen(swap, fathers, mothers), rng)
 
 
 def blend(
     space: SearchSpace, genes: np.ndarray, target: np.ndarray, strength: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """A copy `(n, genes)` in which each gene of row i becomes that of the target with probability `strength[i]`."""
-    move = rng.random(genes.shape, dtype=np.float32) < strength[:, None]
-    return legalise(space, np.where(move, target, genes), rng)
+    move = _happens(genes.shape, strength, rng)
+    return settled(space, chosen(move, target.astype(genes.dtype), genes), rng)
 
 
-def _of_slots(space: SearchSpace, slots: np.ndarray) -> np.ndarray:
-    """(n, genes) bool: the genes of the marked slots `(n, slots)`."""
-    marked = np.zeros((len(slots), len(cardinalities(space))), dtype=bool)
-    n_parts = 2 + len(space.operands)
-    marked[:, : n_parts * len(space.slots)].reshape(len(slots), n_parts, -1)[:] = slots[:, None]
-    return marked
+def _happens(shape: tuple[int, int], probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`shape` bool: true with `probability[i]` in row i.
+
+    A random byte decides unless it ties with the probability in 256ths. Then a fraction decides, so that the
+    probability is exact. Where all probabilities are 1/2 a random bit decides.
+    """
+    rows, columns = shape
+    if (probability == 0.5).all():
+        draws = np.frombuffer(rng.bytes(rows * -(-columns // 8)), dtype=np.uint8).reshape(rows, -1)
+        return np.unpackbits(draws, axis=1, count=columns).view(bool)
+    whole = np.minimum(np.floor(256 * probability), 255)
+    draws = np.frombuffer(rng.bytes(rows * columns), dtype=np.uint8).reshape(shape)
+    limits = whole.astype(np.uint8)[:, None]
+    happens, ties = draws < limits, np.flatnonzero(draws == limits)
+    happens.put(ties, rng.random(len(ties)) < (256 * probability - whole).take(ties // columns))
+    return happens
