@@ -78,31 +78,28 @@ class _QuantizeAffine(torch.autograd.Function):
         last: int,
         gradient_factor: float,
     ) -> Tensor:
-        ctx.save_for_backward(x, step, zero_point, gain, offset)
         ctx.codes, ctx.factor = (first, last), gradient_factor
         out = torch.empty_like(x)
         for x_, out_ in pieces(x, out):
             room = _room(out_, gain.dtype)
             codes = _exact_codes(x_, step, zero_point, gain, offset, room).clamp_(first, last).round_()
             _put(_values(codes, step, zero_point, gain, offset), out_)
+        ctx.save_for_backward(x, out, step, zero_point, gain, offset)  # the next layer keeps its input, too
         return out
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *affine = ctx.saved_tensors
-        step, zero_point, gain, offset = affine
-        first, last = ctx.codes
+        x, y, *affine = ctx.saved_tensors
+        step, _, gain, offset = affine
         out, for_gain, clipped, room = torch.empty_like(x), 0.0, 0.0, None
-        for x_, grad_, out_ in pieces(x, grad, out):
+        for x_, y_, grad_, out_ in pieces(x, y, grad, out):
             if room is None or room.shape != x_.shape:  # one for all pieces: new memory costs more than arithmetic
                 room = torch.empty_like(x_, dtype=gain.dtype)
             exact, grad_ = _exact_codes(x_, *affine, room), grad_.to(gain.dtype)
-            passed = where_inside(grad_, exact, first, last, grad_input=_room(out_, gain.dtype))
+            passed = where_inside(grad_, exact, *ctx.codes, grad_input=_room(out_, gain.dtype))
             _put(passed, out_)
-            codes, total = exact.clamp_(first, last).round_().sub_(zero_point), grad_.sum()
-            of_values = (dot(grad_, codes) - total * offset) * step / gain  # their sum is cheaper than they are
-            for_gain = for_gain + dot(passed, x_.to(passed.dtype)) - of_values
-            clipped = clipped + total - passed.sum()
+            for_gain = for_gain + dot(passed, x_.to(passed.dtype)) - dot(grad_, y_.to(passed.dtype))
+            clipped = clipped + grad_.sum() - passed.sum()
         if not any(ctx.needs_input_grad[3:5]):
             return out, None, None, None, None, None, None, None
         for_gain, for_offset = ctx.factor * for_gain / gain, -ctx.factor * clipped * step / gain
