@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 SPACE ?= digits
 CONSTRAINT ?= 0.03
 
-.PHONY: demo test lint format models clean-models benchmarks clean
+.PHONY: demo test lint format models clean-models benchmarks gpu-benchmarks clean
 .DELETE_ON_ERROR:
 
 # On layers this small, threads wait for each other longer than they compute: on a busy machine ten times as long.
@@ -63,7 +63,23 @@ benchmarks: $(VENV)/installed
 	$(PY) benchmarks/nsga2.py
 	$(PY) benchmarks/train_step.py
 	$(PY) benchmarks/train_step.py --space oqa-mbv2-glyphs --batch_size 64
+	$(PY) benchmarks/train_step.py --space qfa-mbv3-glyphs --batch_size 64
 	$(PY) benchmarks/ddpg.py
+
+# What docs/results.md lacks of training steps on a GPU: tests of the kernels, then tables with and without them. The
+# thousand random steps of oqa-mbv3 have a process of their own, in which all their shapes are new.
+RANDOM_STEPS ?= 1000
+STEP = $(PY) benchmarks/train_step.py --device cuda
+gpu-benchmarks: $(VENV)/installed
+	$(PY) -m pytest -m gpu
+	$(STEP) --amp --batch_size 256 --steps 20
+	$(STEP) --amp --batch_size 128 --steps 20
+	$(STEP) --batch_size 128 --steps 20
+	$(STEP) --amp --batch_size 128 --steps 20 --space oqa-mbv2
+	$(STEP) --amp --batch_size 128 --steps 20 --space oqa-mbv3
+	$(STEP) --amp --batch_size 128 --steps 20 --space qfa-mbv3
+	$(STEP) --amp --batch_size 128 --steps $(RANDOM_STEPS) --space oqa-mbv3 --quantizers fused
+	$(PY) benchmarks/convolution_plans.py --device cuda --amp
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

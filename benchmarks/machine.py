@@ -11,11 +11,12 @@ from apq.machine import n_cores, processor
 
 
 def describe() -> dict[str, str | int]:
-    """Processor, cores and versions."""
+    """Processor, cores, versions, and the GPU where there is one."""
     return {
         "cpu": processor(),
         "cores": n_cores(),
         "python": platform.python_version(),
         "numpy": numpy.__version__,
         "torch": torch.__version__,
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }

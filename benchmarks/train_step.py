@@ -1,9 +1,14 @@
 """Time a training step (forward, backward, optimizer) of the quantized supernet beside that of a float network.
 
 The float network is a subnet on its own, the largest or the smallest of a space. The supernet runs the same subnet on
-the same batch. The two alternate, and the ratio is that of their medians. If the space has one bit-width throughout,
-like oqa-mbv2, the supernet takes a step of the sandwich rule instead: the largest, the smallest and two random subnets,
-with the frozen largest as the teacher. It is compared with a float step of the largest subnet.
+the same batch. The two alternate, and the ratio is that of their medians. Where supernets are trained by the sandwich
+rule, as of oqa-mbv3 and qfa-mbv3, there is a step of that: the ends of the sandwich and random subnets, with the frozen
+largest as the teacher. It is compared with a float step of the largest subnet.
+
+A GPU takes long over the first convolutions of a new shape, and most random subnets have new ones. So all steps are
+taken twice, with the same subnets. "First" is the very first one, "new" the mean of the others at first, "steady" the
+median of the second time. On a GPU the fused kernels of quantizers are timed, then the pure functions on the same
+subnets, whose shapes are no longer new; --quantizers chooses one of the two.
 """
 
 from __future__ import annotations
@@ -11,8 +16,8 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +31,13 @@ from torch import Tensor, nn
 from apq.bit_widths import bits_throughout
 from apq.cli import Parser, at_least, run
 from apq.device import resolve_device
+from apq.errors import UserError
 from apq.genes import largest_subnet, smallest_subnet
 from apq.presets import get_space
 from apq.space import SearchSpace
 from benchmarks.machine import describe
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
-from elastic_nn.quantizers import LSQ
+from elastic_nn.quantizers import BATCHQUANT, LINEAR, LSQ, QuantScheme, fused
 from elastic_nn.training.engine import Choose, Training, to_device, train_one_epoch
 from elastic_nn.training.inheritance import frozen_largest
 from elastic_nn.training.recipe import TrainConfig
@@ -40,8 +46,38 @@ from elastic_nn.training.sampling import draw_subnets
 from elastic_nn.training.session import Execution
 
 Step = Callable[[], Any]
+Clock = Callable[[], float]
 
-LIMITS = {"largest": 1.25, "smallest": 1.5, "sandwich": 4.5}
+LIMITS = {  # of ratios by schemes and subnets, on a CPU and on a GPU
+    ("linear", "largest"): (1.25, 1.25),
+    ("linear", "smallest"): (1.5, 1.6),
+    ("batchquant", "largest"): (1.25, None),
+    ("lsq", "sandwich of 4"): (4.5, 4.5),
+    ("batchquant", "sandwich of 6"): (None, 7),
+}
+TITLES = (
+    "subnet",
+    "quantizers",
+    "float alone, ms",
+    "quantized, ms",
+    "ratio",
+    "at most",
+    "images/s, quantized",
+    "first, s",
+    "new, ms",
+    "new / steady",
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A step of a float network and one of a quantized supernet. `restart` makes the latter draw the same subnets."""
+
+    scheme: str
+    name: str
+    alone: Step
+    quantized: Step
+    restart: Step = lambda: None
 
 
 def build_parser() -> Parser:
@@ -52,54 +88,111 @@ def build_parser() -> Parser:
     parser.add_argument("--side", type=at_least(8), help="side of the images in pixels (default: the space's largest)")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present")
+    parser.add_argument(
+        "--quantizers", choices=("fused", "pure"), help="time only the fused kernels, or only the pure functions"
+    )
+    parser.add_argument(
+        "--processor_time", action="store_true", help="on a busy machine: time of this process's threads, on a CPU"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device, space = resolve_device(args.device), get_space(args.space)
+    if args.processor_time and device.type != "cpu":
+        raise UserError("--processor_time: the work of a GPU takes none; leave it out")
+    ways, clock = ways_of(device, args.quantizers), time.process_time if args.processor_time else time.perf_counter
     print(describe(), f"\n{device}, batch {args.batch_size}, {args.steps} steps each, in turns")
     side = args.side or space.resolutions[-1]
-    print(f"{space.name}, {side} pixels")
-    print("| subnet | float alone, ms | quantized supernet, ms | ratio | at most | images/s, quantized |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(f"{space.name}, {side} pixels, {'bfloat16 autocast' if args.amp else 'float32'}")
+    print(f"| {' | '.join(TITLES)} |\n|{' --- |' * len(TITLES)}")
     torch.manual_seed(0)
     images = to_device(torch.randn(args.batch_size, space.in_channels, side, side), device)
     labels = torch.randint(space.n_classes, (args.batch_size,), device=device)
-    for name, alone, quantized in (sandwich if bits_throughout(space) else same_subnets)(
-        space, images, labels, args.amp
-    ):
-        steps, times = (alone, quantized), ([], [])
-        for step in steps:
-            step()
-            step()
-        for _ in range(args.steps):
-            for step, found in zip(steps, times, strict=True):
-                found.append(timed(step, device))
-        one, other = (statistics.median(found) for found in times)
-        cells = [f"{1e3 * one:.0f}", f"{1e3 * other:.0f}", f"{other / one:.2f}", f"{LIMITS[name]}"]
-        print(f"| {name} | " + " | ".join(cells) + f" | {args.batch_size / other:.1f} |", flush=True)
+    for pair in pairs_of(space, images, labels, args.amp):
+        for way in ways:
+            with fused.switched(way == "fused"):
+                first, again = (timed_pass(pair, args.steps, device, clock) for _ in range(2))
+            print(row_of(pair, way, first if way == ways[0] else None, again, images), flush=True)
 
 
-def same_subnets(space: SearchSpace, images: Tensor, labels: Tensor, amp: bool) -> Iterator[tuple[str, Step, Step]]:
+def ways_of(device: torch.device, only: str | None) -> tuple[str, ...]:
+    """How quantizers compute, in the order of measurement. UserError where the fused kernels do not run."""
+    with fused.switched(True):
+        runs = fused.runs_on(torch.ones(1, device=device))
+    if only == "fused" and not runs:
+        raise UserError(f"--quantizers fused: the fused kernels do not run on {device}")
+    return (only,) if only else (("fused", "pure") if runs else ("pure",))
+
+
+def timed_pass(pair: Pair, steps: int, device: torch.device, clock: Clock) -> tuple[list[float], list[float]]:
+    """Seconds of each step of the float network and of the supernet, which take turns."""
+    pair.restart()
+    both = [(timed(pair.alone, device, clock), timed(pair.quantized, device, clock)) for _ in range(steps)]
+    return [one for one, _ in both], [other for _, other in both]
+
+
+def row_of(
+    pair: Pair,
+    way: str,
+    first: tuple[Sequence[float], Sequence[float]] | None,
+    again: tuple[Sequence[float], Sequence[float]],
+    images: Tensor,
+) -> str:
+    """A row of the table. `first` is None where shapes were known before."""
+    alone, quantized = (statistics.median(times) for times in again)
+    limit = LIMITS.get((pair.scheme, pair.name), (None, None))[images.device.type == "cuda"]
+    cells = [pair.name, way, f"{1e3 * alone:.1f}", f"{1e3 * quantized:.1f}", f"{quantized / alone:.2f}", limit or "-"]
+    cells.append(f"{len(images) / quantized:.1f}")
+    new = first[1][1:] if first else []
+    cells.append(f"{first[1][0]:.2f}" if first else "-")
+    cells += [f"{1e3 * statistics.mean(new):.1f}", f"{statistics.mean(new) / quantized:.2f}"] if new else ["-", "-"]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def pairs_of(space: SearchSpace, images: Tensor, labels: Tensor, amp: bool) -> Iterator[Pair]:
+    """What is compared in a space."""
+    if bits_throughout(space):
+        yield sandwich(space, LSQ, "oqa-imagenet", images, labels, amp)
+    elif space.shared_operands:  # the bits of every convolution are chosen
+        yield from same_subnets(space, BATCHQUANT, images, labels, amp)
+        yield sandwich(space, BATCHQUANT, "qfa-imagenet", images, labels, amp)
+    else:
+        yield from same_subnets(space, LINEAR, images, labels, amp)
+
+
+def same_subnets(space: SearchSpace, scheme: QuantScheme, images: Tensor, labels: Tensor, amp: bool) -> Iterator[Pair]:
     """Steps of the largest and the smallest subnet, as a float network and in the quantized supernet."""
     for name, subnet in (("largest", largest_subnet(space)), ("smallest", smallest_subnet(space))):
         source = DynamicProxylessNASNets(space=space)
         source.activate(subnet)
-        supernet = DynamicQuantizedProxylessNASNets(space=space)
+        supernet = DynamicQuantizedProxylessNASNets(space=space, scheme=scheme)
         supernet.activate(subnet)
-        yield name, *(stepper(net, images, labels, amp) for net in (source.get_active_subnet(), supernet))
+        yield Pair(
+            scheme.name, name, *(stepper(net, images, labels, amp) for net in (source.get_active_subnet(), supernet))
+        )
 
 
-def sandwich(space: SearchSpace, images: Tensor, labels: Tensor, amp: bool) -> Iterator[tuple[str, Step, Step]]:
-    """A step of the largest subnet as a float network, and one of the sandwich rule with learned steps."""
-    alone = DynamicProxylessNASNets(space=space).get_active_subnet()
-    supernet = DynamicQuantizedProxylessNASNets(space=space, scheme=LSQ)
-    teacher = frozen_largest(supernet, images.device)
-    phase = replace(RECIPES["oqa-imagenet"].phases[-1], own_resolutions=False)  # all at the side of the images
-    choose = partial(draw_subnets, supernet, phase, np.random.default_rng(0))
-    taught = stepper(supernet, images, labels, amp, teacher=teacher, choose=choose)
-    yield "sandwich", stepper(alone, images, labels, amp), taught
+def sandwich(space: SearchSpace, scheme: QuantScheme, recipe: str, images: Tensor, labels: Tensor, amp: bool) -> Pair:
+    """A step of the largest subnet as a float network, and one of the sandwich rule."""
+    source = DynamicProxylessNASNets(space=space)
+    alone = source.get_active_subnet()
+    supernet = DynamicQuantizedProxylessNASNets(space=space, scheme=scheme)
+    supernet.to(images.device)(images[:2])  # sets learned steps, also those of the teacher
+    teacher = frozen_largest(source if scheme.mixed_precision else supernet, images.device)
+    phase = replace(RECIPES[recipe].phases[-1], own_resolutions=False)  # all at the side of the images
+    draws = [np.random.default_rng(0)]
+
+    def restart() -> None:
+        draws[0] = np.random.default_rng(0)
+
+    taught = stepper(
+        supernet, images, labels, amp, teacher=teacher, choose=lambda: draw_subnets(supernet, phase, draws[0])
+    )
+    return Pair(
+        scheme.name, f"sandwich of {phase.subnets_per_step}", stepper(alone, images, labels, amp), taught, restart
+    )
 
 
 def stepper(
@@ -114,16 +207,16 @@ def stepper(
     net.to(images.device)
     config, execution = TrainConfig(epochs=1, lr=1e-3), Execution(amp=amp)
     training = Training(net, config, images.device, execution=execution, teacher=teacher)
-    return lambda: train_one_epoch(training, [(images, labels)], 0, choose)
+    return partial(train_one_epoch, training, [(images, labels)], 0, choose)
 
 
-def timed(step: Step, device: torch.device) -> float:
+def timed(step: Step, device: torch.device, clock: Clock) -> float:
     """Seconds of one call."""
-    started = time.perf_counter()
+    started = clock()
     step()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 if __name__ == "__main__":

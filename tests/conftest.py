@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+import torch
 from few_images import FEW_DIGITS
 from preloaded import Preloaded
 
@@ -26,6 +27,12 @@ collect_ignore = [path.name for path in Path(__file__).parent.glob("*.py") if no
 hypothesis.settings.register_profile("apq", deadline=None)  # tests assert no times
 hypothesis.settings.load_profile("apq")
 GOLDEN = Path(os.environ.get("APQ_GOLDEN", ROOT.parent / "shared" / "golden"))
+
+
+def pytest_runtest_setup(item):
+    """Tests marked `gpu` need a CUDA device."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
 
 
 def script(name: str):

@@ -25,4 +25,4 @@ class BatchDropout(nn.Dropout):
             dist.all_reduce(total := torch.tensor([n], device=input.device))
             n = int(total)
         kept = torch.rand(n, *input.shape[1:])[rank::world] >= self.p
-        return input * kept.to(input.device) / (1 - self.p)
+        return input * kept.to(input.device, non_blocking=True) / (1 - self.p)

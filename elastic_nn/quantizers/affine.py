@@ -78,24 +78,27 @@ class _QuantizeAffine(torch.autograd.Function):
         last: int,
         gradient_factor: float,
     ) -> Tensor:
-        ctx.save_for_backward(x, step, zero_point, gain, offset)
         ctx.codes, ctx.factor = (first, last), gradient_factor
-        codes = _exact_codes(x, step, zero_point, gain, offset).clamp_(first, last).round_()
-        return _values(codes, step, zero_point, gain, offset).to(x.dtype)
+        out = torch.empty_like(x)
+        for x_, out_ in pieces(x, out):
+            room = _room(out_, gain.dtype)
+            codes = _exact_codes(x_, step, zero_point, gain, offset, room).clamp_(first, last).round_()
+            _put(_values(codes, step, zero_point, gain, offset), out_)
+        ctx.save_for_backward(x, out, step, zero_point, gain, offset)  # the next layer keeps its input, too
+        return out
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *affine = ctx.saved_tensors
+        x, y, *affine = ctx.saved_tensors
         step, _, gain, offset = affine
-        first, last = ctx.codes
-        out, for_gain, clipped = torch.empty_like(x), 0.0, 0.0
-        for x_, grad_, out_ in pieces(x, grad, out):
-            exact = _exact_codes(x_, *affine)
-            grad_ = grad_.to(exact.dtype)
-            passed = where_inside(grad_, exact, first, last)
-            out_.copy_(passed)
-            quantized = _values(exact.clamp_(first, last).round_(), *affine)
-            for_gain = for_gain + dot(passed, x_.to(passed.dtype)) - dot(grad_, quantized)
+        out, for_gain, clipped, room = torch.empty_like(x), 0.0, 0.0, None
+        for x_, y_, grad_, out_ in pieces(x, y, grad, out):
+            if room is None or room.shape != x_.shape:  # one for all pieces: new memory costs more than arithmetic
+                room = torch.empty_like(x_, dtype=gain.dtype)
+            exact, grad_ = _exact_codes(x_, *affine, room), grad_.to(gain.dtype)
+            passed = where_inside(grad_, exact, *ctx.codes, grad_input=_room(out_, gain.dtype))
+            _put(passed, out_)
+            for_gain = for_gain + dot(passed, x_.to(passed.dtype)) - dot(grad_, y_.to(passed.dtype))
             clipped = clipped + grad_.sum() - passed.sum()
         if not any(ctx.needs_input_grad[3:5]):
             return out, None, None, None, None, None, None, None
@@ -103,11 +106,21 @@ class _QuantizeAffine(torch.autograd.Function):
         return out, None, None, for_gain.view_as(gain), for_offset.view_as(offset), None, None, None
 
 
-def _exact_codes(x: Tensor, step: Tensor, zero_point: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+def _exact_codes(x: Tensor, step: Tensor, zero_point: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> Tensor:
     # Single operations, as published, so that values on the edge between two codes round in the same way.
-    return (x * gain).div_(step).add_(zero_point).add_(offset)
+    return torch.mul(x, gain, out=out).div_(step).add_(zero_point).add_(offset)
 
 
 def _values(codes: Tensor, step: Tensor, zero_point: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
     """The values of codes, in place."""
     return codes.sub_(zero_point).sub_(offset).mul_(step).div_(gain)
+
+
+def _room(out: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where to compute: in the result itself, if it is precise enough."""
+    return out if out.dtype == dtype else torch.empty_like(out, dtype=dtype)
+
+
+def _put(values: Tensor, out: Tensor) -> None:
+    if values is not out:
+        out.copy_(values)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from apq.errors import UserError
+from elastic_nn.quantizers import fused
 from elastic_nn.quantizers.affine import affine_of_range, gain_of_scale, quantize_affine
 from elastic_nn.quantizers.base import Quantizer, Rounding
 from elastic_nn.quantizers.range_estimators import RangeEstimator, channel_range, own_rows, rows_of_all
@@ -47,8 +48,10 @@ class BatchQuantizer(Quantizer):
     def quantize(self, v: Tensor) -> Tensor:
         low, high = self._range(v)
         self._keep(low, high, v)
-        step, zero_point = affine_of_range(low, high, self.bits, signed=self.signed)
         gain = gain_of_scale(self.scale)
+        if fused.runs_on(v):
+            return fused.quantize_in_range(v, low, high, gain, self.offset, self.bits, signed=self.signed)
+        step, zero_point = affine_of_range(low, high, self.bits, signed=self.signed)
         return quantize_affine(v, step, zero_point, gain, self.offset, self.bits, signed=self.signed)
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apq.errors import UserError
+from elastic_nn.quantizers import fused
 from elastic_nn.quantizers.base import Quantizer
 from elastic_nn.quantizers.functional import (
     FEW_BITS,
@@ -41,6 +42,9 @@ class LinearActivationQuantizer(Quantizer):
         self._calibrated = False  # by calls since the last `forget` or loading
 
     def quantize(self, v: Tensor) -> Tensor:
+        if fused.runs_on(v):
+            settings = {"signed": self.signed, "smallest": SMALLEST_RANGE, "magnitude": not self.published}
+            return fused.quantize_activation(v, self.range, self.bits, **settings)
         return quantize_activation(v, self._clip(), self.bits, signed=self.signed)
 
     def _clip(self) -> Tensor:  # (1,)
@@ -99,6 +103,8 @@ class LinearWeightQuantizer(Quantizer):
         self._loaded = False  # the range is from a state
 
     def quantize(self, v: Tensor) -> Tensor:
+        if fused.runs_on(v):
+            return fused.quantize_weight(v, self.range, self.bits)
         return quantize_weight(v, self._clip(v), self.bits)
 
     def _clip(self, w: Tensor) -> Tensor:  # (1,)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from apq.errors import UserError
+from elastic_nn.quantizers import fused
 from elastic_nn.quantizers.base import Quantizer
 from elastic_nn.quantizers.functional import code_range, dot, pieces
 
@@ -68,7 +69,8 @@ class LsqQuantizer(Quantizer):
 
     def quantize(self, v: Tensor) -> Tensor:
         step = self.step if self._started or v.is_meta else self._start(v)
-        return quantize_lsq(v, step, self.bits, signed=self.signed, share=self.share)
+        quantize = fused.quantize_lsq if fused.runs_on(v) else quantize_lsq
+        return quantize(v, step, self.bits, signed=self.signed, share=self.share)
 
     def _start(self, v: Tensor) -> Tensor:
         self._started = self.started

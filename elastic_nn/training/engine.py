@@ -207,10 +207,10 @@ class _Steps:
     def mean_loss(self) -> float:
         """Mean loss over the images and subnets of all processes."""
         seen = torch.tensor(float(self.n_seen), dtype=torch.float64, device=self.device)
-        total, seen = sum_over(torch.stack([self.total, seen]), self.execution)
+        total, seen = sum_over(torch.stack([self.total, seen]), self.execution).tolist()
         if seen == 0:
             raise UserError("nothing to train on: an epoch has fewer than two images for each process")
-        return (total / seen).item()
+        return total / seen
 
     def _backward_each(self, x: Tensor, y: Tensor, subnets: Sequence[Activate], weight: float) -> None:
         teacher = self._teacher(x)

@@ -13,7 +13,7 @@ least a fraction of the clip with which training began, which is in the same uni
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,18 +40,36 @@ class ScaleFreeSGD(torch.optim.SGD):
         for group in self.param_groups:
             if group.get("name") == "ranges":
                 group["floors"] = [FLOOR * p.abs().max().item() for p in group["params"]]
+        self._constants: tuple[Tensor, Tensor] | None = None  # on the device: a copy in every step would wait for it
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Take a step. In it a relative parameter stands for the change of its t, which starts at 0."""
-        floors = self._floors()
-        moved = [(p, p.clone(), usual) for p, usual in self.relative.items() if p.grad is not None]
-        for p, _, _ in moved:
-            p.grad = self._gradient(p, floors)
-            p.zero_()
-        super().step()
-        for p, before, usual in moved:
-            p.div_(usual).clamp_(-LARGEST_STEP, LARGEST_STEP).exp_().mul_(before)
+        moved = self._gradients()
+        if not moved:
+            self._step_plainly()
+            return
+        before, usual = self._flat(), self._usual_and_floors()[0]
+        for p, gradient in moved.items():
+            p.grad = gradient
+        torch._foreach_zero_(list(moved))
+        self._step_plainly()
+        after = (self._flat() / usual).clamp_(-LARGEST_STEP, LARGEST_STEP).exp_().mul_(before)
+        values = self._split(after)
+        torch._foreach_copy_(list(moved), [values[p] for p in moved])
+
+    def _step_plainly(self) -> None:
+        """SGD; on a GPU in one kernel for many parameters. A state does not record which, so it fits all devices."""
+        for group in self.param_groups:
+            group["fused"] = True if steps_fused(group["params"]) else None
+            for p in group["params"] if group["fused"] and group["momentum"] else ():
+                if p.grad is not None and self.state[p].get("momentum_buffer") is None:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)  # torch: all have one, or none
+        try:
+            super().step()
+        finally:
+            for group in self.param_groups:
+                group["fused"] = None
 
     @torch.no_grad()
     def clip_gradients(self, norm: float, *, together: bool = False) -> None:
@@ -64,25 +82,59 @@ class ScaleFreeSGD(torch.optim.SGD):
             return
         groups = {group["name"]: group["params"] for group in self.param_groups}
         nn.utils.clip_grad_norm_([*groups["decayed"], *groups["free"]], norm)
-        relative = [p for p in groups["ranges"] if p in self.relative and p.grad is not None]
-        floors = self._floors()
-        logarithms = [torch.zeros_like(p) for p in relative]  # stand for each t
-        for p, t in zip(relative, logarithms, strict=True):
-            t.grad = self._gradient(p, floors)
-        others = [p for p in groups["ranges"] if p not in self.relative]
+        others, gradients = [p for p in groups["ranges"] if p not in self.relative], self._gradients()
+        logarithms = []  # one tensor stands for every t
+        if gradients:
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients.values()])
+            logarithms.append(torch.empty_like(flat))
+            logarithms[0].grad = flat
         total = nn.utils.clip_grad_norm_([*others, *logarithms], norm)
-        factor = (norm / (total + 1e-6)).clamp_max(1.0)  # by which torch clips
-        for p in relative:
-            p.grad.mul_(factor)
+        if gradients:
+            factor = (norm / (total + 1e-6)).clamp_max(1.0)  # by which torch clips
+            torch._foreach_mul_([p.grad for p in gradients], factor)
 
-    def _floors(self) -> dict[nn.Parameter, float]:
-        ranges = (group for group in self.param_groups if "floors" in group)
-        return {p: floor for group in ranges for p, floor in zip(group["params"], group["floors"], strict=True)}
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._constants = None  # floors are in the state
 
-    def _gradient(self, parameter: nn.Parameter, floors: Mapping[nn.Parameter, float]) -> Tensor:
-        """The gradient of t of a relative parameter."""
-        size = parameter.abs().clamp_min(floors.get(parameter, 0.0)).copysign(parameter)
-        return parameter.grad * size / self.relative[parameter]
+    def _gradients(self) -> dict[nn.Parameter, Tensor]:
+        """The gradients of t of the relative parameters that have one. All are computed at once: they are many."""
+        having = [p for p in self.relative if p.grad is not None]
+        if not having:
+            return {}
+        sizes, (usual, floors) = self._flat(), self._usual_and_floors()
+        # Those of subnets that did not run have none. What stands in their place is not used.
+        gradients = torch.cat([(p if p.grad is None else p.grad).reshape(-1) for p in self.relative])
+        of_t = self._split(gradients * torch.maximum(sizes.abs(), floors).copysign(sizes) / usual)
+        return {p: of_t[p] for p in having}
+
+    def _flat(self) -> Tensor:
+        """The relative parameters in one vector."""
+        return torch.cat([p.reshape(-1) for p in self.relative])
+
+    def _split(self, flat: Tensor) -> dict[nn.Parameter, Tensor]:
+        """A vector like that of `_flat`, cut into tensors like the relative parameters."""
+        parts = flat.split([p.numel() for p in self.relative])
+        return {p: part.view_as(p) for p, part in zip(self.relative, parts, strict=True)}
+
+    def _usual_and_floors(self) -> tuple[Tensor, Tensor]:
+        """The usual sizes of the relative parameters, and the least that count, in vectors like that of `_flat`."""
+        if self._constants is None:
+            ranges = (group for group in self.param_groups if "floors" in group)
+            floors = {p: floor for group in ranges for p, floor in zip(group["params"], group["floors"], strict=True)}
+            columns = [self.relative.values(), [floors.get(p, 0.0) for p in self.relative]]
+            self._constants = tuple(
+                torch.cat(
+                    [torch.full_like(p, value).reshape(-1) for p, value in zip(self.relative, column, strict=True)]
+                )
+                for column in columns
+            )
+        return self._constants
+
+
+def steps_fused(params: Sequence[Tensor]) -> bool:
+    """Whether torch's fused SGD steps these parameters: it saves launches of kernels, which a CPU has not."""
+    return bool(params) and params[0].is_cuda
 
 
 def make_optimizer(net: nn.Module, config: TrainConfig) -> ScaleFreeSGD:

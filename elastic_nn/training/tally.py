@@ -28,8 +28,8 @@ class Tally:
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits (N, classes) and labels (N,)."""
         hits = logits.topk(min(5, logits.size(1)), dim=1).indices == labels[:, None]  # (N, 5)
-        n = torch.tensor(len(labels), device=logits.device)
-        self.sums += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), n]).double()
+        self.sums[:2] += torch.stack([hits[:, 0].sum(), hits.any(1).sum()])
+        self.sums[2] += len(labels)
 
     def total(self, execution: Execution) -> tuple[Hits, int]:
         """The hits of all processes as fractions, and their number of images. Without images all are 0."""
