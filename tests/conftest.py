@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+import torch
 from few_images import FEW_DIGITS
 from preloaded import Preloaded
 
@@ -21,9 +22,17 @@ from dataset.splits import Splits, TensorImages
 from dataset.table import DATASETS
 
 ROOT = Path(__file__).resolve().parent.parent
+# Also in processes that tests start: two of torchrun would need two GPUs. Tests of CUDA name it and are marked `gpu`.
+os.environ["APQ_DEVICE"] = "cpu"
 hypothesis.settings.register_profile("apq", deadline=None)  # tests assert no times
 hypothesis.settings.load_profile("apq")
 GOLDEN = Path(os.environ.get("APQ_GOLDEN", ROOT.parent / "shared" / "golden"))
+
+
+def pytest_runtest_setup(item):
+    """Tests marked `gpu` need a CUDA device."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
 
 
 def script(name: str):
@@ -61,6 +70,15 @@ def _private_cache(tmp_path_factory, monkeypatch):
     own = tmp_path_factory.getbasetemp()
     root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     monkeypatch.setenv("APQ_CACHE", str(root / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _gpu_is_asked_for(request):
+    """A test that is not marked `gpu` never begins to use one."""
+    before = torch.cuda.is_initialized()
+    yield
+    if torch.cuda.is_initialized() and not before and not request.node.get_closest_marker("gpu"):
+        pytest.fail("this test uses CUDA and is not marked gpu")
 
 
 @pytest.fixture(scope="session")

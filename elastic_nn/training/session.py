@@ -22,12 +22,14 @@ class Execution:
         accumulate: number of parts that a batch is cut into, to save memory; fewer where parts would have less than two
             images. BatchNorm and BatchQuant take statistics of each part by itself.
         ema: decay of the moving average of the weights that training ends with (None: no average).
+        deterministic: compute by torch's deterministic algorithms, so that equal runs on a GPU give equal bits.
         rank, world_size: number of this process, and of the processes that share every batch.
     """
 
     amp: bool = False
     accumulate: int = 1
     ema: float | None = None
+    deterministic: bool = False
     rank: int = 0
     world_size: int = 1
 
@@ -39,10 +41,13 @@ class Execution:
     def record(self, *, per_process: bool = False) -> Record:
         """The settings that the result depends on, as plain data.
 
-        The number of processes is one of them only `per_process`, see `QuantScheme`.
+        The number of processes is one of them only `per_process`, see `QuantScheme`. Records of before have no
+        `deterministic`, so that it is there only if it is set.
         """
-        processes = {"processes": self.world_size} if per_process else {}
-        return {"amp": self.amp, "accumulate": self.accumulate, "ema": self.ema, **processes}
+        rest = {"processes": self.world_size} if per_process else {}
+        if self.deterministic:
+            rest["deterministic"] = True
+        return {"amp": self.amp, "accumulate": self.accumulate, "ema": self.ema, **rest}
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """Context of forward passes."""
