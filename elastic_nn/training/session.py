@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from apq.files import Record
-from dataset.splits import Splits, make_loader
+from dataset.splits import Batches, Splits, make_loader
 from elastic_nn.training.progress import Progress
 
 
@@ -72,9 +72,9 @@ class Session:
         execution = replace(self.execution, rank=0, world_size=1)
         return replace(self, execution=execution, seed=self.seed if seed is None else seed)
 
-    def loader(self, images: Dataset, batch_size: int, **rest: Any) -> DataLoader:
-        """`make_loader` with the rank and world size of this process."""
-        part = {"rank": self.execution.rank, "world_size": self.execution.world_size}
+    def loader(self, images: Dataset, batch_size: int, **rest: Any) -> Batches:
+        """`make_loader` with the device of the session, and the rank and world size of this process."""
+        part = {"device": self.device, "rank": self.execution.rank, "world_size": self.execution.world_size}
         return make_loader(images, batch_size, **part, **rest)
 
     def bar(self, steps: range, what: str) -> Progress:
