@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     flags = ("supernet", "data", "recipe", "quantizer", "epochs", "lr", "batch_size", "overwrite", "seed")
     given = {name: getattr(args, name) for name in flags}
     request = FinetuneRequest(experiment=experiment, compiled=args.compile, **given)
-    device, asked = resolve_device(args.device), Execution(amp=args.amp, accumulate=args.accumulate, ema=args.ema)
+    how = {name: getattr(args, name) for name in ("amp", "accumulate", "ema", "deterministic")}
+    device, asked = resolve_device(args.device), Execution(**how)
     with processes(device, asked) as execution:
         top1, epochs = finetune_experiment(request, device, execution)
     if not execution.main:

@@ -90,7 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     from elastic_nn.training.distributed import processes
     from elastic_nn.training.session import Execution
 
-    device, asked = resolve_device(args.device), Execution(amp=args.amp, accumulate=args.accumulate, ema=args.ema)
+    how = {name: getattr(args, name) for name in ("amp", "accumulate", "ema", "deterministic")}
+    device, asked = resolve_device(args.device), Execution(**how)
     with processes(device, asked) as execution:
         (train_supernet if args.model is None else train_network)(args, device, execution)
 

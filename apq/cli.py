@@ -113,7 +113,7 @@ def add_common_flags(parser: argparse.ArgumentParser, *, seed: bool = True, devi
 
 
 def add_execution_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --amp, --accumulate and --ema, for scripts that train."""
+    """Add --amp, --accumulate, --ema and --deterministic, for scripts that train."""
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
     parser.add_argument(
         "--accumulate", type=at_least(1, MOST_BATCH), default=1, help="parts that a batch is cut into, to save memory"
@@ -122,6 +122,17 @@ def add_execution_flags(parser: argparse.ArgumentParser) -> None:
         "--ema",
         type=_fraction,
         help="keep a moving average of the weights with this decay, e.g. 0.9998, and end with it",
+    )
+    add_deterministic_flag(parser)
+
+
+def add_deterministic_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --deterministic, for all that trains."""
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="compute by deterministic algorithms, which are slower on a GPU: the same command gives the same bits "
+        "there, also after a kill (on a CPU it always does)",
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ TURNS = {  # by orientation in EXIF, how to turn the stored picture
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+SIDEWAYS = (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
+REDUCIBLE = "JPEG"  # the format whose decoder can give fewer pixels in less time
 # Tags of TIFF files.
 BITS, PHOTOMETRIC = 258, 262
 WHITE_IS_ZERO = 0  # a value of PHOTOMETRIC
@@ -30,6 +34,48 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
 
 
+class Picture:
+    """A picture in an open file, RGB, the right way up. Its pixels are decoded when they are asked for.
+
+    See `read_image` for what it shows. The file must be open until then, see `opened`.
+    """
+
+    def __init__(self, image: Image.Image) -> None:
+        if image.format != REDUCIBLE:  # in other formats the orientation may stand behind the pixels
+            image.load()
+        in_memory = image.format is None  # as it is shown, whatever its EXIF data once said of a file
+        self.image, self.turn = image, None if in_memory else TURNS.get(_orientation(image))
+        self.size = image.size if self.turn not in SIDEWAYS else image.size[::-1]  # as it is shown: width, height
+
+    def decoded(self, reduction: int = 1) -> tuple[Image.Image, int]:
+        """The pixels, and by how much each side is reduced: at most by `reduction` (1, 2, 4, 8), and in JPEG alone.
+
+        A reduced pixel is what a square of whole ones becomes. In a picture that is turned the squares must fill it, or
+        they would be cut off at the other end.
+        """
+        image, reduced = self.image, 1
+        fills = self.turn is None or not any(n % reduction for n in image.size)
+        if reduction > 1 and fills and image.format == REDUCIBLE:
+            width, height = (max(1, n // reduction) for n in image.size)
+            whole, drafted = image.width, image.draft(image.mode, (width, height))
+            reduced = 1 if drafted is None else round(whole / drafted[1][2])
+        image.load()
+        image.info.pop("transparency", None)
+        shown = (_scaled(image) if image.mode[0] in "IF" else image).convert("RGB")
+        return (shown if self.turn is None else shown.transpose(self.turn)), reduced
+
+
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[Picture]:
+    """Context with the picture in a file. Exceptions of any type come from damaged files, also from `decoded`."""
+    Image.init()  # or else `open` does not know the formats
+    known = [name for name in FORMATS if name in Image.OPEN]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about damage that does not hide the picture
+        with Image.open(path, formats=known) as image:
+            yield Picture(image)
+
+
 def read_image(path: str | Path) -> Image.Image:
     """The picture in a file, RGB. Of an animation it is the first frame.
 
@@ -38,16 +84,8 @@ def read_image(path: str | Path) -> Image.Image:
 
     Exceptions of any type come from damaged files. ValueError for values that have no known scale.
     """
-    Image.init()  # or else `open` does not know the formats
-    known = [name for name in FORMATS if name in Image.OPEN]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about damage that does not hide the picture
-        with Image.open(path, formats=known) as image:
-            image.load()
-            image.info.pop("transparency", None)
-            turn = TURNS.get(_orientation(image))
-            shown = (_scaled(image) if image.mode[0] in "IF" else image).convert("RGB")
-    return shown if turn is None else shown.transpose(turn)
+    with opened(path) as picture:
+        return picture.decoded()[0]
 
 
 def _orientation(image: Image.Image) -> object:

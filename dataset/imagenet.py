@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,12 +19,13 @@ from apq.model import ModelSpec, subnet_model
 from apq.space import SearchSpace
 from dataset.class_names import check_among, digest_of_names
 from dataset.color_jitter import ColorJitter
+from dataset.image_file import opened
 from dataset.splits import ImageSpec, Splits, evenly_spaced
+from dataset.workers import announce
 
 if TYPE_CHECKING:
-    from torchvision.transforms import v2
-
     from dataset.class_folders import ClassFolders
+    from dataset.crops import View
 
 SPLIT_SEED = 0
 VAL_SHARE, MAX_VAL = 0.1, 10_000  # held out of the training images; OFA and APQ hold out 10,000
@@ -97,36 +97,36 @@ def image_folder_splits(
 
 
 class FolderImages(Dataset):
-    """Some images of a folder: (index, seed of the augmentation, side in pixels) -> (image, label, seed).
+    """Some images of a folder: (index, seed of the augmentation, side in pixels) -> (pixels, label, seed).
 
-    `view` makes the transform for a side; a side of None is the `side` of the images. For an image that cannot be read
-    the item is None, or with `substitute` the next image that can, so that batches keep their size.
+    `view` makes what cuts pictures for a side (`dataset.crops`); a side of None is the `side` of the images. For an
+    image that cannot be read the item is None, or with `substitute` the next image that can, so that batches keep their
+    size.
     """
 
     def __init__(
         self,
         folder: ClassFolders,
         indices: Sequence[int],
-        view: Callable[[int], v2.Transform],
+        view: Callable[[int], View],
         side: int,
         *,
         substitute: bool = False,
     ) -> None:
         self.folder, self.indices, self.view, self.side = folder, list(indices), view, side
         self.substitute = substitute
+        announce(self)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, key: tuple[int, int, int | None]) -> tuple[Tensor, int, int] | None:
         first, seed, side = key
+        view = self.view(side or self.side)
         for i in range(first, first + (len(self) if self.substitute else 1)):
-            read = self._read(i % len(self))
+            read = self._read(i % len(self), seed, view)
             if read is not None:
-                image, label = read
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
-                    return self.view(side or self.side)(image), label, seed
+                return *read, seed
         if self.substitute:
             raise UserError(f"no image of {self.folder.root} can be read")
         return None
@@ -136,12 +136,14 @@ class FolderImages(Dataset):
         chosen = [self.indices[i] for i in evenly_spaced(len(self), n)]
         return FolderImages(self.folder, chosen, self.view, self.side, substitute=self.substitute)
 
-    def _read(self, i: int) -> tuple[Image.Image, int] | None:
+    def _read(self, i: int, seed: int, view: View) -> tuple[Tensor, int] | None:
         place = self.indices[i]
         path, label = self.folder.samples[place]
         try:
             check_file(Path(path))
-            return self.folder.loader(path), self.folder.outputs[label]
+            with opened(path) as picture, torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)  # `torch.manual_seed` looks for GPUs, which takes long
+                return view.pixels(picture), self.folder.outputs[label]
         except Exception as error:  # decoders raise exceptions of any type for damaged files, even SyntaxError
             if not self.folder.broken[place]:
                 self.folder.broken[place] = True

@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,9 +18,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Sequen
 
 from apq.errors import UserError
 from apq.files import Record
-from apq.processes import process_number
+from dataset.file_batches import FileBatches, SeededBatches
 
-MOST_WORKERS = 8
 LEAST_IMAGES = 2  # of each process in a batch: BatchNorm cannot train on one image
 LEAST_REST = 16  # so many that 1 to 8 processes, with two images each, have the same batches of 64 and more
 
@@ -44,6 +41,14 @@ class ImageSpec(Protocol):
 
     @property
     def resolutions(self) -> tuple[int, ...]: ...
+
+
+class Batches(Protocol):
+    """What a loader is: batches of images (N, C, H, W) and labels (N,), as often as they are asked for."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def __len__(self) -> int: ...
 
 
 class TensorImages(Dataset):
@@ -94,7 +99,8 @@ def make_loader(
     world_size: int = 1,
     sides: tuple[int, ...] = (),
     n_images: int | None = None,
-) -> DataLoader:
+    device: torch.device | None = None,
+) -> Batches:
     """A loader of batches of (images, labels). Each process gets its part of every batch.
 
     Every image is in one batch, see `batch_sizes`. With `shuffle` there is no batch if there are fewer than two images
@@ -106,16 +112,19 @@ def make_loader(
         rank, world_size: number of this process and of all processes. It gets images `rank::world_size` of every batch.
         sides: resolutions in pixels, of which each batch has a random one, the same in all processes. Images in memory
             are resized to it as a batch, those in files are cut from the whole picture. Without any it is the largest.
-        n_images: with `shuffle`, the most images an epoch; they are drawn anew for every epoch.
+        n_images: with `shuffle`, the most images an epoch; they are drawn anew for every epoch. Else files are read up
+            to the batch that has the last of so many images; those in memory are all there.
+        device: where images of files are made ready (None: the CPU). Those in memory stay there.
 
     UserError where a shuffled batch has fewer than two images for each process.
     """
     if shuffle and batch_size < LEAST_IMAGES * world_size:
         raise UserError(f"{batch_size} images a step are too few for {world_size} process(es): each needs two")
     if isinstance(dataset, TensorImages):
-        batches = _batches(dataset, batch_size, shuffle, world_size, n_images)
+        batches = _batches(dataset, batch_size, shuffle, world_size, n_images if shuffle else None)
         return DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=_Part(rank, world_size, sides))
-    return _worker_loader(dataset, batch_size, shuffle, rank, world_size, sides, n_images)
+    batches = _batches(dataset, batch_size, shuffle, world_size, n_images)
+    return FileBatches(dataset, SeededBatches(batches, rank, world_size, sides), device or torch.device("cpu"))
 
 
 def evenly_spaced(n_all: int, n: int) -> list[int]:
@@ -148,10 +157,13 @@ def batch_sizes(n_images: int, batch_size: int, world_size: int = 1) -> list[int
 
 
 class _Batches:
-    """Batches of the indices of a sampler, for all processes together."""
+    """Batches of the indices of a sampler, for all processes together: all, or the first that have `most` images."""
 
-    def __init__(self, order: Sampler[int], batch_size: int, world_size: int) -> None:
+    def __init__(self, order: Sampler[int], batch_size: int, world_size: int, most: int | None = None) -> None:
         self.order, self.sizes = order, batch_sizes(len(order), batch_size, world_size)
+        if most is not None:
+            before = itertools.accumulate(self.sizes, initial=0)
+            self.sizes = [size for size, seen in zip(self.sizes, before, strict=False) if seen < most]
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -163,7 +175,7 @@ class _Batches:
 
 def _batches(dataset: Dataset, batch_size: int, shuffle: bool, world_size: int, n_images: int | None) -> _Batches:
     if not shuffle:
-        return _Batches(SequentialSampler(dataset), batch_size, world_size)
+        return _Batches(SequentialSampler(dataset), batch_size, world_size, n_images)
     n = min(len(dataset), n_images or len(dataset))
     enough = n >= LEAST_IMAGES * world_size
     return _Batches(RandomSampler(dataset, num_samples=n) if enough else SequentialSampler(()), batch_size, world_size)
@@ -183,61 +195,3 @@ class _Part:
             return images, labels
         choice = int(torch.randint(len(self.sides), ())) if len(self.sides) > 1 else 0
         return resize(images, self.sides[choice]), labels
-
-
-@functools.lru_cache(maxsize=4)  # keeps the worker processes from epoch to epoch
-def _worker_loader(
-    dataset: Dataset,
-    batch_size: int,
-    shuffle: bool,
-    rank: int,
-    world_size: int,
-    sides: tuple[int, ...],
-    n_images: int | None,
-) -> DataLoader:
-    workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // max(1, process_number("LOCAL_WORLD_SIZE", 1))))
-    return DataLoader(
-        dataset,
-        batch_sampler=_SeededBatches(
-            _batches(dataset, batch_size, shuffle, world_size, n_images), rank, world_size, sides
-        ),
-        collate_fn=_stacked,
-        num_workers=workers,
-        persistent_workers=True,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # seeds of workers are not drawn from the global generator
-    )
-
-
-@dataclass(frozen=True)
-class _SeededBatches:
-    """This process's part of every batch, as (index, seed, side) for each image.
-
-    Each image has a seed of its own, so that its augmentation does not depend on the worker and the process. A batch
-    has one side, drawn from `sides`; None without any.
-    """
-
-    batches: _Batches
-    rank: int
-    world_size: int
-    sides: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int | None]]]:
-        seeds = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
-        for batch in self.batches:
-            drawn = torch.randint(2**62, (len(batch),), generator=seeds).tolist()
-            side = self.sides[drawn[0] % len(self.sides)] if self.sides else None  # before the processes part
-            if part := list(zip(batch, drawn, strict=True))[self.rank :: self.world_size]:
-                yield [(index, seed, side) for index, seed in part]
-
-
-def _stacked(items: list[tuple[Tensor, int, int] | None]) -> tuple[Tensor, Tensor]:
-    """The images of a batch and their labels. Items are (image, label, seed), or None if an image cannot be read."""
-    items = [item for item in items if item is not None]
-    if not items:
-        return torch.zeros(0, 3, 1, 1), torch.zeros(0, dtype=torch.int64)
-    images, labels, _ = zip(*items, strict=True)
-    return torch.stack(images), torch.tensor(labels)

@@ -24,6 +24,8 @@ from dataset.table import DATASETS
 ROOT = Path(__file__).resolve().parent.parent
 # Not searched for doctests: to import what plugins change would change it for all tests.
 collect_ignore = [path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_")]
+# Also in processes that tests start: two of torchrun would need two GPUs. Tests of CUDA name it and are marked `gpu`.
+os.environ["APQ_DEVICE"] = "cpu"
 hypothesis.settings.register_profile("apq", deadline=None)  # tests assert no times
 hypothesis.settings.load_profile("apq")
 GOLDEN = Path(os.environ.get("APQ_GOLDEN", ROOT.parent / "shared" / "golden"))
@@ -70,6 +72,15 @@ def _private_cache(tmp_path_factory, monkeypatch):
     own = tmp_path_factory.getbasetemp()
     root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     monkeypatch.setenv("APQ_CACHE", str(root / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _gpu_is_asked_for(request):
+    """A test that is not marked `gpu` never begins to use one."""
+    before = torch.cuda.is_initialized()
+    yield
+    if torch.cuda.is_initialized() and not before and not request.node.get_closest_marker("gpu"):
+        pytest.fail("this test uses CUDA and is not marked gpu")
 
 
 @pytest.fixture(scope="session")

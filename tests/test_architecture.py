@@ -129,6 +129,12 @@ def names_in(node):
     return names | {part.attr for part in parts if isinstance(part, ast.Attribute)}
 
 
+def test_one_place_chooses_the_device():
+    """`apq.device` asks whether there is a GPU. Others are told the device, so that --device cpu means all of it."""
+    asks = re.compile(r"cuda\.(is_available|device_count)\(")
+    assert [name_of(file) for file in PRODUCT if asks.search(file.read_text())] == ["apq/device.py"]
+
+
 @pytest.mark.parametrize("file", PRODUCT, ids=name_of)
 def test_functions_fit_a_screen(file):
     for function, parameters in functions_of(file):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +14,8 @@ from PIL import Image
 from torchvision import transforms
 
 from apq.presets import DIGITS
-from dataset import load_splits, splits
+from dataset import load_splits
+from dataset import workers as workers_of_loaders
 from dataset.color_jitter import ONCE_FOR_ALL
 from dataset.crops import central_crop, random_crop
 from dataset.image_file import read_image
@@ -129,7 +129,7 @@ def test_batches_for_training_are_cut_at_their_side(pictures, sides):
     images = pictures().train
     loader = make_loader(images, 4, shuffle=True, sides=sides)
     torch.manual_seed(5)
-    keys = [key for batch in loader.batch_sampler for key in batch]
+    keys = [key for batch in loader.keys for key in batch]
     torch.manual_seed(5)
     batches = list(loader)
     found = [image for batch, _ in batches for image in batch]
@@ -143,12 +143,13 @@ def test_batches_for_training_are_cut_at_their_side(pictures, sides):
 @pytest.mark.parametrize("part", ["train", "calibration"])
 def test_batches_depend_neither_on_processes_nor_on_workers(pictures, part, monkeypatch):
     def epoch(rank=0, world_size=1, workers=2):
-        monkeypatch.setattr(os, "cpu_count", lambda: workers)
+        monkeypatch.setattr(workers_of_loaders, "n_cores", lambda: workers)
         own = {"shuffle": part == "train", "rank": rank, "world_size": world_size, "sides": SIDES}
         loader = make_loader(getattr(pictures(), part), 4, **own)
-        assert loader.num_workers == workers
         torch.manual_seed(11)
-        return list(loader)
+        batches = list(loader)
+        assert workers_of_loaders._idle[-1].loader.num_workers == workers
+        return batches
 
     whole, several = epoch(), epoch(workers=3)
     assert len({images.size(-1) for images, _ in whole}) > 1
@@ -159,4 +160,4 @@ def test_batches_depend_neither_on_processes_nor_on_workers(pictures, part, monk
         for offset, (own, own_labels) in enumerate((first, second)):
             assert torch.equal(own, images[offset::2])
             assert torch.equal(own_labels, labels[offset::2])
-    splits._worker_loader.cache_clear()  # ends the workers
+    workers_of_loaders.end_workers()

@@ -18,6 +18,14 @@ from dataset.pairs import PairStore
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
+# A machine with one GPU, as far as a program is told
+ONE_GPU = """
+import sys, torch
+from apq.device import resolve_device
+torch.cuda.is_available, torch.cuda.device_count = (lambda: True), (lambda: 1)
+print(resolve_device(sys.argv[1] if len(sys.argv) > 1 else "auto"))
+"""
+
 
 @pytest.fixture
 def both(two_processes):
@@ -49,6 +57,14 @@ def torchrun(command, cwd, **env):
     words = [str(word) for word in (*TWO, *command)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_processes_that_tests_start_run_on_the_cpu(tmp_path, preloaded, two_processes):
+    """Also two of them on a machine with one GPU, of which the second would have none."""
+    (file := tmp_path / "which.py").write_text(ONE_GPU)
+    assert preloaded.call([file], cwd=tmp_path).stdout == "cpu\n"
+    assert preloaded.call([file, "cuda"], cwd=tmp_path).stdout == "cuda:0\n"
+    assert [rank.stdout for rank in two_processes([file], tmp_path)] == ["cpu\n", "cpu\n"]
 
 
 def test_two_processes_train_as_one(tmp_path, one, both):

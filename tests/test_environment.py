@@ -201,6 +201,10 @@ def test_a_fault_of_the_program_is_kept(tmp_path, monkeypatch, capsys):
         (OSError(36, "File name too long", b"\xff"), "tool: \\udcff: File name too long"),
         (MemoryError(), "tool: out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nmore"), "tool: out of memory: Default"),
+        (
+            RuntimeError("f does not have a deterministic implementation, but"),
+            "tool: --deterministic: f has no",
+        ),
         (RuntimeError("unable to write: No space left on device (28)"), "tool: RuntimeError: unable to write"),
     ],
 )

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
-from torch.utils.data import DataLoader
 
 from apq.errors import UserError
+from dataset.splits import Batches, Splits, make_loader
 from elastic_nn.modules.quant_layers import collecting, quantizers
 from elastic_nn.training.engine import to_device
 
@@ -29,8 +29,15 @@ STATISTICS_AT = {  # at which place functions of torch take a running mean; the 
 }
 
 
+def recalibration_batches(
+    splits: Splits, sides: tuple[int, ...], device: torch.device, n_images: int | None = None
+) -> Batches:
+    """The batches for `recalibrate`: training images without random augmentation, the first `n_images` (None: all)."""
+    return make_loader(splits.calibration, RECALIBRATION_BATCH, sides=sides, device=device, n_images=n_images)
+
+
 @torch.no_grad()
-def recalibrate(net: nn.Module, loader: DataLoader, device: torch.device, n_images: int | None = None) -> None:
+def recalibrate(net: nn.Module, loader: Batches, device: torch.device, n_images: int | None = None) -> None:
     """Replace the statistics of norms, and the ranges of quantizers that need statistics, by averages over a pass.
 
     The pass is over the first `n_images` of a loader (None: all), in whole batches, weighted by numbers of images.
@@ -58,7 +65,7 @@ def recalibrate(net: nn.Module, loader: DataLoader, device: torch.device, n_imag
 
 
 @torch.no_grad()
-def collect_ranges(net: nn.Module, loader: DataLoader, device: torch.device, n_images: int | None = None) -> None:
+def collect_ranges(net: nn.Module, loader: Batches, device: torch.device, n_images: int | None = None) -> None:
     """Replace the ranges of quantizers that need statistics, in evaluation mode, after training.
 
     A network without such quantizers is not run.
@@ -69,7 +76,7 @@ def collect_ranges(net: nn.Module, loader: DataLoader, device: torch.device, n_i
                 net(images)
 
 
-def _first(loader: DataLoader, device: torch.device, n_images: int | None) -> Iterator[Tensor]:
+def _first(loader: Batches, device: torch.device, n_images: int | None) -> Iterator[Tensor]:
     """The batches of a loader, until `n_images` are seen. UserError if there are none."""
     seen = 0
     for images, _ in loader:

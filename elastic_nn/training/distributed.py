@@ -17,6 +17,7 @@ from torch import Tensor
 from apq.errors import UserError, one_line
 from apq.lock import Lock
 from apq.processes import several_processes
+from elastic_nn.training.determinism import deterministic_algorithms
 from elastic_nn.training.session import ONE_PROCESS, Execution
 
 T = TypeVar("T")
@@ -27,8 +28,14 @@ def joined(device: torch.device, execution: Execution = ONE_PROCESS) -> Iterator
     """Context that yields the execution with this process's rank and the world size, as torchrun set them.
 
     The processes can communicate in the block. Without torchrun there is one process. At the end no process waits for
-    the others, so that the first can go on alone.
+    the others, so that the first can go on alone. All that is computed in the block is as `deterministic` as asked.
     """
+    with deterministic_algorithms(execution.deterministic), _connected(device, execution) as own:
+        yield own
+
+
+@contextlib.contextmanager
+def _connected(device: torch.device, execution: Execution) -> Iterator[Execution]:
     if not several_processes():
         yield execution
         return

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 
 from apq.checkpoint import check_fit, check_optimizer
 from apq.errors import UserError
 from apq.resume import State
 from apq.schema import fields, mapping, optional
-from dataset.splits import LEAST_IMAGES, resize
+from dataset.splits import LEAST_IMAGES, Batches, resize
 from elastic_nn.modules.quant_layers import part_of_batch, shared_batch
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.training.distillation import TeacherOfBatch, distillation_loss
@@ -131,9 +130,7 @@ class Training:
             self.average.load_state_dict(state["average"])
 
 
-def train_one_epoch(
-    training: Training, loader: DataLoader, epoch: int, choose: Choose = lambda: (lambda: None,)
-) -> float:
+def train_one_epoch(training: Training, loader: Batches, epoch: int, choose: Choose = lambda: (lambda: None,)) -> float:
     """Train one epoch and return its mean loss. UserError if the loss is not finite.
 
     A step calls `choose` for its subnets and adds up their gradients. By default the network runs as it is. Each
@@ -281,9 +278,7 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
 
 
 @torch.inference_mode()
-def evaluate(
-    net: nn.Module, loader: DataLoader, device: torch.device, *, execution: Execution = ONE_PROCESS
-) -> Accuracy:
+def evaluate(net: nn.Module, loader: Batches, device: torch.device, *, execution: Execution = ONE_PROCESS) -> Accuracy:
     """Accuracy of a network in evaluation mode. Its training mode is restored afterwards.
 
     Each process has its part of every batch in `loader`, and returns the accuracy over all images. UserError if there

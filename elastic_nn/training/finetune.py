@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
 from apq.checkpoint import check_fit
 from apq.files import Record
 from apq.resume import NOT_KEPT, Resume
 from apq.schema import fields, number, whole
 from apq.subnet import Subnet
-from dataset.splits import Splits, make_loader
+from dataset.splits import Batches, Splits, make_loader
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
-from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, collect_ranges, recalibrate
+from elastic_nn.training.batchnorm import collect_ranges, recalibrate, recalibration_batches
 from elastic_nn.training.calibration import calibrate_ranges, steps_learned
 from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.engine import EVALUATION_BATCH, Training, evaluate, seed_epoch, to_device, train_one_epoch
@@ -58,7 +57,7 @@ def calibrate(
     Ranges of a supernet are chosen with each of `subnets`, functions that activate one, under its own BatchNorm; in the
     end BatchNorm is that of the last.
     """
-    batches = _calibration_batches(splits, side)
+    batches = recalibration_batches(splits, (side,), device, n_images)
 
     def begin(activate: Callable[[], object]) -> None:
         activate()
@@ -66,9 +65,16 @@ def calibrate(
 
     subnets[-1]()
     if not steps_learned(net):
-        images, _ = next(iter(make_loader(splits.calibration, CALIBRATION_IMAGES, sides=(side,))))
-        calibrate_ranges(net, to_device(images, device), [partial(begin, activate) for activate in subnets])
+        images = calibration_images(splits, side, device)
+        calibrate_ranges(net, images, [partial(begin, activate) for activate in subnets])
     recalibrate(net, batches, device, n_images)
+
+
+def calibration_images(splits: Splits, side: int, device: torch.device) -> Tensor:
+    """The images on which ranges are chosen: (N, C, side, side)."""
+    n = CALIBRATION_IMAGES
+    images, _ = next(iter(make_loader(splits.calibration, n, sides=(side,), n_images=n, device=device)))
+    return to_device(images, device)
 
 
 def averaged(net: nn.Module, decay: float | None) -> AveragedModel | None:
@@ -106,7 +112,8 @@ def train_epochs(
         training.tally = Tally(session.device)
         train_one_epoch(training, batches, epoch)
         within.append(training.tally.total(session.execution)[0])
-    collect_ranges(net, _calibration_batches(session.splits, side), session.device, RANGE_IMAGES)
+    calibration = recalibration_batches(session.splits, (side,), session.device, RANGE_IMAGES)
+    collect_ranges(net, calibration, session.device, RANGE_IMAGES)
     return within
 
 
@@ -127,7 +134,8 @@ def finetune(
     """
     execution, device = session.execution, session.device
     training = Training(net, config, device, execution=execution, average=averaged(net, execution.ema))
-    train, calibration = train_batches(session, config, side), _calibration_batches(session.splits, side)
+    train = train_batches(session, config, side)
+    calibration = recalibration_batches(session.splits, (side,), device, RANGE_IMAGES)
     val = session.loader(session.splits.val, EVALUATION_BATCH, sides=(side,))
     state = resume.load(partial(_check, training))
     check_agreement({"state to continue from": state and state["epoch"]}, execution)
@@ -162,13 +170,9 @@ def _check(training: Training, state: Any) -> None:
     )(state)
 
 
-def train_batches(session: Session, config: TrainConfig, side: int, n_images: int | None = None) -> DataLoader:
+def train_batches(session: Session, config: TrainConfig, side: int, n_images: int | None = None) -> Batches:
     """The training images of every epoch, in batches; `n_images` of them, drawn anew (None: all)."""
     return session.loader(session.splits.train, config.batch_size, shuffle=True, sides=(side,), n_images=n_images)
-
-
-def _calibration_batches(splits: Splits, side: int) -> DataLoader:
-    return make_loader(splits.calibration, RECALIBRATION_BATCH, sides=(side,))
 
 
 def _copy(net: nn.Module) -> dict[str, Tensor]:

@@ -14,12 +14,12 @@ from apq.bit_widths import bits_throughout, same_architectures
 from apq.errors import UserError
 from apq.genes import largest_subnet
 from apq.space import SearchSpace
-from dataset.splits import Splits, make_loader
+from dataset.splits import Splits
 from elastic_nn.modules.quant_layers import quantizers
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.supernet_file import build_supernet
 from elastic_nn.quantizers import QuantScheme
-from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
+from elastic_nn.training.batchnorm import recalibrate, recalibration_batches
 from elastic_nn.training.finetune import calibrate
 from elastic_nn.training.recipe import Recipe
 
@@ -110,6 +110,6 @@ def frozen_largest(net: DynamicProxylessNASNets, device: torch.device) -> nn.Mod
 def first_teacher(start: DynamicProxylessNASNets, splits: Splits, n_images: int, device: torch.device) -> nn.Module:
     """The frozen largest subnet of a trained supernet, recalibrated on images of all resolutions."""
     teacher = frozen_largest(start, device)
-    batches = make_loader(splits.calibration, RECALIBRATION_BATCH, sides=start.space.resolutions)
+    batches = recalibration_batches(splits, start.space.resolutions, device, n_images)
     recalibrate(teacher, batches, device, n_images)
     return teacher

@@ -15,12 +15,11 @@ from apq.space import SearchSpace
 from apq.strata import PairStrata, draw_in_strata
 from apq.subnet import Subnet
 from dataset.pairs import PairStore
-from dataset.splits import make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.supernet_file import with_quantizers
 from elastic_nn.quantizers import scheme_named
-from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
+from elastic_nn.training.batchnorm import recalibrate, recalibration_batches
 from elastic_nn.training.engine import EVALUATION_BATCH, derived_seed, evaluate, seed_epoch
 from elastic_nn.training.finetune import quantized_subnet, train_epochs
 from elastic_nn.training.progress import Progress
@@ -46,7 +45,7 @@ def subnet_top1(
     """
     supernet.activate(subnet)
     net, sides = supernet.get_active_subnet(), (subnet.resolution,)
-    calibration = make_loader(session.splits.calibration, RECALIBRATION_BATCH, sides=sides)
+    calibration = recalibration_batches(session.splits, sides, session.device, recalibration_images)
     recalibrate(net, calibration, session.device, recalibration_images)
     loader = session.loader(images, EVALUATION_BATCH, sides=sides)
     return evaluate(net, loader, session.device, execution=session.execution).top1

@@ -10,27 +10,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from apq.policy import QUANTIZERS, Policy
-from dataset.splits import Splits, make_loader
+from dataset.splits import Batches, Splits
 from elastic_nn.modules.quant_layers import quantized_layers
 from elastic_nn.networks.quantize_model import quantize_model, set_policy
 from elastic_nn.quantizers import scheme_named
-from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
+from elastic_nn.training.batchnorm import recalibrate, recalibration_batches
 from elastic_nn.training.calibration import calibrate_ranges, calibration_table, signed_inputs
-from elastic_nn.training.engine import EVALUATION_BATCH, DivergedError, evaluate, seed_epoch, to_device
-from elastic_nn.training.finetune import CALIBRATION_IMAGES, train_batches, train_epochs
+from elastic_nn.training.engine import EVALUATION_BATCH, DivergedError, evaluate, seed_epoch
+from elastic_nn.training.finetune import calibration_images, train_batches, train_epochs
 from elastic_nn.training.pruned import keep_zeros
 from elastic_nn.training.recipe import REWARDS, TrainConfig
 from elastic_nn.training.session import Session
 from elastic_nn.training.tally import Hits
-
-
-def calibration_images(splits: Splits, side: int, device: torch.device) -> Tensor:
-    """The images on which ranges are chosen: (N, C, side, side)."""
-    images, _ = next(iter(make_loader(splits.calibration, CALIBRATION_IMAGES, sides=(side,))))
-    return to_device(images, device)
 
 
 def quantized_model(
@@ -56,7 +49,7 @@ def quantized_model(
         keep_zeros(net)
     set_policy(net, policy)
     calibrate_ranges(net, images)
-    recalibrate(net, make_loader(splits.calibration, RECALIBRATION_BATCH, sides=(side,)), device, n_images)
+    recalibrate(net, recalibration_batches(splits, (side,), device, n_images), device, n_images)
     return signed
 
 
@@ -129,7 +122,7 @@ class PolicyScorer:
         seed_epoch(self.session.seed, 0)
         return self._on(train_batches(self.session, how.train, how.side, how.train_images))
 
-    def _on(self, batches: DataLoader) -> Hits:
+    def _on(self, batches: Batches) -> Hits:
         found = evaluate(self.net, batches, self.session.device, execution=self.session.execution)
         return Hits(found.top1, found.top5)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from apq.checkpoint import check_fit, digest
 from apq.errors import UserError
@@ -25,6 +25,7 @@ from apq.resume import NOT_KEPT, Resume, State
 from apq.schema import each, fields, mapping, optional, whole
 from apq.space import SearchSpace, space_to_dict
 from apq.subnet import Subnet
+from dataset.splits import Batches
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.quantizers import FLOAT, QuantScheme
 from elastic_nn.training.distributed import check_agreement
@@ -175,7 +176,7 @@ class _SupernetTraining:
             average=averaged(self.net, session.execution.ema if index == last else None),
         )
 
-    def epoch(self, index: int, epoch: int, training: Training, batches: DataLoader) -> float:
+    def epoch(self, index: int, epoch: int, training: Training, batches: Batches) -> float:
         """Train an epoch, record its accuracy, save the state. Returns its loss."""
         phases = self.plan.recipe.phases
         phase, number = phases[index], sum(earlier.train.epochs for earlier in phases[:index]) + epoch

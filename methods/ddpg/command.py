@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from apq.cli import MOST_LR, Parser, above_0, at_least
+from apq.cli import MOST_LR, Parser, above_0, add_deterministic_flag, at_least
 from apq.errors import UserError
 from apq.layers import FIXED_BITS
 from elastic_nn.training.recipe import REWARDS
@@ -65,6 +65,7 @@ def build_parser() -> Parser:
     )
     add_episode_flags(parser)
     add_agent_flags(parser)
+    add_deterministic_flag(parser)
     return parser
 
 

@@ -33,7 +33,7 @@ from elastic_nn.training.progress import Progress
 from elastic_nn.training.pruned import weights_left
 from elastic_nn.training.recipe import Recipe, TrainConfig, adjusted
 from elastic_nn.training.recipes import get_recipe
-from elastic_nn.training.session import Session
+from elastic_nn.training.session import Execution, Session
 from lut.cost_model import CostModel, cost_model_from_flags
 from lut.measured import load_measured
 from methods.search.bit_environment import BitEnvironment
@@ -93,7 +93,7 @@ def search(args: argparse.Namespace) -> None:
     splits = load_splits(spec, data, recipe.color_jitter, outputs)  # last: drawing or listing images may take long
     check_classes(splits, images, file)
     weights = {key: tensor.clone() for key, tensor in net.state_dict().items()}  # a search quantizes the network
-    with processes(device) as execution:
+    with processes(device, Execution(deterministic=args.deterministic)) as execution:
         if args.policy is not None:
             found = given_policy(args.policy, task, config.bits)
         else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from apq.cli import MOST_PAIRS, Parser, add_common_flags, at_least
+from apq.cli import MOST_PAIRS, Parser, add_common_flags, add_deterministic_flag, at_least
 from apq.policy import QUANTIZER_HELP, of_activations
 from methods.search.flags import add_image_flags, add_models_flag
 
@@ -36,6 +36,7 @@ def build_parser() -> Parser:
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
     parser.add_argument("--overwrite", action="store_true", help="replace a predictor that exists")
     add_common_flags(parser)
+    add_deterministic_flag(parser)
     for published in ("--exp_name", "--exp_dir", "--type", "--config", "--table"):  # accepted, without effect
         parser.add_argument(published, help=argparse.SUPPRESS)
     return parser

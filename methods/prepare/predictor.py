@@ -20,7 +20,7 @@ from dataset.imagenet import report_unreadable
 from elastic_nn.training.distributed import joined, locked_by_first
 from elastic_nn.training.missing_pairs import gather_missing
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned
-from elastic_nn.training.session import Session
+from elastic_nn.training.session import Execution, Session
 from methods.prepare.outliers import outliers_among
 from methods.prepare.plan import Preparation, check
 from utils.predictor_files import save_predictor
@@ -34,8 +34,9 @@ def prepare(args: argparse.Namespace) -> None:
     No other run can write the folder of the predictor meanwhile, or that of the pairs; UserError names the process of
     one that does.
     """
-    device, folder = resolve_device(args.device), ModelFolder(args.acc_predictor_dir)
-    with joined(device) as execution, locked_by_first(folder.locked(), execution) as finished:
+    device, asked = resolve_device(args.device), Execution(deterministic=args.deterministic)
+    folder = ModelFolder(args.acc_predictor_dir)
+    with joined(device, asked) as execution, locked_by_first(folder.locked(), execution) as finished:
         if finished:
             if execution.main:
                 say_finished(args, folder)

@@ -61,7 +61,7 @@ class Measurement:
             seed = derived_seed(short.seed, *genes_of(self.supernet.space, [subnet])[0].tolist())
             session = Session(splits=self.splits, device=self.device, seed=seed)
             return short_finetune_top1(self.supernet, subnet, session, short.recipe)
-        images = make_loader(self.splits.val, EVALUATION_BATCH, sides=(subnet.resolution,))
+        images = make_loader(self.splits.val, EVALUATION_BATCH, sides=(subnet.resolution,), device=self.device)
         return evaluate(self.network(subnet), images, self.device).top1
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from apq.cli import Parser, at_least
+from apq.cli import Parser, add_deterministic_flag, at_least
 from apq.errors import UserError
 from apq.policy import QUANTIZERS
 from methods.search.flags import (
@@ -52,6 +52,7 @@ def build_parser() -> Parser:
         most="the space's",
     )
     add_agent_flags(parser)
+    add_deterministic_flag(parser)
     return parser
 
 

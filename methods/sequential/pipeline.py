@@ -19,10 +19,9 @@ from apq.schema import MOST, array, each, fields, mapping, number, text
 from apq.schema import whole as whole_number
 from apq.space import SearchSpace, space_to_dict
 from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
-from dataset.splits import make_loader
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
-from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
+from elastic_nn.training.batchnorm import recalibrate, recalibration_batches
 from elastic_nn.training.engine import EVALUATION_BATCH, evaluate
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.recipe import Recipe
@@ -322,8 +321,8 @@ class _Run:
 
     def recalibrate(self, whole: FloatSubnet) -> None:
         """Recalibrate BatchNorm of a network, on the number of images in the recipe."""
-        loader = make_loader(self.session.splits.calibration, RECALIBRATION_BATCH, sides=(whole.subnet.resolution,))
         device, n_images = self.session.device, self.parts.recipe.recalibration_images
+        loader = recalibration_batches(self.session.splits, (whole.subnet.resolution,), device, n_images)
         recalibrate(whole.net.to(device), loader, device, n_images)
 
 

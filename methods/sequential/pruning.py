@@ -19,11 +19,10 @@ from apq.resume import NOT_KEPT, Resume
 from apq.skeleton import without_weights
 from apq.space import SearchSpace
 from apq.subnet import Subnet
-from dataset.splits import make_loader
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT
-from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibrate
+from elastic_nn.training.batchnorm import recalibrate, recalibration_batches
 from elastic_nn.training.engine import EVALUATION_BATCH, evaluate
 from elastic_nn.training.session import Session
 from lut.cost_model import CostModel
@@ -102,7 +101,7 @@ def search_widths(
     environment = width_environment(space, subnet, config.quantity, cost_model, config.budget)
     sides = (subnet.resolution,)
     val = session.loader(session.splits.val.thinned(config.val_images), EVALUATION_BATCH, sides=sides)
-    calibration = make_loader(session.splits.calibration, RECALIBRATION_BATCH, sides=sides)
+    calibration = recalibration_batches(session.splits, sides, device, config.recalibration_images)
     original = evaluate(net, val, device, execution=execution).top1
 
     # Episodes need no copies: with the best channels first, elastic layers run any width as a slice.

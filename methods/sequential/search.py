@@ -22,7 +22,7 @@ from elastic_nn.training.distributed import processes
 from elastic_nn.training.progress import Progress
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
-from elastic_nn.training.session import Session
+from elastic_nn.training.session import Execution, Session
 from lut.cost_model import cost_model_from_flags
 from lut.costs import check_priced
 from methods.search.bit_search import make_task
@@ -56,7 +56,7 @@ def search(args: argparse.Namespace) -> None:
     outputs = names_of_outputs(origin.images)
     splits = load_splits(space, data, recipe.color_jitter, outputs)  # last: drawing or listing images may take long
     check_classes(splits, origin.images, folder.supernet)
-    with processes(device) as execution:
+    with processes(device, Execution(deterministic=args.deterministic)) as execution:
         session = Session(splits=splits, device=device, seed=args.seed, execution=execution)
         asked, kept = asked_of(config, parts, session), {"every_s": SAVE_SECONDS, "writes": execution.main}
         resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, **kept)
