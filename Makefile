@@ -61,6 +61,8 @@ benchmarks: $(VENV)/installed
 	$(PY) benchmarks/lut.py
 	$(PY) benchmarks/search.py
 	$(PY) benchmarks/nsga2.py
+	$(PY) benchmarks/loader.py --batch_size 8
+	$(PY) benchmarks/reduced_decoding.py
 	$(PY) benchmarks/train_step.py
 	$(PY) benchmarks/train_step.py --space oqa-mbv2-glyphs --batch_size 64
 	$(PY) benchmarks/train_step.py --space qfa-mbv3-glyphs --batch_size 64

@@ -6,8 +6,9 @@ processes. The two read the training images in turns, in epochs of `--batch_size
 by seconds of computing of all their processes, so that others on the machine matter little. The step is that of the
 largest and the smallest subnet of the space, as a float network on its own, on one batch.
 
-The last table is about what comes between epochs: a split is read for the first time, as recalibration or evaluation
-reads it after training. The bare way has a loader for each split, which starts processes of its own.
+The last table is the course of a training: in each of `--phases` phases an epoch, and after it for two subnets of
+different sides a recalibration on `RECALIBRATED` images and an evaluation. The bare way has a loader for each split and
+side, which starts processes of its own.
 """
 
 from __future__ import annotations
@@ -45,14 +46,16 @@ from dataset import load_splits
 from dataset.imagenet import image_folder_space
 from dataset.splits import Splits, make_loader
 from dataset.table import PHOTOS
-from dataset.workers import n_workers
+from dataset.workers import end_workers, n_workers
 from elastic_nn.networks import DynamicProxylessNASNets
+from elastic_nn.training.batchnorm import RECALIBRATION_BATCH, recalibration_batches
 from elastic_nn.training.distributed import joined
 from elastic_nn.training.engine import EVALUATION_BATCH, Training, to_device, train_one_epoch
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.session import Execution
 
 CLASSES, QUALITY = 4, 90
+RECALIBRATED = 128  # images
 GOAL = 0.95  # of the bare pipeline's images a core
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -76,6 +79,7 @@ def build_parser() -> Parser:
     parser.add_argument("--batch_size", type=at_least(2), default=256, help="images a step")
     parser.add_argument("--epochs", type=at_least(1), default=3, help="timed passes of each pipeline, in turns")
     parser.add_argument("--steps", type=at_least(0), default=3, help="timed training steps of each subnet; 0: none")
+    parser.add_argument("--phases", type=at_least(1), default=3, help="phases of the course of a training")
     parser.add_argument("--amp", action="store_true", help="compute steps in bfloat16 where that is safe")
     add_deterministic_flag(parser)
     add_common_flags(parser)
@@ -93,11 +97,11 @@ def main(argv: list[str] | None = None) -> None:
         side = args.side or space.resolutions[-1]
         splits = load_splits(space, Path(folder))
         rates = compared(Path(folder), splits, side, args, device)
-        starts = first_batches(Path(folder), splits, side, device)
+        between = course(Path(folder), splits, space.resolutions, args, device)
         steps = dict(step_rates(space, side, args.batch_size, args.steps, device, execution)) if args.steps else {}
     setting = {"device": str(device), "batch": args.batch_size, "side": side, "workers": n_workers(), "size": size}
     setting |= {"bytes": n_bytes, "deterministic": args.deterministic, "amp": args.amp}
-    result = {"machine": describe(), "setting": setting, "pipelines": rates, "starts": starts, "steps": steps}
+    result = {"machine": describe(), "setting": setting, "pipelines": rates, "course": between, "steps": steps}
     print(json.dumps(result)) if args.json else show(result)
 
 
@@ -168,21 +172,41 @@ def cpu_seconds() -> float:
     return time.process_time() + sum(int(field[11]) + int(field[12]) for field in fields) / TICKS
 
 
-def first_batches(folder: Path, splits: Splits, side: int, device: torch.device) -> dict[str, float]:
-    """Seconds until the first batch of another split is there, while the processes of training wait."""
-    test = [transforms.Resize(side), transforms.CenterCrop(side), transforms.ToTensor()]
-    images, seconds = ImageFolder(str(folder / "val"), transforms.Compose(test)), {}
-    loaders = {
-        "bare torchvision": lambda: DataLoader(images, EVALUATION_BATCH, num_workers=n_workers()),
-        "ours": lambda: make_loader(splits.test, EVALUATION_BATCH, sides=(side,), device=device),
+def course(folder: Path, splits: Splits, sides: tuple[int, ...], args: Any, device: torch.device) -> dict[str, Any]:
+    """Seconds of the course of a training without its steps, and the processes that read for it."""
+    pinned, batch = device.type == "cuda", args.batch_size
+
+    def bare_central(part: str, images: list[int], side: int, size: int) -> DataLoader:
+        central = [transforms.Resize(side), transforms.CenterCrop(side), transforms.ToTensor()]
+        files = ImageFolder(str(folder / part), transforms.Compose(central))
+        return DataLoader(Subset(files, images), size, num_workers=n_workers(), pin_memory=pinned)
+
+    few = splits.train.indices[:RECALIBRATED]
+    ways = {
+        "bare torchvision": (
+            lambda: bare_loader(folder, splits, sides[-1], batch, pinned),
+            lambda side: bare_central("train", few, side, RECALIBRATION_BATCH),
+            lambda side: bare_central("train", splits.val.indices, side, EVALUATION_BATCH),
+        ),
+        "ours": (
+            lambda: make_loader(splits.train, batch, shuffle=True, sides=sides[-1:], device=device),
+            lambda side: recalibration_batches(splits, (side,), device, RECALIBRATED),
+            lambda side: make_loader(splits.val, EVALUATION_BATCH, sides=(side,), device=device),
+        ),
     }
-    for name, make in loaders.items():
-        started = time.perf_counter()
-        batches = iter(make())
-        next(batches)
-        seconds[name] = time.perf_counter() - started
-        del batches
-    return seconds
+    found = {}
+    for name, (train, recalibration, evaluation) in ways.items():
+        end_workers()
+        started, processes = time.perf_counter(), set()
+        for _ in range(args.phases):
+            for loader in (
+                train(),
+                *(part(side) for side in (sides[0], sides[-1]) for part in (recalibration, evaluation)),
+            ):
+                for _ in loader:
+                    processes |= {child.pid for child in multiprocessing.active_children()}
+        found[name] = {"seconds": time.perf_counter() - started, "processes": len(processes)}
+    return found
 
 
 def step_rates(
@@ -216,8 +240,8 @@ def show(result: dict[str, Any]) -> None:
         ours = rates["ours"]["images_s_core"] * cores
         rows = [(name, f"{rate:.1f}", f"{ours / rate:.2f}") for name, rate in result["steps"].items()]
         print(markdown(("step", "images/s", f"the loader on {cores} cores, multiples"), rows), end="\n\n")
-    rows = [(name, f"{seconds:.2f}") for name, seconds in result["starts"].items()]
-    print(markdown(("loader", "seconds to the first batch of another split"), rows))
+    rows = [(name, f"{row['seconds']:.2f}", row["processes"]) for name, row in result["course"].items()]
+    print(markdown(("course of a training without steps", "seconds", "processes"), rows))
 
 
 if __name__ == "__main__":

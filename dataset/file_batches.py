@@ -7,6 +7,7 @@ become numbers of a network on its device.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -72,7 +73,9 @@ class FileBatches:
         for first in received:
             n_images, n_chunks = asked.popleft()
             parts = (first if i == 0 else next(received) for i in range(n_chunks))
-            yield self._batch(parts, n_images)
+            with _one_thread():
+                batch = self._batch(parts, n_images)
+            yield batch
 
     def _batch(self, chunks: Iterator[tuple[Tensor, list[int]]], most: int) -> tuple[Tensor, Tensor]:
         """A batch of at most so many images. Each chunk is copied at once, for its memory is shared and short."""
@@ -88,6 +91,17 @@ class FileBatches:
             return torch.zeros(0, 3, 1, 1), torch.zeros(0, dtype=torch.int64)
         whole = whole[: len(labels)]
         return (normalised(whole) if whole.dtype == torch.uint8 else whole), torch.tensor(labels)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Context in which torch computes on one thread: others would wait for work on the cores that read images."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def normalised(pixels: Tensor) -> Tensor:

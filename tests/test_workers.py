@@ -150,6 +150,19 @@ def test_reading_draws_one_seed_from_the_global_generator():
     assert all(torch.equal(state, torch.get_rng_state()) for state in states)
 
 
+def test_the_number_of_threads_stays():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for _ in make_loader(Numbers(20), 4):
+            assert torch.get_num_threads() == 2
+        with pytest.raises(UserError):
+            list(make_loader(Numbers(14), 2))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_bytes_become_numbers_as_in_torchvision():
     codes = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
     scaled = v2.Compose(
