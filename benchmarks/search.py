@@ -70,15 +70,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
 
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
+    cache = tempfile.TemporaryDirectory()  # a large cache of other spaces would add to the peaks
+    os.environ["APQ_CACHE"] = cache.name
+    with cache, ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
         searches = [
             processes.submit(
                 search, population, max(3, args.candidates // population), args.constraint, args.repeats
             ).result()
             for population in args.populations
         ]
+        scored = scoring(args.repeats)
     result = {
-        **scoring(args.repeats),
+        **scored,
         "constraint_ms": args.constraint,
         "searches": searches,
         "peak_mib": {name: peak_mib(words) for name, words in MEMORY.items()},

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import signal
+import time
 import zlib
 
 import numpy as np
@@ -120,6 +123,29 @@ def test_the_number_of_threads_changes_no_digit():
         torch.set_num_threads(n_threads)
     assert np.array_equal(found[0], found[1])
     assert np.array_equal(found[0], found[2])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_predicts_too():
+    """It has none of the threads that wait for the next call."""
+    predictor, genes = AccuracyPredictor(TINY, 10).fast(), sample(TINY, 600, np.random.default_rng(0))
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = predictor(genes)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if np.array_equal(predictor(genes), expected) else 1)
+        for _ in range(300):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+            time.sleep(0.1)
+        else:
+            os.kill(child, signal.SIGKILL)
+        assert (done, status) == (child, 0)
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 @pytest.mark.parametrize("space", CHOOSING_BITS.values(), ids=CHOOSING_BITS)

@@ -7,7 +7,9 @@ transferred to quantized ones, which are expensive to measure, by adding an inpu
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -144,8 +146,8 @@ class FastPredictor:
         # Two chunks if possible. They do not depend on the number of threads, so that the last digits do not.
         size = min(max(-(-len(genes) // 2), FEWEST), CHUNK)
         starts = range(0, len(genes), size)
-        with one_thread_an_operation() as n_threads, ThreadPoolExecutor(n_threads) as pool:
-            left = iter(starts)  # shared: whoever is ready takes the next chunk
+        with one_thread_an_operation() as n_threads:
+            left, pool = iter(starts), _threads(n_threads)  # whoever is ready takes the next chunk
             others = [pool.submit(self._predict_chunks, genes, left, size, out) for _ in starts[1:n_threads]]
             self._predict_chunks(genes, left, size, out)
             for other in others:
@@ -184,6 +186,15 @@ class FastPredictor:
 def _index(genes: np.ndarray) -> Tensor:
     """A column of genes, which may be small integers, as an index for torch."""
     return torch.from_numpy(genes.astype(np.int64))
+
+
+@functools.lru_cache(maxsize=1)
+def _threads(n: int) -> ThreadPoolExecutor:
+    """Up to `n` threads. They stay, because starting them takes as long as scoring 40 candidates."""
+    return ThreadPoolExecutor(n)
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a process that is forked has none of the threads
 
 
 @contextlib.contextmanager
