@@ -191,7 +191,7 @@ def test_proposals_are_made_in_chunks_until_there_are_enough():
     n = 3 * CHUNK
     budget = Budget(cost=lambda genes: np.ones(len(genes)), limit=1.0)
     genes, costs, seen = fill(n, propose, budget, Seen.empty(APQ_IMAGENET), max_rounds=1)
-    assert asked == [(CHUNK, 0)] * 3  # of a round of 6
+    assert asked == [(CHUNK, 0)] * 3  # of a round of 4.5
     assert len(genes) == len(costs) == len(seen.keys) == len(np.unique(genes, axis=0)) == n
 
 
