@@ -58,7 +58,7 @@ clean-models:
 
 benchmarks: $(VENV)/installed
 	$(PY) benchmarks/startup.py
-	$(PY) benchmarks/lut.py
+	$(PY) benchmarks/lut.py --wide
 	$(PY) benchmarks/search.py
 	$(PY) benchmarks/nsga2.py
 	$(PY) benchmarks/loader.py --batch_size 8

@@ -58,8 +58,8 @@ def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def heavy_imports(words: Sequence[str]) -> list[str]:
-    """Which of `HEAVY` a command line imports."""
+def imports_of(words: Sequence[str], modules: Sequence[str]) -> list[str]:
+    """Which of these modules a command line imports."""
     done = subprocess.run(
         [sys.executable, "-c", PROBE, *words],
         cwd=ROOT,
@@ -69,7 +69,7 @@ def heavy_imports(words: Sequence[str]) -> list[str]:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     imported = set(done.stderr.splitlines()[-1].split())
-    return [name for name in HEAVY if name in imported]
+    return [name for name in modules if name in imported]
 
 
 def median_seconds(words: Sequence[str], repeats: int) -> float:
@@ -93,7 +93,7 @@ def main() -> None:
         scripts[name] = {
             "help_seconds": median_seconds([*words, "--help"], args.repeats),
             "mistyped_seconds": median_seconds([*words, MISTYPED], args.repeats),
-            "imports": heavy_imports([*words, "--help"]),
+            "imports": imports_of([*words, "--help"], HEAVY),
         }
         scripts[name]["of_import_torch"] = scripts[name]["help_seconds"] / torch
     from benchmarks.machine import describe  # imports torch itself

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +25,6 @@ from lut.tilings import DenseConvs, ceil_div, fusion_factor, solve
 
 DEPTHWISE_CHANNELS = 8  # channels of a depthwise layer that run at once at the accelerator's most bits
 MODEL_VERSION = 1  # raise it when the cost model changes: caches of other versions are not read
-
-Priced = Mapping[tuple[int, ...], tuple[float, float]]  # values of a layer -> milliseconds, millijoules
 
 
 class Costs(NamedTuple):
@@ -53,35 +51,33 @@ class BitFusion(CostModel):
 
     def price(self, layers: Sequence[ConvLayer]) -> np.ndarray:
         """(layers, 2) float64: `cost(layers)`, with a cache on disk."""
-        cached = _read_cache(self.cache_file)
-        known = cached.by_layer
-        missing = [layer for layer in dict.fromkeys(layers) if values_of(layer) not in known]
-        if missing:
-            rows = np.array([values_of(layer) for layer in missing], dtype=np.int64)
-            costs = np.stack(self.cost(missing), axis=1)
-            known = known | dict(zip(map(tuple, rows.tolist()), costs.tolist(), strict=True))
-            self._write(cached, rows, costs)
-        return np.array([known[values_of(layer)] for layer in layers], dtype=np.float64).reshape(len(layers), 2)
+        rows = np.array([values_of(layer) for layer in layers]).reshape(len(layers), len(COLUMNS))
+        if rows.dtype.kind != "i":  # no layers, or impossible ones
+            return np.stack(self.cost(layers), axis=1)
+        return self._cached(rows, lambda places: self.cost([layers[i] for i in places]))
 
     def price_rows(self, rows: np.ndarray) -> np.ndarray:
         """See `CostModel.price_rows`; with a cache on disk."""
-        rows = at_most_bits(rows, self.config.max_bits)
-        cached = _read_cache(self.cache_file)
-        prices = cached.find(rows)
-        missing = np.flatnonzero(np.isnan(prices[:, 0]) & (rows[:, BITS] <= self.config.max_bits).all(axis=1))
-        if len(missing):
-            _, first, which = np.unique(_keys(rows[missing]), return_index=True, return_inverse=True)
-            new = rows[missing[first]]
-            costs = np.stack(self._solved(new), axis=1)
-            prices[missing] = costs[which]
-            has_price = np.isfinite(costs[:, 0])
-            self._write(cached, new[has_price], costs[has_price])
+        rows, prices = at_most_bits(rows, self.config.max_bits), np.full((len(rows), 2), np.inf)
+        runs = (rows[:, BITS] <= self.config.max_bits).all(axis=1)
+        rows = rows[runs]
+        prices[runs] = self._cached(rows, lambda places: self._solved(rows[places]))
         return prices
 
-    def _write(self, cached: _Cache, rows: np.ndarray, costs: np.ndarray) -> None:
-        """Write the cache again, with more layers."""
-        arrays = {"layers": np.concatenate([cached.rows, rows]), "costs": np.concatenate([cached.costs, costs])}
-        write_cache(self.cache_file, arrays)
+    def _cached(self, rows: np.ndarray, cost: Callable[[np.ndarray], Costs]) -> np.ndarray:
+        """(n, 2) costs of layers as rows. `cost(places)` computes those that the cache on disk lacks, each once."""
+        cached = _read_cache(self.cache_file)
+        prices = cached.find(rows)
+        missing = np.flatnonzero(np.isnan(prices[:, 0]))
+        if len(missing):
+            _, first = np.unique(_keys(rows[missing]), return_index=True)
+            places = missing[np.sort(first)]
+            new = _Prices(rows[places], np.stack(cost(places), axis=1))
+            prices[missing] = new.find(rows[missing])
+            fit = np.isfinite(new.costs[:, 0])
+            whole = np.concatenate([cached.rows, new.rows[fit]]), np.concatenate([cached.costs, new.costs[fit]])
+            write_cache(self.cache_file, dict(zip(("layers", "costs"), whole, strict=True)))
+        return prices
 
     @property
     def cache_file(self) -> Path:
@@ -112,15 +108,11 @@ class BitFusion(CostModel):
 
 
 @dataclass(frozen=True)
-class _Cache:
-    """The costs in a file of the cache."""
+class _Prices:
+    """What layers cost."""
 
     rows: np.ndarray  # (n, 9) int64, distinct
     costs: np.ndarray  # (n, 2) milliseconds, millijoules
-
-    @functools.cached_property
-    def by_layer(self) -> Priced:
-        return dict(zip(map(tuple, self.rows.tolist()), map(tuple, self.costs.tolist()), strict=True))
 
     @functools.cached_property
     def _by_key(self) -> tuple[np.ndarray, np.ndarray]:
@@ -146,10 +138,10 @@ def _keys(rows: np.ndarray) -> np.ndarray:
     return rows @ multipliers  # overflow is intended
 
 
-EMPTY = _Cache(np.zeros((0, len(COLUMNS)), dtype=np.int64), np.zeros((0, 2)))
+EMPTY = _Prices(np.zeros((0, len(COLUMNS)), dtype=np.int64), np.zeros((0, 2)))
 
 
-def _read_cache(file: Path) -> _Cache:
+def _read_cache(file: Path) -> _Prices:
     """The costs in the cache; none where it is missing, damaged, or holds what no layer costs."""
     try:
         found = file.stat()
@@ -159,7 +151,7 @@ def _read_cache(file: Path) -> _Cache:
 
 
 @functools.lru_cache(maxsize=2)  # a search asks hundreds of times
-def _parsed(file: Path, version: tuple[int, ...]) -> _Cache:
+def _parsed(file: Path, version: tuple[int, ...]) -> _Prices:
     arrays = read_cache(file, {"layers": ((None, len(COLUMNS)), "int64"), "costs": ((None, 2), "float64")})
     if arrays is None:
         return EMPTY
@@ -167,7 +159,7 @@ def _parsed(file: Path, version: tuple[int, ...]) -> _Cache:
     possible = len(rows) == len(costs) == len(np.unique(_keys(rows))) and np.isfinite(costs).all()
     if not possible or (costs[:, 0] <= 0).any() or (costs[:, 1] < 0).any():
         return EMPTY
-    return _Cache(rows, costs)
+    return _Prices(rows, costs)
 
 
 def _dense_convs(chip: Accelerator, rows: np.ndarray) -> tuple[np.ndarray, DenseConvs]:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import signal
+import time
 import zlib
 
 import numpy as np
@@ -14,6 +17,7 @@ from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.genes import sample, subnets_of, view
 from apq.presets import APQ_IMAGENET, DIGITS
+from methods.search.predicted import FEWEST_ON_GPU, scorer
 from utils.accuracy_predictor import AccuracyPredictor, transfer
 from utils.converter import Converter
 from utils.predictor_files import load_predictor, save_predictor
@@ -90,6 +94,58 @@ def test_fast_in_chunks_and_threads_is_the_same_function(monkeypatch):
     assert predictor.predict(genes[:0]).shape == (0,)
     assert predictor.predict(genes.astype(np.int16)) == pytest.approx(forward(predictor, genes), abs=1e-5)
     assert torch.get_num_threads() == n_threads
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@spaces
+def test_a_gpu_predicts_the_same(space):
+    predictor, genes = filled(AccuracyPredictor(space, 50), 1), sample(space, 300, np.random.default_rng(0))
+    assert predictor.fast("cuda")(genes) == pytest.approx(predictor.fast()(genes), abs=1e-5)
+
+
+def test_small_populations_stay_on_the_cpu(monkeypatch):
+    used = []
+    monkeypatch.setattr(AccuracyPredictor, "fast", lambda self, device: used.append(str(device)))
+    for population in (FEWEST_ON_GPU - 1, FEWEST_ON_GPU):
+        scorer(AccuracyPredictor(TINY, 10), torch.device("cuda"), population)
+    assert used == ["cpu", "cuda"]
+
+
+def test_the_number_of_threads_changes_no_digit():
+    predictor = filled(AccuracyPredictor(APQ_IMAGENET), 1).fast()
+    genes, found = sample(APQ_IMAGENET, 1500, np.random.default_rng(0)), []
+    n_threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            found.append(predictor(genes))
+    finally:
+        torch.set_num_threads(n_threads)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_predicts_too():
+    """It has none of the threads that wait for the next call."""
+    predictor, genes = AccuracyPredictor(TINY, 10).fast(), sample(TINY, 600, np.random.default_rng(0))
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = predictor(genes)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if np.array_equal(predictor(genes), expected) else 1)
+        for _ in range(300):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+            time.sleep(0.1)
+        else:
+            os.kill(child, signal.SIGKILL)
+        assert (done, status) == (child, 0)
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 @pytest.mark.parametrize("space", CHOOSING_BITS.values(), ids=CHOOSING_BITS)

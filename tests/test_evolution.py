@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apq.errors import UserError
-from apq.genes import canonical, cardinalities, forbidden_slots, genes_of, sample, view
+from apq.genes import CHUNK, canonical, cardinalities, forbidden_slots, genes_of, sample, view
 from apq.presets import APQ_IMAGENET, DIGITS
 from methods import MODES
 from methods.evolution.evolution_finder import EVOLUTIONS, EvolutionConfig, EvolutionFinder
@@ -100,6 +100,20 @@ def test_crossover_takes_every_gene_from_either_parent(space):
             assert parents <= seen
 
 
+@pytest.mark.parametrize("probability", [0.0, 1 / 512, 0.02, 0.3, 0.5, 1 - 1 / 300, 1.0])
+def test_genes_move_with_the_probability_of_their_row(probability):
+    """Towards a target that differs in every gene. Within five standard deviations of a binomial count."""
+    counts, rng = cardinalities(TINY), np.random.default_rng(0)
+    full = canonical(TINY, (counts - 1)[None])  # the deepest: nothing is idle in either half of the test
+    n = 20_000
+    strength = np.where(np.arange(n) % 2, probability, 0.0)
+    moved = blend(TINY, np.repeat(full, n, axis=0), np.zeros_like(counts), strength, rng)
+    column = view(TINY, np.arange(len(counts))[None]).resolution[0]  # no rule, no depth changes it
+    hits, deviation = (moved[:, column] == 0)[1::2].sum(), np.sqrt(n / 2 * probability * (1 - probability))
+    assert (moved[::2] == full).all()
+    assert abs(hits - n / 2 * probability) <= 5 * deviation
+
+
 def test_no_mutation_and_full_blend():
     rng = np.random.default_rng(0)
     genes = sample(DIGITS, 10, rng)
@@ -152,6 +166,33 @@ def test_seen_knows_rows(seed):
     assert sorted(seen.new(twice)) == sorted(np.unique(keys, return_index=True)[1])
     seen = seen.with_keys(keys[:30]).with_keys(keys[30:45])
     assert set(keys[seen.new(keys)]) == set(keys[45:]) - set(keys[:45])
+    assert seen.keys.tolist() == sorted(keys[:45])
+
+
+@seeds
+@settings(max_examples=20)
+def test_seen_is_a_set(seed):
+    rng, known, seen = np.random.default_rng(seed), set(), Seen.empty(TINY)
+    for size in rng.integers(0, 300, size=20):
+        keys = rng.integers(-2000, 2000, size=size)
+        new = seen.new(keys)
+        assert keys[new].tolist() == [k for i, k in enumerate(keys) if k not in known and k not in keys[:i]]
+        seen, known = seen.with_keys(keys[new]), known | {*keys.tolist()}
+    assert seen.keys.tolist() == sorted(known)
+
+
+def test_proposals_are_made_in_chunks_until_there_are_enough():
+    rng, asked = np.random.default_rng(0), []
+
+    def propose(size, number):
+        asked.append((size, number))
+        return sample(APQ_IMAGENET, size, rng)
+
+    n = 3 * CHUNK
+    budget = Budget(cost=lambda genes: np.ones(len(genes)), limit=1.0)
+    genes, costs, seen = fill(n, propose, budget, Seen.empty(APQ_IMAGENET), max_rounds=1)
+    assert asked == [(CHUNK, 0)] * 3  # of a round of 4.5
+    assert len(genes) == len(costs) == len(seen.keys) == len(np.unique(genes, axis=0)) == n
 
 
 # Search

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from example_spaces import ALL, TINY, every_row
+from example_spaces import ALL, TINY, WIDE, every_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,9 @@ from apq.genes import (
     active,
     canonical,
     cardinalities,
+    chosen,
     forbidden_slots,
+    gene_type,
     genes_of,
     legalise,
     sample,
@@ -57,6 +59,26 @@ def test_matrices_and_subnets_agree_on_what_runs_and_how_wide_it_is(space):
         assert [slot.index for slot in running] == np.nonzero(runs[i])[0].tolist()
         assert len(running) == sum(net.d)
         assert all(net.mid_channels(slot) == slot.mid_channels[widths[i, slot.index]] for slot in running)
+
+
+@given(data=st.data(), dtype=st.sampled_from([np.int8, np.int16, np.int32, np.int64]))
+def test_chosen_is_where(data, dtype):
+    shape = data.draw(st.tuples(st.integers(0, 5), st.integers(1, 5)))
+    info, draw = np.iinfo(dtype), np.random.default_rng(data.draw(st.integers(0, 1000)))
+    one, other = draw.integers(info.min, info.max, size=(2, *shape), dtype=dtype, endpoint=True)
+    take = draw.random(shape) < 0.5
+    found = chosen(take, one, other)
+    assert found.dtype == dtype
+    assert np.array_equal(found, np.where(take, one, other))
+
+
+@spaces
+def test_genes_are_small_and_hold_every_choice(space):
+    most, genes = cardinalities(space).max(), sample(space, 10, np.random.default_rng(0))
+    assert genes.dtype == gene_type(space) == (np.int8 if most <= 128 else np.int16)
+    assert np.iinfo(genes.dtype).max >= most - 1
+    every = dataclasses.replace(WIDE, name="channels", channel_step=1)  # 121 choices of 40 channels, and more
+    assert gene_type(dataclasses.replace(every, ratios=(1.0, 8.0))) == np.int16
 
 
 @spaces

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from example_spaces import ALL, TINY, every_row
+from example_spaces import ALL, TINY, WIDE, every_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +16,9 @@ from apq.presets import APQ_IMAGENET, DIGITS
 from apq.space import SCOPES
 from apq.subnet import architecture_of, policy_of
 from lut.accelerator import Accelerator
+from lut.bit_serial import BitSerial
 from lut.bitfusion import BitFusion
+from lut.cost_model import CostModel
 from lut.costs import UNITS, layer_quantity
 from lut.population import PopulationCost
 from lut.table import build, load
@@ -23,6 +27,7 @@ from utils.latency_predictor import LatencyPredictor
 
 # Pricing the 15,495 layers of qfa-mbv3 one by one takes long; its twin has the same kinds of them.
 PRICED = {name: space for name, space in ALL.items() if name != "qfa-mbv3"}
+PRICED["fine"] = replace(TINY, name="fine", channel_step=1, resolutions=tuple(range(16, 40)))
 spaces = pytest.mark.parametrize("space", PRICED.values(), ids=PRICED)
 types = pytest.mark.parametrize("quantity", UNITS)
 BUILT = {}
@@ -154,6 +159,34 @@ def test_a_table_of_ones_own_device_replaces_the_model(tmp_path):
         )
     with pytest.raises(UserError, match=r"own\.json"):
         LatencyPredictor(type="latency", scope="published", space=APQ_IMAGENET, table=table)
+
+
+@pytest.mark.parametrize("cost_model", [BitFusion(Accelerator(max_bits=4)), BitSerial(max_bits=4)])
+def test_a_layer_of_a_slot_without_a_price_is_named(cost_model):
+    with pytest.raises(UserError, match=r"cannot price layer blocks\.1\.expand .*at most 4 bits"):
+        PopulationCost(replace(TINY, end_bits=4, fixed_bits=4, mix_activation_bits=4), "latency", cost_model)
+
+
+class Roofline(CostModel):
+    """A cost model from outside, which prices a list of layers and keeps what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def price(self, layers):
+        self.asked += layers
+        macs = np.array([layer.macs for layer in layers], dtype=np.float64)
+        return np.stack([macs, 2 * macs], axis=1)
+
+
+def test_a_model_that_prices_lists_is_asked_for_each_layer_once_by_name():
+    model, genes = Roofline(), sample(WIDE, 20, np.random.default_rng(0))
+    assert np.array_equal(
+        PopulationCost(WIDE, "latency", model).predict(genes), PopulationCost(WIDE, "flops").predict(genes)
+    )
+    assert len(set(model.asked)) == len(model.asked)
+    assert set(model.asked) >= {layer for net in subnets_of(WIDE, genes) for layer in layers_of(WIDE, net)}
+    assert all(layer.name for layer in model.asked)
 
 
 def test_layer_quantities_are_the_cost_models_own():

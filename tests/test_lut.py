@@ -15,11 +15,14 @@ import pytest
 from apq.errors import UserError
 from apq.layers import ConvLayer, first_layers, last_layers, searchable_layers
 from apq.presets import APQ_IMAGENET, DIGITS
+from apq.space import FULL_PRECISION
 from lut import bitfusion, table
 from lut.__main__ import main
 from lut.accelerator import Accelerator
+from lut.bit_serial import BitSerial
 from lut.bitfusion import BitFusion
 from lut.cost_model import cost_model_from_flags
+from lut.layer_rows import values_of
 
 LAYERS = [
     ConvLayer(24, 96, 14, 1, 1, 1, 8, 8),
@@ -102,6 +105,27 @@ def test_price_equals_the_model_cold_and_cached(no_model):
     no_model()
     np.testing.assert_array_equal(BitFusion().price(LAYERS), expected)
     np.testing.assert_array_equal(BitFusion().price([LAYERS[2]] * 2), expected[[2, 2]])
+
+
+@pytest.mark.parametrize("model", [BitFusion(), BitSerial()], ids=["bitfusion", "bit-serial"])
+def test_rows_cost_what_their_layers_cost(model):
+    rows = np.array([values_of(layer) for layer in [*LAYERS, LAYERS[0]]])
+    expected = model.price([*LAYERS, LAYERS[0]])
+    np.testing.assert_array_equal(model.price_rows(rows), expected)
+    full = [replace(layer, w_bits=FULL_PRECISION) for layer in LAYERS]  # counts as the most bits
+    np.testing.assert_array_equal(model.price_rows(np.array([values_of(layer) for layer in full])), model.price(full))
+    rows[1, 6] = 9  # more than the accelerator has
+    found = model.price_rows(rows)
+    assert np.isinf(found[1, 0])
+    np.testing.assert_array_equal(np.delete(found, 1, axis=0), np.delete(expected, 1, axis=0))
+
+
+def test_rows_are_cached_with_the_layers(monkeypatch):
+    rows = np.array([values_of(layer) for layer in LAYERS])
+    expected = BitFusion().price_rows(rows)
+    monkeypatch.setattr(bitfusion, "solve", None)  # whatever is computed now is an error
+    np.testing.assert_array_equal(BitFusion().price_rows(rows[::-1]), expected[::-1])
+    np.testing.assert_array_equal(BitFusion().price(LAYERS), expected)
 
 
 def test_price_of_no_layers():

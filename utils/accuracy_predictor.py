@@ -7,7 +7,9 @@ transferred to quantized ones, which are expensive to measure, by adding an inpu
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,6 +29,7 @@ from utils.encoding_layout import chooses_as_qfa
 
 CHUNK = 1024  # most candidates at a time: their activations (1.6 MB a layer) stay in cache
 FEWEST = 256  # candidates at a time where there are as many: fewer would not pay for reading the weights
+GPU_CHUNK = 1 << 15  # candidates at a time on a GPU: 52 MB a layer
 MOST_ROWS_A_TABLE = 256
 
 
@@ -75,21 +78,22 @@ class AccuracyPredictor(nn.Module):
         """(n,) float32 accuracies of a gene matrix. Each call folds the weights: for many calls, call `fast()` once."""
         return self.fast()(genes)
 
-    def fast(self) -> FastPredictor:
+    def fast(self, device: torch.device | str = "cpu") -> FastPredictor:
         """The predictor with its present weights folded for speed. It does not follow later changes of the weights."""
-        return FastPredictor(self)
+        return FastPredictor(self, torch.device(device))
 
 
 class FastPredictor:
     """An `AccuracyPredictor` whose first layer is a gather of rows: genes `(n, genes)` -> float32 `(n,)`.
 
     A one-hot vector times a matrix is a sum of rows. The rows of a slot's kernel and mid channels are summed in
-    advance, and so are those of its bits. A candidate then sums two rows a slot, not six.
+    advance, and so are those of its bits. A candidate then sums two rows a slot, not six. It computes on `device`, on
+    a CPU on as many threads as torch has.
     """
 
-    def __init__(self, predictor: AccuracyPredictor) -> None:
+    def __init__(self, predictor: AccuracyPredictor, device: torch.device) -> None:
         space, converter = predictor.space, predictor.converter
-        weights = {name: value.detach().float().cpu().clone() for name, value in predictor.state_dict().items()}
+        weights = {name: value.detach().float().to(device, copy=True) for name, value in predictor.state_dict().items()}
         first, first_bias = weights["layers.0.0.weight"].T, weights["layers.0.0.bias"]  # (half_dim, hidden), (hidden,)
         if predictor.quantize:
             first = torch.cat([first, weights["quantize_fc.weight"].T])  # (full_dim, hidden)
@@ -108,7 +112,9 @@ class FastPredictor:
 
         groups = [("ks", "e"), *(_kind_groups(space) if predictor.quantize else [])]
         self._tables = GeneTables(space, groups)
-        self._rows = torch.zeros(self._tables.size + 1, predictor.hidden)  # the last row is for idle slots
+        self._rows = torch.zeros(
+            self._tables.size + 1, predictor.hidden, device=device
+        )  # the last row is for idle slots
         for group, slot, shape, place in self._tables:
             rows = self._rows[place].view(*shape, -1)
             for axis, what in enumerate(groups[group]):
@@ -133,12 +139,15 @@ class FastPredictor:
 
     def __call__(self, genes: np.ndarray) -> np.ndarray:
         """(n,) float32 accuracies of a gene matrix."""
-        out = torch.empty(len(genes))
+        out = torch.empty(len(genes), device=self._rows.device)
+        if out.is_cuda:
+            self._predict_chunks(genes, iter(range(0, len(genes), GPU_CHUNK)), GPU_CHUNK, out)
+            return out.cpu().numpy()
         # Two chunks if possible. They do not depend on the number of threads, so that the last digits do not.
         size = min(max(-(-len(genes) // 2), FEWEST), CHUNK)
         starts = range(0, len(genes), size)
-        with one_thread_an_operation() as n_threads, ThreadPoolExecutor(n_threads) as pool:
-            left = iter(starts)  # shared: whoever is ready takes the next chunk
+        with one_thread_an_operation() as n_threads:
+            left, pool = iter(starts), _threads(n_threads)  # whoever is ready takes the next chunk
             others = [pool.submit(self._predict_chunks, genes, left, size, out) for _ in starts[1:n_threads]]
             self._predict_chunks(genes, left, size, out)
             for other in others:
@@ -148,13 +157,13 @@ class FastPredictor:
     def _predict_chunks(self, genes: np.ndarray, starts: Iterator[int], size: int, out: Tensor) -> None:
         with torch.inference_mode():
             # Two buffers hold all products: new memory for each would take as long as a layer.
-            buffers = torch.empty(2, min(size, len(genes)), self._rows.shape[1])
+            buffers = torch.empty(2, min(size, len(genes)), self._rows.shape[1], device=out.device)
             for start in starts:
                 chunk = genes[start : start + size]
                 self._predict(chunk, buffers[:, : len(chunk)], out[start : start + size])
 
     def _predict(self, genes: np.ndarray, buffers: Tensor, out: Tensor) -> None:
-        architecture, *policy = torch.from_numpy(self._tables.index(genes))  # each (n, slots)
+        architecture, *policy = torch.from_numpy(self._tables.index(genes)).to(out.device)  # each (n, slots)
         x = F.embedding_bag(architecture, self._rows, mode="sum")  # (n, hidden)
         if self._resolution_rows is not None:
             x += self._resolution_rows[_index(genes[:, -1])]
@@ -177,6 +186,15 @@ class FastPredictor:
 def _index(genes: np.ndarray) -> Tensor:
     """A column of genes, which may be small integers, as an index for torch."""
     return torch.from_numpy(genes.astype(np.int64))
+
+
+@functools.lru_cache(maxsize=1)
+def _threads(n: int) -> ThreadPoolExecutor:
+    """Up to `n` threads. They stay, because starting them takes as long as scoring 40 candidates."""
+    return ThreadPoolExecutor(n)
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a process that is forked has none of the threads
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from apq.device import resolve_device
 from apq.experiment import get_experiment
 from apq.files import SAVE_SECONDS
 from apq.resume import Resume
@@ -20,6 +21,7 @@ from methods.search.predicted import (
     beside_prediction,
     load_quantized_predictor,
     recorded_scores,
+    scorer,
     warn_of_missing_supernet,
 )
 from report.plots import plot_history
@@ -37,9 +39,8 @@ def search(args: argparse.Namespace) -> None:
     check_priced(space, cost_model)
     warn_of_missing_supernet(args.acc_predictor_dir)
     cost = PopulationCost(space, args.type, cost_model, args.scope or space.budget_scope)
-    finder = EvolutionFinder(
-        space, predictor.fast(), cost.predict, args.constraint, config, cost.cheapest_genes(), cost.unit
-    )
+    accuracy = scorer(predictor, resolve_device(args.device), config.population)
+    finder = EvolutionFinder(space, accuracy, cost.predict, args.constraint, config, cost.cheapest_genes(), cost.unit)
     settings = {"constraint": args.constraint, "type": args.type, "scope": cost.scope, "evolution": asdict(config)}
     asked = asked_of(settings, predictor, cost_model)
     resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, every_s=SAVE_SECONDS)

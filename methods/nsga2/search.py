@@ -43,6 +43,7 @@ from methods.search.predicted import (
     beside_prediction,
     load_quantized_predictor,
     recorded_scores,
+    scorer,
     warn_of_missing_supernet,
 )
 from report.plots import plot_predicted_front
@@ -114,8 +115,9 @@ def search(args: argparse.Namespace, experiment: Experiment) -> tuple[Front, Sea
     settings = {"objectives": list(names), "nsga2": asdict(config)}
     asked = asked_of({**settings, "scope": scope}, predictor, cost_model)
     resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, every_s=SAVE_SECONDS)
+    accuracy = scorer(predictor, resolve_device(args.device), config.population)
     objectives = [
-        Objective(name=ACCURACY, score=predictor.fast(), maximise=True),
+        Objective(name=ACCURACY, score=accuracy, maximise=True),
         *(Objective(name=k, score=c.predict, unit=c.unit, cheapest=c.cheapest_genes()) for k, c in costs.items()),
     ]
     with Progress(what="search", total=config.generations, unit="generation") as bar:

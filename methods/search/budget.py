@@ -91,7 +91,7 @@ def fill(
     grow when few candidates of a round fit. After `max_rounds` rounds there may be fewer than `n`, or none; the caller
     decides whether that is an error.
     """
-    genes, costs, found, size = [], [], 0, 2 * n
+    genes, costs, found, size = [], [], 0, 3 * n // 2
     for number in range(max_rounds):
         before, n_proposed = found, 0
         for start in range(0, size, CHUNK):

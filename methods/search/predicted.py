@@ -6,6 +6,8 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
 from apq.checkpoint import digest
 from apq.errors import UserError
 from apq.files import Record
@@ -14,10 +16,11 @@ from apq.search_result import SearchResult
 from apq.space import space_to_dict
 from lut.cost_model import CostModel
 from report.search_report import Heading
-from utils.accuracy_predictor import AccuracyPredictor
+from utils.accuracy_predictor import AccuracyPredictor, FastPredictor
 from utils.predictor_files import load_predictor, load_scores
 from utils.predictor_scores import cautions, scores_from_record
 
+FEWEST_ON_GPU = 256  # candidates a generation: two cores score them in 1.4 ms, more than the launches of a GPU take
 SCORES = "predictor_scores"  # key of a search's settings: what held-out pairs say about its predictor
 
 
@@ -27,6 +30,11 @@ def load_quantized_predictor(folder: Path) -> AccuracyPredictor:
     if not predictor.quantize:
         raise UserError(f"{folder}/acc_quant.pt is a float predictor: it ignores the bits")
     return predictor
+
+
+def scorer(predictor: AccuracyPredictor, device: torch.device, population: int) -> FastPredictor:
+    """The predictor for a search with this population, on a GPU where that is faster: not for a few candidates."""
+    return predictor.fast(device if population >= FEWEST_ON_GPU else "cpu")
 
 
 def recorded_scores(folder: Path) -> Record:

@@ -31,6 +31,7 @@ from methods.search import evolution_finder
 from methods.search.bit_environment import BudgetError
 from methods.search.bit_search import FoundPolicy, Task, environment_of, make_task, search_bits
 from methods.search.episodes import Found
+from methods.search.predicted import scorer
 from methods.search.settings import PolicySearch
 from methods.sequential.architecture import search_architecture, subnet_cost
 from methods.sequential.config import SequentialConfig
@@ -182,7 +183,8 @@ class _Run:
 
     def architecture(self) -> State:
         """Run the first stage and return its result as plain data. It takes seconds and keeps no state."""
-        accuracy, space = self.parts.predictor.fast(), self.parts.space
+        space, population = self.parts.space, self.config.architecture.evolution.population
+        accuracy = scorer(self.parts.predictor, self.session.device, population)
         found = search_architecture(
             space,
             accuracy,
