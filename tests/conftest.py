@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+import torch
 from few_images import FEW_DIGITS
 from preloaded import Preloaded
 
@@ -63,6 +64,14 @@ def _private_cache(tmp_path_factory, monkeypatch):
     own = tmp_path_factory.getbasetemp()
     root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     monkeypatch.setenv("APQ_CACHE", str(root / "cache"))
+
+
+@pytest.fixture
+def torch_threads():
+    """For tests of what sets the number of torch's threads: afterwards it is as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
