@@ -100,6 +100,18 @@ def test_rows_are_medians_without_the_time_of_a_call(clock, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.json"]
 
 
+def test_a_call_that_noise_met_takes_no_longer_than_the_fastest_layer(clock, tmp_path, monkeypatch):
+    known_ms = device_table.median_ms
+    monkeypatch.setattr(device_table, "median_ms", lambda *run: 50.0 if not clock[-1] else known_ms(*run))
+    facts = measure(DIGITS, CLOCK, tmp_path / "table.json", effort=TINY)
+    priced = layers_of(DIGITS, largest_subnet(DIGITS))
+    macs = [layer.macs for layer in priced]
+    fewest = min(layer.macs for layer in priced_layers(DIGITS).values())
+    assert facts["call_ms"] == pytest.approx(0.005 + fewest * 1e-6)
+    of_table = table.load(tmp_path / "table.json").price(priced)[:, 0]
+    assert of_table == pytest.approx([(of - fewest) * 1e-6 for of in macs], abs=1e-6)
+
+
 def test_full_precision_is_timed_in_floating_point(clock, tmp_path):
     def timed(device):
         clock.clear()
