@@ -18,14 +18,13 @@ from pathlib import Path
 
 from apq.cli import MOST_BATCH, Parser, at_least, run
 from apq.errors import UserError
-
-SUFFIXES = {"onnx": ".onnx", "onnx-integer": ".onnx", "qonnx": ".onnx", "packed": ".safetensors"}  # of --out
+from apq.manifest import EXPORTED
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--exp_dir", type=Path, default=Path("exps/test"), help="folder of the experiment")
-    parser.add_argument("--format", choices=tuple(SUFFIXES), nargs="+", default=["onnx"], help="forms to write")
+    parser.add_argument("--format", choices=tuple(EXPORTED), nargs="+", default=["onnx"], help="forms to write")
     parser.add_argument(
         "--weights",
         choices=("int8", "packed"),
@@ -64,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if args.out and len(args.format) > 1:
         raise UserError("--out is the file of one form: give one --format, or leave --out out")
-    if args.out and args.out.suffix != (suffix := SUFFIXES[args.format[0]]):
+    if args.out and args.out.suffix != (suffix := Path(EXPORTED[args.format[0]]).suffix):
         raise UserError(f"--out {args.out}: the form {args.format[0]} is a file that ends with {suffix}")
     from export.command import export_experiment  # imports torch, which --help need not wait for
 

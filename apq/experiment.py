@@ -14,19 +14,13 @@ from typing import Any, TypeVar
 from apq.errors import UserError
 from apq.files import check_writable, read_json
 from apq.lock import Lock, identity, locked, real
-from apq.manifest import Contents, add, contents_of, listed_files, seal
+from apq.manifest import EXPORTED, Contents, add, contents_of, listed_files, seal
 from apq.names import plain_name
 from apq.space import SearchSpace
 from apq.staging import carry_over, link_into, put_in_place, remove, restore, stage, staged, unlink
 from apq.subnet import Subnet, subnet_from_spec
 
 MOST_NAMED = 3  # files that a message names
-EXPORTED = {  # by form: what export.py writes
-    "onnx": "model.onnx",
-    "onnx-integer": "model.integer.onnx",
-    "qonnx": "model.qonnx.onnx",
-    "packed": "model.safetensors",
-}
 READS, PAUSE_S = 50, 0.02  # of an experiment that is replaced meanwhile
 
 T = TypeVar("T")

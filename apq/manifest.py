@@ -20,6 +20,12 @@ from apq.leftovers import is_temporary
 from apq.model_folder import MODEL_FILES
 
 CONFIG, MADE_BY, ARCH, KEY = "config.json", "made_by.json", "arch", "files"
+EXPORTED = {  # by form: what export.py writes
+    "onnx": "model.onnx",
+    "onnx-integer": "model.integer.onnx",
+    "qonnx": "model.qonnx.onnx",
+    "packed": "model.safetensors",
+}
 CHECKPOINTS = "checkpoint"  # the one folder inside an experiment
 FINETUNED = ("acc", f"{CHECKPOINTS}/model_best.pth.tar")
 FINETUNE_STATE = f"{CHECKPOINTS}/checkpoint.pth.tar"

@@ -23,10 +23,11 @@ from apq.checkpoint import digest
 from apq.cli import table
 from apq.errors import UserError
 from apq.exits import FAULT
-from apq.experiment import EXPORTED, Experiment
+from apq.experiment import Experiment
 from apq.files import atomic_open, check_new
 from apq.layers import ConvLayer, layers_of
 from apq.lock import identity
+from apq.manifest import EXPORTED
 from apq.policy import priced_layers
 from dataset import names_of_outputs
 from dataset.splits import ImageSpec, Splits, make_loader

@@ -87,6 +87,14 @@ def _gpu_is_asked_for(request):
         pytest.fail("this test uses CUDA and is not marked gpu")
 
 
+@pytest.fixture
+def torch_threads():
+    """For tests of what sets the number of torch's threads: afterwards it is as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def preloaded():
     """Runs command lines in processes of their own that need not import anything."""

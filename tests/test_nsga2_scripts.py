@@ -127,6 +127,15 @@ def test_a_later_pick_needs_no_search(here, searches, capsys):
     assert len(searches) == 1
 
 
+def test_a_pick_removes_the_exported_files_of_the_subnet_before(here):
+    search([*FLAGS, "--exp_name", "a"])
+    with Experiment(here / "exps/a").adding("model.onnx") as file:
+        file.write_bytes(b"exported")
+    search(["--mode", "nsga2", "--exp_name", "a", "--pick", "latency<=0.03"])
+    assert not (here / "exps/a/model.onnx").exists()
+    assert "model.onnx" not in read_json(here / "exps/a/config.json")["files"]
+
+
 def test_picks_into_another_experiment(here, searches):
     search([*FLAGS, "--exp_name", "a", "--scope", "published"])
     search(["--mode", "nsga2", "--front", "exps/a", "--exp_name", "b"])

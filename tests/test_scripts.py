@@ -13,6 +13,7 @@ from conftest import ROOT, script
 from few_images import N_TEST
 
 from apq.errors import UserError
+from apq.experiment import Experiment
 from apq.files import read_json, read_jsonl, write_json
 from apq.presets import DIGITS
 from apq.resume import Resume
@@ -159,6 +160,8 @@ def test_a_finetune_is_replaced_only_by_a_finished_one(here, monkeypatch):
     quant_aware(["--exp_name", "twice", "--recipe", "tiny"])
     folder = here / "exps/twice"
     before = [(folder / name).read_bytes() for name in ("acc", "checkpoint/model_best.pth.tar")]
+    with Experiment(folder).adding("model.onnx") as exported:
+        exported.write_bytes(b"of the weights before")
     again = ["--exp_name", "twice", "--overwrite", "--lr", "0.05", "--epochs", "3"]
     save = Resume.save
 
@@ -171,6 +174,7 @@ def test_a_finetune_is_replaced_only_by_a_finished_one(here, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             quant_aware(again)
     assert before == [(folder / name).read_bytes() for name in ("acc", "checkpoint/model_best.pth.tar")]
+    assert exported.exists()
     (folder / "acc").unlink()
     with pytest.raises(UserError, match="another finetune"):
         quant_aware(["--exp_name", "twice"])
@@ -180,6 +184,7 @@ def test_a_finetune_is_replaced_only_by_a_finished_one(here, monkeypatch):
     quant_aware(again)
     assert epochs == [1, 2]  # it continued
     assert (folder / "checkpoint/model_best.pth.tar").read_bytes() != before[1]
+    assert not exported.exists()  # it would be another network
 
 
 @pytest.mark.parametrize(
