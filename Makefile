@@ -80,7 +80,8 @@ gpu-benchmarks: $(VENV)/installed
 	$(STEP) --amp --batch_size 128 --steps 20 --space oqa-mbv2
 	$(STEP) --amp --batch_size 128 --steps 20 --space oqa-mbv3
 	$(STEP) --amp --batch_size 128 --steps 20 --space qfa-mbv3
-	$(STEP) --amp --batch_size 128 --steps $(RANDOM_STEPS) --space oqa-mbv3 --quantizers fused
+	$(STEP) --amp --batch_size 128 --steps $(RANDOM_STEPS) --space oqa-mbv3 --way kernels
+	$(STEP) --amp --batch_size 128 --steps $(RANDOM_STEPS) --space oqa-mbv3 --way plans
 	$(PY) benchmarks/convolution_plans.py --device cuda --amp
 
 clean:

@@ -7,8 +7,9 @@ largest as the teacher. It is compared with a float step of the largest subnet.
 
 A GPU takes long over the first convolutions of a new shape, and most random subnets have new ones. So all steps are
 taken twice, with the same subnets. "First" is the very first one, "new" the mean of the others at first, "steady" the
-median of the second time. On a GPU the fused kernels of quantizers are timed, then the pure functions on the same
-subnets, whose shapes are no longer new; --quantizers chooses one of the two.
+median of the second time. On a GPU three ways are timed, on the same subnets: "kernels" is the default, with fused
+quantizers and convolutions without plans in supernets; "plans" has cuDNN's convolutions, "pure" the pure functions of
+quantizers too. Shapes are new to the first way alone; --way chooses one.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from apq.genes import largest_subnet, smallest_subnet
 from apq.presets import get_space
 from apq.space import SearchSpace
 from benchmarks.machine import describe
+from elastic_nn.modules import convolution
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
 from elastic_nn.quantizers import BATCHQUANT, LINEAR, LSQ, QuantScheme, fused
 from elastic_nn.training.engine import Choose, Training, to_device, train_one_epoch
@@ -55,9 +57,10 @@ LIMITS = {  # of ratios by schemes and subnets, on a CPU and on a GPU
     ("lsq", "sandwich of 4"): (4.5, 4.5),
     ("batchquant", "sandwich of 6"): (None, 7),
 }
+WAYS = {"kernels": (True, True), "plans": (True, False), "pure": (False, False)}  # fused quantizers, no plans
 TITLES = (
     "subnet",
-    "quantizers",
+    "way",
     "float alone, ms",
     "quantized, ms",
     "ratio",
@@ -88,9 +91,7 @@ def build_parser() -> Parser:
     parser.add_argument("--side", type=at_least(8), help="side of the images in pixels (default: the space's largest)")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when present")
-    parser.add_argument(
-        "--quantizers", choices=("fused", "pure"), help="time only the fused kernels, or only the pure functions"
-    )
+    parser.add_argument("--way", choices=tuple(WAYS), help="time this way only (default: all that the device has)")
     parser.add_argument(
         "--processor_time", action="store_true", help="on a busy machine: time of this process's threads, on a CPU"
     )
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     device, space = resolve_device(args.device), get_space(args.space)
     if args.processor_time and device.type != "cpu":
         raise UserError("--processor_time: the work of a GPU takes none; leave it out")
-    ways, clock = ways_of(device, args.quantizers), time.process_time if args.processor_time else time.perf_counter
+    ways, clock = ways_of(device, args.way), time.process_time if args.processor_time else time.perf_counter
     print(describe(), f"\n{device}, batch {args.batch_size}, {args.steps} steps each, in turns")
     side = args.side or space.resolutions[-1]
     print(f"{space.name}, {side} pixels, {'bfloat16 autocast' if args.amp else 'float32'}")
@@ -112,18 +113,19 @@ def main(argv: list[str] | None = None) -> None:
     labels = torch.randint(space.n_classes, (args.batch_size,), device=device)
     for pair in pairs_of(space, images, labels, args.amp):
         for way in ways:
-            with fused.switched(way == "fused"):
+            is_fused, is_planless = WAYS[way]
+            with fused.switched(is_fused), convolution.switched(is_planless):
                 first, again = (timed_pass(pair, args.steps, device, clock) for _ in range(2))
             print(row_of(pair, way, first if way == ways[0] else None, again, images), flush=True)
 
 
 def ways_of(device: torch.device, only: str | None) -> tuple[str, ...]:
-    """How quantizers compute, in the order of measurement. UserError where the fused kernels do not run."""
+    """Names of ways, in the order of measurement. UserError where the kernels do not run."""
     with fused.switched(True):
         runs = fused.runs_on(torch.ones(1, device=device))
-    if only == "fused" and not runs:
-        raise UserError(f"--quantizers fused: the fused kernels do not run on {device}")
-    return (only,) if only else (("fused", "pure") if runs else ("pure",))
+    if only not in (None, "pure") and not runs:
+        raise UserError(f"--way {only}: the kernels do not run on {device}")
+    return (only,) if only else (tuple(WAYS) if runs else ("pure",))
 
 
 def timed_pass(pair: Pair, steps: int, device: torch.device, clock: Clock) -> tuple[list[float], list[float]]:

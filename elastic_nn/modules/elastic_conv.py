@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elastic_nn.modules.convolution import convolve
 from elastic_nn.modules.elastic_norm import first
 from elastic_nn.modules.quant_layers import QuantizedLayer
 from elastic_nn.quantizers import QuantScheme
@@ -76,12 +77,11 @@ class ElasticConv2d(QuantizedLayer, nn.Module):
         return w
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, D, ceil(H / stride), ceil(W / stride))
-        channels, w = x.size(1), self.active_weight(x.size(1))
+        w = self.active_weight(x.size(1))
         if self.whole_filters:  # QFA quantizes before it slices: the gradient of a step counts all channels
             self.weight_quant.share = w.size(0) * w.size(1) / (self.weight.size(0) * self.weight.size(1))
         w = self.weight_quant(w)
-        groups = channels if self.depthwise else 1
-        return F.conv2d(self.act_quant(x), w, None, self.stride, w.size(-1) // 2, groups=groups)
+        return convolve(self.act_quant(x), w, stride=self.stride, depthwise=self.depthwise)
 
     def extra_repr(self) -> str:
         return f"kernel={self.active_kernel} of {self.kernel_sizes}, out={self.active_out}, stride={self.stride}"

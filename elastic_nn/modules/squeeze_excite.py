@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apq.layers import squeezed_channels
+from elastic_nn.modules.convolution import convolve
 from elastic_nn.modules.elastic_norm import first
 
 
@@ -51,4 +52,4 @@ class _FirstChannels(nn.Conv2d):
     def forward(self, x: Tensor, out_channels: int) -> Tensor:  # (N, C, 1, 1) -> (N, D, 1, 1)
         weight = first(self.weight, out_channels)
         weight = weight if weight.size(1) == x.size(1) else weight[:, : x.size(1)]
-        return F.conv2d(x, weight, first(self.bias, out_channels))
+        return convolve(x, weight, first(self.bias, out_channels))

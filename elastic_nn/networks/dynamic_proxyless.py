@@ -14,6 +14,7 @@ from apq.genes import largest_subnet, sample, subnets_of, with_highest_bits
 from apq.presets import published_space
 from apq.space import SearchSpace
 from apq.subnet import Subnet, architecture_of, policy_of, subnet_from_spec
+from elastic_nn.modules.convolution import without_plans
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
 from elastic_nn.networks.checkpoint_layout import from_published, to_published
 from elastic_nn.networks.mbconv_net import MBConvNet, supernet_blocks
@@ -54,6 +55,10 @@ class DynamicProxylessNASNets(MBConvNet):
         self.dropout.p = dropout_rate
         self.space, self.active = space, largest_subnet(space)
         self.activate(self.active)
+
+    @without_plans()
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, classes), by the active subnet
+        return super().forward(x)
 
     def activate(self, subnet: Subnet) -> None:
         """Run as this subnet from now on. It must be a canonical one of the network's space."""

@@ -15,6 +15,7 @@ from apq.space import SearchSpace
 from apq.strata import PairStrata, draw_in_strata
 from apq.subnet import Subnet
 from dataset.pairs import PairStore
+from elastic_nn.modules.convolution import without_plans
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.supernet_file import with_quantizers
@@ -36,6 +37,7 @@ def pair_subnet(
     return subnets_of(space, genes if quantized else with_highest_bits(space, genes))[0]
 
 
+@without_plans()
 def subnet_top1(
     supernet: DynamicProxylessNASNets, subnet: Subnet, session: Session, images: Dataset, recalibration_images: int
 ) -> float:
@@ -51,6 +53,7 @@ def subnet_top1(
     return evaluate(net, loader, session.device, execution=session.execution).top1
 
 
+@without_plans()
 def short_finetune_top1(
     supernet: DynamicQuantizedProxylessNASNets, subnet: Subnet, session: Session, recipe: Recipe
 ) -> float:
