@@ -50,6 +50,7 @@ from utils.predictor_files import load_predictor
 from utils.predictor_training import PredictorConfig, train_predictor
 
 BAND = 0.9  # a random subnet costs at least this share of its budget
+KINDS = ("searched", "random")
 QUANTILES = (0.1, 0.3, 0.6)  # budgets, as quantiles of the latency of random subnets
 
 
@@ -171,15 +172,16 @@ def report(records: list[dict[str, object]], seeds: list[int], budgets: list[flo
             here = [r for r in records if r["seed"] == seed and r["budget"] == budget]
             by = {
                 (kind, what): np.array([r[what] for r in here if r["kind"] == kind])
-                for kind in ("searched", "random")
+                for kind in KINDS
                 for what in ("latency_ms", "test", "hard")
             }
-            ms = [f"{by[kind, 'latency_ms'].mean():.5f}" for kind in ("searched", "random")]
+            ms = [f"{of.mean():.5f}" if len(of) else "" for of in (by[kind, "latency_ms"] for kind in KINDS)]
             cells = []
             for what in ("test", "hard"):
-                chance = by["random", what]
+                searched, chance = (by[kind, what] for kind in KINDS)
                 n = f", n = {len(chance)}" if what == "test" else ""
-                cells += [f"{by['searched', what].mean():.2%}", f"{chance.mean():.2%} ({chance.std():.2%}{n})"]
+                cells.append(f"{searched.mean():.2%}" if len(searched) else "")
+                cells.append(f"{chance.mean():.2%} ({chance.std():.2%}{n})" if len(chance) else "")
             print(f"| {seed} | {budget:g} | " + " | ".join([*ms, *cells]) + " |")
 
 
