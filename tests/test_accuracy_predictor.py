@@ -96,7 +96,7 @@ def test_fast_in_chunks_and_threads_is_the_same_function(monkeypatch):
     assert torch.get_num_threads() == n_threads
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @spaces
 def test_a_gpu_predicts_the_same(space):
     predictor, genes = filled(AccuracyPredictor(space, 50), 1), sample(space, 300, np.random.default_rng(0))

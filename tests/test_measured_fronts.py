@@ -164,6 +164,22 @@ def test_points_are_measured_after_a_finetune(here, monkeypatch):
     assert measured_of("a") == measured
 
 
+def test_a_deterministic_measurement_is_another_one(here, monkeypatch):
+    found = []
+
+    def top1(*args):
+        found.append(torch.are_deterministic_algorithms_enabled())
+        return 0.5
+
+    monkeypatch.setattr("methods.search.measurement.Measurement.top1", top1)
+    search([*SEARCH, "--exp_name", "a", *AS_THEY_ARE, "1", "--deterministic"])
+    assert found == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(UserError, match="measured in another way: deterministic was given, is not"):
+        search(["--mode", "nsga2", "--exp_name", "a", *AS_THEY_ARE, "2"])
+    assert found == [True]
+
+
 def test_a_killed_measurement_continues(here, monkeypatch, capsys):
     search([*SEARCH, "--exp_name", "whole", *AS_THEY_ARE, "3"])
     appended, real = [], EvaluatedStore.append
@@ -235,6 +251,7 @@ def test_impossible_measured_values_are_told(here, value):
         ([*SEARCH, "--measure", "some"], "'some'"),
         ([*SEARCH, "--finetune_epochs", "1"], "belong to --measure"),
         ([*SEARCH, "--recipe", "tiny"], "belong to --measure"),
+        ([*SEARCH, "--deterministic"], "belong to --measure"),
         (["--mode", "nsga2", "--acc_predictor_dir", "digits", "--measure", "2"], "float supernet.* --finetune_epochs"),
         (["--mode", "nsga2", "--acc_predictor_dir", "other", "--measure", "2"], "is not the supernet that the predict"),
         (["--mode", "nsga2", "--exp_name", "typo", "--pick", "latency<=1", "--measure", "2"], "has no front to pick"),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from apq.cli import MOST, MOST_CANDIDATES, Parser, at_least
+from apq.cli import MOST, MOST_CANDIDATES, Parser, add_deterministic_flag, at_least
 from lut.costs import UNITS
 from methods.nsga2.config import NSGA2S, OBJECTIVES, Nsga2Config
 from methods.search.flags import add_image_flags, add_models_flag, add_preset_flag, add_scope_flag, mode_parser
@@ -45,6 +45,7 @@ def build_parser() -> Parser:
         help="epochs of a short finetune, as the recipe's of pairs, before each measurement; 0: as they are",
     )
     add_image_flags(measuring)
+    add_deterministic_flag(measuring)
     for flag, instead in (("--type", "--objectives names the costs"), ("--constraint", "--pick gives the bounds")):
         parser.add_argument(flag, type=refused(instead), help=argparse.SUPPRESS)
     group = parser.add_argument_group("NSGA-II")

@@ -45,6 +45,7 @@ class Measuring:
     measurement: Measurement
     most: int
     data: Path | None
+    deterministic: bool = False
 
     @functools.cached_property
     def record(self) -> Record:
@@ -56,6 +57,7 @@ class Measuring:
             "images": measurement.splits.source,
             "recalibration_images": measurement.recalibration_images,
             "finetune": measurement.finetune and measurement.finetune.record(),
+            **({"deterministic": True} if self.deterministic else {}),  # records of before have none
         }
 
     def differs(self, result: SearchResult) -> str:
@@ -96,7 +98,7 @@ def load_measuring(args: argparse.Namespace, origin: Experiment | None) -> Measu
         device=device,
         finetune=short,
     )
-    return Measuring(measurement=measurement, most=args.measure, data=data)
+    return Measuring(measurement=measurement, most=args.measure, data=data, deterministic=args.deterministic)
 
 
 def measured_front(

@@ -20,6 +20,7 @@ from apq.search_result import SearchResult, SubnetChoice
 from dataset.imagenet import report_unreadable
 from elastic_nn.training.distributed import by_first, joined
 from elastic_nn.training.progress import Progress
+from elastic_nn.training.session import Execution
 from lut.cost_model import CostModel, cost_model_from_flags, cost_model_from_record
 from lut.costs import UNITS, check_priced
 from lut.population import PopulationCost
@@ -55,10 +56,10 @@ CONFIG_FLAGS = ("population", "generations", "crossover_prob", "mutation_prob")
 
 def search_or_pick(args: argparse.Namespace) -> None:
     """Search a front, or load one; pick a point, measure points, record, print. The processes share the measuring."""
-    if args.measure is None and (args.finetune_epochs or args.recipe or args.data):
-        raise UserError("--finetune_epochs, --recipe and --data belong to --measure")
+    if args.measure is None and (args.finetune_epochs or args.recipe or args.data or args.deterministic):
+        raise UserError("--finetune_epochs, --recipe, --data and --deterministic belong to --measure")
     experiment = get_experiment(args.exp_name, args.exp_dir)
-    with joined(resolve_device(args.device)) as execution:
+    with joined(resolve_device(args.device), Execution(deterministic=args.deterministic)) as execution:
         origin = by_first(lambda: origin_of_front(args, experiment), execution)
         measuring = None if args.measure is None else load_measuring(args, origin)
 

@@ -13,6 +13,7 @@ from apq.files import Record
 from apq.genes import genes_of, subnets_of
 from apq.subnet import Subnet
 from dataset.splits import Splits, make_loader
+from elastic_nn.modules.convolution import without_plans
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
 from elastic_nn.training.distributed import check_agreement, wait
@@ -55,6 +56,7 @@ class Measurement:
         """The subnet, ready to run, not finetuned."""
         return quantized_subnet(self.supernet, subnet, self.splits, self.recalibration_images, self.device)
 
+    @without_plans()
     def top1(self, subnet: Subnet) -> float:
         """Top-1 of the subnet on the validation images. A finetune has a seed of its own for each subnet."""
         if (short := self.finetune) is not None:
@@ -88,8 +90,7 @@ def measure(
         execution,
     )
     rows = range(len(subnets)) if wanted is None else wanted
-    # By resolution, because loaders with worker processes are kept for the latest few resolutions only.
-    missing = sorted((i for i in rows if i not in done), key=lambda i: subnets[i].resolution)
+    missing = [i for i in rows if i not in done]
     before = (len(rows) - len(missing)) // execution.world_size
     missing = missing[execution.rank :: execution.world_size]
     total = before + len(missing)
