@@ -70,6 +70,23 @@ GLYPHS = replace(
     recipe="glyphs",
 )
 
+# Photographs of clothes. BitFusion computes 2, 4 and 8 bits as they are: few bits save much, and cost accuracy.
+FASHION = replace(
+    DIGITS,
+    name="fashion",
+    dataset="fashion",
+    resolutions=(28,),
+    stages=(
+        Stage(width=8, stride=1, depths=(1, 2, 3)),
+        Stage(width=16, stride=2, depths=(1, 2, 3)),
+        Stage(width=24, stride=2, depths=(1, 2)),
+    ),
+    head_width=64,
+    operands=_apq_operands((2, 4, 8)),
+    forbidden=(),
+    recipe="fashion",
+)
+
 # Widths of first convolution, first block, six stages and last 1x1, by the names that published networks use.
 PUBLISHED_WIDTHS = {
     "proxyless": (32, 16, 24, 40, 80, 96, 192, 320, 1280),
@@ -276,6 +293,7 @@ SPACES = {
     for space in (
         DIGITS,
         GLYPHS,
+        FASHION,
         APQ_IMAGENET,
         OQA_MBV2,
         OQA_MBV3,

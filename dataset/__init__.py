@@ -10,7 +10,7 @@ from apq.errors import UserError
 from apq.files import Record
 from dataset.class_names import names_of_outputs
 from dataset.color_jitter import ColorJitter
-from dataset.table import get_dataset
+from dataset.table import DATASETS, get_dataset
 
 if TYPE_CHECKING:
     from dataset.splits import ImageSpec, Splits
@@ -51,12 +51,16 @@ def load_splits(
 ) -> Splits:
     """The images for a space or a model, at its largest resolution: those of its data set, or of a folder.
 
+    A folder holds the files of the data set, or images in class folders.
+
     Loaders have them at smaller resolutions too. UserError for an unknown data set, and where a folder is needed.
     `color_jitter` and `outputs`, the names of the network's classes, matter for folders alone, see
     `image_folder_splits`. Data sets in memory have their own augmentation, and all classes.
     """
-    row = None if data_dir is not None else get_dataset(spec.dataset)
-    if row is not None and row.folder is None:
+    row = DATASETS.get(spec.dataset) if data_dir is not None else get_dataset(spec.dataset)
+    if row is not None and row.load_files is not None and (data_dir is None or row.is_in(data_dir)):
+        return row.load_files(spec, data_dir)
+    if data_dir is None and row.load is not None:
         return row.load(spec)
     folder = row.folder if data_dir is None else data_dir
     if data_dir is None and not folder.is_dir():

@@ -32,6 +32,7 @@ class Scale:
 PHOTOS = Scale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of all images in folders, as in torchvision
 GLYPHS = Scale((0.263,), (0.165,))  # of all training pixels
 DIGITS = Scale((0.3053,), (0.3760,))  # of all pixels
+FASHION = Scale((0.2860,), (0.3530,))  # of all training pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,13 @@ class DataSet:
         name: the name in the field `dataset` of spaces and models.
         in_channels, n_classes, side: input channels, classes and resolution in pixels of networks by name.
         load: makes the splits for a space or a model, with its channels and at its largest resolution.
+        load_files: the same from files in a folder, which is None unless --data names it.
+        file: one of these files, by which their folder is told from one of images in class folders.
         folder: where the images are, unless --data names another place, of a data set that is a folder.
         recipe: training recipe of networks that have none of their own.
         scale: how its pixels are scaled, as exported networks tell and need; None where it is not known.
 
-    UserError unless there is one of `load` and `folder`.
+    UserError unless there is one of `load`, `load_files` and `folder`.
     """
 
     name: str
@@ -54,19 +57,31 @@ class DataSet:
     n_classes: int
     side: int
     load: Callable[[ImageSpec], Splits] | None = None
+    load_files: Callable[[ImageSpec, Path | None], Splits] | None = None
+    file: str | None = None
     folder: Path | None = None
     recipe: str | None = None
     scale: Scale | None = None
 
     def __post_init__(self) -> None:
-        if (self.load is None) == (self.folder is None):
-            raise UserError(f"data set {self.name!r} needs a function `load` or a folder")
+        if sum(way is not None for way in (self.load, self.load_files, self.folder)) != 1:
+            raise UserError(f"data set {self.name!r} needs a function `load` or `load_files`, or a folder")
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder has the files of this data set, gzipped or not."""
+        return self.file is not None and any((folder / f"{self.file}{end}").exists() for end in ("", ".gz"))
 
 
 def _load_glyphs(spec: ImageSpec) -> Splits:
     from dataset.glyphs import glyphs_splits
 
     return glyphs_splits(spec)
+
+
+def _load_fashion(spec: ImageSpec, folder: Path | None) -> Splits:
+    from dataset.fashion import fashion_splits
+
+    return fashion_splits(spec, folder)
 
 
 def _load_digits(spec: ImageSpec) -> Splits:
@@ -81,6 +96,16 @@ DATASETS = {
     for row in (
         DataSet(name="imagenet", in_channels=3, n_classes=1000, side=224, folder=IMAGENET, scale=PHOTOS),
         DataSet(name="glyphs", in_channels=1, n_classes=62, side=32, load=_load_glyphs, recipe="glyphs", scale=GLYPHS),
+        DataSet(
+            name="fashion",
+            in_channels=1,
+            n_classes=10,
+            side=28,
+            load_files=_load_fashion,
+            file="t10k-labels-idx1-ubyte",
+            recipe="fashion",
+            scale=FASHION,
+        ),
         DataSet(name="digits", in_channels=1, n_classes=10, side=32, load=_load_digits, recipe="digits", scale=DIGITS),
     )
 }

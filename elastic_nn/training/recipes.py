@@ -9,7 +9,13 @@ from apq.errors import UserError
 from apq.presets import find_preset
 from apq.space import SearchSpace
 from dataset.table import DATASETS
-from elastic_nn.training.apq_recipes import APQ_IMAGENET_RECIPE, DIGITS_RECIPE, GLYPHS_RECIPE, TINY_RECIPE
+from elastic_nn.training.apq_recipes import (
+    APQ_IMAGENET_RECIPE,
+    DIGITS_RECIPE,
+    FASHION_RECIPE,
+    GLYPHS_RECIPE,
+    TINY_RECIPE,
+)
 from elastic_nn.training.haq_recipes import HAQ_IMAGENET_KMEANS_RECIPE, HAQ_IMAGENET_LINEAR_RECIPE
 from elastic_nn.training.oqa_recipes import (
     OQA_GLYPHS_2BIT_RECIPE,
@@ -33,6 +39,7 @@ RECIPES = {
     for recipe in (
         DIGITS_RECIPE,
         GLYPHS_RECIPE,
+        FASHION_RECIPE,
         APQ_IMAGENET_RECIPE,
         TINY_RECIPE,
         TINY_SANDWICH_RECIPE,
