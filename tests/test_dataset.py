@@ -174,7 +174,7 @@ def test_a_data_set_from_outside_is_one_row(monkeypatch):
     spec = named_model("mobilenet_v1_small", "stripes")
     assert (spec.in_channels, spec.n_classes, spec.resolution) == (2, 4, 32)
     assert load_splits(named_model("mnasnet0_5", "stripes")).source == {"dataset": "stripes"}
-    with pytest.raises(UserError, match="unknown images 'spots'; known: imagenet, glyphs, digits, stripes"):
+    with pytest.raises(UserError, match="unknown images 'spots'; known: imagenet, glyphs, fashion, digits, stripes"):
         load_splits(replace(space, dataset="spots"))
 
 
