@@ -107,7 +107,10 @@ def add_common_flags(parser: argparse.ArgumentParser, *, seed: bool = True, devi
         parser.add_argument("--seed", type=at_least(0, LARGEST_SEED), default=0, help="seed of all random numbers")
     if device:
         parser.add_argument(
-            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
+            "--device",
+            choices=("auto", "cpu", "cuda"),
+            default="auto",
+            help="auto: what APQ_DEVICE says, or else a GPU if there is one",
         )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 

@@ -17,14 +17,14 @@ def resolve_device(name: str) -> torch.device:
 
     Under torchrun each process of a machine gets its own GPU. UserError where there are too few.
     """
-    available, flag = torch.cuda.is_available(), f"--device {name}"
+    available, flag, remedy = torch.cuda.is_available(), f"--device {name}", "use --device cpu or auto"
     if name == "auto" and os.environ.get(AUTO):
         name = os.environ[AUTO]
-        flag = f"{AUTO}={name}"
+        flag, remedy = f"{AUTO}={name}", f"use --device cpu, or unset {AUTO}"
         if name not in ("auto", "cpu", "cuda"):
             raise UserError(f"the environment variable {AUTO} is {name!r}, not cpu or cuda")
     if name == "cuda" and not available:
-        raise UserError(f"{flag}: no CUDA device is available; use --device cpu or auto")
+        raise UserError(f"{flag}: no CUDA device is available; {remedy}")
     if available and name in ("auto", "cuda"):
         rank = process_number("LOCAL_RANK")  # torchrun numbers a machine's processes
         if rank >= torch.cuda.device_count():

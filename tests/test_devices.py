@@ -53,7 +53,9 @@ def test_auto_is_a_gpu_unless_the_environment_says_otherwise(one_gpu, monkeypatc
 def test_a_gpu_that_the_environment_asks_for_must_be_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("APQ_DEVICE", "cuda")
-    with pytest.raises(UserError, match="APQ_DEVICE=cuda: no CUDA device"):
+    with pytest.raises(
+        UserError, match="APQ_DEVICE=cuda: no CUDA device is available; use --device cpu, or unset APQ_DEVICE"
+    ):
         resolve_device("auto")
     assert resolve_device("cpu") == CPU
 

@@ -142,6 +142,19 @@ def test_edges_and_halves(name, signed):
 
 
 @on_kernels
+@pytest.mark.parametrize("name", sorted(MAKERS))
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_passes_as_in_torch(name, value):
+    """One NaN among weights is in their largest magnitude, so that it shows in all of them."""
+    x = torch.linspace(-2, 3, 40, device=DEVICE)
+    quantizer = quantizer_of(name, 4, True, x).eval()  # of BatchQuant: at the range that it has
+    x[7] = value
+    (y, x_grad, _), (y_ref, x_grad_ref, _) = both_ways(quantizer, x, torch.linspace(-1, 2, 40, device=DEVICE))
+    torch.testing.assert_close(y, y_ref, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(x_grad, x_grad_ref, rtol=0, atol=0, equal_nan=True)
+
+
+@on_kernels
 @pytest.mark.parametrize("name", ["linear", "lsq", "batchquant"])
 def test_empty_tensors(name):
     quantizer = quantizer_of(name, 4, False, torch.ones(3, device=DEVICE))

@@ -102,20 +102,26 @@ def clip_gradient(partials, count, clip, out, MAGNITUDE: tl.constexpr):
 
 
 @triton.jit
+def _largest(sizes):
+    """Their maximum, or NaN if one of them is NaN, which a maximum on a GPU leaves out."""
+    return tl.max(sizes) + tl.sum(tl.where(sizes != sizes, sizes, 0.0))
+
+
+@triton.jit
 def largest_magnitude(w, partials, n, BLOCK: tl.constexpr):
     """The largest magnitude of the blocks of each program."""
     largest = tl.zeros([BLOCK], tl.float32)
     for start in range(tl.program_id(0).to(tl.int64) * BLOCK, n, tl.num_programs(0) * BLOCK):
         size = tl.abs(_load(w, start + tl.arange(0, BLOCK), n))
-        largest = tl.where(size > largest, size, largest)
-    tl.store(partials + tl.program_id(0), tl.max(largest))
+        largest = tl.where((size > largest) | (size != size), size, largest)
+    tl.store(partials + tl.program_id(0), _largest(largest))
 
 
 @triton.jit
 def quantize_weight(w, out, partials, count, clip, top, n, BLOCK: tl.constexpr):
     """Clamp to the clip, or where it is not above 0 to the largest magnitude, and round to its codes."""
     i = tl.arange(0, PARTIALS)
-    largest = tl.max(tl.load(partials + i, mask=i < count, other=0.0))
+    largest = _largest(tl.load(partials + i, mask=i < count, other=0.0))
     high = tl.load(clip).to(tl.float32)
     high = tl.where(high > 0, high, largest)
     step = tl.div_rn(high, top)
@@ -158,9 +164,9 @@ def lsq_gradient(v, grad, out, partials, step, low, high, n, SIGN_ONLY: tl.const
     for start in range(tl.program_id(0).to(tl.int64) * BLOCK, n, tl.num_programs(0) * BLOCK):
         i = start + tl.arange(0, BLOCK)
         exact, g = tl.div_rn(_load(v, i, n), size), _load(grad, i, n)
-        outside = (exact <= low) | (exact >= high)
-        _store(out, i, n, tl.where(outside, 0.0, g))
-        total += g * (_lsq_codes(exact, low, high, SIGN_ONLY) - tl.where(outside, 0.0, exact))
+        inside = (exact > low) & (exact < high)  # NaN is not, as in torch
+        _store(out, i, n, tl.where(inside, g, 0.0))
+        total += g * (_lsq_codes(exact, low, high, SIGN_ONLY) - tl.where(inside, exact, 0.0))
     tl.store(partials + tl.program_id(0), tl.sum(total))
 
 
@@ -223,7 +229,7 @@ def affine_gradient(x, grad, out, partials, affine, first, last, n, BLOCK: tl.co
         i = start + tl.arange(0, BLOCK)
         v, g = _load(x, i, n), _load(grad, i, n)
         exact = _affine_codes(v, step, zero_point, gain, offset)
-        passed = tl.where((exact <= first) | (exact >= last), 0.0, g)
+        passed = tl.where((exact > first) & (exact < last), g, 0.0)
         _store(out, i, n, passed)
         codes = _rounded(_clamped(exact, first, last))
         for_gain += passed * v - g * _affine_values(codes, step, zero_point, gain, offset)
