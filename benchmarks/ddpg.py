@@ -34,7 +34,8 @@ from lut.bit_costs import linear_costs
 from lut.bitfusion import BitFusion
 from lut.traced import traced_layers
 from methods.search.agent import Agent
-from methods.search.bit_environment import BitEnvironment, fixed_bits
+from methods.search.bit_choices import fixed_bits
+from methods.search.bit_environment import BitEnvironment
 from methods.search.bit_search import make_scorer, make_task, policy_of_bits
 from methods.search.episodes import find
 from methods.search.settings import AgentConfig, BitSearch

@@ -39,7 +39,7 @@ from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
 from lut.bitfusion import BitFusion
-from methods.search.bit_environment import FREE
+from methods.search.bit_choices import FREE
 from methods.search.bit_search import (
     Task,
     environment_of,
@@ -104,7 +104,7 @@ def measure(args: Any, quantizer: str, method: str, seed: int, device: torch.dev
         agent = AgentConfig(episodes=args.episodes, warmup=warmup, seed=seed)
         found = search_bits(task, PolicySearch(bits=config, agent=agent, train=recipe.episode), session)
         policy, original = found.policy, found.original
-        scores = [record["accuracy"] for record in found.episodes.history]
+        scores = [record["accuracy"] for record in found.history]
     return {
         "quantizer": quantizer,
         "method": method,

@@ -122,7 +122,7 @@ def sequential(
     side = found.spec.resolution
     seed_epoch(seed, 0)
     quantized_model(found.net, found.bits.policy, splits, side, recipe.recalibration_images, device)
-    facts = {"latency": found.bits.episodes.record["cost"], "stages": [asdict(stage) for stage in found.stages]}
+    facts = {"latency": found.bits.episode["cost"], "stages": [asdict(stage) for stage in found.stages]}
     return {**facts, **finetuned(found.net, splits, recipe, side, seed, device)}
 
 

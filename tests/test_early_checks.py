@@ -10,10 +10,10 @@ from conftest import ROOT, script
 
 import elastic_nn.training.supernet_training as supernet_training
 import methods.coarse_to_fine.search as coarse_to_fine
-import methods.ddpg.search as ddpg
 import methods.evolution.search as evolution
 import methods.nsga2.search as nsga2
 import methods.prepare.plan as plan
+import methods.search.float_network as float_network
 import methods.sequential.pipeline as pipeline
 import methods.sequential.search as sequential
 from apq.errors import UserError
@@ -50,7 +50,7 @@ def here(tmp_path, monkeypatch):
     """A working folder with the shipped models. Whatever takes long raises `WorkedError`."""
     (tmp_path / "models").symlink_to(ROOT / "models")
     monkeypatch.chdir(tmp_path)
-    for module in (coarse_to_fine, ddpg, plan, sequential, supernet_training):
+    for module in (coarse_to_fine, float_network, plan, sequential, supernet_training):
         monkeypatch.setattr(module, "load_splits", work)
     return tmp_path
 

@@ -28,8 +28,9 @@ from elastic_nn.training.tally import Hits, Tally
 from lut.bitfusion import BitFusion
 from lut.traced import traced_layers
 from methods.ddpg.command import build_parser
-from methods.ddpg.search import bit_search, episode_finetune
+from methods.ddpg.search import agent_bits
 from methods.search.bit_search import make_task, search_bits
+from methods.search.policy_flags import episode_finetune
 from methods.search.settings import AgentConfig, BitSearch, PolicySearch
 
 CPU = torch.device("cpu")
@@ -146,16 +147,16 @@ def test_the_reward_is_a_tenth_of_the_gain_in_percent(monkeypatch, metric, rewar
     bits = BitSearch(quantizer="kmeans", keep_ends=False, metric=metric, **sizes)
     search = PolicySearch(bits=bits, agent=AgentConfig(episodes=3), train=SHORT)
     found = search_bits(task, search, Session(splits=None, device=CPU))
-    history = found.episodes.history
+    history = found.history
     assert [record["reward"] for record in history] == pytest.approx(rewards)
     assert [(record["accuracy"], record["top5"]) for record in history] == list(scores)
-    assert (found.episodes.episode, found.original) == (best, 0.5)
+    assert (found.episode["episode"], found.original) == (best, 0.5)
 
 
 def test_flags_change_the_search():
     def settings(*words, recipe="tiny"):
         args = build_parser().parse_args(["--model", "x", *words])
-        return bit_search(args, RECIPES[recipe]), episode_finetune(args, RECIPES[recipe])
+        return agent_bits(args, RECIPES[recipe]), episode_finetune(args, RECIPES[recipe])
 
     bits, train = settings()
     assert (bits.reward, bits.metric, bits.steps, bits.is_pruned) == ("validation", "top1", "free", False)

@@ -320,4 +320,4 @@ def test_network_of_ones_own(few):
     found = search_bits(task, plan, Session(splits=few, device=torch.device("cpu")))
     assert found.policy.names == ("0", "3", "6")
     assert found.policy.bits[0] == (8, -1)
-    assert found.episodes.record["cost"] <= 0.8 * task.costs.reference
+    assert found.episode["cost"] <= 0.8 * task.costs.reference

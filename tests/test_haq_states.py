@@ -16,7 +16,8 @@ from lut.bit_serial import BitSerial
 from lut.bitfusion import BitFusion
 from lut.traced import traced_layers
 from methods.search.agent import Agent
-from methods.search.bit_environment import BitEnvironment, action_to_bits, fixed_bits
+from methods.search.bit_choices import fixed_bits
+from methods.search.bit_environment import BitEnvironment, action_to_bits
 from methods.search.bit_search import Task, environment_of, policy_of_bits
 from methods.search.settings import AgentConfig, BitSearch
 

@@ -33,8 +33,9 @@ from lut.measured import load_measured
 from lut.table import layer_key, load
 from lut.traced import traced_layers
 from methods.ddpg.command import build_parser
-from methods.ddpg.search import bit_search
-from methods.search.bit_environment import FREE, BitEnvironment, action_to_bits, fixed_bits
+from methods.ddpg.search import agent_bits
+from methods.search.bit_choices import FREE, fixed_bits
+from methods.search.bit_environment import BitEnvironment, action_to_bits
 from methods.search.bit_search import Task
 
 BITFUSION = BitFusion()
@@ -237,7 +238,7 @@ def test_facts_of_a_quantizer_from_outside_decide(monkeypatch):
     """A quantizer of few weight and activation bits, without costs on an accelerator."""
     monkeypatch.setitem(QUANTIZERS, "powers", PolicyQuantizer(2, 4, priced=False, ratio=0.4))
     words = ["--model", "x", "--quantizer", "powers"]
-    config = bit_search(build_parser().parse_args(words), RECIPES["tiny"])
+    config = agent_bits(build_parser().parse_args(words), RECIPES["tiny"])
     assert (config.quantity, config.ratio, config.min_bit, config.max_bit) == ("size", 0.4, 2, 4)
     assert not config.keep_ends
     for more, message in (
@@ -247,7 +248,7 @@ def test_facts_of_a_quantizer_from_outside_decide(monkeypatch):
         (["--max_bit", "5"], "powers bits must be from 2 to 4, not 2 to 5"),
     ):
         with pytest.raises(UserError, match=message):
-            bit_search(build_parser().parse_args([*words, *more]), RECIPES["tiny"])
+            agent_bits(build_parser().parse_args([*words, *more]), RECIPES["tiny"])
 
 
 def test_measured_tables(tmp_path):

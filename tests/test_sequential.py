@@ -216,7 +216,7 @@ def same(one, other):
     assert one.stages == other.stages
     for stage in ("architecture", "widths"):
         assert getattr(one, stage).history == getattr(other, stage).history
-    assert one.bits.episodes.history == other.bits.episodes.history
+    assert one.bits.history == other.bits.history
     ours, theirs = one.net.state_dict(), other.net.state_dict()
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
 
@@ -269,7 +269,7 @@ def test_runs_are_not_mixed(few, whole, tmp_path):
         whole_way(few, folder, other)
     same(whole_way(few, folder), result)
     dropped = shutil.copytree(folder, tmp_path / "dropped")
-    assert len(whole_way(few, dropped, other, restart=True).bits.episodes.history) == 3
+    assert len(whole_way(few, dropped, other, restart=True).bits.history) == 3
 
 
 def test_a_hopeless_last_budget_leaves_no_state(few, tmp_path):

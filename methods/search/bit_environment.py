@@ -7,16 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from apq.errors import UserError
-from apq.layers import FIXED_BITS, ConvLayer
-from lut.bit_costs import BitCosts
+from methods.search.bit_choices import FREE, BitChoices
 from methods.search.observations import Observations
-
-FREE = 0  # marks bits that are chosen, in a matrix of fixed bits
-
-
-class BudgetError(UserError):
-    """A budget is below the cost of the cheapest bits."""
 
 
 def action_to_bits(actions: np.ndarray, min_bit: int, max_bit: int | np.ndarray) -> np.ndarray:
@@ -43,61 +35,20 @@ def scaled_columns(rows: Sequence[Sequence[float]], *, keep_constant: bool = Fal
     return np.where(varies, scaled, table) if keep_constant else scaled
 
 
-def fixed_bits(n_layers: int, *, activations: bool, keep_ends: bool) -> np.ndarray:
-    """(layers, 2 or 1) bits that are not chosen, or FREE: 8 for the input of the first layer, the image, and with
-    `keep_ends` 8 for all operands of the first and the last layer."""
-    fixed = np.full((n_layers, 2 if activations else 1), FREE)
-    if activations:
-        fixed[0, 1] = FIXED_BITS
-    if keep_ends:
-        fixed[[0, -1]] = FIXED_BITS
-    return fixed
-
-
 @dataclass(frozen=True, kw_only=True)
-class BitEnvironment:
+class BitEnvironment(BitChoices):
     """Gives bits to one layer after the other, first to its weights, then to its activations.
-
-    `fixed` has the bits that are not chosen, see `fixed_bits`. Candidates are bits (layers, 2 or 1) that cost at most
-    `budget`. BudgetError if even the cheapest bits cost more. UserError if there is nothing to choose, or if costs of
-    bits that may be chosen are not known.
 
     With `every_operand` the agent also takes a step for each operand whose bits are fixed, as in HAQ's code. The next
     step observes what it chose, but the operand keeps its fixed bits.
     """
 
-    layers: Sequence[ConvLayer]  # one a row of `costs`
-    costs: BitCosts
-    budget: float
-    fixed: np.ndarray
-    min_bit: int
-    max_bit: int
     every_operand: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_bit <= self.max_bit <= 8:
-            raise UserError(f"bits must be from 1 to 8, not {self.min_bit} to {self.max_bit}")
-        if not (self.fixed == FREE).any():
-            raise UserError(f"the network's {len(self.layers)} layers are all kept at 8 bits: nothing to choose")
-        cells = self._allowed_cells()
-        if np.isnan(cells).any():
-            layer = int(np.argwhere(np.isnan(cells))[0][0])
-            raise UserError(f"the cost table lacks layer {layer} ({self.layers[layer].name}) at some of its bits")
-        if (lowest := self.costs.total(self.cheapest())) > self.budget:
-            raise BudgetError(
-                f"the budget of {self.budget:.6g} {self.costs.unit} is below the cheapest policy, which needs "
-                f"{lowest:.6g} {self.costs.unit}, {lowest / self.costs.reference:.4g} of {self.costs.of_what}"
-            )
 
     @property
     def steps(self) -> np.ndarray:
         """(steps, 2) layer and operand (0 weights, 1 activations) of each step."""
         return np.argwhere((self.fixed == FREE) | self.every_operand)
-
-    @property
-    def activations(self) -> bool:
-        """Whether activations have bits, too."""
-        return self.fixed.shape[1] > 1
 
     def layer_rows(self) -> np.ndarray:
         """(layers, 10 or 9) float64, HAQ's initial state of each layer.
@@ -194,26 +145,3 @@ class BitEnvironment:
         change = self.costs.per_layer(lower) - self.costs.per_layer(bits)
         costs_more = change > 0
         return np.where(costs_more[:, None], bits, lower), np.where(costs_more, 0.0, change)
-
-    def most(self) -> float:
-        """The highest cost of all allowed bits."""
-        cells = self._allowed_cells()
-        return float(np.where(np.isfinite(cells), cells, 0).max(axis=(1, 2)).sum())
-
-    def cheapest(self) -> np.ndarray:
-        """The bits of lowest cost, the most bits of equal ones."""
-        cells = self._allowed_cells()
-        flat = cells.reshape(len(cells), -1)[:, ::-1]
-        place = flat.shape[1] - 1 - flat.argmin(axis=1)
-        return np.stack(np.unravel_index(place, cells.shape[1:]), axis=1)[:, : self.fixed.shape[1]] + 1
-
-    def _allowed_cells(self) -> np.ndarray:
-        """The cost cells, infinite for bits that are not allowed."""
-        cells = self.costs.cells.copy()
-        numbers = np.arange(1, 9)
-        for operand in range(self.fixed.shape[1]):
-            fixed = self.fixed[:, operand, None]
-            allowed = np.where(fixed == FREE, (numbers >= self.min_bit) & (numbers <= self.max_bit), numbers == fixed)
-            mask = allowed[:, :, None] if operand == 0 else allowed[:, None, :]
-            cells = np.where(mask, cells, np.inf)
-        return cells

@@ -20,8 +20,9 @@ from elastic_nn.training.session import Session
 from lut.bit_costs import BitCosts, linear_costs, weight_costs
 from lut.cost_model import CostModel
 from lut.traced import traced_layers
-from methods.search.bit_environment import BitEnvironment, fixed_bits
-from methods.search.episodes import Found, find
+from methods.search.bit_choices import BitChoices, fixed_bits
+from methods.search.bit_environment import BitEnvironment
+from methods.search.episodes import find
 from methods.search.settings import BitSearch, PolicySearch
 
 REWARD_SCALE = 0.1  # reward of one percentage point of accuracy, as in HAQ
@@ -50,13 +51,18 @@ def layers_of_model(net: nn.Module, spec: ModelSpec) -> list[ConvLayer]:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPolicy:
-    """A policy of a network. `episodes` is the search that found it, None for a given policy.
+    """A policy of a network.
 
-    `original` is the top-1 (0 to 1) of the float network on the images that an episode is scored on.
+    Attributes:
+        episode: what the policy's short finetune measured: "accuracy", "top5" and further facts. None for a given
+            policy.
+        history: records of the search that found it.
+        original: top-1 (0 to 1) of the float network on the images that an episode is scored on.
     """
 
     policy: Policy
-    episodes: Found | None = None
+    episode: Record | None = None
+    history: Sequence[Record] = ()
     original: float | None = None
 
 
@@ -75,23 +81,27 @@ def make_task(
     return Task(net=net, spec=spec, layers=layers, costs=costs, cost_model=cost_model)
 
 
-def environment_of(task: Task, config: BitSearch) -> BitEnvironment:
-    """The environment of the agent. UserError names the lowest cost if the budget is below it."""
+def choices_of(task: Task, config: BitSearch) -> BitChoices:
+    """The bits that may be chosen, and the budget. UserError names the lowest cost if the budget is below it."""
     activations = not QUANTIZERS[config.quantizer].weights_only
     costs = task.costs
     if activations and config.image_bits != FIXED_BITS:
         cells = costs.cells.copy()
         cells[0, :, FIXED_BITS - 1] = cells[0, :, config.image_bits - 1]  # the reference cost stays that of 8 bits
         costs = replace(costs, cells=cells)
-    return BitEnvironment(
+    return BitChoices(
         layers=task.own_layers,
         costs=costs,
         budget=config.ratio * costs.reference if config.budget is None else config.budget,
         fixed=fixed_bits(len(task.own_layers), activations=activations, keep_ends=config.keep_ends),
         min_bit=config.min_bit,
         max_bit=config.max_bit,
-        every_operand=config.steps == "all",
     )
+
+
+def environment_of(task: Task, config: BitSearch) -> BitEnvironment:
+    """The environment of the agent, with the choices and errors of `choices_of`."""
+    return BitEnvironment(**vars(choices_of(task, config)), every_operand=config.steps == "all")
 
 
 def policy_of_bits(layers: Sequence[ConvLayer], quantizer: str, bits: np.ndarray) -> Policy:
@@ -140,4 +150,4 @@ def search_bits(
 
     found = find(environment.observations(), environment.decide, score, config.agent, resume=resume, log=log)
     policy = policy_of_bits(task.layers, bits.quantizer, found.candidate)
-    return FoundPolicy(policy=policy, episodes=found, original=scorer.original.top1)
+    return FoundPolicy(policy=policy, episode=found.record, history=found.history, original=scorer.original.top1)

@@ -39,7 +39,7 @@ def result_of(
 ) -> SearchResult:
     """The result of a method. `settings` are added to those of the search for bits."""
     budget = config.ratio * task.costs.reference if config.budget is None else config.budget
-    best = found.episodes.record if found.episodes else None
+    best = found.episode
     return SearchResult(
         method=method,
         choice=choice,
@@ -50,7 +50,7 @@ def result_of(
         measured_top1=best and best["accuracy"],
         cost_model={"measured": None, **task.cost_model.record()},
         settings={"search": asdict(config), "episode": best, **settings},
-        history=found.episodes.history if found.episodes else (),
+        history=found.history,
     )
 
 

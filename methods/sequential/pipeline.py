@@ -28,7 +28,7 @@ from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.session import Session
 from lut.cost_model import CostModel
 from methods.search import evolution_finder
-from methods.search.bit_environment import BudgetError
+from methods.search.bit_choices import BudgetError
 from methods.search.bit_search import FoundPolicy, Task, environment_of, make_task, search_bits
 from methods.search.episodes import Found
 from methods.search.predicted import scorer
@@ -300,7 +300,7 @@ class _Run:
         search = PolicySearch(bits=config.bits, agent=config.bits_agent, train=self.parts.recipe.episode)
         state = self.resume.stage("bits")
         found = search_bits(task, search, self.session, state, lambda record: self.log("bits", record))
-        best = found.episodes.record
+        best = found.episode
         return found, StageFacts(
             stage="bits",
             budget=config.split.constraint,
