@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from apq.policy import QUANTIZERS, Policy
+from apq.policy import Policy
 from dataset.splits import Batches, Splits
-from elastic_nn.modules.quant_layers import quantized_layers
 from elastic_nn.networks.quantize_model import quantize_model, set_policy
 from elastic_nn.quantizers import scheme_named
 from elastic_nn.training.batchnorm import recalibrate, recalibration_batches
-from elastic_nn.training.calibration import calibrate_ranges, calibration_table, signed_inputs
+from elastic_nn.training.calibrated import CalibratedNetwork
+from elastic_nn.training.calibration import calibrate_ranges, signed_inputs
 from elastic_nn.training.engine import EVALUATION_BATCH, DivergedError, evaluate, seed_epoch
 from elastic_nn.training.finetune import calibration_images, train_batches, train_epochs
 from elastic_nn.training.pruned import keep_zeros
@@ -90,22 +90,11 @@ class PolicyScorer:
         self._val = session.loader(val, EVALUATION_BATCH, sides=(finetune.side,))
         self.original = self._original()
         images = calibration_images(session.splits, finetune.side, session.device)
-        signed = signed_inputs(net, names, images)
-        self._float = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-        quantize_model(net, names, scheme_named(quantizer).quick(), signed, images.shape[1:])
-        if finetune.keep_zeros:
-            keep_zeros(net)
-        self._calibrated = calibration_table(net, images, QUANTIZERS[quantizer].bits)
+        self.calibrated = CalibratedNetwork(self.net, names, quantizer, images, zeros_stay=finetune.keep_zeros)
 
     def accuracy(self, policy: Policy) -> Hits:
         """Top-1 and top-5 (0 to 1) of a policy; 0 where its finetune diverges."""
-        with torch.no_grad():
-            for key, tensor in self._state().items():
-                tensor.copy_(self._float[key])
-        set_policy(self.net, policy)
-        for name, layer in quantized_layers(self.net).items():
-            for kind, quantizer in layer.operands().items():
-                quantizer.load_state_dict(self._calibrated[name, kind, quantizer.bits])
+        self.calibrated.restore(policy)
         how = self.finetune
         try:
             within = train_epochs(self.net, self.session, how.train, side=how.side, n_images=how.train_images)
@@ -125,6 +114,3 @@ class PolicyScorer:
     def _on(self, batches: Batches) -> Hits:
         found = evaluate(self.net, batches, self.session.device, execution=self.session.execution)
         return Hits(found.top1, found.top5)
-
-    def _state(self) -> dict[str, Tensor]:
-        return {key: tensor for key, tensor in self.net.state_dict().items() if key in self._float}
