@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from apq.errors import UserError
 from apq.files import check_writable, read_json
 from apq.lock import Lock, identity, locked, real
-from apq.manifest import EXPORTED, Contents, add, contents_of, listed_files, seal
+from apq.manifest import EXPORTED, Contents, add, contents_of, is_journal_of, listed_files, seal
 from apq.names import plain_name
 from apq.space import SearchSpace
 from apq.staging import carry_over, link_into, put_in_place, remove, restore, stage, staged, unlink
@@ -110,17 +110,19 @@ class Experiment:
                 lock.seen = self._choice()
             yield lock
 
-    def check_free(self, overwrite: bool) -> None:
+    def check_free(self, overwrite: bool, *, continues: str | None = None) -> None:
         """Check that the experiment can be written, before any work.
 
         UserError if it exists and may not be replaced, if the folder holds what no run wrote, or cannot be written.
+        `continues` is the stem of a journal that may be there, because the run continues it.
         """
         contents = self.check_own(guests=False)
         if overwrite:
             return
         if self.arch.exists() or self.policy.exists():
             raise UserError(f"experiment {self.path} exists; choose another --exp_name or give --overwrite")
-        if journals := sorted(name for name in contents.unfinished if name.endswith((".json", ".jsonl"))):
+        journals = sorted(name for name in contents.unfinished if name.endswith((".json", ".jsonl")))
+        if journals := [name for name in journals if continues is None or not is_journal_of(name, continues)]:
             raise UserError(f"{self.path} has {journals[0]}; choose another --exp_name or give --overwrite")
 
     def check_own(self, *, guests: bool) -> Contents:

@@ -40,8 +40,8 @@ STAGED = ".new"  # where earlier versions built a result, inside the folder
 STATE = re.compile(r".+\.state\.pt")
 METHODS = ("search", "front", "agent", "sequential", "pruning", "finetune", "bits")
 METHOD_STATES = {f"{name}.state.pt" for name in METHODS}
-JOURNAL = re.compile(r"(?P<stem>evaluated(\.state)?|measured\.state)(-\d+)?\.jsonl?")
-JOURNAL_KEYS = ("coarse_to_fine", "front")  # what journals of methods say that they are of
+JOURNAL = re.compile(r"(?P<stem>evaluated(\.state)?|(measured|sensitivity)\.state)(-\d+)?\.jsonl?")
+JOURNAL_KEYS = ("coarse_to_fine", "front", "sensitivity")  # what journals of methods say that they are of
 RECORD_KEYS = {"acc_predictor_dir", "scope", "accelerator", "cost_model", "measured", "image_bits", "of_what"}
 FEWEST_KEYS = 2  # of these, in the `config.json` of any version; others have no use for such names
 STATE_KEYS = (b"format", b"asked", b"state")
@@ -127,6 +127,11 @@ def _list(folder: Path, names: set[str]) -> None:
 def is_state_name(name: str) -> bool:
     """Whether unfinished work alone has files of this name, which has no folder."""
     return ".state." in name or name == Path(FINETUNE_STATE).name
+
+
+def is_journal_of(name: str, stem: str) -> bool:
+    """Whether a file has the name of a journal's with this stem."""
+    return (found := JOURNAL.fullmatch(name)) is not None and found["stem"] == stem
 
 
 def _is_ours_by_name(path: str) -> bool:

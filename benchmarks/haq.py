@@ -1,11 +1,12 @@
-"""Does HAQ's agent find better bits than uniform and random policies? On the small MobileNetV2 and glyphs.
+"""Does HAQ's agent find better bits than simpler methods? On the small MobileNetV2 and glyphs.
 
 Budgets are 60 % of the 8-bit latency (linear) and 10 % of the 32-bit size (k-means). For each seed three methods choose
-a policy by validation top-1 after the short finetune of an episode:
+a policy by validation top-1 after the short finetune of an episode, and one by the losses of single operands:
 
-  agent     HAQ's agent
-  random    as many random policies as the agent has episodes, their bits lowered to the budget in the same way
-  uniform   all pairs of weight and activation bits that fit the budget, the same in every layer
+  agent        HAQ's agent
+  random       as many random policies as the agent has episodes, their bits lowered to the budget in the same way
+  uniform      all pairs of weight and activation bits that fit the budget, the same in every layer
+  sensitivity  one policy, by measured sensitivities and integer programming (search.py --mode sensitivity)
 
 The best policy of each method is finetuned and measured on the test images. Every result is a line of --out, so a
 killed run continues. Runs with other --quantizers or --seeds may share the machine if each has its own --out.
@@ -14,6 +15,7 @@ killed run continues. Runs with other --quantizers or --seeds may share the mach
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,8 +51,10 @@ from methods.search.bit_search import (
     search_bits,
 )
 from methods.search.settings import AgentConfig, BitSearch, PolicySearch
+from methods.sensitivity.bits import search_by_sensitivity
+from methods.sensitivity.config import SensitivitySearch
 
-METHODS = ("agent", "random", "uniform")
+METHODS = ("agent", "random", "uniform", "sensitivity")
 
 
 def build_parser() -> Parser:
@@ -59,6 +63,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--quantizers", nargs="+", choices=tuple(QUANTIZERS), default=["linear", "kmeans"], help="quantizers to run"
     )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="methods to run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
     parser.add_argument("--episodes", type=int, default=300, help="policies tried by the agent, and at random")
     parser.add_argument("--out", type=Path, default=Path("exps/haq.jsonl"), help="file of measured records")
@@ -70,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device = resolve_device(args.device)
     done = {(r["quantizer"], r["method"], r["seed"]): r for r in read_jsonl(args.out)}
-    wanted = [(q, m, s) for q in args.quantizers for s in args.seeds for m in METHODS]
+    wanted = [(q, m, s) for q in args.quantizers for s in args.seeds for m in args.methods]
     for key in tqdm(wanted, disable=None):
         if key not in done:
             done[key] = measure(args, *key, device)
@@ -94,17 +99,8 @@ def measure(args: Any, quantizer: str, method: str, seed: int, device: torch.dev
         train_images=recipe.episode_images,
         val_images=recipe.episode_val_images,
     )
-    if method == "uniform":
-        scorer = make_scorer(task, config, recipe.episode, session)
-        policies = [policy_of_bits(task.layers, quantizer, bits) for bits in uniform_candidates(task, config)]
-        scores = [scorer.accuracy(policy).top1 for policy in policies]
-        policy, original = policies[int(np.argmax(scores))], scorer.original.top1
-    else:
-        warmup = args.episodes if method == "random" else AgentConfig().warmup
-        agent = AgentConfig(episodes=args.episodes, warmup=warmup, seed=seed)
-        found = search_bits(task, PolicySearch(bits=config, agent=agent, train=recipe.episode), session)
-        policy, original = found.policy, found.original
-        scores = [record["accuracy"] for record in found.history]
+    started = time.monotonic(), time.process_time()
+    policy, original, scores, facts = searched(args, task, config, recipe, method, session)
     return {
         "quantizer": quantizer,
         "method": method,
@@ -115,8 +111,30 @@ def measure(args: Any, quantizer: str, method: str, seed: int, device: torch.dev
         "ratio": task.costs.ratio(policy.matrix()),
         "strategy": policy.strategy,
         "scores": [round(score, 4) for score in scores],
+        "search_s": round(time.monotonic() - started[0], 1),
+        "search_cpu_s": round(time.process_time() - started[1], 1),
+        **facts,
         **finetuned(args.model, policy, recipe, seed, device),
     }
+
+
+def searched(
+    args: Any, task: Task, config: BitSearch, recipe: Recipe, method: str, session: Session
+) -> tuple[Policy, float, list[float], dict[str, float]]:
+    """The policy of a method, top-1 of the float network and of each policy that was tried, and further facts."""
+    if method == "sensitivity":
+        chosen = search_by_sensitivity(task, SensitivitySearch(bits=config, train=recipe.episode), session)
+        found = chosen.found
+        return found.policy, found.original, [found.episode["accuracy"]], chosen.record()
+    if method == "uniform":
+        scorer = make_scorer(task, config, recipe.episode, session)
+        policies = [policy_of_bits(task.layers, config.quantizer, bits) for bits in uniform_candidates(task, config)]
+        scores = [scorer.accuracy(policy).top1 for policy in policies]
+        return policies[int(np.argmax(scores))], scorer.original.top1, scores, {}
+    warmup = args.episodes if method == "random" else AgentConfig().warmup
+    agent = AgentConfig(episodes=args.episodes, warmup=warmup, seed=session.seed)
+    found = search_bits(task, PolicySearch(bits=config, agent=agent, train=recipe.episode), session)
+    return found.policy, found.original, [record["accuracy"] for record in found.history], {}
 
 
 def fresh_task(model: str, quantizer: str) -> Task:
@@ -157,11 +175,11 @@ def print_tables(args: Any, done: dict[tuple[str, str, int], dict[str, Any]]) ->
         print("| seed | method | policies tried | cost ratio | top-1 in the search | val top-1 | test top-1 |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for seed in args.seeds:
-            for method in METHODS:
+            for method in args.methods:
                 r = done[quantizer, method, seed]
                 figures = " | ".join(f"{100 * r[key]:.2f}" for key in ("score", "val_top1", "test_top1"))
                 print(f"| {seed} | {method} | {r['tried']} | {r['ratio']:.4f} | {figures} |")
-        for method in METHODS:
+        for method in args.methods:
             tests = [100 * done[quantizer, method, seed]["test_top1"] for seed in args.seeds]
             print(f"| mean | {method} | | | | | {np.mean(tests):.2f} |")
 

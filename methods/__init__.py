@@ -61,6 +61,12 @@ MODES: dict[str, Mode] = {
             shares=True,
         ),
         Mode(
+            name="sensitivity",
+            module="methods.sensitivity.command",
+            summary="the bits of each layer of one trained network, by measured sensitivities and integer programming",
+            shares=True,
+        ),
+        Mode(
             name="sequential",
             module="methods.sequential.command",
             summary="architecture, then pruning, then bits: the baseline of joint search",

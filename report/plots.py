@@ -106,6 +106,27 @@ def plot_episodes(records: Sequence[Record], path: Path, *, original: float) -> 
     write_figure(figure, path)
 
 
+def plot_sensitivities(records: Sequence[Record], path: Path) -> None:
+    """Write a PNG of sensitivities: a panel an operand, in it the increase of the loss over the layers at each bits.
+
+    `records` have "layer", "operand", "bits" and "increase". Increases below a millionth are drawn there.
+    """
+    operands = list(dict.fromkeys(record["operand"] for record in records))
+    layers = list(dict.fromkeys(record["layer"] for record in records))
+    figure = new_figure(max(6, 0.3 * len(layers)), 1 + 3.2 * len(operands))
+    for axes, operand in zip(figure.subplots(len(operands), 1, squeeze=False)[:, 0], operands, strict=True):
+        own = [record for record in records if record["operand"] == operand]
+        for i, bits in enumerate(sorted({record["bits"] for record in own})):
+            points = [(layers.index(r["layer"]), max(r["increase"], 1e-6)) for r in own if r["bits"] == bits]
+            axes.plot(*zip(*points, strict=True), ".-", color=f"C{i}", label=f"{bits} bits")
+        axes.set_yscale("log")
+        axes.set_ylabel(f"increase of the loss, {operand}")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper right", frameon=False, ncols=4, fontsize="small")
+    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize="small")
+    write_figure(figure, path)
+
+
 def plot_policy(policy: Policy, layers: Sequence[ConvLayer], path: Path) -> None:
     """Write a PNG of a policy: for each layer a bar of weight bits up and one of activation bits down.
 

@@ -88,6 +88,19 @@ def test_endless_choices_over_the_budget_by_rounding():
     assert allocate(losses, costs, 20.0 - 4e-15).sum() == 3
 
 
+def test_the_solver_prints_nothing(capfd):
+    """HiGHS prints a line of debugging while it solves this one."""
+    w, a = (grid.ravel() for grid in np.meshgrid(np.arange(2, 9), np.arange(2, 9), indexing="ij"))
+    rng = np.random.default_rng(11)
+    losses = rng.lognormal(size=(22, 1)) * 4.0**-w + rng.lognormal(size=(22, 1)) * 4.0**-a
+    losses += 1e-4 * rng.normal(size=(22, 49))
+    costs = rng.integers(9, 9000, (22, 1)) * w * 1.0
+    print("before")
+    allocate(losses, costs, 0.4 * costs.max(axis=1).sum())
+    print("after")
+    assert capfd.readouterr() == ("before\nafter\n", "")
+
+
 def test_a_large_network_takes_seconds():
     """150 layers, 49 pairs of bits each, as in ResNet-152, with losses and costs that fall and rise with the bits."""
     rng = np.random.default_rng(0)

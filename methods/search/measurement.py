@@ -16,14 +16,14 @@ from dataset.splits import Splits, make_loader
 from elastic_nn.modules.convolution import without_plans
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
-from elastic_nn.training.distributed import check_agreement, wait
+from elastic_nn.training.distributed import check_agreement
 from elastic_nn.training.engine import EVALUATION_BATCH, derived_seed, evaluate
 from elastic_nn.training.finetune import quantized_subnet
 from elastic_nn.training.pairs import short_finetune_top1
-from elastic_nn.training.progress import Progress
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.session import Execution, Session
 from methods.search.evaluated import Evaluated, EvaluatedStore
+from methods.search.sharing import do_missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +90,12 @@ def measure(
         execution,
     )
     rows = range(len(subnets)) if wanted is None else wanted
-    missing = [i for i in rows if i not in done]
-    before = (len(rows) - len(missing)) // execution.world_size
-    missing = missing[execution.rank :: execution.world_size]
-    total = before + len(missing)
-    for i in Progress(missing, f"{stage} stage", total, done=before, unit="subnet", shown=execution.main):
+
+    def measure_one(i: int) -> None:
         top1 = measurement.top1(subnets[i])
         store.append(Evaluated(stage=stage, index=i, subnet=subnets[i], flops=int(flops[i]), top1=top1))
-    wait(execution)
+
+    do_missing(rows, done, measure_one, execution, what=f"{stage} stage", unit="subnet")
     done = store.load(stage, subnets)
     top1 = np.full(len(subnets), np.nan)
     top1[list(rows)] = [done[i] for i in rows]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -60,28 +63,42 @@ def store(
     spec: ModelSpec,
     weights: Mapping[str, Tensor],
     images: Record,
+    draw_history: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write the experiment: the file of the float network, pictures, the result."""
+    """Write the experiment: the file of the float network, pictures, the result.
+
+    `draw_history` draws its history into a file. By default it is that of an agent's episodes.
+    """
     choice = result.found_policy
+    draw = draw_history or partial(plot_episodes, result.history, original=choice.original_top1)
     with experiment.replaced() as new:
         save_model(new.model, spec, weights, images)
         if result.history:
-            plot_episodes(result.history, new.path / "history.png", original=choice.original_top1)
+            draw(new.path / "history.png")
         plot_policy(choice.policy, choice.layers, new.path / "bits.png")
         result.write(new)
 
 
-def report(experiment: Experiment, result: SearchResult, cost_model: CostModel, *, as_json: bool) -> None:
-    """Print a policy, its cost and the accuracy in its episode."""
+def report(
+    experiment: Experiment,
+    result: SearchResult,
+    cost_model: CostModel,
+    first: str = "",
+    facts: Mapping[str, Any] | None = None,
+    *,
+    as_json: bool,
+) -> None:
+    """Print a policy, its cost and the accuracy in its episode. `first` is a line before, `facts` more keys of JSON."""
     best, measured = result.settings["episode"], ""
     if best:
         asked = result.settings["search"]
         when, images = "after", f"{asked['val_images']} validation images"
         if asked["reward"] == "training":
             when, images = "within", f"the {asked['train_images']} images that it trains on"
+        episode = f"episode {best['episode']}" if "episode" in best else "an episode"
         measured = (
-            f"top-1 {best['accuracy']:.2%} {when} the short finetune of episode {best['episode']}, "
+            f"top-1 {best['accuracy']:.2%} {when} the short finetune of {episode}, "
             f"{result.found_policy.original_top1:.2%} in floating point ({images})"
         )
-    heading = Heading(measured=measured, facts={"episode": best})
+    heading = Heading(choice=first, measured=measured, facts={"episode": best, **(facts or {})})
     report_result(experiment, result, cost_model, heading, as_json=as_json)

@@ -5,6 +5,13 @@ HAWQ-V3 (Yao et al., arXiv 2011.10680) chooses bits so. Groups are layers, optio
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
@@ -15,6 +22,7 @@ from apq.fronts import pareto_front
 # HiGHS solves to absolute tolerances of 1e-6. The largest loss and the budget become so large that these are far below
 # any difference that matters.
 SCALE = 1e4
+STDOUT = 1  # its file descriptor
 # Choices over the budget by less than the solver sees are ruled out one by one. Equal layers may have endless ones:
 # after so many the budget is lowered by more than the tolerances, which may miss choices that just fit.
 MOST_RULED_OUT, MARGIN = 20, 1e-9
@@ -61,8 +69,32 @@ def _useful(losses: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _solve(c: np.ndarray, rows: list[LinearConstraint]) -> np.ndarray:
-    """(k,) bool: which options are taken, in the order of their groups. UserError where the solver fails."""
-    found = milp(c, integrality=np.ones_like(c), bounds=Bounds(0, 1), constraints=rows, options={"mip_rel_gap": 0})
-    if found.x is None:
+    """(k,) bool: which options are taken, one of each group. UserError where the solver fails."""
+    one_each = rows[0].A
+    with _without_output():
+        found = milp(c, integrality=np.ones_like(c), bounds=Bounds(0, 1), constraints=rows, options={"mip_rel_gap": 0})
+    if found.x is None or not (one_each @ (found.x > 0.5) == 1).all():
         raise UserError(f"no choice of bits was found: {found.message}")
     return found.x > 0.5
+
+
+@contextlib.contextmanager
+def _without_output() -> Iterator[None]:
+    """Context without the stdout of C: HiGHS prints lines of debugging there, whatever its options say.
+
+    https://github.com/jump-dev/HiGHS.jl/issues/312
+    """
+    try:
+        kept = os.dup(STDOUT)
+    except OSError:  # there is no stdout
+        yield
+        return
+    try:
+        sys.stdout.flush()
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), STDOUT)
+        yield
+        ctypes.CDLL(None).fflush(None)  # of C, before its buffer reaches stdout
+    finally:
+        os.dup2(kept, STDOUT)
+        os.close(kept)
