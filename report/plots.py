@@ -109,20 +109,21 @@ def plot_episodes(records: Sequence[Record], path: Path, *, original: float) -> 
 def plot_sensitivities(records: Sequence[Record], path: Path) -> None:
     """Write a PNG of sensitivities: a panel an operand, in it the increase of the loss over the layers at each bits.
 
-    `records` have "layer", "operand", "bits" and "increase". Increases below a millionth are drawn there.
+    `records` have "layer", "operand", "bits" and "increase". Increases below 0.0001, or below 0, are drawn there.
     """
     operands = list(dict.fromkeys(record["operand"] for record in records))
     layers = list(dict.fromkeys(record["layer"] for record in records))
     figure = new_figure(max(6, 0.3 * len(layers)), 1 + 3.2 * len(operands))
-    for axes, operand in zip(figure.subplots(len(operands), 1, squeeze=False)[:, 0], operands, strict=True):
+    panels = figure.subplots(len(operands), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, operand in zip(panels, operands, strict=True):
         own = [record for record in records if record["operand"] == operand]
         for i, bits in enumerate(sorted({record["bits"] for record in own})):
-            points = [(layers.index(r["layer"]), max(r["increase"], 1e-6)) for r in own if r["bits"] == bits]
+            points = [(layers.index(r["layer"]), max(r["increase"], 1e-4)) for r in own if r["bits"] == bits]
             axes.plot(*zip(*points, strict=True), ".-", color=f"C{i}", label=f"{bits} bits")
         axes.set_yscale("log")
         axes.set_ylabel(f"increase of the loss, {operand}")
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper right", frameon=False, ncols=4, fontsize="small")
+    panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize="small")
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize="small")
     write_figure(figure, path)
 

@@ -140,3 +140,11 @@ def test_search_of_bits(run_both):
     run_both(command, "exps/bits/agent.state.pt", 5, 0.15)
     same_files(run_both, "exps/bits", ["policy.json", "lat", "history.jsonl", "config.json"])
     assert not (run_both.root / "killed/exps/bits/agent.state.pt").exists()
+
+
+def test_search_of_bits_by_sensitivity(run_both):
+    command = ["search.py", "--mode", "sensitivity", "--model", "mobilenet_v1_small", "--recipe", "tiny"]
+    command += ["--preserve_ratio", "0.8", "--exp_name", "by_loss"]
+    run_both(command, "exps/by_loss/sensitivity.state.jsonl", 7, 0.15)
+    same_files(run_both, "exps/by_loss", ["policy.json", "lat", "history.jsonl", "config.json"])
+    assert not list((run_both.root / "killed/exps/by_loss").glob("*.state*"))
