@@ -23,7 +23,7 @@ setup(
         "torchvision>=0.19",  # image folders and transforms
         "pillow>=10",  # image files of many formats
         "numpy>=1.26",
-        "scipy>=1.11",  # Kendall and Spearman rank correlation; the normal distribution
+        "scipy>=1.11",  # rank correlations; the normal distribution; integer programming
         "scikit-learn>=1.4",  # the digits images; k-means
         "matplotlib>=3.8",  # search history plots
         "tqdm>=4.66",  # progress bars

@@ -59,7 +59,8 @@ def test_help_of_a_mode_shows_its_flags_and_no_others(mode, capsys):
     others = {
         "--pick": {"nsga2"},
         "--n_coarse": {"coarse_to_fine"},
-        "--image_bits": {"ddpg"},
+        "--image_bits": {"ddpg", "sensitivity"},
+        "--loss_images": {"sensitivity"},
         "--prune_ratio": {"sequential"},
         "--parent_ratio": {"evolution", "sequential"},
         "--lr_a": {"ddpg", "sequential"},

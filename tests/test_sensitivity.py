@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,11 +33,10 @@ from methods.sensitivity.config import SensitivitySearch
 from methods.sensitivity.losses import (
     Case,
     LossMeasurement,
+    LossStore,
     Sensitivities,
-    begin_journal,
     cases_of,
     loss_batches,
-    losses_in,
     measure_losses,
 )
 
@@ -193,10 +193,11 @@ def test_measurements_continue(few, tmp_path, monkeypatch):
     """Each loss is measured once over two runs, the first of which is killed. Lines of others are refused."""
     measurement, session = measurement_of(few)
     choices = SimpleNamespace(fixed=np.array([[8, 8], [FREE, 8], [8, FREE]]), min_bit=2, max_bit=3)
-    cases, asked = cases_of(choices), {"sensitivity": {"loss_images": 100}}
+    cases, made_by = cases_of(choices), {"sensitivity": {"loss_images": 100}}
     journal = Journal(tmp_path / "sensitivity.state.json", "sensitivity.state", "search", "give --overwrite")
-    begin = (journal, asked, cases, NAMES)
-    begin_journal(*begin, restart=False)
+    store = LossStore(journal=journal, cases=cases, names=NAMES, made_by=made_by)
+    lenient = replace(store, lenient=True)
+    store.begin()
     own, measured = LossMeasurement.loss, []
 
     def counted(self, case):
@@ -207,11 +208,11 @@ def test_measurements_continue(few, tmp_path, monkeypatch):
 
     monkeypatch.setattr(LossMeasurement, "loss", counted)
     with pytest.raises(KeyboardInterrupt):
-        measure_losses(measurement, cases, session, journal)
+        measure_losses(measurement, cases, session, store)
     monkeypatch.setattr(LossMeasurement, "loss", own)
-    assert [*losses_in(journal, cases, NAMES)] == [0, 1, 2]
-    begin_journal(*begin, restart=True)  # --overwrite continues the same work
-    found = measure_losses(measurement, cases, session, journal)
+    assert [*store.load()] == [0, 1, 2]
+    lenient.begin()  # --overwrite continues the same work
+    found = measure_losses(measurement, cases, session, store)
     assert (
         found.tolist()
         == [own(measurement, case) for case in cases]
@@ -220,13 +221,13 @@ def test_measurements_continue(few, tmp_path, monkeypatch):
     assert len(journal.files()[0].read_text().splitlines()) == len(cases) == 5
 
     with pytest.raises(UserError, match=r"sensitivity.loss_images was 100, is 9; give --overwrite"):
-        begin_journal(journal, {"sensitivity": {"loss_images": 9}}, cases, NAMES, restart=False)
+        replace(store, made_by={"sensitivity": {"loss_images": 9}}).begin()
     for wrong in ({"index": 1, "loss": 1.0}, {"index": 99}, [], {"index": 0, "layer": None, "loss": "x"}):
         append_jsonl(tmp_path / "sensitivity.state.jsonl", wrong)
         with pytest.raises(UserError, match=r"line \d: not a loss of this search; give --overwrite"):
-            begin_journal(*begin, restart=False)
-        begin_journal(*begin, restart=True)
-        assert losses_in(journal, cases, NAMES) == {}
+            store.begin()
+        lenient.begin()
+        assert store.load() == {}
 
 
 def test_a_loss_needs_images():

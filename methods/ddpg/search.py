@@ -6,9 +6,6 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
-from apq.checkpoint import digest
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import get_experiment
@@ -25,6 +22,7 @@ from methods.search.bit_search import FoundPolicy, Task, choices_of, search_bits
 from methods.search.flags import agent_config
 from methods.search.float_network import (
     FloatNetwork,
+    costs_digest,
     load_images,
     load_network,
     load_task,
@@ -88,8 +86,7 @@ def check_no_search_flags(args: argparse.Namespace, config: PolicySearch) -> Non
 
 def asked_of(config: PolicySearch, task: Task, network: FloatNetwork, splits: Splits) -> Record:
     """All that the result of a search depends on, as plain data."""
-    cells = digest({"cells": torch.from_numpy(task.costs.cells)})
-    return {**network.origin(splits), **config.record(), "cells": cells}
+    return {**network.origin(splits), **config.record(), "cells": costs_digest(task)}
 
 
 def given_policy(file: Path, task: Task, config: BitSearch) -> FoundPolicy:

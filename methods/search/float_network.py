@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from apq.checkpoint import digest, load_checkpoint
@@ -107,6 +108,11 @@ def warn_of_no_limit(choices: BitChoices) -> None:
     if choices.budget >= (most := choices.most()):
         what = f"the budget of {choices.budget:.6g} {choices.costs.unit}"
         print(f"warning: {what} limits nothing: the most bits need {most:.6g}", file=sys.stderr)
+
+
+def costs_digest(task: Task) -> str:
+    """The identity of the costs of a task."""
+    return digest({"cells": torch.from_numpy(task.costs.cells)})
 
 
 def settings_of(task: Task, config: BitSearch, data: Path | None) -> Record:

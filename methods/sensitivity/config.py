@@ -27,6 +27,10 @@ class SensitivitySearch:
         if self.loss_images < 2:
             raise UserError(f"a loss needs at least two images, not {self.loss_images}")
 
+    def record(self) -> Record:
+        """The settings as plain data."""
+        return {"search": asdict(self.bits), "train": asdict(self.train), "loss_images": self.loss_images}
+
     def of_losses(self) -> Record:
         """The settings that the losses depend on, as plain data. The budget is none of them."""
         names = ("quantizer", "min_bit", "max_bit", "keep_ends", "is_pruned")

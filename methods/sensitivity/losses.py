@@ -6,9 +6,9 @@ killed run continues, and are shared by the processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -79,55 +79,68 @@ def loss_batches(session: Session, side: int, n_images: int) -> list[tuple[Tenso
     return list(session.alone().loader(images, EVALUATION_BATCH, shuffle=True, sides=(side,), n_images=n_images))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossStore:
+    """Losses of cases on disk, to which one process appends.
+
+    `names` are those of the layers, `made_by` is all that the losses depend on, as plain data. With `lenient`, records
+    of other work are replaced; otherwise they are errors.
+    """
+
+    journal: Journal
+    cases: Cases
+    names: Sequence[str]
+    made_by: Record
+    lenient: bool = False
+
+    def begin(self) -> None:
+        """Start an empty journal, unless there is one to continue."""
+        try:
+            if self.journal.holds(self.made_by):
+                self.load()
+                return
+        except UserError:
+            if not self.lenient:
+                raise
+        self.journal.start(self.made_by)
+
+    def append(self, index: int, loss: float) -> None:
+        """Add the loss of a case; it is on disk when this returns."""
+        self.journal.append(self._record(index, loss))
+
+    def load(self) -> dict[int, float]:
+        """Index of a case -> its loss, of those that are measured. UserError for lines that are none of them."""
+        found: dict[int, float] = {}
+        for place, _, record in self.journal.records():
+            index, loss = (record.get("index"), record.get("loss")) if isinstance(record, dict) else (None, None)
+            fits = type(index) is int and 0 <= index < len(self.cases) and is_number(loss)
+            if not fits or record != self._record(index, loss):
+                raise UserError(f"{place}: not a loss of this search; {self.journal.remedy}")
+            found.setdefault(index, float(loss))
+        return found
+
+    def _record(self, index: int, loss: float) -> Record:
+        """One line of the journal."""
+        return {"index": index, **_described(self.cases[index], self.names), "loss": loss}
+
+
 def measure_losses(
-    measurement: LossMeasurement, cases: Cases, session: Session, journal: Journal | None = None
+    measurement: LossMeasurement, cases: Cases, session: Session, store: LossStore | None = None
 ) -> np.ndarray:
-    """(cases,) losses. Those in the journal are not measured again; each process measures its part of the others."""
-    names, execution = measurement.calibrated.names, session.execution
-    done = {} if journal is None else losses_in(journal, cases, names)
+    """(cases,) losses. Those in the store are not measured again; each process measures its part of the others."""
+    done, execution = {} if store is None else store.load(), session.execution
     check_agreement({"measured losses (their folder must be shared)": sorted(done)}, execution)
     own = torch.zeros(len(cases), dtype=torch.float64, device=session.device)
 
     def measure(i: int) -> None:
         own[i] = loss = measurement.loss(cases[i])
-        if journal is not None:
-            journal.append(_record(i, cases[i], names, loss))
+        if store is not None:
+            store.append(i, loss)
 
     do_missing(range(len(cases)), done, measure, execution, what="sensitivities", unit="operand")
     losses = sum_over(own, execution).cpu().numpy()
     losses[list(done)] = list(done.values())
     return losses
-
-
-def begin_journal(
-    journal: Journal, asked: Mapping[str, Any], cases: Cases, names: Sequence[str], restart: bool
-) -> None:
-    """Start the journal, unless it holds these measurements. UserError for others, which `restart` drops."""
-    try:
-        if journal.holds(asked):
-            losses_in(journal, cases, names)
-            return
-    except UserError:
-        if not restart:
-            raise
-    journal.start(asked)
-
-
-def losses_in(journal: Journal, cases: Cases, names: Sequence[str]) -> dict[int, float]:
-    """Index of a case -> its loss, of those in the journal. UserError for lines that are none of them."""
-    found: dict[int, float] = {}
-    for place, _, record in journal.records():
-        index, loss = (record.get("index"), record.get("loss")) if isinstance(record, dict) else (None, None)
-        fits = type(index) is int and 0 <= index < len(cases) and is_number(loss)
-        if not fits or record != _record(index, cases[index], names, loss):
-            raise UserError(f"{place}: not a loss of this search; {journal.remedy}")
-        found.setdefault(index, float(loss))
-    return found
-
-
-def _record(index: int, case: Case | None, names: Sequence[str], loss: float) -> Record:
-    """One line of the journal."""
-    return {"index": index, **_described(case, names), "loss": loss}
 
 
 def _described(case: Case | None, names: Sequence[str]) -> Record:
