@@ -77,7 +77,8 @@ def _from_weights(path: Path, space: SearchSpace, weights: Mapping[str, Any]) ->
         if not isinstance(weights, Mapping) or not isinstance(weights.get(FIRST), torch.Tensor):
             raise UserError(f"it has no {FIRST}")
         n_layers = sum(str(key).startswith("layers.") and str(key).endswith(".weight") for key in weights)
-        hidden, quantize = math.prod(weights[FIRST].shape[:1]), POLICY in weights
-        return built_for(partial(AccuracyPredictor, space, hidden, n_layers, quantize), weights).eval()
+        *members, hidden, _ = [1, 1, *weights[FIRST].shape][-3:]  # several members have one more axis
+        build = partial(AccuracyPredictor, space, hidden, n_layers, POLICY in weights, math.prod(members))
+        return built_for(build, weights).eval()
     except UserError as error:
         raise UserError(f"{path} does not hold a predictor of space {space.name}: {error}") from error

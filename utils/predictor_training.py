@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,8 +19,9 @@ from apq.resume import NOT_KEPT, Resume
 from apq.schema import anything, fields, mapping, whole
 from apq.space import SearchSpace
 from elastic_nn.training.progress import Progress
-from utils.accuracy_predictor import AccuracyPredictor, one_thread_an_operation, scale_output, transfer
+from utils.accuracy_predictor import AccuracyPredictor, copied, scale_output, transfer
 from utils.converter import Converter
+from utils.fast_predictor import one_thread_an_operation
 from utils.predictor_files import different_spaces
 from utils.predictor_scores import PredictorScores, score
 
@@ -29,7 +31,11 @@ FEWEST_PAIRS = 10
 @dataclass(frozen=True, kw_only=True)
 class PredictorConfig:
     """Settings of a predictor's training. The defaults are for hundreds to thousands of pairs. UserError where one is
-    out of range."""
+    out of range.
+
+    `members` MLPs, each `hidden` wide, are trained together. They differ in their first weights and in the order of
+    their pairs.
+    """
 
     epochs: int = 200
     lr: float = 3e-4
@@ -39,10 +45,14 @@ class PredictorConfig:
     hidden: int = 400
     n_layers: int = 3
     seed: int = 0
+    members: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size, self.hidden, self.n_layers) < 1 or self.lr <= 0 or self.weight_decay < 0:
-            raise UserError("epochs, batch_size, hidden, n_layers and lr must be positive, weight_decay not negative")
+        sizes = self.epochs, self.batch_size, self.hidden, self.n_layers, self.members
+        if min(sizes) < 1 or self.lr <= 0 or self.weight_decay < 0:
+            raise UserError(
+                "epochs, batch_size, hidden, n_layers, members and lr must be positive, weight_decay not negative"
+            )
         if not 0 < self.holdout < 1:
             raise UserError(f"holdout is the fraction of pairs kept for scoring, between 0 and 1, not {self.holdout}")
 
@@ -52,6 +62,26 @@ def holdout_split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.nd
     order = np.random.default_rng(seed).permutation(n)
     n_holdout = min(max(2, round(n * fraction)), n - 2)
     return np.sort(order[n_holdout:]), np.sort(order[:n_holdout])
+
+
+def member_width(hidden: int, members: int) -> int:
+    """Width of each of several members which together multiply as much as one MLP that is `hidden` wide.
+
+    It is a multiple of 8, at least 8.
+
+    >>> member_width(400, 1), member_width(400, 4), member_width(400, 5)
+    (400, 200, 176)
+    """
+    return hidden if members == 1 else max(8, 8 * round(hidden / math.sqrt(members) / 8))
+
+
+def check_members(initial: AccuracyPredictor | None, members: int) -> None:
+    """UserError unless each of the `members` has a member of `initial` to start from: one each, or the only one."""
+    if initial is not None and initial.members not in (1, members):
+        raise UserError(
+            f"the float predictor has {initial.members} members, so the quantized one cannot have {members}; "
+            f"give --members {initial.members}, or train the float predictor anew"
+        )
 
 
 def training_record(
@@ -133,15 +163,23 @@ def _start(
         raise UserError(different_spaces("the initial predictor", initial.space, space))
     if initial is not None and initial.quantize and not quantize:
         raise UserError("a quantized predictor cannot start a full-precision one; give a full-precision predictor")
+    members = config.members
+    check_members(initial, members)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if initial is None:
-            return AccuracyPredictor(space, config.hidden, config.n_layers, quantize)
+            return AccuracyPredictor(space, config.hidden, config.n_layers, quantize, members)
         if quantize and not initial.quantize:
-            return transfer(initial)
-        predictor = AccuracyPredictor(space, initial.hidden, initial.n_layers, quantize)
-    predictor.load_state_dict(initial.state_dict())
+            return transfer(initial, members)
+        predictor = AccuracyPredictor(space, initial.hidden, initial.n_layers, quantize, members)
+    predictor.load_state_dict(copied(initial, members))
     return predictor
+
+
+def _shuffled(n: int, members: int, shuffle: torch.Generator) -> Tensor:
+    """(n,) indices 0 to n - 1 in random order; for several members (members, n), each in an order of its own."""
+    orders = [torch.randperm(n, generator=shuffle) for _ in range(members)]
+    return torch.stack(orders) if members > 1 else orders[0]
 
 
 def _fit(
@@ -166,9 +204,11 @@ def _fit(
         first = state["epoch"]
     predictor.train()
     for epoch in Progress(range(first, config.epochs), "predictor", config.epochs, done=first, unit="epoch"):
-        for batch in torch.randperm(len(targets), generator=shuffle).to(targets.device).split(config.batch_size):
+        order = _shuffled(len(targets), predictor.members, shuffle).to(targets.device)
+        for batch in order.split(config.batch_size, dim=-1):  # (b,) or (members, b)
             optimizer.zero_grad()
-            F.mse_loss(predictor(features[batch]), targets[batch]).backward()
+            # Summed over members, so that each has the gradient that it would have alone.
+            F.mse_loss(predictor(features[batch]), targets[batch]).mul(predictor.members).backward()
             optimizer.step()
         schedule.step()
         if resume.due:

@@ -24,7 +24,7 @@ from lut.cost_model import cost_model_from_flags
 from lut.costs import why_not_priced
 from utils.accuracy_predictor import AccuracyPredictor
 from utils.predictor_files import load_predictor
-from utils.predictor_training import FEWEST_PAIRS
+from utils.predictor_training import FEWEST_PAIRS, check_members
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class Preparation:
         supernet, recipe, splits: where, how and on which images pairs are measured.
         initial: the predictor to start from; None for pairs that are not finetuned, which are many.
         n_pairs, store: the number of pairs, and where they are kept.
+        members: MLPs of the predictor.
     """
 
     folder: ModelFolder
@@ -46,6 +47,7 @@ class Preparation:
     initial: AccuracyPredictor | None
     n_pairs: int
     store: PairStore
+    members: int = 1
 
     @property
     def space(self) -> SearchSpace:
@@ -85,6 +87,8 @@ def check(args: argparse.Namespace, execution: Execution) -> Preparation:
     recipe = with_quantizer(recipe, args.quantizer)
     n_pairs = number_of_pairs(args, recipe)
     initial = None if supernet.scheme.trains_supernets else load_predictor(folder.acc, space)
+    members = args.members or (initial.members if initial else 1)
+    check_members(initial, members)
     store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, execution.rank)
     check_writable(folder.path)
     check_writable(store.path)
@@ -102,6 +106,7 @@ def check(args: argparse.Namespace, execution: Execution) -> Preparation:
         initial=initial,
         n_pairs=n_pairs,
         store=store,
+        members=members,
     )
 
 

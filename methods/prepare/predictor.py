@@ -25,7 +25,7 @@ from methods.prepare.outliers import outliers_among
 from methods.prepare.plan import Preparation, check
 from utils.predictor_files import save_predictor
 from utils.predictor_scores import cautions, resolution
-from utils.predictor_training import PredictorConfig, train_predictor, training_record
+from utils.predictor_training import PredictorConfig, member_width, train_predictor, training_record
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -42,7 +42,8 @@ def prepare(args: argparse.Namespace) -> None:
                 say_finished(args, folder)
             return
         task = check(args, execution)
-        config = PredictorConfig(seed=args.seed, hidden=task.recipe.predictor_hidden)
+        hidden = member_width(task.recipe.predictor_hidden, task.members)
+        config = PredictorConfig(seed=args.seed, hidden=hidden, members=task.members)
         made_by = gather(task, Session(splits=task.splits, device=device, seed=args.seed, execution=execution))
         if execution.main:
             fit(task, made_by, config, device, as_json=args.json)

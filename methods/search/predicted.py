@@ -16,7 +16,8 @@ from apq.search_result import SearchResult
 from apq.space import space_to_dict
 from lut.cost_model import CostModel
 from report.search_report import Heading
-from utils.accuracy_predictor import AccuracyPredictor, FastPredictor
+from utils.accuracy_predictor import AccuracyPredictor
+from utils.fast_predictor import FastPredictor
 from utils.predictor_files import load_predictor, load_scores
 from utils.predictor_scores import cautions, scores_from_record
 
