@@ -150,6 +150,8 @@ def test_prepare_resumes(here, capsys):
     assert any("only 2 pairs were held out" in warning for warning in shown["warnings"])
     record = torch.load(here / "models/digits/acc_quant.pt", weights_only=True)
     assert record["scores"] == scores
+    assert record["bands"] == shown["bands"]
+    assert [band["n"] for band in shown["bands"]["bands"]] == [2]
     assert record["data"]["n_pairs"] == 12
 
 

@@ -16,6 +16,7 @@ from apq.presets import APQ_IMAGENET
 from apq.skeleton import built_for
 from apq.space import SearchSpace, space_from_dict, space_to_dict
 from utils.accuracy_predictor import AccuracyPredictor
+from utils.predictor_bands import Bands, bands_from_record
 from utils.predictor_scores import PredictorScores, scores_from_record
 
 FIRST, POLICY, LAST = "layers.0.0.weight", "quantize_fc.weight", "regressor.weight"
@@ -24,8 +25,8 @@ FIRST, POLICY, LAST = "layers.0.0.weight", "quantize_fc.weight", "regressor.weig
 def save_predictor(path: Path, predictor: AccuracyPredictor, record: Mapping[str, Any] | None = None) -> None:
     """Write a predictor, whose accuracies are from 0 to 1.
 
-    `record` is plain data about its origin, usually `data` (folder, number of pairs, seed) and `scores` (held out, see
-    `load_scores`).
+    `record` is plain data about its origin, usually `data` (folder, number of pairs, seed), `scores` (held out, see
+    `load_scores`) and `bands` (see `load_bands`).
     UserError if it has keys of the file itself.
     """
     data = {
@@ -58,6 +59,11 @@ def load_predictor(path: Path, space: SearchSpace | None = None) -> AccuracyPred
 def load_scores(path: Path) -> PredictorScores | None:
     """The scores of a predictor on held-out pairs that its file records; None in published files."""
     return scores_from_record(load_checkpoint(path).get("scores"))
+
+
+def load_bands(path: Path) -> Bands | None:
+    """The scores of a predictor in bands of cost that its file records; None in published and earlier files."""
+    return bands_from_record(load_checkpoint(path).get("bands"))
 
 
 def _maker(path: Path) -> str:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 import torch
 
 from apq.checkpoint import digest
+from apq.cli import table
 from apq.device import resolve_device
 from apq.files import SAVE_SECONDS, Record
 from apq.model_folder import ModelFolder
@@ -21,11 +22,13 @@ from elastic_nn.training.distributed import joined, locked_by_first
 from elastic_nn.training.missing_pairs import gather_missing
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned
 from elastic_nn.training.session import Execution, Session
+from lut.costs import UNITS
 from methods.prepare.outliers import outliers_among
 from methods.prepare.plan import Preparation, check
+from utils.predictor_bands import bands_of
 from utils.predictor_files import save_predictor
 from utils.predictor_scores import cautions, resolution
-from utils.predictor_training import PredictorConfig, member_width, train_predictor, training_record
+from utils.predictor_training import PredictorConfig, holdout_split, member_width, train_predictor, training_record
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -121,10 +124,13 @@ def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: tor
     state_file = task.folder.state_of(target)
     resume = Resume(state_file, asked, "predictor training", restart=True, every_s=SAVE_SECONDS)
     predictor, scores = train_predictor(genes, accuracies, task.space, **how, device=device, resume=resume)
+    _, held_out = holdout_split(len(genes), config.holdout, config.seed)
+    bands = bands_of(predictor, genes[held_out], accuracies[held_out])
     n_val = len(task.splits.val)
     facts = {
         "data": {"pairs": str(task.store.path), "n_pairs": len(genes), "n_val": n_val, **outliers_facts, **made_by},
         "scores": asdict(scores),
+        "bands": bands.record(),
         "predictor_training": asdict(config),
     }
     with task.folder.locked() as lock:
@@ -137,6 +143,7 @@ def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: tor
         return
     print(f"{target}: trained on {scores.n_train} pairs of {task.store.path}, held out {scores.n_holdout}")
     print(f"held out: {scores}")
+    print(f"held out, in bands of {UNITS[bands.quantity]}:\n{table(bands.rows())}")
     print(f"accuracies are of {resolution(float(accuracies.mean()), n_val)}")
     for line in cautions(scores):
         print(f"{line}; gather more pairs (--acc_train_sample N --overwrite) or train the supernet longer")

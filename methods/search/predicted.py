@@ -18,11 +18,13 @@ from lut.cost_model import CostModel
 from report.search_report import Heading
 from utils.accuracy_predictor import AccuracyPredictor
 from utils.fast_predictor import FastPredictor
-from utils.predictor_files import load_predictor, load_scores
+from utils.predictor_bands import bands_from_record, cautions_of_band
+from utils.predictor_files import load_bands, load_predictor, load_scores
 from utils.predictor_scores import cautions, scores_from_record
 
 FEWEST_ON_GPU = 256  # candidates a generation: two cores score them in 1.4 ms, more than the launches of a GPU take
 SCORES = "predictor_scores"  # key of a search's settings: what held-out pairs say about its predictor
+BANDS = "predictor_bands"  # the same in bands of cost
 
 
 def load_quantized_predictor(folder: Path) -> AccuracyPredictor:
@@ -39,16 +41,20 @@ def scorer(predictor: AccuracyPredictor, device: torch.device, population: int) 
 
 
 def recorded_scores(folder: Path) -> Record:
-    """The setting that keeps the scores of the predictor in a folder with the result of a search."""
-    scores = load_scores(ModelFolder(folder).acc_quant)
-    return {SCORES: scores and asdict(scores)}
+    """The settings that keep the scores of the predictor in a folder, and its bands, with the result of a search."""
+    file = ModelFolder(folder).acc_quant
+    scores, bands = load_scores(file), load_bands(file)
+    return {SCORES: scores and asdict(scores), **({BANDS: bands.record()} if bands else {})}
 
 
 def beside_prediction(heading: Heading, result: SearchResult) -> Heading:
     """The heading with what held-out pairs say about the predictor: its faults as lines, all of it for --json."""
-    scores = scores_from_record(result.settings.get(SCORES))
-    facts = {**heading.facts, SCORES: scores and scores.facts()}
-    return replace(heading, cautions=cautions(scores), facts=facts)
+    scores, bands = scores_from_record(result.settings.get(SCORES)), bands_from_record(result.settings.get(BANDS))
+    found = result.found_subnet
+    of_band = cautions_of_band(bands, found.space, found.subnet)
+    facts = {**heading.facts, SCORES: scores and scores.facts(), BANDS: bands and bands.record()}
+    facts["in_bad_band"] = None if bands is None else bool(of_band)
+    return replace(heading, cautions=[*heading.cautions, *cautions(scores), *of_band], facts=facts)
 
 
 def warn_of_missing_supernet(folder: Path) -> None:
