@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from apq.checkpoint import digest
@@ -25,6 +27,7 @@ from utils.predictor_scores import cautions, scores_from_record
 FEWEST_ON_GPU = 256  # candidates a generation: two cores score them in 1.4 ms, more than the launches of a GPU take
 SCORES = "predictor_scores"  # key of a search's settings: what held-out pairs say about its predictor
 BANDS = "predictor_bands"  # the same in bands of cost
+RISK = "risk"  # how many spreads of its prediction a candidate is ranked below it
 
 
 def load_quantized_predictor(folder: Path) -> AccuracyPredictor:
@@ -38,6 +41,38 @@ def load_quantized_predictor(folder: Path) -> AccuracyPredictor:
 def scorer(predictor: AccuracyPredictor, device: torch.device, population: int) -> FastPredictor:
     """The predictor for a search with this population, on a GPU where that is faster: not for a few candidates."""
     return predictor.fast(device if population >= FEWEST_ON_GPU else "cpu")
+
+
+def cautious(accuracy: FastPredictor, risk: float | None) -> Callable[[np.ndarray], np.ndarray]:
+    """What a search ranks genes (n, genes) by: (n,) accuracies, or with --risk these less `risk` times their spread.
+
+    UserError for a predictor of one MLP, which has no spread.
+    """
+    if not risk:
+        return accuracy
+    if accuracy.members == 1:
+        raise UserError(
+            f"--risk {risk:g} needs a predictor of several members: train it with search.py --prepare acc_quant "
+            "--members 4 --overwrite"
+        )
+
+    def lower(genes: np.ndarray) -> np.ndarray:
+        mean, spread = accuracy.mean_and_spread(genes)
+        return mean - risk * spread
+
+    return lower
+
+
+def risk_setting(risk: float | None) -> Record:
+    """The setting of --risk; none where it is not given, as in earlier searches."""
+    return {RISK: risk} if risk else {}
+
+
+def ranking_line(settings: Record) -> list[str]:
+    """A line to print beside the accuracies of a search with --risk, which are lower than predicted."""
+    if not (risk := settings.get(RISK)):
+        return []
+    return [f"accuracies are as ranked: predicted less {risk:g} times the spread over the predictor's members"]
 
 
 def recorded_scores(folder: Path) -> Record:
