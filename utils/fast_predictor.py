@@ -87,6 +87,11 @@ class FastPredictor:
         # (members, hidden, 1), (members, 1, 1)
         self._regressor = weights["regressor.weight"].transpose(1, 2), weights["regressor.bias"][:, None]
 
+    @property
+    def has_spread(self) -> bool:
+        """Whether there are several members, which may disagree."""
+        return self.members > 1
+
     def __call__(self, genes: np.ndarray) -> np.ndarray:
         """(n,) float32 accuracies of a gene matrix: means over the members."""
         return self._of_members(genes).mean(0).numpy() if self.members > 1 else self._of_members(genes)[0].numpy()

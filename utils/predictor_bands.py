@@ -20,6 +20,7 @@ from apq.subnet import Subnet
 from lut.costs import UNITS
 from lut.population import PopulationCost
 from utils.accuracy_predictor import AccuracyPredictor
+from utils.kernel_predictor import KernelPredictor
 from utils.predictor_scores import LOWEST_TAU, correlation, interval_of_tau, top_decile
 
 MOST_BANDS, FEWEST_IN_BAND = 4, 10
@@ -98,7 +99,10 @@ class Bands:
 
 
 def bands_of(
-    predictor: AccuracyPredictor, genes: np.ndarray, accuracies: np.ndarray, n_bands: int | None = None
+    predictor: AccuracyPredictor | KernelPredictor,
+    genes: np.ndarray,
+    accuracies: np.ndarray,
+    n_bands: int | None = None,
 ) -> Bands:
     """Bands of held-out pairs: genes (n, genes) and accuracies (n,). Each has about as many pairs.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from apq.files import Record
 from utils.accuracy_predictor import AccuracyPredictor
+from utils.kernel_predictor import KernelPredictor
 
 LOWEST_TAU = 0.3  # Kendall's tau below which a predictor is of no use to a search
 FEWEST_HELD_OUT = 20  # held-out pairs below which a rank correlation says nothing: at 19 tau is uncertain by 0.3
@@ -65,7 +66,7 @@ class PredictorScores:
 
 
 def score(
-    predictor: AccuracyPredictor,
+    predictor: AccuracyPredictor | KernelPredictor,
     genes: np.ndarray,
     accuracies: np.ndarray,
     n_train: int = 0,

@@ -22,6 +22,8 @@ from elastic_nn.training.progress import Progress
 from utils.accuracy_predictor import AccuracyPredictor, copied, scale_output, transfer
 from utils.converter import Converter
 from utils.fast_predictor import one_thread_an_operation
+from utils.kernel_predictor import KernelPredictor, train_kernel_predictor
+from utils.kernel_regression import KernelConfig
 from utils.predictor_files import different_spaces
 from utils.predictor_scores import PredictorScores, score
 
@@ -104,6 +106,25 @@ def training_record(
     return record if outliers is None else {**record, "outliers": np.flatnonzero(outliers).tolist()}
 
 
+def checked_split(
+    genes: np.ndarray, accuracies: np.ndarray, config: PredictorConfig, outliers: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the pairs to train on, without outliers, and of those held out. UserError for useless pairs."""
+    if len(genes) != len(accuracies):
+        raise UserError(f"{len(genes)} subnets but {len(accuracies)} accuracies")
+    if len(genes) < FEWEST_PAIRS:
+        raise UserError(f"{len(genes)} pairs are too few to train a predictor; gather at least {FEWEST_PAIRS}")
+    if len(bad := np.flatnonzero(~np.isfinite(accuracies))):
+        raise UserError(f"accuracy of pair {bad[0]} is {accuracies[bad[0]]}; {len(bad)} of the pairs are not finite")
+
+    train, held_out = holdout_split(len(genes), config.holdout, config.seed)
+    if outliers is not None:
+        train = train[~outliers[train]]
+        if (left := int((~outliers).sum())) < FEWEST_PAIRS or len(train) < 2:
+            raise UserError(f"the recipe's rule of outliers leaves {left} of {len(genes)} pairs, too few to train on")
+    return train, held_out
+
+
 def train_predictor(
     genes: np.ndarray,
     accuracies: np.ndarray,
@@ -129,18 +150,7 @@ def train_predictor(
         outliers: (n,) bool, pairs that it is not trained on. Those among the held-out pairs count in the scores.
     """
     config, accuracies = config or PredictorConfig(), np.asarray(accuracies, dtype=np.float64)
-    if len(genes) != len(accuracies):
-        raise UserError(f"{len(genes)} subnets but {len(accuracies)} accuracies")
-    if len(genes) < FEWEST_PAIRS:
-        raise UserError(f"{len(genes)} pairs are too few to train a predictor; gather at least {FEWEST_PAIRS}")
-    if len(bad := np.flatnonzero(~np.isfinite(accuracies))):
-        raise UserError(f"accuracy of pair {bad[0]} is {accuracies[bad[0]]}; {len(bad)} of the pairs are not finite")
-
-    train, held_out = holdout_split(len(genes), config.holdout, config.seed)
-    if outliers is not None:
-        train = train[~outliers[train]]
-        if (left := int((~outliers).sum())) < FEWEST_PAIRS or len(train) < 2:
-            raise UserError(f"the recipe's rule of outliers leaves {left} of {len(genes)} pairs, too few to train on")
+    train, held_out = checked_split(genes, accuracies, config, outliers)
     predictor = _start(space, quantize, initial, config)
     # Targets are standardised, so that learning rate and weight decay mean the same in every space.
     spread = float(accuracies[train].std()) if np.ptp(accuracies[train]) else 0.0  # 0 is exact: no rounding of a mean
@@ -153,6 +163,30 @@ def train_predictor(
         _fit(predictor.to(device), features.to(device), targets.to(device), config, resume)
     scale_output(predictor.cpu(), std, mean)
     return predictor, score(predictor, genes[held_out], accuracies[held_out], len(train), spread)
+
+
+def scored_kernel(
+    genes: np.ndarray,
+    accuracies: np.ndarray,
+    space: SearchSpace,
+    *,
+    quantize: bool,
+    initial: AccuracyPredictor | None = None,
+    config: PredictorConfig | None = None,
+    outliers: np.ndarray | None = None,
+) -> tuple[KernelPredictor, PredictorScores]:
+    """Fit a kernel to pairs, as `train_predictor` fits MLPs: the same pairs are held out. Of `config` it uses those."""
+    config, accuracies = config or PredictorConfig(), np.asarray(accuracies, dtype=np.float64)
+    train, held_out = checked_split(genes, accuracies, config, outliers)
+    pairs, how = (genes[train], accuracies[train]), {"quantize": quantize, "initial": initial, "seed": config.seed}
+    predictor = train_kernel_predictor(*pairs, space, **how)
+    spread = float(pairs[1].std()) if np.ptp(pairs[1]) else 0.0
+    return predictor, score(predictor, genes[held_out], accuracies[held_out], len(train), spread)
+
+
+def kernel_settings(config: PredictorConfig) -> Record:
+    """All settings of `scored_kernel` as plain data."""
+    return {"kernel": asdict(KernelConfig()), "holdout": config.holdout, "seed": config.seed}
 
 
 def _start(

@@ -16,6 +16,7 @@ from apq.cli import MOST_MEMBERS, MOST_PAIRS, Parser, add_common_flags, add_dete
 from apq.policy import QUANTIZER_HELP, of_activations
 from methods.search.flags import add_image_flags, add_models_flag
 
+PREDICTORS = ("mlp", "kernel")
 PAIR_DRAWS = ("uniform", "stratified")
 
 
@@ -32,6 +33,12 @@ def build_parser() -> Parser:
         "--pairs",
         choices=PAIR_DRAWS,
         help="how quantized pairs are drawn: uniform choices, or QFA's strata (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--predictor",
+        choices=PREDICTORS,
+        default=PREDICTORS[0],
+        help="what is trained: MLPs, or a kernel regression, which errs less on few quantized pairs (default: mlp)",
     )
     parser.add_argument(
         "--members",

@@ -28,7 +28,15 @@ from methods.prepare.plan import Preparation, check
 from utils.predictor_bands import bands_of
 from utils.predictor_files import save_predictor
 from utils.predictor_scores import cautions, resolution
-from utils.predictor_training import PredictorConfig, holdout_split, member_width, train_predictor, training_record
+from utils.predictor_training import (
+    PredictorConfig,
+    holdout_split,
+    kernel_settings,
+    member_width,
+    scored_kernel,
+    train_predictor,
+    training_record,
+)
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -45,8 +53,9 @@ def prepare(args: argparse.Namespace) -> None:
                 say_finished(args, folder)
             return
         task = check(args, execution)
-        hidden = member_width(task.recipe.predictor_hidden, task.members)
-        config = PredictorConfig(seed=args.seed, hidden=hidden, members=task.members)
+        members = max(1, task.members)
+        hidden = member_width(task.recipe.predictor_hidden, members)
+        config = PredictorConfig(seed=args.seed, hidden=hidden, members=members)
         made_by = gather(task, Session(splits=task.splits, device=device, seed=args.seed, execution=execution))
         if execution.main:
             fit(task, made_by, config, device, as_json=args.json)
@@ -112,18 +121,21 @@ def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: tor
     """
     target = task.target
     genes, accuracies = task.store.load(task.space, task.n_pairs)
-    how = {"quantize": task.quantized, "initial": task.initial, "config": config}
-    rule = task.recipe.pair_outliers if task.quantized else None
+    rule, outliers = task.recipe.pair_outliers if task.quantized else None, None
     outliers_facts: Record = {}
     if rule is not None:
-        how["outliers"] = outliers = outliers_among(task.space, genes, accuracies, rule)
+        outliers = outliers_among(task.space, genes, accuracies, rule)
         outliers_facts = {"outliers": {"n": int(outliers.sum()), **asdict(rule)}}
         print(f"{outliers.sum()} of {len(outliers)} pairs are outliers, not trained on", file=sys.stderr)
+    how = {"quantize": task.quantized, "initial": task.initial, "config": config, "outliers": outliers}
     asked = training_record(genes, accuracies, **how)
-    # Training takes seconds, so the state of another training is dropped.
+    # Training takes seconds, so the state of another training is dropped. That of a kernel is not kept.
     state_file = task.folder.state_of(target)
     resume = Resume(state_file, asked, "predictor training", restart=True, every_s=SAVE_SECONDS)
-    predictor, scores = train_predictor(genes, accuracies, task.space, **how, device=device, resume=resume)
+    if task.members:
+        predictor, scores = train_predictor(genes, accuracies, task.space, **how, device=device, resume=resume)
+    else:
+        predictor, scores = scored_kernel(genes, accuracies, task.space, **how)
     _, held_out = holdout_split(len(genes), config.holdout, config.seed)
     bands = bands_of(predictor, genes[held_out], accuracies[held_out])
     n_val = len(task.splits.val)
@@ -131,7 +143,7 @@ def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: tor
         "data": {"pairs": str(task.store.path), "n_pairs": len(genes), "n_val": n_val, **outliers_facts, **made_by},
         "scores": asdict(scores),
         "bands": bands.record(),
-        "predictor_training": asdict(config),
+        "predictor_training": asdict(config) if task.members else kernel_settings(config),
     }
     with task.folder.locked() as lock:
         lock.publishing(target)

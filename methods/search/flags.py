@@ -73,7 +73,8 @@ def add_risk_flag(parser: Parser) -> None:
         "--risk",
         type=above_0(MOST_RISK),
         metavar="R",
-        help="rank by predicted accuracy less R times its spread over the members of the predictor (default: 0)",
+        help="rank by predicted accuracy less R times its standard deviation, of a kernel predictor or over "
+        "members (default: 0)",
     )
 
 
