@@ -45,7 +45,8 @@ def build_parser() -> Parser:
         type=at_least(1, MOST_MEMBERS),
         metavar="N",
         help="train N smaller MLPs, whose spread says where they are unsure (search.py --risk); their mean is the "
-        "prediction (default: as many as the predictor that this one starts from, or one)",
+        "prediction (default: as many as the float predictor that this one starts from, or one; members that start "
+        "from the same MLP hardly differ)",
     )
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
     parser.add_argument("--overwrite", action="store_true", help="replace a predictor that exists")
