@@ -24,7 +24,7 @@ LARGEST = 1e30  # of a flag that measures something: its square is still a float
 LARGEST_SEED = 2**63 - 1  # torch and numpy take seeds of 64 bits
 # Limits of flags that decide how much memory is taken at once. They are far above what a machine can do.
 MOST_BATCH, MOST_SIDE, MOST_LR = 1 << 20, 1 << 13, 1e3
-MOST_CANDIDATES, MOST_PAIRS, MOST_HIDDEN = 10**5, 10**6, 1 << 13
+MOST_CANDIDATES, MOST_PAIRS, MOST_HIDDEN, MOST_MEMBERS = 10**5, 10**6, 1 << 13, 64
 WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 
 

@@ -42,7 +42,7 @@ from lut.population import PopulationCost
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
 from methods.nsga2.front_finder import Front, Nsga2Config, Objective, find_front
 from methods.nsga2.picking import Bound, pick
-from utils.accuracy_predictor import FastPredictor
+from utils.fast_predictor import FastPredictor
 from utils.predictor_files import load_predictor
 
 

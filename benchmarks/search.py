@@ -35,10 +35,12 @@ from benchmarks.markdown import markdown
 from lut.bitfusion import BitFusion
 from lut.population import PopulationCost
 from methods.evolution.evolution_finder import EvolutionConfig, EvolutionFinder
-from utils.accuracy_predictor import AccuracyPredictor, FastPredictor
+from utils.accuracy_predictor import AccuracyPredictor
+from utils.fast_predictor import FastPredictor
+from utils.predictor_training import member_width
 
 ROOT = Path(__file__).resolve().parent.parent
-N_CANDIDATES = 16_384
+N_CANDIDATES, HIDDEN = 16_384, 400
 POPULATIONS = (100, 500, 1_000, 10_000, 100_000)
 MEMORY = {
     "import torch": ["torch"],
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("--populations", type=int, nargs="+", default=POPULATIONS, help="candidates a generation")
     parser.add_argument("--candidates", type=int, default=50_000, help="of a search, but at least three generations")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each part; the fastest counts")
+    parser.add_argument("--members", type=int, default=4, help="MLPs of the ensemble whose mean and spread are timed")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
 
@@ -79,7 +82,7 @@ def main() -> None:
             ).result()
             for population in args.populations
         ]
-        scored = scoring(args.repeats)
+        scored = scoring(args.repeats, args.members)
     result = {
         **scored,
         "constraint_ms": args.constraint,
@@ -98,22 +101,25 @@ def main() -> None:
     print(markdown(titles, [row_of(found) for found in searches]))
 
 
-def parts() -> tuple[FastPredictor, PopulationCost]:
+def parts(members: int = 1) -> tuple[FastPredictor, PopulationCost]:
     """The predictor of random weights, and the costs."""
     torch.manual_seed(0)
-    return AccuracyPredictor(APQ_IMAGENET).fast(), PopulationCost(APQ_IMAGENET, "latency", BitFusion(), "published")
+    predictor = AccuracyPredictor(APQ_IMAGENET, member_width(HIDDEN, members), members=members)
+    return predictor.fast(), PopulationCost(APQ_IMAGENET, "latency", BitFusion(), "published")
 
 
-def scoring(repeats: int) -> dict[str, float]:
+def scoring(repeats: int, members: int) -> dict[str, float]:
     """Microseconds a candidate of costs and of predictions, and candidates a second of both."""
-    predictor, cost = parts()
+    (predictor, cost), several = parts(), parts(members)[0].mean_and_spread
     genes = sample(APQ_IMAGENET, N_CANDIDATES, np.random.default_rng(0))
-    calls = (cost.predict, predictor, lambda rows: (cost.predict(rows), predictor(rows)))
-    cost_us, predictor_us, both_us = (1e6 * fastest(repeats, call, genes) / len(genes) for call in calls)
+    calls = (cost.predict, predictor, lambda rows: (cost.predict(rows), predictor(rows)), several)
+    cost_us, predictor_us, both_us, several_us = (1e6 * fastest(repeats, call, genes) / len(genes) for call in calls)
     return {
         "scored_per_second": 1e6 / both_us,
         "cost_us_per_candidate": cost_us,
         "encoding_and_predictor_us_per_candidate": predictor_us,
+        f"mean_and_spread_of_{members}_us_per_candidate": several_us,
+        f"mean_and_spread_of_{members}_to_one": several_us / predictor_us,
     }
 
 

@@ -12,7 +12,7 @@ from example_spaces import ALL, CHOOSING_BITS, TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import utils.accuracy_predictor as module
+import utils.fast_predictor as module
 from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.genes import sample, subnets_of, view

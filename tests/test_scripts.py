@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from apq.experiment import Experiment
 from apq.files import read_json, read_jsonl, write_json
 from apq.presets import DIGITS
 from apq.resume import Resume
+from utils.predictor_files import load_predictor
 
 search, quant_aware, report, train = (script(name) for name in ("search", "quant_aware", "test", "train"))
 
@@ -150,7 +152,28 @@ def test_prepare_resumes(here, capsys):
     assert any("only 2 pairs were held out" in warning for warning in shown["warnings"])
     record = torch.load(here / "models/digits/acc_quant.pt", weights_only=True)
     assert record["scores"] == scores
+    assert record["bands"] == shown["bands"]
+    assert [band["n"] for band in shown["bands"]["bands"]] == [2]
     assert record["data"]["n_pairs"] == 12
+
+
+def test_prepare_trains_members_and_kernels(here, capsys, tmp_path):
+    shutil.copytree(here / "models/digits", tmp_path / "m")
+    models = ["--acc_predictor_dir", str(tmp_path / "m"), "--overwrite"]
+    ask = ["--prepare", "acc_quant", "--acc_train_sample", "12", "--recipe", "tiny"]
+    for flags, members in ((["--members", "3"], 3), (["--predictor", "kernel"], None)):
+        search([*ask, *models, *flags])
+        assert "held out, in bands of" in capsys.readouterr().out
+        predictor = load_predictor(tmp_path / "m/acc_quant.pt")
+        assert getattr(predictor, "members", None) == members
+        search([*SEARCH, *models, "--exp_name", "risky", "--risk", "1"])
+        assert "1 spreads lower" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--prepare", "acc_quant", "--members", "3"], ["--prepare", "acc"]])
+def test_a_kernel_has_no_members_and_is_not_of_float_pairs(here, flags):
+    with pytest.raises(UserError, match="--predictor kernel has no --members"):
+        search([*flags, "--predictor", "kernel", "--overwrite", "--recipe", "tiny"])
 
 
 def test_a_finetune_is_replaced_only_by_a_finished_one(here, monkeypatch):

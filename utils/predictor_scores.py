@@ -10,6 +10,7 @@ import numpy as np
 
 from apq.files import Record
 from utils.accuracy_predictor import AccuracyPredictor
+from utils.kernel_predictor import KernelPredictor
 
 LOWEST_TAU = 0.3  # Kendall's tau below which a predictor is of no use to a search
 FEWEST_HELD_OUT = 20  # held-out pairs below which a rank correlation says nothing: at 19 tau is uncertain by 0.3
@@ -37,15 +38,8 @@ class PredictorScores:
 
     @property
     def tau_interval(self) -> tuple[float, float] | None:
-        """The interval of Kendall's tau at 95 % confidence; None where it is undefined.
-
-        Fieller, Hartley and Pearson (Biometrika 1957): atanh(tau) has the variance 0.437 / (n - 4).
-        """
-        if self.kendall_tau is None or self.n_holdout <= 4 or abs(self.kendall_tau) >= 1:
-            return None
-        half = NORMAL_95 * math.sqrt(0.437 / (self.n_holdout - 4))
-        z = math.atanh(self.kendall_tau)
-        return math.tanh(z - half), math.tanh(z + half)
+        """The interval of Kendall's tau at 95 % confidence; None where it is undefined."""
+        return interval_of_tau(self.kendall_tau, self.n_holdout)
 
     def __str__(self) -> str:
         tau, spearman = ("undefined" if r is None else f"{r:.3f}" for r in (self.kendall_tau, self.spearman))
@@ -72,25 +66,54 @@ class PredictorScores:
 
 
 def score(
-    predictor: AccuracyPredictor,
+    predictor: AccuracyPredictor | KernelPredictor,
     genes: np.ndarray,
     accuracies: np.ndarray,
     n_train: int = 0,
     train_spread: float | None = None,
 ) -> PredictorScores:
     """Scores of a predictor on pairs: genes `(n, genes)` and accuracies `(n,)`."""
-    from scipy import stats  # slow to import, and a search only reads scores
-
     predicted = predictor.predict(genes).astype(np.float64)
-    constant = len(genes) < 2 or not np.ptp(predicted) or not np.ptp(accuracies)
     return PredictorScores(
         n_train=n_train,
         n_holdout=len(genes),
         rmse=float(np.sqrt(np.mean((predicted - accuracies) ** 2))),
-        kendall_tau=None if constant else float(stats.kendalltau(predicted, accuracies).statistic),
-        spearman=None if constant else float(stats.spearmanr(predicted, accuracies).statistic),
+        kendall_tau=correlation("kendalltau", predicted, accuracies),
+        spearman=correlation("spearmanr", predicted, accuracies),
         train_spread=train_spread,
     )
+
+
+def correlation(kind: str, predicted: np.ndarray, accuracies: np.ndarray) -> float | None:
+    """A rank correlation, "kendalltau" or "spearmanr"; None where all of one side are equal."""
+    from scipy import stats  # slow to import, and a search only reads scores
+
+    if len(predicted) < 2 or not np.ptp(predicted) or not np.ptp(accuracies):
+        return None
+    return float(getattr(stats, kind)(predicted, accuracies).statistic)
+
+
+def interval_of_tau(tau: float | None, n: int) -> tuple[float, float] | None:
+    """The interval of Kendall's tau of n pairs at 95 % confidence; None where it is undefined.
+
+    Fieller, Hartley and Pearson (Biometrika 1957): atanh(tau) has the variance 0.437 / (n - 4).
+    """
+    if tau is None or n <= 4 or abs(tau) >= 1:
+        return None
+    half = NORMAL_95 * math.sqrt(0.437 / (n - 4))
+    z = math.atanh(tau)
+    return math.tanh(z - half), math.tanh(z + half)
+
+
+def top_decile(predicted: np.ndarray, accuracies: np.ndarray) -> float:
+    """Share of the tenth predicted best that is among the measured best tenth, at least one pair; ties by their order.
+
+    >>> top_decile(np.array([0.1, 0.9, 0.5]), np.array([0.2, 0.3, 0.4]))
+    0.0
+    """
+    most = max(1, round(len(predicted) / 10))
+    best, truly = (set(np.argsort(-values, kind="stable")[:most].tolist()) for values in (predicted, accuracies))
+    return len(best & truly) / most
 
 
 def scores_from_record(record: Any) -> PredictorScores | None:

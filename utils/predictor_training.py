@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,8 +19,11 @@ from apq.resume import NOT_KEPT, Resume
 from apq.schema import anything, fields, mapping, whole
 from apq.space import SearchSpace
 from elastic_nn.training.progress import Progress
-from utils.accuracy_predictor import AccuracyPredictor, one_thread_an_operation, scale_output, transfer
+from utils.accuracy_predictor import AccuracyPredictor, copied, scale_output, transfer
 from utils.converter import Converter
+from utils.fast_predictor import one_thread_an_operation
+from utils.kernel_predictor import KernelPredictor, train_kernel_predictor
+from utils.kernel_regression import KernelConfig
 from utils.predictor_files import different_spaces
 from utils.predictor_scores import PredictorScores, score
 
@@ -29,7 +33,11 @@ FEWEST_PAIRS = 10
 @dataclass(frozen=True, kw_only=True)
 class PredictorConfig:
     """Settings of a predictor's training. The defaults are for hundreds to thousands of pairs. UserError where one is
-    out of range."""
+    out of range.
+
+    `members` MLPs, each `hidden` wide, are trained together. They differ in their first weights and in the order of
+    their pairs.
+    """
 
     epochs: int = 200
     lr: float = 3e-4
@@ -39,10 +47,14 @@ class PredictorConfig:
     hidden: int = 400
     n_layers: int = 3
     seed: int = 0
+    members: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size, self.hidden, self.n_layers) < 1 or self.lr <= 0 or self.weight_decay < 0:
-            raise UserError("epochs, batch_size, hidden, n_layers and lr must be positive, weight_decay not negative")
+        sizes = self.epochs, self.batch_size, self.hidden, self.n_layers, self.members
+        if min(sizes) < 1 or self.lr <= 0 or self.weight_decay < 0:
+            raise UserError(
+                "epochs, batch_size, hidden, n_layers, members and lr must be positive, weight_decay not negative"
+            )
         if not 0 < self.holdout < 1:
             raise UserError(f"holdout is the fraction of pairs kept for scoring, between 0 and 1, not {self.holdout}")
 
@@ -52,6 +64,26 @@ def holdout_split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.nd
     order = np.random.default_rng(seed).permutation(n)
     n_holdout = min(max(2, round(n * fraction)), n - 2)
     return np.sort(order[n_holdout:]), np.sort(order[:n_holdout])
+
+
+def member_width(hidden: int, members: int) -> int:
+    """Width of each of several members which together multiply as much as one MLP that is `hidden` wide.
+
+    It is a multiple of 8, at least 8.
+
+    >>> member_width(400, 1), member_width(400, 4), member_width(400, 5)
+    (400, 200, 176)
+    """
+    return hidden if members == 1 else max(8, 8 * round(hidden / math.sqrt(members) / 8))
+
+
+def check_members(initial: AccuracyPredictor | None, members: int) -> None:
+    """UserError unless each of the `members` has a member of `initial` to start from: one each, or the only one."""
+    if initial is not None and initial.members not in (1, members):
+        raise UserError(
+            f"the float predictor has {initial.members} members, so the quantized one cannot have {members}; "
+            f"give --members {initial.members}, or train the float predictor anew"
+        )
 
 
 def training_record(
@@ -72,6 +104,25 @@ def training_record(
         "initial": None if initial is None else digest(initial.state_dict()),
     }
     return record if outliers is None else {**record, "outliers": np.flatnonzero(outliers).tolist()}
+
+
+def checked_split(
+    genes: np.ndarray, accuracies: np.ndarray, config: PredictorConfig, outliers: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the pairs to train on, without outliers, and of those held out. UserError for useless pairs."""
+    if len(genes) != len(accuracies):
+        raise UserError(f"{len(genes)} subnets but {len(accuracies)} accuracies")
+    if len(genes) < FEWEST_PAIRS:
+        raise UserError(f"{len(genes)} pairs are too few to train a predictor; gather at least {FEWEST_PAIRS}")
+    if len(bad := np.flatnonzero(~np.isfinite(accuracies))):
+        raise UserError(f"accuracy of pair {bad[0]} is {accuracies[bad[0]]}; {len(bad)} of the pairs are not finite")
+
+    train, held_out = holdout_split(len(genes), config.holdout, config.seed)
+    if outliers is not None:
+        train = train[~outliers[train]]
+        if (left := int((~outliers).sum())) < FEWEST_PAIRS or len(train) < 2:
+            raise UserError(f"the recipe's rule of outliers leaves {left} of {len(genes)} pairs, too few to train on")
+    return train, held_out
 
 
 def train_predictor(
@@ -99,18 +150,7 @@ def train_predictor(
         outliers: (n,) bool, pairs that it is not trained on. Those among the held-out pairs count in the scores.
     """
     config, accuracies = config or PredictorConfig(), np.asarray(accuracies, dtype=np.float64)
-    if len(genes) != len(accuracies):
-        raise UserError(f"{len(genes)} subnets but {len(accuracies)} accuracies")
-    if len(genes) < FEWEST_PAIRS:
-        raise UserError(f"{len(genes)} pairs are too few to train a predictor; gather at least {FEWEST_PAIRS}")
-    if len(bad := np.flatnonzero(~np.isfinite(accuracies))):
-        raise UserError(f"accuracy of pair {bad[0]} is {accuracies[bad[0]]}; {len(bad)} of the pairs are not finite")
-
-    train, held_out = holdout_split(len(genes), config.holdout, config.seed)
-    if outliers is not None:
-        train = train[~outliers[train]]
-        if (left := int((~outliers).sum())) < FEWEST_PAIRS or len(train) < 2:
-            raise UserError(f"the recipe's rule of outliers leaves {left} of {len(genes)} pairs, too few to train on")
+    train, held_out = checked_split(genes, accuracies, config, outliers)
     predictor = _start(space, quantize, initial, config)
     # Targets are standardised, so that learning rate and weight decay mean the same in every space.
     spread = float(accuracies[train].std()) if np.ptp(accuracies[train]) else 0.0  # 0 is exact: no rounding of a mean
@@ -125,6 +165,30 @@ def train_predictor(
     return predictor, score(predictor, genes[held_out], accuracies[held_out], len(train), spread)
 
 
+def scored_kernel(
+    genes: np.ndarray,
+    accuracies: np.ndarray,
+    space: SearchSpace,
+    *,
+    quantize: bool,
+    initial: AccuracyPredictor | None = None,
+    config: PredictorConfig | None = None,
+    outliers: np.ndarray | None = None,
+) -> tuple[KernelPredictor, PredictorScores]:
+    """Fit a kernel to pairs, as `train_predictor` fits MLPs: the same pairs are held out. Of `config` it uses those."""
+    config, accuracies = config or PredictorConfig(), np.asarray(accuracies, dtype=np.float64)
+    train, held_out = checked_split(genes, accuracies, config, outliers)
+    pairs, how = (genes[train], accuracies[train]), {"quantize": quantize, "initial": initial, "seed": config.seed}
+    predictor = train_kernel_predictor(*pairs, space, **how)
+    spread = float(pairs[1].std()) if np.ptp(pairs[1]) else 0.0
+    return predictor, score(predictor, genes[held_out], accuracies[held_out], len(train), spread)
+
+
+def kernel_settings(config: PredictorConfig) -> Record:
+    """All settings of `scored_kernel` as plain data."""
+    return {"kernel": asdict(KernelConfig()), "holdout": config.holdout, "seed": config.seed}
+
+
 def _start(
     space: SearchSpace, quantize: bool, initial: AccuracyPredictor | None, config: PredictorConfig
 ) -> AccuracyPredictor:
@@ -133,15 +197,23 @@ def _start(
         raise UserError(different_spaces("the initial predictor", initial.space, space))
     if initial is not None and initial.quantize and not quantize:
         raise UserError("a quantized predictor cannot start a full-precision one; give a full-precision predictor")
+    members = config.members
+    check_members(initial, members)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if initial is None:
-            return AccuracyPredictor(space, config.hidden, config.n_layers, quantize)
+            return AccuracyPredictor(space, config.hidden, config.n_layers, quantize, members)
         if quantize and not initial.quantize:
-            return transfer(initial)
-        predictor = AccuracyPredictor(space, initial.hidden, initial.n_layers, quantize)
-    predictor.load_state_dict(initial.state_dict())
+            return transfer(initial, members)
+        predictor = AccuracyPredictor(space, initial.hidden, initial.n_layers, quantize, members)
+    predictor.load_state_dict(copied(initial, members))
     return predictor
+
+
+def _shuffled(n: int, members: int, shuffle: torch.Generator) -> Tensor:
+    """(n,) indices 0 to n - 1 in random order; for several members (members, n), each in an order of its own."""
+    orders = [torch.randperm(n, generator=shuffle) for _ in range(members)]
+    return torch.stack(orders) if members > 1 else orders[0]
 
 
 def _fit(
@@ -166,9 +238,11 @@ def _fit(
         first = state["epoch"]
     predictor.train()
     for epoch in Progress(range(first, config.epochs), "predictor", config.epochs, done=first, unit="epoch"):
-        for batch in torch.randperm(len(targets), generator=shuffle).to(targets.device).split(config.batch_size):
+        order = _shuffled(len(targets), predictor.members, shuffle).to(targets.device)
+        for batch in order.split(config.batch_size, dim=-1):  # (b,) or (members, b)
             optimizer.zero_grad()
-            F.mse_loss(predictor(features[batch]), targets[batch]).backward()
+            # Summed over members, so that each has the gradient that it would have alone.
+            F.mse_loss(predictor(features[batch]), targets[batch]).mul(predictor.members).backward()
             optimizer.step()
         schedule.step()
         if resume.due:

@@ -12,7 +12,14 @@ import argparse
 from apq.cli import Parser
 from apq.errors import UserError
 from lut.costs import UNITS
-from methods.search.flags import add_budget_flags, add_evolution_flags, add_models_flag, add_scope_flag, mode_parser
+from methods.search.flags import (
+    add_budget_flags,
+    add_evolution_flags,
+    add_models_flag,
+    add_risk_flag,
+    add_scope_flag,
+    mode_parser,
+)
 
 
 def build_parser() -> Parser:
@@ -20,6 +27,7 @@ def build_parser() -> Parser:
     add_budget_flags(parser, default="latency")
     add_scope_flag(parser)
     add_models_flag(parser)
+    add_risk_flag(parser)
     add_evolution_flags(parser)
     return parser
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from apq.device import resolve_device
 from apq.experiment import get_experiment
 from apq.files import SAVE_SECONDS
+from apq.genes import genes_of
 from apq.resume import Resume
 from apq.search_result import SearchResult, SubnetChoice
 from elastic_nn.training.progress import Progress
@@ -19,8 +20,10 @@ from methods.search.flags import evolution_config
 from methods.search.predicted import (
     asked_of,
     beside_prediction,
+    cautious,
     load_quantized_predictor,
     recorded_scores,
+    risk_setting,
     scorer,
     warn_of_missing_supernet,
 )
@@ -39,10 +42,11 @@ def search(args: argparse.Namespace) -> None:
     check_priced(space, cost_model)
     warn_of_missing_supernet(args.acc_predictor_dir)
     cost = PopulationCost(space, args.type, cost_model, args.scope or space.budget_scope)
-    accuracy = scorer(predictor, resolve_device(args.device), config.population)
+    fast = scorer(predictor, resolve_device(args.device), config.population)
+    accuracy, risk = cautious(fast, args.risk), risk_setting(args.risk)
     finder = EvolutionFinder(space, accuracy, cost.predict, args.constraint, config, cost.cheapest_genes(), cost.unit)
     settings = {"constraint": args.constraint, "type": args.type, "scope": cost.scope, "evolution": asdict(config)}
-    asked = asked_of(settings, predictor, cost_model)
+    asked = asked_of({**settings, **risk}, predictor, cost_model)
     resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, every_s=SAVE_SECONDS)
     with Progress(what="search", total=config.generations, unit="generation") as bar:
         found = finder.run(lambda record: bar.update(record["generation"] - bar.n), resume)
@@ -54,13 +58,14 @@ def search(args: argparse.Namespace) -> None:
         unit=cost.unit,
         limit=args.constraint,
         scope=cost.scope,
-        predicted_top1=found.accuracy,
+        predicted_top1=float(fast(genes_of(space, [found.subnet]))[0]) if risk else found.accuracy,
         cost_model=cost_model.record(),
-        settings={"evolution": asdict(config), **recorded_scores(args.acc_predictor_dir)},
+        settings={"evolution": asdict(config), **risk, **recorded_scores(args.acc_predictor_dir)},
         history=tuple(found.history),
     )
     with experiment.replaced() as new:
         result.write(new)
         budget = {"constraint": args.constraint, "quantity": cost.quantity, "unit": cost.unit}
         plot_history(found.history, new.path / "history.png", **budget)
-    report_result(experiment, result, cost_model, beside_prediction(Heading(), result), as_json=args.json)
+    heading = Heading(cautions=[f"ranked by less: {found.accuracy:.2%}, {args.risk:g} spreads lower"] if risk else ())
+    report_result(experiment, result, cost_model, beside_prediction(heading, result), as_json=args.json)

@@ -18,7 +18,14 @@ from typing import NoReturn
 from apq.cli import MOST, MOST_CANDIDATES, Parser, add_deterministic_flag, at_least
 from lut.costs import UNITS
 from methods.nsga2.config import NSGA2S, OBJECTIVES, Nsga2Config
-from methods.search.flags import add_image_flags, add_models_flag, add_preset_flag, add_scope_flag, mode_parser
+from methods.search.flags import (
+    add_image_flags,
+    add_models_flag,
+    add_preset_flag,
+    add_risk_flag,
+    add_scope_flag,
+    mode_parser,
+)
 
 
 def build_parser() -> Parser:
@@ -36,6 +43,7 @@ def build_parser() -> Parser:
     parser.add_argument("--front", type=Path, help="folder of an experiment: pick from its front instead of searching")
     add_scope_flag(parser)
     add_models_flag(parser)
+    add_risk_flag(parser)
     measuring = parser.add_argument_group("measurement of points of the front")
     measuring.add_argument("--measure", type=number_or_all, metavar="N", help="how many points to measure, or all")
     measuring.add_argument(

@@ -42,8 +42,11 @@ from methods.search.flags import preset_of
 from methods.search.predicted import (
     asked_of,
     beside_prediction,
+    cautious,
     load_quantized_predictor,
+    ranking_line,
     recorded_scores,
+    risk_setting,
     scorer,
     warn_of_missing_supernet,
 )
@@ -113,10 +116,10 @@ def search(args: argparse.Namespace, experiment: Experiment) -> tuple[Front, Sea
     scope = args.scope or space.budget_scope
     costs = {name: PopulationCost(space, name, cost_model, scope) for name in names[1:]}
     check_bounds(bounds, costs)
-    settings = {"objectives": list(names), "nsga2": asdict(config)}
+    settings = {"objectives": list(names), "nsga2": asdict(config), **risk_setting(args.risk)}
     asked = asked_of({**settings, "scope": scope}, predictor, cost_model)
     resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, every_s=SAVE_SECONDS)
-    accuracy = scorer(predictor, resolve_device(args.device), config.population)
+    accuracy = cautious(scorer(predictor, resolve_device(args.device), config.population), args.risk)
     objectives = [
         Objective(name=ACCURACY, score=accuracy, maximise=True),
         *(Objective(name=k, score=c.predict, unit=c.unit, cheapest=c.cheapest_genes()) for k, c in costs.items()),
@@ -190,9 +193,10 @@ def check_agrees(args: argparse.Namespace, origin: Experiment, searched: SearchR
     """UserError if a flag that is given differs from the search that made the front."""
     flags = {"objectives": args.objectives and list(parse_objectives(args.objectives)), "scope": args.scope}
     preset = args.nsga2 and preset_of(args, "nsga2", NSGA2S, CONFIG_FLAGS)
-    flags |= {name: getattr(preset or args, name) for name in CONFIG_FLAGS} | {"seed": args.seed or None}  # 0: default
+    flags |= {name: getattr(preset or args, name) for name in CONFIG_FLAGS}
+    flags |= {"seed": args.seed or None, "risk": args.risk}  # seed 0: default
     asked = {name: value for name, value in flags.items() if value is not None}
-    facts = {"scope": searched.scope, **searched.settings, **searched.settings["nsga2"]}
+    facts = {"scope": searched.scope, "risk": None, **searched.settings, **searched.settings["nsga2"]}
     found = {name: facts[name] for name in asked}
     if args.config or args.table:
         asked["cost model"] = cost_model_from_flags(args.config, args.table).digest()
@@ -270,6 +274,7 @@ def report(args: argparse.Namespace, experiment: Experiment, front: Front, resul
         measured="measured" if measured else "",
         facts={"objectives": names, "front": n, "pick": asked or None, "picked": result.settings["picked"]},
     )
+    heading = replace(heading, cautions=ranking_line(result.settings))
     heading = beside_prediction(heading, result)
     if measured:
         heading = beside_measured(heading, front, measured, how_measured(result.settings))
@@ -278,5 +283,5 @@ def report(args: argparse.Namespace, experiment: Experiment, front: Front, resul
 
 def _asks_for_a_search(args: argparse.Namespace) -> bool:
     """Whether any flag describes a search: --pick with a mistyped --exp_name must not start one."""
-    flags = ("objectives", "nsga2", "seed", *CONFIG_FLAGS)
+    flags = ("objectives", "nsga2", "seed", "risk", *CONFIG_FLAGS)
     return args.acc_predictor_dir != DEFAULT_MODELS or any(getattr(args, name) for name in flags)

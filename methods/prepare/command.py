@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from apq.cli import MOST_PAIRS, Parser, add_common_flags, add_deterministic_flag, at_least
+from apq.cli import MOST_MEMBERS, MOST_PAIRS, Parser, add_common_flags, add_deterministic_flag, at_least
 from apq.policy import QUANTIZER_HELP, of_activations
 from methods.search.flags import add_image_flags, add_models_flag
 
+PREDICTORS = ("mlp", "kernel")
 PAIR_DRAWS = ("uniform", "stratified")
 
 
@@ -32,6 +33,20 @@ def build_parser() -> Parser:
         "--pairs",
         choices=PAIR_DRAWS,
         help="how quantized pairs are drawn: uniform choices, or QFA's strata (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--predictor",
+        choices=PREDICTORS,
+        default=PREDICTORS[0],
+        help="what is trained: MLPs, or a kernel regression, which errs less on few quantized pairs (default: mlp)",
+    )
+    parser.add_argument(
+        "--members",
+        type=at_least(1, MOST_MEMBERS),
+        metavar="N",
+        help="train N smaller MLPs, whose spread says where they are unsure (search.py --risk); their mean is the "
+        "prediction (default: as many as the float predictor that this one starts from, or one; members that start "
+        "from the same MLP hardly differ)",
     )
     parser.add_argument("--netinfo", type=Path, help="folder of the pairs (default: dataset/NetInfo/SPACE)")
     parser.add_argument("--overwrite", action="store_true", help="replace a predictor that exists")

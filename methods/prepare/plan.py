@@ -23,8 +23,8 @@ from elastic_nn.training.session import Execution
 from lut.cost_model import cost_model_from_flags
 from lut.costs import why_not_priced
 from utils.accuracy_predictor import AccuracyPredictor
-from utils.predictor_files import load_predictor
-from utils.predictor_training import FEWEST_PAIRS
+from utils.predictor_files import load_mlp
+from utils.predictor_training import FEWEST_PAIRS, check_members
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class Preparation:
         supernet, recipe, splits: where, how and on which images pairs are measured.
         initial: the predictor to start from; None for pairs that are not finetuned, which are many.
         n_pairs, store: the number of pairs, and where they are kept.
+        members: MLPs of the predictor; 0 for a kernel.
     """
 
     folder: ModelFolder
@@ -46,6 +47,7 @@ class Preparation:
     initial: AccuracyPredictor | None
     n_pairs: int
     store: PairStore
+    members: int = 1
 
     @property
     def space(self) -> SearchSpace:
@@ -84,7 +86,8 @@ def check(args: argparse.Namespace, execution: Execution) -> Preparation:
     recipe = with_pairs(get_recipe(args.recipe or origin.recipe, space), args.pairs, quantized=quantized)
     recipe = with_quantizer(recipe, args.quantizer)
     n_pairs = number_of_pairs(args, recipe)
-    initial = None if supernet.scheme.trains_supernets else load_predictor(folder.acc, space)
+    initial = None if supernet.scheme.trains_supernets else load_mlp(folder.acc, space)
+    members = number_of_members(args, initial)
     store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, execution.rank)
     check_writable(folder.path)
     check_writable(store.path)
@@ -102,6 +105,7 @@ def check(args: argparse.Namespace, execution: Execution) -> Preparation:
         initial=initial,
         n_pairs=n_pairs,
         store=store,
+        members=members,
     )
 
 
@@ -121,6 +125,20 @@ def with_pairs(recipe: Recipe, pairs: str | None, *, quantized: bool) -> Recipe:
     if pairs is None or (pairs == "stratified" and recipe.pair_strata is not None):
         return recipe
     return replace(recipe, pair_strata=None if pairs == "uniform" else PairStrata())
+
+
+def number_of_members(args: argparse.Namespace, initial: AccuracyPredictor | None) -> int:
+    """The number of MLPs of the predictor: that of the flag, or of `initial`, or one; 0 for a kernel.
+
+    UserError for a kernel of float pairs or of members, and for members that `initial` does not fit.
+    """
+    if args.predictor == "kernel":
+        if args.members is not None or args.prepare == "acc":
+            raise UserError("--predictor kernel has no --members, and belongs to --prepare acc_quant")
+        return 0
+    members = args.members or (initial.members if initial else 1)
+    check_members(initial, members)
+    return members
 
 
 def number_of_pairs(args: argparse.Namespace, recipe: Recipe) -> int:

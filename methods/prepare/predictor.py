@@ -12,6 +12,7 @@ from dataclasses import asdict
 import torch
 
 from apq.checkpoint import digest
+from apq.cli import table
 from apq.device import resolve_device
 from apq.files import SAVE_SECONDS, Record
 from apq.model_folder import ModelFolder
@@ -21,11 +22,21 @@ from elastic_nn.training.distributed import joined, locked_by_first
 from elastic_nn.training.missing_pairs import gather_missing
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned
 from elastic_nn.training.session import Execution, Session
+from lut.costs import UNITS
 from methods.prepare.outliers import outliers_among
 from methods.prepare.plan import Preparation, check
+from utils.predictor_bands import bands_of
 from utils.predictor_files import save_predictor
 from utils.predictor_scores import cautions, resolution
-from utils.predictor_training import PredictorConfig, train_predictor, training_record
+from utils.predictor_training import (
+    PredictorConfig,
+    holdout_split,
+    kernel_settings,
+    member_width,
+    scored_kernel,
+    train_predictor,
+    training_record,
+)
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -42,7 +53,9 @@ def prepare(args: argparse.Namespace) -> None:
                 say_finished(args, folder)
             return
         task = check(args, execution)
-        config = PredictorConfig(seed=args.seed, hidden=task.recipe.predictor_hidden)
+        members = max(1, task.members)
+        hidden = member_width(task.recipe.predictor_hidden, members)
+        config = PredictorConfig(seed=args.seed, hidden=hidden, members=members)
         made_by = gather(task, Session(splits=task.splits, device=device, seed=args.seed, execution=execution))
         if execution.main:
             fit(task, made_by, config, device, as_json=args.json)
@@ -108,23 +121,29 @@ def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: tor
     """
     target = task.target
     genes, accuracies = task.store.load(task.space, task.n_pairs)
-    how = {"quantize": task.quantized, "initial": task.initial, "config": config}
-    rule = task.recipe.pair_outliers if task.quantized else None
+    rule, outliers = task.recipe.pair_outliers if task.quantized else None, None
     outliers_facts: Record = {}
     if rule is not None:
-        how["outliers"] = outliers = outliers_among(task.space, genes, accuracies, rule)
+        outliers = outliers_among(task.space, genes, accuracies, rule)
         outliers_facts = {"outliers": {"n": int(outliers.sum()), **asdict(rule)}}
         print(f"{outliers.sum()} of {len(outliers)} pairs are outliers, not trained on", file=sys.stderr)
+    how = {"quantize": task.quantized, "initial": task.initial, "config": config, "outliers": outliers}
     asked = training_record(genes, accuracies, **how)
-    # Training takes seconds, so the state of another training is dropped.
+    # Training takes seconds, so the state of another training is dropped. That of a kernel is not kept.
     state_file = task.folder.state_of(target)
     resume = Resume(state_file, asked, "predictor training", restart=True, every_s=SAVE_SECONDS)
-    predictor, scores = train_predictor(genes, accuracies, task.space, **how, device=device, resume=resume)
+    if task.members:
+        predictor, scores = train_predictor(genes, accuracies, task.space, **how, device=device, resume=resume)
+    else:
+        predictor, scores = scored_kernel(genes, accuracies, task.space, **how)
+    _, held_out = holdout_split(len(genes), config.holdout, config.seed)
+    bands = bands_of(predictor, genes[held_out], accuracies[held_out])
     n_val = len(task.splits.val)
     facts = {
         "data": {"pairs": str(task.store.path), "n_pairs": len(genes), "n_val": n_val, **outliers_facts, **made_by},
         "scores": asdict(scores),
-        "predictor_training": asdict(config),
+        "bands": bands.record(),
+        "predictor_training": asdict(config) if task.members else kernel_settings(config),
     }
     with task.folder.locked() as lock:
         lock.publishing(target)
@@ -136,6 +155,7 @@ def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: tor
         return
     print(f"{target}: trained on {scores.n_train} pairs of {task.store.path}, held out {scores.n_holdout}")
     print(f"held out: {scores}")
+    print(f"held out, in bands of {UNITS[bands.quantity]}:\n{table(bands.rows())}")
     print(f"accuracies are of {resolution(float(accuracies.mean()), n_val)}")
     for line in cautions(scores):
         print(f"{line}; gather more pairs (--acc_train_sample N --overwrite) or train the supernet longer")

@@ -31,6 +31,7 @@ from methods.search.evolution_finder import EVOLUTIONS, EvolutionConfig
 from methods.search.settings import AgentConfig
 
 T = TypeVar("T")
+MOST_RISK = 1e3
 BIT_QUANTITIES = tuple(name for name in UNITS if name != "flops")  # MACs are the same at any bits
 
 
@@ -63,6 +64,17 @@ def add_models_flag(parser: Parser) -> None:
     """Add --acc_predictor_dir."""
     parser.add_argument(
         "--acc_predictor_dir", type=Path, default=DEFAULT_MODELS, help="folder of the predictors and the supernet"
+    )
+
+
+def add_risk_flag(parser: Parser) -> None:
+    """Add --risk."""
+    parser.add_argument(
+        "--risk",
+        type=above_0(MOST_RISK),
+        metavar="R",
+        help="rank by predicted accuracy less R times its standard deviation, of a kernel predictor or over "
+        "members (default: 0)",
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from apq.checkpoint import digest
@@ -16,15 +18,19 @@ from apq.search_result import SearchResult
 from apq.space import space_to_dict
 from lut.cost_model import CostModel
 from report.search_report import Heading
-from utils.accuracy_predictor import AccuracyPredictor, FastPredictor
-from utils.predictor_files import load_predictor, load_scores
+from utils.fast_predictor import FastPredictor
+from utils.kernel_predictor import KernelPredictor
+from utils.predictor_bands import bands_from_record, cautions_of_band
+from utils.predictor_files import Predictor, load_bands, load_predictor, load_scores
 from utils.predictor_scores import cautions, scores_from_record
 
 FEWEST_ON_GPU = 256  # candidates a generation: two cores score them in 1.4 ms, more than the launches of a GPU take
 SCORES = "predictor_scores"  # key of a search's settings: what held-out pairs say about its predictor
+BANDS = "predictor_bands"  # the same in bands of cost
+RISK = "risk"  # how many spreads of its prediction a candidate is ranked below it
 
 
-def load_quantized_predictor(folder: Path) -> AccuracyPredictor:
+def load_quantized_predictor(folder: Path) -> Predictor:
     """The quantized predictor in a folder. UserError if its file holds a float one."""
     predictor = load_predictor(ModelFolder(folder).acc_quant)
     if not predictor.quantize:
@@ -32,22 +38,58 @@ def load_quantized_predictor(folder: Path) -> AccuracyPredictor:
     return predictor
 
 
-def scorer(predictor: AccuracyPredictor, device: torch.device, population: int) -> FastPredictor:
+def scorer(predictor: Predictor, device: torch.device, population: int) -> FastPredictor | KernelPredictor:
     """The predictor for a search with this population, on a GPU where that is faster: not for a few candidates."""
     return predictor.fast(device if population >= FEWEST_ON_GPU else "cpu")
 
 
+def cautious(accuracy: FastPredictor | KernelPredictor, risk: float | None) -> Callable[[np.ndarray], np.ndarray]:
+    """What a search ranks genes (n, genes) by: (n,) accuracies, or with --risk these less `risk` times their spread.
+
+    UserError for a predictor of one MLP, which has none.
+    """
+    if not risk:
+        return accuracy
+    if not accuracy.has_spread:
+        raise UserError(
+            f"--risk {risk:g} needs a predictor that says how uncertain it is, a kernel or several members: train it "
+            "with search.py --prepare acc_quant --overwrite and --predictor kernel or --members 4"
+        )
+
+    def lower(genes: np.ndarray) -> np.ndarray:
+        mean, spread = accuracy.mean_and_spread(genes)
+        return mean - risk * spread
+
+    return lower
+
+
+def risk_setting(risk: float | None) -> Record:
+    """The setting of --risk; none where it is not given, as in earlier searches."""
+    return {RISK: risk} if risk else {}
+
+
+def ranking_line(settings: Record) -> list[str]:
+    """A line to print beside the accuracies of a search with --risk, which are lower than predicted."""
+    if not (risk := settings.get(RISK)):
+        return []
+    return [f"accuracies are as ranked: predicted less {risk:g} times the spread of the prediction"]
+
+
 def recorded_scores(folder: Path) -> Record:
-    """The setting that keeps the scores of the predictor in a folder with the result of a search."""
-    scores = load_scores(ModelFolder(folder).acc_quant)
-    return {SCORES: scores and asdict(scores)}
+    """The settings that keep the scores of the predictor in a folder, and its bands, with the result of a search."""
+    file = ModelFolder(folder).acc_quant
+    scores, bands = load_scores(file), load_bands(file)
+    return {SCORES: scores and asdict(scores), **({BANDS: bands.record()} if bands else {})}
 
 
 def beside_prediction(heading: Heading, result: SearchResult) -> Heading:
     """The heading with what held-out pairs say about the predictor: its faults as lines, all of it for --json."""
-    scores = scores_from_record(result.settings.get(SCORES))
-    facts = {**heading.facts, SCORES: scores and scores.facts()}
-    return replace(heading, cautions=cautions(scores), facts=facts)
+    scores, bands = scores_from_record(result.settings.get(SCORES)), bands_from_record(result.settings.get(BANDS))
+    found = result.found_subnet
+    of_band = cautions_of_band(bands, found.space, found.subnet)
+    facts = {**heading.facts, SCORES: scores and scores.facts(), BANDS: bands and bands.record()}
+    facts["in_bad_band"] = None if bands is None else bool(of_band)
+    return replace(heading, cautions=[*heading.cautions, *cautions(scores), *of_band], facts=facts)
 
 
 def warn_of_missing_supernet(folder: Path) -> None:
@@ -56,7 +98,7 @@ def warn_of_missing_supernet(folder: Path) -> None:
         print(f"warning: no supernet at {file}: quant_aware.py will need its file (--supernet)", file=sys.stderr)
 
 
-def asked_of(settings: Record, predictor: AccuracyPredictor, cost_model: CostModel) -> Record:
+def asked_of(settings: Record, predictor: Predictor, cost_model: CostModel) -> Record:
     """All that a search depends on: its settings, the space and weights of its predictor, the costs of layers."""
     origin = {"space": space_to_dict(predictor.space), "predictor": digest(predictor.state_dict())}
     return {**settings, **origin, **cost_model.record(), "prices": cost_model.digest()}
