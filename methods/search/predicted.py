@@ -20,7 +20,7 @@ from utils.accuracy_predictor import AccuracyPredictor, FastPredictor
 from utils.predictor_files import load_predictor, load_scores
 from utils.predictor_scores import cautions, scores_from_record
 
-FEWEST_ON_GPU = 256  # candidates a generation: two cores score them in 1.4 ms, more than the launches of a GPU take
+FEWEST_ON_GPU = 256  # candidates a generation: a guess, which no GPU has timed. Two cores score them in 1.4 ms
 SCORES = "predictor_scores"  # key of a search's settings: what held-out pairs say about its predictor
 
 
@@ -33,7 +33,7 @@ def load_quantized_predictor(folder: Path) -> AccuracyPredictor:
 
 
 def scorer(predictor: AccuracyPredictor, device: torch.device, population: int) -> FastPredictor:
-    """The predictor for a search with this population, on a GPU where that is faster: not for a few candidates."""
+    """The predictor for a search with this population, on a GPU unless there are few candidates."""
     return predictor.fast(device if population >= FEWEST_ON_GPU else "cpu")
 
 
