@@ -18,6 +18,7 @@ DONE, FAULT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: of a result, of a fault of the program, of what its user or the system can mend, of an interrupt."""
 _SYSTEM = (errno.ENOMEM, errno.ENOSPC, errno.EMFILE)  # errors of the system that torch raises as RuntimeErrors
 _OUT_OF_MEMORY = ("allocate memory", "out of memory", "not enough memory")  # words in torch's messages
+_READER = "DataLoader worker (pid"  # of a worker that ended, which torch's messages begin with
 _NOT_DETERMINISTIC = "does not have a deterministic implementation"  # of the operation that torch names before
 
 Main = Callable[[list[str] | None], None]
@@ -126,6 +127,8 @@ def _mistake(error: Exception) -> str | None:
         isinstance(error, RuntimeError) and any(words in said for words in _OUT_OF_MEMORY)
     ):
         return f"out of memory: {said.splitlines()[0]}" if said else "out of memory"
+    if isinstance(error, RuntimeError) and _READER in said:
+        return "a process that reads images was killed (is memory short?); the same command continues"
     if isinstance(error, RuntimeError) and _NOT_DETERMINISTIC in said:
         return f"--deterministic: {said.split(_NOT_DETERMINISTIC)[0]}has no deterministic algorithm on this device"
     if isinstance(error, RuntimeError) and any(os.strerror(code) in said for code in _SYSTEM):

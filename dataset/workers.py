@@ -1,6 +1,7 @@
 """Processes that read items of data sets. They are started once, and serve all splits, sizes and steps after that.
 
-A data set is known to the processes that are started after it was made. One that came later has new processes started.
+A data set is known to the processes that are started after it was made. One that came later, as a part of the images
+that was chosen since, has new processes started, which takes less than a second.
 """
 
 from __future__ import annotations
@@ -78,6 +79,11 @@ class Workers:
             generator=torch.Generator(),  # seeds of workers are not drawn from the global generator
         )
 
+    def alive(self) -> bool:
+        """Whether none of them was killed."""
+        started = self.loader._iterator  # torch tells it nowhere else
+        return started is None or all(worker.is_alive() for worker in started._workers)
+
     def read(self, chunks: Iterable[list[tuple[int, Key]]]) -> Iterator[tuple[Any, list[int]]]:
         """Read chunks of numbered items."""
         self.chunks.asked = iter(chunks)
@@ -92,7 +98,7 @@ def _free(number: int, pinned: bool) -> Workers:
     kind = (n_workers(), pinned)
     while _idle:
         workers = _idle.pop()
-        if workers.kind == kind and number in workers.known:
+        if workers.kind == kind and number in workers.known and workers.alive():
             return workers
     return Workers(*kind)
 

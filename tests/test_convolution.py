@@ -178,6 +178,19 @@ def test_a_supernet_without_plans_learns_as_with_them():
 
 
 @on_kernels
+def test_where_the_kernels_fail_torch_computes(monkeypatch):
+    def fails(*args, **settings):
+        raise RuntimeError("ptxas: no such thing")
+
+    monkeypatch.setattr(convolution, "input_gradient", fails)
+    monkeypatch.setattr(convolution, "_works", convolution._works.__wrapped__)
+    x, w = torch.ones(1, 3, 4, 4, device=DEVICE), torch.ones(3, 1, 3, 3, device=DEVICE)
+    with without_plans(), pytest.warns(UserWarning, match="depthwise convolutions take .*: RuntimeError: ptxas"):
+        y = convolve(x, w, depthwise=True)
+    assert torch.equal(y, F.conv2d(x, w, None, 1, 1, groups=3))
+
+
+@on_kernels
 def test_where_plans_are_made():
     """Outside of the context, and wherever it is switched off."""
     x, w = torch.ones(1, 3, 4, 4, device=DEVICE), torch.ones(3, 1, 3, 3, device=DEVICE)

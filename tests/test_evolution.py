@@ -181,6 +181,15 @@ def test_seen_is_a_set(seed):
     assert seen.keys.tolist() == sorted(known)
 
 
+def test_seen_has_few_runs_however_often_some_are_added():
+    """Each is searched for every key: their number grows with the logarithm of all."""
+    seen = Seen.empty(TINY)
+    for i in range(3000):
+        seen = seen.with_keys(np.arange(10 * i, 10 * i + 10))
+    assert len(seen.keys) == 30_000
+    assert len(seen.runs) <= 4
+
+
 def test_proposals_are_made_in_chunks_until_there_are_enough():
     rng, asked = np.random.default_rng(0), []
 

@@ -33,7 +33,7 @@ from elastic_nn.quantizers.functional import code_range
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 DEVICE = torch.device("cpu" if fused.INTERPRETED else "cuda")
-on_kernels = pytest.mark.gpu if not fused.INTERPRETED else pytest.mark.filterwarnings("ignore:.*in divide")
+on_kernels = pytest.mark.gpu if not fused.INTERPRETED else pytest.mark.filterwarnings("ignore:.*in (divide|multiply)")
 
 MAKERS = {
     "linear": LinearActivationQuantizer,
@@ -217,6 +217,29 @@ def test_a_supernet_by_kernels(scheme):
         torch.testing.assert_close(
             grads[name], grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@on_kernels
+@pytest.mark.parametrize("kernel", ["affine_of_range", "activation_gradient", "largest_magnitude"])
+def test_where_one_kernel_fails_the_pure_functions_compute(kernel, monkeypatch):
+    """Also in inference, where the first tensor may come."""
+    from elastic_nn.quantizers import triton_kernels
+
+    class Fails:
+        def __getitem__(self, grid):
+            raise RuntimeError("ptxas: no such thing")
+
+    monkeypatch.setattr(triton_kernels, kernel, Fails())
+    monkeypatch.setattr(fused, "_works", fused._works.__wrapped__)
+    x = torch.randn(5, device=DEVICE)
+    with (
+        torch.inference_mode(),
+        pytest.warns(UserWarning, match="quantizers take .* Triton fails: RuntimeError: ptxas"),
+    ):
+        assert not fused.runs_on(x)
+    monkeypatch.undo()
+    with torch.inference_mode():
+        assert fused._works.__wrapped__(DEVICE)
 
 
 @pytest.mark.skipif(not HAS_TRITON or fused.INTERPRETED, reason="needs Triton, and not to run in its interpreter")

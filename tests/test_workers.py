@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,6 +14,7 @@ from test_dataset import make_folder
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from apq import exits
 from apq.errors import UserError
 from apq.presets import DIGITS
 from dataset import file_batches, load_splits, workers
@@ -98,6 +102,32 @@ def test_whoever_stops_early_disturbs_nobody(folder):
         break
     assert all(torch.equal(one, other) for (one, _), (other, _) in zip(val, right, strict=True))
     assert len(processes()) == 2
+
+
+def test_whoever_stops_early_leaves_the_processes_to_the_next(folder):
+    """They go on when the reader that stopped is forgotten."""
+    reader = iter(make_loader(folder.val, 2))
+    next(reader)
+    before = processes()
+    del reader
+    list(make_loader(folder.val, 2))
+    assert processes() == before
+
+
+def test_a_killed_process_is_told_in_a_line_and_replaced(folder):
+    """Whatever the program does meanwhile, torch raises at once. The next reader has new processes."""
+    right = [labels.tolist() for _, labels in make_loader(folder.val, 2)]
+    before = processes()
+
+    def killed():
+        os.kill(min(before), signal.SIGKILL)
+        time.sleep(60)
+
+    with pytest.raises(RuntimeError, match="DataLoader worker") as error:
+        killed()
+    assert "a process that reads images was killed" in exits._mistake(error.value)
+    assert [labels.tolist() for _, labels in make_loader(folder.val, 2)] == right
+    assert not processes() & before
 
 
 def test_loaders_may_be_read_side_by_side():

@@ -57,10 +57,10 @@ def convolve(x: Tensor, w: Tensor, bias: Tensor | None = None, *, stride: int = 
     """
     kernel_size = w.size(-1)
     if _wanted and _allowed and fused.runs_on(x):
-        if depthwise:
+        if depthwise and _works(x.device):
             return _Depthwise.apply(*_cast(x, w), stride)
         # In float32 cuDNN computes with TensorFloat-32 unless it is told not to, and products of matrices do not.
-        if kernel_size == 1 and stride == 1 and _cast(x)[0].dtype != torch.float32:
+        if not depthwise and kernel_size == stride == 1 and _cast(x)[0].dtype != torch.float32:
             return pointwise(x, w, bias)
     return F.conv2d(x, w, bias, stride, kernel_size // 2, groups=x.size(1) if depthwise else 1)
 
@@ -121,6 +121,16 @@ def _kernels() -> ModuleType:
     from elastic_nn.modules import depthwise_kernels
 
     return depthwise_kernels
+
+
+@cache
+def _works(device: torch.device) -> bool:
+    return fused.builds("depthwise convolutions", _try_all, device)
+
+
+def _try_all(device: torch.device) -> Tensor:
+    x, w = (torch.ones(1, 1, n, n, device=device, requires_grad=True) for n in (4, 3))
+    return _Depthwise.apply(x, w, 1).sum()
 
 
 def _cast(*tensors: Tensor) -> tuple[Tensor, ...]:

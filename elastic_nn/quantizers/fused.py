@@ -15,7 +15,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -67,14 +67,31 @@ def _works(device: torch.device) -> bool:
     """Whether this device runs the kernels. A warning if it should but Triton cannot build them."""
     if device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) < OLDEST):
         return False
+    return builds("quantizers", _try_all, device)
+
+
+def builds(what: str, attempt: Callable[[torch.device], Tensor], device: torch.device) -> bool:
+    """Whether kernels compute the scalar of an attempt, and its gradients. A warning if Triton cannot build them."""
     try:
-        one = torch.ones(1, device=device)
-        _Lsq.apply(one, one, 0, 1, False, 1.0)
+        with torch.inference_mode(False), torch.enable_grad():
+            attempt(device).backward()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as fault:  # whatever a compiler raises
         text = f"{type(fault).__name__}: {fault}".splitlines()[0]
-        warnings.warn(f"quantizers take several times as long, because Triton fails: {text}", stacklevel=2)
+        warnings.warn(f"{what} take several times as long, because Triton fails: {text}", stacklevel=2)
         return False
     return True
+
+
+def _try_all(device: torch.device) -> Tensor:
+    one = torch.ones(1, device=device, requires_grad=True)
+    return (
+        _Activation.apply(one, one, 1, False, 0.0, False)
+        + _Weight.apply(one, one, 1)
+        + _Lsq.apply(one, one, 0, 1, False, 1.0)
+        + _InRange.apply(one, one, one, one, one, 0, 1)
+    ).sum()
 
 
 def quantize_activation(

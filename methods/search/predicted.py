@@ -24,7 +24,7 @@ from utils.predictor_bands import bands_from_record, cautions_of_band
 from utils.predictor_files import Predictor, load_bands, load_predictor, load_scores
 from utils.predictor_scores import cautions, scores_from_record
 
-FEWEST_ON_GPU = 256  # candidates a generation: two cores score them in 1.4 ms, more than the launches of a GPU take
+FEWEST_ON_GPU = 256  # candidates a generation: a guess, which no GPU has timed. Two cores score them in 1.4 ms
 SCORES = "predictor_scores"  # key of a search's settings: what held-out pairs say about its predictor
 BANDS = "predictor_bands"  # the same in bands of cost
 RISK = "risk"  # how many spreads of its prediction a candidate is ranked below it
@@ -39,7 +39,7 @@ def load_quantized_predictor(folder: Path) -> Predictor:
 
 
 def scorer(predictor: Predictor, device: torch.device, population: int) -> FastPredictor | KernelPredictor:
-    """The predictor for a search with this population, on a GPU where that is faster: not for a few candidates."""
+    """The predictor for a search with this population, on a GPU unless there are few candidates."""
     return predictor.fast(device if population >= FEWEST_ON_GPU else "cpu")
 
 
