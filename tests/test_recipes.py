@@ -17,6 +17,7 @@ from elastic_nn.training.recipes import RECIPES, get_recipe
 RECIPE_OF = {
     "digits": "digits",
     "glyphs": "glyphs",
+    "fashion": "fashion",
     "apq-imagenet": "apq-imagenet",
     "oqa-mbv2": "oqa-imagenet",
     "oqa-mbv3": "oqa-imagenet",

@@ -238,7 +238,7 @@ def test_recipes():
     assert get_recipe(None, DIGITS) is RECIPES["digits"]
     assert get_recipe(None, GLYPHS) is RECIPES["glyphs"]
     assert get_recipe("tiny", DIGITS) is TINY
-    with pytest.raises(UserError, match="digits, glyphs, apq-imagenet, tiny"):
+    with pytest.raises(UserError, match="digits, glyphs, fashion, apq-imagenet, tiny"):
         get_recipe("huge", DIGITS)
     with pytest.raises(UserError, match="--recipe"):
         get_recipe(None, replace(APQ_IMAGENET, name="mine", recipe=None))
