@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
 from example_spaces import TINY
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_fused import DEVICE, HAS_TRITON, on_kernels
+from interpreted import DEVICE, assert_learns_alike, on_kernels, outside_the_interpreter, passes_in_the_interpreter
 from test_launches import Operations
 
 from apq.genes import smallest_subnet
@@ -23,7 +18,6 @@ from apq.presets import QFA_MBV3_GLYPHS
 from elastic_nn.modules import convolution
 from elastic_nn.modules.convolution import convolve, pointwise, switched, without_plans
 from elastic_nn.networks import DynamicProxylessNASNets, DynamicQuantizedProxylessNASNets
-from elastic_nn.quantizers import fused
 
 EPSILON = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 
@@ -159,22 +153,7 @@ def test_a_supernet_without_plans_learns_as_with_them():
     torch.manual_seed(0)
     net = DynamicQuantizedProxylessNASNets(space=TINY).to(DEVICE)
     x = torch.randn(4, TINY.in_channels, 8, 8, device=DEVICE)
-    with torch.no_grad():
-        net(x)
-    found = []
-    for allowed in (True, False):
-        own = copy.deepcopy(net).train()
-        with switched(allowed):
-            logits = own(x)
-        logits.square().sum().backward()
-        found.append((logits, {name: p.grad for name, p in own.named_parameters() if p.grad is not None}))
-    (logits, grads), (logits_ref, grads_ref) = found
-    torch.testing.assert_close(logits, logits_ref)
-    assert grads.keys() == grads_ref.keys()
-    for name, grad in grads_ref.items():
-        torch.testing.assert_close(
-            grads[name], grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    assert_learns_alike(net, x, switched)
 
 
 @on_kernels
@@ -209,7 +188,7 @@ def test_where_plans_are_made():
     assert plans() == 1
 
 
-@pytest.mark.skipif(not HAS_TRITON or fused.INTERPRETED, reason="needs Triton's compiler")
+@outside_the_interpreter
 @pytest.mark.parametrize("name", ["convolve", "weight_gradient"])
 def test_kernels_load_many_channels_at_once_and_are_not_compiled_for_sizes(name, tmp_path, monkeypatch):
     """For a GPU of compute capability 8.0, also where there is none."""
@@ -237,10 +216,6 @@ def test_kernels_load_many_channels_at_once_and_are_not_compiled_for_sizes(name,
     assert {*re.findall(r"ld\.global\S*", code)} <= {"ld.global.v4.b32", "ld.global.v2.b32"}
 
 
-@pytest.mark.skipif(not HAS_TRITON or fused.INTERPRETED, reason="needs Triton, and not to run in its interpreter")
+@outside_the_interpreter
 def test_the_interpreter_runs_the_tests_above():
-    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    passes_in_the_interpreter(__file__)

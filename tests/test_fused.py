@@ -1,23 +1,15 @@
-"""The fused kernels of quantizers against the pure functions: on a GPU, or on a CPU in Triton's interpreter.
-
-The interpreter must be chosen before Triton is imported. So without a GPU one test here runs the others in a process of
-its own, in which they are not skipped.
-"""
+"""The fused kernels of quantizers against the pure functions: on a GPU, or on a CPU in Triton's interpreter."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from example_spaces import TINY
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from interpreted import DEVICE, assert_learns_alike, on_kernels, outside_the_interpreter, passes_in_the_interpreter
 
 from elastic_nn.networks import DynamicQuantizedProxylessNASNets
 from elastic_nn.quantizers import (
@@ -30,10 +22,6 @@ from elastic_nn.quantizers import (
     fused,
 )
 from elastic_nn.quantizers.functional import code_range
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-DEVICE = torch.device("cpu" if fused.INTERPRETED else "cuda")
-on_kernels = pytest.mark.gpu if not fused.INTERPRETED else pytest.mark.filterwarnings("ignore:.*in (divide|multiply)")
 
 MAKERS = {
     "linear": LinearActivationQuantizer,
@@ -201,22 +189,7 @@ def test_a_supernet_by_kernels(scheme):
     kind = {} if scheme is None else {"scheme": scheme}
     net = DynamicQuantizedProxylessNASNets(space=TINY, **kind).to(DEVICE)
     x = torch.randn(4, TINY.in_channels, 8, 8, device=DEVICE)
-    found = []
-    with torch.no_grad():
-        net(x)
-    for on in (True, False):
-        own = copy.deepcopy(net).train()
-        with fused.switched(on):
-            logits = own(x)
-        logits.square().sum().backward()
-        found.append((logits, {name: p.grad for name, p in own.named_parameters() if p.grad is not None}))
-    (logits, grads), (logits_ref, grads_ref) = found
-    torch.testing.assert_close(logits, logits_ref)
-    assert grads.keys() == grads_ref.keys()
-    for name, grad in grads_ref.items():
-        torch.testing.assert_close(
-            grads[name], grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    assert_learns_alike(net, x, fused.switched)
 
 
 @on_kernels
@@ -242,13 +215,9 @@ def test_where_one_kernel_fails_the_pure_functions_compute(kernel, monkeypatch):
         assert fused._works.__wrapped__(DEVICE)
 
 
-@pytest.mark.skipif(not HAS_TRITON or fused.INTERPRETED, reason="needs Triton, and not to run in its interpreter")
+@outside_the_interpreter
 def test_the_interpreter_runs_the_tests_above():
-    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    passes_in_the_interpreter(__file__)
 
 
 FLOATS, COUNTS = {"smallest", "top", "low", "high", "first", "last", "root"}, {"n", "count"}
@@ -256,7 +225,7 @@ CONSTANTS = {"SIGNED": True, "MAGNITUDE": True, "SIGN_ONLY": False, "BLOCK": fus
 FORWARD = ("quantize_activation", "quantize_weight", "quantize_lsq", "quantize_affine")
 
 
-@pytest.mark.skipif(not HAS_TRITON or fused.INTERPRETED, reason="needs Triton's compiler")
+@outside_the_interpreter
 @pytest.mark.parametrize("name", [*FORWARD, "activation_gradient", "lsq_gradient", "affine_gradient"])
 def test_kernels_compile_to_exact_operations(name, tmp_path, monkeypatch):
     """For a GPU of compute capability 8.0, also where there is none: divisions and conversions round to nearest."""
