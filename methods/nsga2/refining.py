@@ -77,11 +77,16 @@ def search_of(task: FrontTask) -> Search:
 def recorded(
     task: FrontTask, experiment: Experiment, refining: Refining, found: Refined, measuring: Measuring
 ) -> tuple[Front, SearchResult]:
-    """The front of all candidates and measured subnets, with its pick, written into the experiment."""
+    """The refined front with its pick, written into the experiment."""
     predictor, scores, bands = refining.learned()
-    genes = np.concatenate([found.pool.genes.astype(np.int64), refining.archive.load()[0].astype(np.int64)])
-    front = front_among(task.objectives(predictor), np.unique(genes, axis=0), list(found.pool.history))
-    front = replace(front, measured=refining.archive.measured(front.genes))
+    front = front_of(task, refining, found, predictor)
     facts: Record = {REFINED: found.record(), MEASURED_BY: measuring.record, **scores_of(scores, bands)}
     searched = task.result(front, {**facts, **recorded_folder(measuring.data)})
     return front, picked_and_saved(experiment, front, searched, task.bounds, more=True)
+
+
+def front_of(task: FrontTask, refining: Refining, found: Refined, predictor: Predictor) -> Front:
+    """The front of the last candidates and of all measured subnets, by this predictor."""
+    genes = np.concatenate([found.pool.genes.astype(np.int64), refining.archive.load()[0].astype(np.int64)])
+    front = front_among(task.objectives(predictor), np.unique(genes, axis=0), list(found.pool.history))
+    return replace(front, measured=refining.archive.measured(front.genes))
