@@ -22,7 +22,7 @@ from methods.evolution.task import EvolutionTask, load_task, save
 from methods.search.candidates import Pool
 from methods.search.predicted import scores_of
 from methods.search.refine import REFINED, Refining, Search, refine
-from methods.search.refine_task import check_flags, load_refining, refined_asked, warn_of_one_mlp
+from methods.search.refine_task import check_flags, depends_on, load_refining, warn_of_one_mlp
 from utils.predictor_files import Predictor
 
 INNER, STATE = "search", "refine.state.pt"  # of the search of a round, and of the rounds
@@ -35,7 +35,7 @@ def refined_search(args: argparse.Namespace, experiment: Experiment, execution: 
     task = load_task(args)
     by_first(partial(warn_of_one_mlp, args, task.predictor), execution)
     refining = load_refining(args, task.predictor, execution, args.measure)
-    asked = refined_asked(task.asked(), refining, args.measure)
+    asked = {**task.asked(), **depends_on(refining, args.measure)}
     resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, writes=execution.main)
     found = refine(refining, search_of(task), execution, resume)
 

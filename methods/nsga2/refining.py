@@ -23,7 +23,7 @@ from methods.nsga2.recording import index_of, record_measured
 from methods.search.candidates import Pool
 from methods.search.predicted import scores_of
 from methods.search.refine import REFINED, Refined, Refining, Search, refine
-from methods.search.refine_task import check_flags, load_refining, refined_asked, warn_of_one_mlp
+from methods.search.refine_task import check_flags, depends_on, load_refining, warn_of_one_mlp
 from utils.predictor_files import Predictor
 
 INNER, STATE = "front", "refine.state.pt"  # of the search of a round, and of the rounds
@@ -48,7 +48,7 @@ def refined_search(
         data=image_folder(args.data),
         deterministic=args.deterministic,
     )
-    asked = refined_asked(task.asked(), refining, args.measure)
+    asked = {**task.asked(), **depends_on(refining, args.measure)}
     resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, writes=execution.main)
     found = refine(refining, search_of(task), execution, resume)
     front, result = by_first(partial(recorded, task, experiment, refining, found, measuring), execution)

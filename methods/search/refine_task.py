@@ -35,10 +35,10 @@ def check_flags(args: argparse.Namespace) -> None:
         )
 
 
-def refined_asked(asked: Record, refining: Refining, most: int) -> Record:
-    """All that a search depends on which measures `most` subnets, as plain data; `asked` is without the rounds."""
+def depends_on(refining: Refining, most: int) -> Record:
+    """What a search that measures `most` subnets depends on besides the search itself, as plain data."""
     rounds = {"rounds": refining.rounds, "measure": most, "predictor": refining.surrogate.asked()}
-    return {**asked, "refine": {**rounds, "measured_as": refining.archive.made_by}}
+    return {"refine": {**rounds, "measured_as": refining.archive.made_by}}
 
 
 def warn_of_one_mlp(args: argparse.Namespace, predictor: Predictor) -> None:
