@@ -9,11 +9,14 @@ sensitivity  one policy, by measured sensitivities and integer programming (sear
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from apq.checkpoint import digest
 from apq.files import Record
-from apq.policy import Policy
+from apq.policy import Policy, layer_names
+from apq.resume import Journal
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.session import Session
 from methods.search.bit_choices import FREE, BudgetError
@@ -21,6 +24,7 @@ from methods.search.bit_search import Task, choices_of, make_scorer, policy_of_b
 from methods.search.settings import AgentConfig, BitSearch, PolicySearch
 from methods.sensitivity.bits import search_by_sensitivity
 from methods.sensitivity.config import LOSS_IMAGES, SensitivitySearch
+from methods.sensitivity.losses import LossStore, cases_of
 
 METHODS = ("agent", "random", "uniform", "sensitivity")
 
@@ -40,6 +44,7 @@ class BitMethods:
     """The settings of all methods: the bits, the agent, the short finetune that scores a policy.
 
     With `dominated` the uniform method also tries bits of which a pair with more bits fits, too.
+    Sensitivities do not depend on the budget: they are kept in the folder `losses`, if it is given.
     """
 
     bits: BitSearch
@@ -47,6 +52,7 @@ class BitMethods:
     train: TrainConfig
     dominated: bool = True
     loss_images: int = LOSS_IMAGES
+    losses: Path | None = None
 
     def choose(self, method: str, task: Task, session: Session) -> Chosen:
         """The policy of a method. The network of the task is quantized in place. UserError where nothing fits."""
@@ -61,7 +67,8 @@ class BitMethods:
 
     def by_sensitivity(self, task: Task, session: Session) -> Chosen:
         config = SensitivitySearch(bits=self.bits, train=self.train, loss_images=self.loss_images)
-        chosen = search_by_sensitivity(task, config, session)
+        store = None if self.losses is None else self.loss_store(task, config, session)
+        chosen = search_by_sensitivity(task, config, session, store)
         found = chosen.found
         return Chosen(
             policy=found.policy,
@@ -69,6 +76,24 @@ class BitMethods:
             scores=[found.episode["accuracy"]],
             facts=chosen.record() | {"losses": len(found.history)},
         )
+
+    def loss_store(self, task: Task, config: SensitivitySearch, session: Session) -> LossStore:
+        """The losses in the folder. UserError where they are those of other work."""
+        made_by = {
+            **config.of_losses(),
+            "weights": digest(task.net.state_dict()),
+            "images": session.splits.source,
+            "seed": session.seed,
+        }
+        remedy = "remove it to measure them anew"
+        store = LossStore(
+            journal=Journal(self.losses / "asked.json", "losses", "sensitivities", remedy),
+            cases=cases_of(choices_of(task, self.bits)),
+            names=layer_names(task.layers),
+            made_by=made_by,
+        )
+        store.begin()
+        return store
 
     def uniform(self, task: Task, session: Session) -> Chosen:
         candidates = uniform_candidates(task, self.bits, dominated=self.dominated)

@@ -69,6 +69,9 @@ def answer(questions: Sequence[Question], setting: Setting, args: object) -> Non
             except (NoResult, DivergedError) as error:
                 figures = {"failed": str(error)}
             append_jsonl(args.out / FILE, as_record(one, figures, setting.record()))
+            key, title, factor, decimals = question.figures[0]
+            told = figures.get("failed") or f"{title} {factor * figures[key]:.{decimals}f}"
+            tqdm.write(f"seed {seed}, {one.method}, {one.limit:g} ({one.quantity}): {told}", file=sys.stderr)
 
 
 def show(questions: Sequence[Question], setting: Setting, out: Path) -> None:

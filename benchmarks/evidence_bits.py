@@ -2,7 +2,8 @@
 
 The methods are those of `benchmarks/bit_methods.py`. The runs of the agent are those of the question "joint". Random
 policies are as many as the agent has episodes. Uniform bits are all pairs from 2 to 8 that fit the budget, but those
-of which a pair with more bits fits, too. The best policy of each method has the final finetune.
+of which a pair with more bits fits, too. Sensitivities are measured once for all budgets. The best policy of each
+method has the final finetune.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def measure(run: Run, ground: Ground) -> Record:
         train=recipe.episode,
         dominated=False,
         loss_images=setting.loss_images,
+        losses=ground.folder.path / "losses",
     )
     _ = ground.fixed_weights  # is not counted
     started, task = time.process_time(), ground.fixed_task(run.quantity)

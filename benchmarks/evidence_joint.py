@@ -42,7 +42,8 @@ from methods.sequential.config import SequentialConfig, Split
 from methods.sequential.pipeline import Parts, run_sequential
 
 PRUNE_RATIO = 0.75
-REFINED = "refined"  # joint search that measures what it finds: 120 pairs and 10 measured subnets a budget
+# "refined" is to be joint search that measures what it finds: 120 pairs, and 10 subnets measured a budget by
+# `Ground.short_top1`. Its numbers belong beside it, not into `Setting`, whose digest is in every line.
 
 
 def runs(setting: Setting, seed: int) -> list[Run]:
@@ -193,7 +194,7 @@ def shared(ground: Ground, more: SearchCost) -> Record:
 
 SEARCHES: dict[str, Callable[[Run, Ground], Record]] = {
     "joint": joint,
-    # REFINED belongs here
+    # "refined" comes here
     "sequential": sequential,
     "float-nas": float_nas,
     "agent": evidence_bits.measure,

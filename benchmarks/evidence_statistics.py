@@ -18,7 +18,8 @@ class Paired:
     Attributes:
         mean, std: of the differences; the standard deviation is that of a sample (n - 1).
         t_test: p of the paired t test; None for fewer than two seeds, or where all differences are equal.
-        wilcoxon: p of the signed-rank test; None where all differences are zero. Five seeds cannot be below 0.0625.
+        wilcoxon: p of the signed-rank test; None for fewer than two seeds, or where all differences are zero. That of
+            five seeds cannot be below 0.0625.
         least: the smallest true difference that the t test would find (p < 0.05) in 80 % of cases, if differences
             spread as these; None where there is no t test.
     """
@@ -44,7 +45,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
         mean=float(differences.mean()),
         std=std,
         t_test=float(stats.ttest_rel(a, b).pvalue) if spreads else None,
-        wilcoxon=float(stats.wilcoxon(differences).pvalue) if np.any(differences) else None,
+        wilcoxon=float(stats.wilcoxon(differences).pvalue) if n > 1 and np.any(differences) else None,
         least=least_difference(std, n) if spreads else None,
     )
 

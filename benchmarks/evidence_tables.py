@@ -24,14 +24,15 @@ def tables(question: Question, lines: Sequence[Line]) -> str:
     shown = [means_row(question, lines, budget, method) for budget, method in cells(question, lines)]
     key, title, factor, decimals = question.figures[0]
     values = values_of(question, lines, key, factor)
-    tests = [row for pair in itertools.combinations(present(question, lines), 2) for row in tests_of(values, *pair)]
+    pairs, order = itertools.combinations(present(question, lines), 2), budgets_of_lines(lines)
+    tests = [row for pair in pairs for row in tests_of(values, order, *pair)]
     n, failed = len(seeds_of(lines)), [line for line in lines if line.failed]
     parts = [
         f"{title}: mean ± standard deviation over {n} seeds",
         markdown(("budget", "method", "seeds", *(of for _, of, _, _ in question.figures)), shown),
     ]
     if tests:
-        titles = ("first", "second", "budget", "seeds", "difference", "p, t test", "p, Wilcoxon", "finds 80 % of")
+        titles = ("first", "second", "budget", "seeds", "difference", "p, t test", "p, Wilcoxon", "least found")
         rows = [tuple(cell_of(value, decimals) for value in row) for row in tests]
         parts += [f"{title}, first minus second, paired by seed", markdown(titles, rows)]
     parts += [f"no result: {line.run.method}, {budget_text(budget_of(line))}, seed {line.run.seed}" for line in failed]
@@ -78,18 +79,18 @@ def values_of(question: Question, lines: Sequence[Line], key: str, factor: float
     }
 
 
-def tests_of(values: Values, first: str, second: str) -> list[tuple[object, ...]]:
-    """Rows of the second table for two methods: each budget, and the seeds' means over all budgets.
+def tests_of(values: Values, order: Sequence[Budget], first: str, second: str) -> list[tuple[object, ...]]:
+    """Rows of the second table for two methods: each budget in `order`, and the seeds' means over all budgets.
 
     Seeds count that both methods have. For the means a seed needs every budget at which both methods have results.
     """
-    common = sorted({(b, s) for m, b, s in values if m == first} & {(b, s) for m, b, s in values if m == second})
-    budgets = list(dict.fromkeys(budget for budget, _ in common))
+    common = {(b, s) for m, b, s in values if m == first} & {(b, s) for m, b, s in values if m == second}
+    budgets = [budget for budget in order if any(at == budget for at, _ in common)]
     rows = []
     for budget in budgets:
-        seeds = [seed for at, seed in common if at == budget]
+        seeds = sorted(seed for at, seed in common if at == budget)
         rows.append((first, second, budget_text(budget), *test_of(values, first, second, [budget], seeds)))
-    seeds = [s for s in dict.fromkeys(s for _, s in common) if all((b, s) in common for b in budgets)]
+    seeds = [s for s in sorted({s for _, s in common}) if all((b, s) in common for b in budgets)]
     if len(budgets) > 1 and seeds:
         rows.append((first, second, ALL, *test_of(values, first, second, budgets, seeds)))
     return rows
