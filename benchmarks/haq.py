@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +30,18 @@ from apq.device import resolve_device
 from apq.files import append_jsonl, read_jsonl
 from apq.model_folder import ModelFolder
 from apq.policy import QUANTIZERS, Policy, policy_from_strategy
+from benchmarks.bit_methods import METHODS, BitMethods
+from benchmarks.final_finetune import finetuned
 from dataset import load_splits
-from dataset.splits import make_loader
 from elastic_nn.networks.model_file import load_model
-from elastic_nn.training.engine import EVALUATION_BATCH, evaluate, seed_epoch
-from elastic_nn.training.finetune import finetune
+from elastic_nn.training.engine import seed_epoch
 from elastic_nn.training.policies import quantized_model
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
 from lut.bitfusion import BitFusion
-from methods.search.bit_choices import FREE
-from methods.search.bit_search import (
-    Task,
-    environment_of,
-    make_scorer,
-    make_task,
-    policy_of_bits,
-    search_bits,
-)
-from methods.search.settings import AgentConfig, BitSearch, PolicySearch
-from methods.sensitivity.bits import search_by_sensitivity
-from methods.sensitivity.config import SensitivitySearch
-
-METHODS = ("agent", "random", "uniform", "sensitivity")
+from methods.search.bit_search import Task, make_task
+from methods.search.settings import AgentConfig, BitSearch
 
 
 def build_parser() -> Parser:
@@ -100,41 +87,24 @@ def measure(args: Any, quantizer: str, method: str, seed: int, device: torch.dev
         val_images=recipe.episode_val_images,
     )
     started = time.monotonic(), time.process_time()
-    policy, original, scores, facts = searched(args, task, config, recipe, method, session)
+    methods = BitMethods(bits=config, agent=AgentConfig(episodes=args.episodes, seed=seed), train=recipe.episode)
+    chosen = methods.choose(method, task, session)
+    policy, scores = chosen.policy, chosen.scores
     return {
         "quantizer": quantizer,
         "method": method,
         "seed": seed,
         "tried": len(scores),
         "score": max(scores),
-        "original": original,
+        "original": chosen.original,
         "ratio": task.costs.ratio(policy.matrix()),
         "strategy": policy.strategy,
         "scores": [round(score, 4) for score in scores],
         "search_s": round(time.monotonic() - started[0], 1),
         "search_cpu_s": round(time.process_time() - started[1], 1),
-        **facts,
-        **finetuned(args.model, policy, recipe, seed, device),
+        **chosen.facts,
+        **tested(args.model, policy, recipe, seed, device),
     }
-
-
-def searched(
-    args: Any, task: Task, config: BitSearch, recipe: Recipe, method: str, session: Session
-) -> tuple[Policy, float, list[float], dict[str, float]]:
-    """The policy of a method, top-1 of the float network and of each policy that was tried, and further facts."""
-    if method == "sensitivity":
-        chosen = search_by_sensitivity(task, SensitivitySearch(bits=config, train=recipe.episode), session)
-        found = chosen.found
-        return found.policy, found.original, [found.episode["accuracy"]], chosen.record()
-    if method == "uniform":
-        scorer = make_scorer(task, config, recipe.episode, session)
-        policies = [policy_of_bits(task.layers, config.quantizer, bits) for bits in uniform_candidates(task, config)]
-        scores = [scorer.accuracy(policy).top1 for policy in policies]
-        return policies[int(np.argmax(scores))], scorer.original.top1, scores, {}
-    warmup = args.episodes if method == "random" else AgentConfig().warmup
-    agent = AgentConfig(episodes=args.episodes, warmup=warmup, seed=session.seed)
-    found = search_bits(task, PolicySearch(bits=config, agent=agent, train=recipe.episode), session)
-    return found.policy, found.original, [record["accuracy"] for record in found.history], {}
 
 
 def fresh_task(model: str, quantizer: str) -> Task:
@@ -144,28 +114,14 @@ def fresh_task(model: str, quantizer: str) -> Task:
     return make_task(net, spec, quantizer, quantity, BitFusion())
 
 
-def uniform_candidates(task: Task, config: BitSearch) -> list[np.ndarray]:
-    """All policies within the budget that give every free layer the same bits."""
-    environment, found = environment_of(task, config), []
-    numbers = np.arange(config.min_bit, config.max_bit + 1)
-    for pair in np.stack(np.meshgrid(numbers, numbers), axis=-1).reshape(-1, 2):
-        bits = np.where(environment.fixed == FREE, pair[: environment.fixed.shape[1]], environment.fixed)
-        if environment.costs.total(bits) <= environment.budget and not any((bits == other).all() for other in found):
-            found.append(bits)
-    return found
-
-
-def finetuned(model: str, policy: Policy, recipe: Recipe, seed: int, device: torch.device) -> dict[str, Any]:
-    """Validation and test top-1 after the recipe's finetune, at the epoch with the best validation top-1."""
+def tested(model: str, policy: Policy, recipe: Recipe, seed: int, device: torch.device) -> dict[str, Any]:
+    """Validation and test top-1 after the recipe's finetune of the network at a policy."""
     task = fresh_task(model, policy.quantizer)
     net, side, splits = task.net, task.spec.resolution, load_splits(task.spec)
     policy = policy_from_strategy(policy.quantizer, task.layers, policy.strategy)
     seed_epoch(seed, 0)
     quantized_model(net, policy, splits, side, recipe.recalibration_images, device)
-    val, weights = finetune(net, Session(splits=splits, device=device, seed=seed), recipe.finetune, side=side)
-    net.load_state_dict(weights)
-    test = evaluate(net, make_loader(splits.test, EVALUATION_BATCH, sides=(side,)), device)
-    return {"val_top1": val, "test_top1": test.top1, "finetune": asdict(recipe.finetune)}
+    return finetuned(net, splits, recipe, side, seed, device)
 
 
 def print_tables(args: Any, done: dict[tuple[str, str, int], dict[str, Any]]) -> None:

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from apq.cli import Parser, run
@@ -25,12 +24,13 @@ from apq.device import resolve_device
 from apq.files import append_jsonl, read_jsonl
 from apq.model_folder import ModelFolder
 from apq.policy import QUANTIZER_HELP, of_activations
+from benchmarks.final_finetune import finetuned
 from dataset import load_splits
-from dataset.splits import Splits, make_loader
+from dataset.splits import Splits
 from elastic_nn.networks.supernet_file import load_supernet, with_quantizers
 from elastic_nn.quantizers import scheme_named
-from elastic_nn.training.engine import EVALUATION_BATCH, evaluate, seed_epoch
-from elastic_nn.training.finetune import finetune, quantized_subnet
+from elastic_nn.training.engine import seed_epoch
+from elastic_nn.training.finetune import quantized_subnet
 from elastic_nn.training.policies import quantized_model
 from elastic_nn.training.recipe import Recipe, with_quantizer
 from elastic_nn.training.recipes import get_recipe
@@ -124,16 +124,6 @@ def sequential(
     quantized_model(found.net, found.bits.policy, splits, side, recipe.recalibration_images, device)
     facts = {"latency": found.bits.episode["cost"], "stages": [asdict(stage) for stage in found.stages]}
     return {**facts, **finetuned(found.net, splits, recipe, side, seed, device)}
-
-
-def finetuned(
-    net: nn.Module, splits: Splits, recipe: Recipe, side: int, seed: int, device: torch.device
-) -> dict[str, Any]:
-    """Validation and test top-1 after the recipe's finetune, at the epoch with the best validation top-1."""
-    val, weights = finetune(net, Session(splits=splits, device=device, seed=seed), recipe.finetune, side=side)
-    net.load_state_dict(weights)
-    test = evaluate(net, make_loader(splits.test, EVALUATION_BATCH, sides=(side,)), device)
-    return {"val_top1": val, "test_top1": test.top1, "finetune": asdict(recipe.finetune)}
 
 
 def print_table(args: Any, done: dict[tuple[float, int, str], dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -265,9 +266,16 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG, whole or not at all."""
+    """Write a figure, whole or not at all: as an SVG if its name ends so, else as a PNG.
+
+    An SVG has its text as text, and the same bytes each time.
+    """
     with atomic_open(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=120, metadata=OURS)
+        if path.suffix != ".svg":
+            figure.savefig(file, format="png", dpi=120, metadata=OURS)
+            return
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "apq"}):
+            figure.savefig(file, format="svg", metadata={**OURS, "Date": None})
 
 
 def check_ours(path: Path) -> None:
