@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     setting = load_setting(args)
     key = {"models": str(args.models), "cost": args.cost, "random": args.random, "measured": args.measured}
-    key |= {"rounds": args.rounds, "generations": args.generations, "n_budgets": args.n_budgets}
+    key |= {"n_rounds": args.rounds, "generations": args.generations, "n_budgets": args.n_budgets}
     runs = [one for one in read_jsonl(args.out) if all(one.get(name) == value for name, value in key.items())]
     done = {(one["method"], one["seed"]): one for one in runs}
     wanted = [(method, seed) for seed in args.seeds for method in METHODS]
