@@ -147,9 +147,9 @@ def refined(setting: Setting, seed: int) -> tuple[Front, dict[str, Any]]:
         surrogate = part_of(setting, seed, setting.n_random)
         refining = replace(setting.refining, archive=archive, surrogate=surrogate, predictor=None)
         found = refine(refining, search_of(task))
-        predictor, scores, _ = refining.learned()
+        predictor, scores, _ = refining.learned(found.known)
         facts = {"rmse": scores.rmse, "tau": scores.kendall_tau, **found.record()}
-        return front_of(task, refining, found, predictor), facts
+        return front_of(task, found, predictor), facts
 
 
 def measured_at(setting: Setting, front: Front, budgets: np.ndarray) -> dict[str, list[float]]:

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from apq.bounds import LARGEST_NUMBER, is_number, is_whole
+from apq.errors import UserError
 from apq.files import Record
 from apq.resume import NOT_KEPT, Resume
+from apq.schema import MOST
 from apq.space import SearchSpace
 from elastic_nn.training.recipe import OutlierRule
 from methods.search.outliers import outliers_among
 from utils.accuracy_predictor import AccuracyPredictor
+from utils.kernel_predictor import check_rows
 from utils.predictor_bands import Bands, bands_of
 from utils.predictor_files import Predictor
 from utils.predictor_scores import PredictorScores
@@ -62,6 +66,11 @@ class Surrogate:
             n_measured=len(genes),
         )
 
+    def check_room(self, n: int) -> None:
+        """UserError if `n` measured subnets are more than it can learn from."""
+        if self.is_kernel:
+            check_rows(len(self.genes) - self.n_measured + n)
+
     @functools.cached_property
     def outliers(self) -> np.ndarray | None:
         """(n,) bool: the pairs that it is not trained on; None without a rule."""
@@ -101,6 +110,15 @@ class Surrogate:
 
 
 def config_of(settings: Mapping[str, Any], seed: int) -> PredictorConfig:
-    """The training settings in a predictor's file, as far as it has them; `seed` where it has none."""
-    known = {field.name for field in fields(PredictorConfig)} & set(settings)
-    return PredictorConfig(**{"seed": seed, **{name: settings[name] for name in known}})
+    """The training settings in a predictor's file, as far as it has them; `seed` where it has none.
+
+    UserError for settings that no training had.
+    """
+    known: Record = {"seed": seed}
+    for field in fields(PredictorConfig):
+        value = settings.get(field.name, known.get(field.name, field.default))
+        checks = {int: is_whole(value, 0, MOST), float: is_number(value, 0, LARGEST_NUMBER)}
+        if not checks[type(field.default)]:
+            raise UserError(f"the predictor's settings are damaged: {field.name} is {str(value)[:20]}")
+        known[field.name] = value
+    return PredictorConfig(**known)
