@@ -52,13 +52,13 @@ def refined_subnet(run: Run, ground: Ground) -> tuple[Subnet, Record]:
         config=replace(setting.evolution, seed=run.seed),
     )
     refining = refining_of(ground)
-    before, started = refining.archive.size(), time.process_time()
+    before, started = len(refining.archive.load()[1]), time.process_time()
     found = refine(refining, search_of(task))
-    result = best_measured(task, refining, (), {})
+    result = best_measured(task, refining, found, {})
     facts = {
         "predicted": result.predicted_top1,
         "search_top1": result.measured_top1,
-        "search": asdict(ground.measured(refining.archive.size() - before)),
+        "search": asdict(ground.measured(len(refining.archive.load()[1]) - before)),
         "cpu_s": round(time.process_time() - started, 1),
         **found.record(),
     }
@@ -69,14 +69,14 @@ def refining_of(ground: Ground) -> Refining:
     """The random pairs of a seed and its archive."""
     setting, recipe = ground.setting, ground.setting.recipe
     genes, accuracies = ground.quant_pairs
-    train, held_out = holdout_split(len(genes), setting.holdout, ground.seed)
-    rows = [*train[: random_pairs(setting)], *held_out[:2]]  # it holds out two pairs at least, here of those
+    train, _ = holdout_split(len(genes), setting.holdout, ground.seed)
+    rows = train[: random_pairs(setting)]
     surrogate = Surrogate(
         space=setting.space,
         quantize=True,
         genes=genes[rows],
         accuracies=accuracies[rows],
-        config=replace(ground.predictor_config(), holdout=1e-9),
+        config=ground.predictor_config(),
         is_kernel=True,
         initial=ground.float_predictor,
     )

@@ -133,9 +133,8 @@ def part_of(setting: Setting, seed: int, n: int) -> Surrogate:
 
 def one_shot(setting: Setting, seed: int) -> tuple[Front, dict[str, Any]]:
     """The front of a search with a predictor of random pairs."""
-    predictor, scores, _ = part_of(setting, seed, setting.n_random + setting.n_measured).trained()
-    front = setting.task.find(predictor, replace(setting.task.config, seed=seed), NOT_KEPT)
-    return front, {"rmse": scores.rmse, "tau": scores.kendall_tau}
+    predictor = part_of(setting, seed, setting.n_random + setting.n_measured).trained_on_all()
+    return setting.task.find(predictor, replace(setting.task.config, seed=seed), NOT_KEPT), {}
 
 
 def refined(setting: Setting, seed: int) -> tuple[Front, dict[str, Any]]:
@@ -145,11 +144,9 @@ def refined(setting: Setting, seed: int) -> tuple[Front, dict[str, Any]]:
         store = PairStore(Path(folder) / "measured")
         archive = Archive(store=store, space=task.space, made_by=setting.refining.archive.made_by)
         surrogate = part_of(setting, seed, setting.n_random)
-        refining = replace(setting.refining, archive=archive, surrogate=surrogate, predictor=None)
+        refining = replace(setting.refining, archive=archive, surrogate=surrogate)
         found = refine(refining, search_of(task))
-        predictor, scores, _ = refining.learned()
-        facts = {"rmse": scores.rmse, "tau": scores.kendall_tau, **found.record()}
-        return front_of(task, refining, found, predictor), facts
+        return front_of(task, found, refining.trained(found.known)), found.record()
 
 
 def measured_at(setting: Setting, front: Front, budgets: np.ndarray) -> dict[str, list[float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -21,7 +20,7 @@ from elastic_nn.training.session import Execution
 from methods.evolution.task import EvolutionTask, load_task, save
 from methods.search.candidates import Pool
 from methods.search.predicted import scores_of
-from methods.search.refine import REFINED, Refining, Search, refine
+from methods.search.refine import REFINED, Refined, Refining, Search, refine
 from methods.search.refine_task import check_flags, depends_on, load_refining, warn_of_one_mlp
 from utils.predictor_files import Predictor
 
@@ -33,6 +32,7 @@ def refined_search(args: argparse.Namespace, experiment: Experiment, execution: 
     check_flags(args)
     by_first(lambda: experiment.check_free(args.overwrite), execution)
     task = load_task(args)
+    task.check_reachable()  # before the supernet and the images are loaded
     by_first(partial(warn_of_one_mlp, args, task.predictor), execution)
     refining = load_refining(args, task.predictor, execution, args.measure)
     asked = {**task.asked(), **depends_on(refining, args.measure)}
@@ -41,7 +41,7 @@ def refined_search(args: argparse.Namespace, experiment: Experiment, execution: 
 
     def recorded() -> SearchResult:
         facts = {REFINED: found.record(), **recorded_folder(image_folder(args.data))}
-        result = best_measured(task, refining, found.pool.history, facts)
+        result = best_measured(task, refining, found, facts)
         save(experiment, result)
         report_unreadable(refining.measurement.splits)
         return result
@@ -60,17 +60,18 @@ def search_of(task: EvolutionTask) -> Search:
     return Search(find=find, price=task.cost.predict, one_budget=True, state=INNER)
 
 
-def best_measured(task: EvolutionTask, refining: Refining, history: Sequence[Record], facts: Record) -> SearchResult:
+def best_measured(task: EvolutionTask, refining: Refining, found: Refined, facts: Record) -> SearchResult:
     """The result of the measured subnet within the budget that the predictor ranks first, after it learned from them.
 
     Its prediction weighs the measurement, which is noisy, against all others.
     """
-    predictor, scores, bands = refining.learned()
-    genes, top1 = refining.archive.load()
+    predictor = refining.trained(found.known)
+    genes, top1 = found.known
     costs = task.cost.predict(genes)
     fits = np.flatnonzero(costs <= task.limit)
     best = fits[np.argmax(task.ranking(predictor)(genes[fits]))]
     (subnet,) = subnets_of(task.space, genes[[best]])
     predicted = float(predictor.predict(genes[[best]])[0])
-    result = task.result(subnet, float(costs[best]), predicted, history, {**facts, **scores_of(scores, bands)})
+    facts = {**facts, **scores_of(*refining.scores(found.known))}
+    result = task.result(subnet, float(costs[best]), predicted, found.pool.history, facts)
     return replace(result, measured_top1=float(top1[best]))

@@ -20,6 +20,7 @@ from elastic_nn.training.progress import Progress
 from lut.cost_model import CostModel, cost_model_from_flags
 from lut.costs import check_priced
 from lut.population import PopulationCost
+from methods.search.budget import Budget, check_reachable
 from methods.search.evolution_finder import EvolutionConfig, EvolutionFinder, Found
 from methods.search.flags import evolution_config
 from methods.search.predicted import (
@@ -64,6 +65,11 @@ class EvolutionTask:
     def ranking(self, predictor: Predictor) -> Callable[[np.ndarray], np.ndarray]:
         """What candidates are ranked by, with this predictor."""
         return cautious(scorer(predictor, resolve_device(self.device), self.config.population), self.risk)
+
+    def check_reachable(self) -> None:
+        """UserError where no subnet is within the budget."""
+        budget = Budget(cost=self.cost.predict, limit=self.limit, unit=self.cost.unit)
+        check_reachable(self.space, budget, self.cost.cheapest_genes())
 
     def find(
         self,

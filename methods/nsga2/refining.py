@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import Record
 from apq.resume import Resume
@@ -17,9 +18,11 @@ from dataset.imagenet import report_unreadable
 from elastic_nn.training.distributed import by_first
 from elastic_nn.training.session import Execution
 from methods.nsga2.front_finder import Front, front_among
-from methods.nsga2.front_search import FrontTask, load_task, picked_and_saved
+from methods.nsga2.front_records import measured_of, with_records
+from methods.nsga2.front_search import FrontTask, load_task
 from methods.nsga2.measuring import MEASURED_BY, Measuring
-from methods.nsga2.recording import index_of, record_measured
+from methods.nsga2.recording import index_of, picked, save
+from methods.search.archive import accuracies_of
 from methods.search.candidates import Pool
 from methods.search.predicted import scores_of
 from methods.search.refine import REFINED, Refined, Refining, Search, refine
@@ -51,14 +54,15 @@ def refined_search(
     asked = {**task.asked(), **depends_on(refining, args.measure)}
     resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, writes=execution.main)
     found = refine(refining, search_of(task), execution, resume)
-    front, result = by_first(partial(recorded, task, experiment, refining, found, measuring), execution)
+    front, result, problem = by_first(partial(picked_front, task, refining, found, measuring), execution)
     row = index_of(front, result)
-    if np.isnan(front.measured[row]) and sum(len(one.top1) for one in found.rounds) < args.measure:
+    if not problem and np.isnan(front.measured[row]) and sum(len(one.top1) for one in found.rounds) < args.measure:
         top1 = refining.archive.measure(refining.measurement, front.genes[[row]], execution, "pick")
         front = replace(front, measured=np.where(np.arange(len(front.genes)) == row, top1, front.measured))
+    # Recorded when all is measured: until then the state of the rounds is there, and a killed run continues.
+    result = by_first(partial(recorded, experiment, front, result, problem), execution)
     if execution.main:
         report_unreadable(measuring.measurement.splits)
-        result = record_measured(experiment, front, result)
     return front, result
 
 
@@ -74,19 +78,31 @@ def search_of(task: FrontTask) -> Search:
     return Search(find=find, price=first.predict, one_budget=False, state=INNER)
 
 
-def recorded(
-    task: FrontTask, experiment: Experiment, refining: Refining, found: Refined, measuring: Measuring
-) -> tuple[Front, SearchResult]:
-    """The refined front with its pick, written into the experiment."""
-    predictor, scores, bands = refining.learned()
-    front = front_of(task, refining, found, predictor)
-    facts: Record = {REFINED: found.record(), MEASURED_BY: measuring.record, **scores_of(scores, bands)}
+def picked_front(
+    task: FrontTask, refining: Refining, found: Refined, measuring: Measuring
+) -> tuple[Front, SearchResult, str]:
+    """The refined front with its pick. Where no point is within --pick: its most accurate point, and what is wrong."""
+    front = front_of(task, found, refining.trained(found.known))
+    facts: Record = {REFINED: found.record(), MEASURED_BY: measuring.record}
+    facts |= scores_of(*refining.scores(found.known))
     searched = task.result(front, {**facts, **recorded_folder(measuring.data)})
-    return front, picked_and_saved(experiment, front, searched, task.bounds, more=True)
+    try:
+        return front, picked(searched, front, task.bounds), ""
+    except UserError as error:
+        return front, picked(searched, front, ()), str(error)
 
 
-def front_of(task: FrontTask, refining: Refining, found: Refined, predictor: Predictor) -> Front:
+def recorded(experiment: Experiment, front: Front, result: SearchResult, problem: str) -> SearchResult:
+    """The result with what was measured, written into the experiment. UserError if there was a problem with --pick."""
+    result = replace(with_records(front, result), measured_top1=measured_of(front, index_of(front, result)))
+    save(experiment, front, result)
+    if problem:
+        raise UserError(f"{problem}; {experiment.path} has the front, with its most accurate point")
+    return result
+
+
+def front_of(task: FrontTask, found: Refined, predictor: Predictor) -> Front:
     """The front of the last candidates and of all measured subnets, by this predictor."""
-    genes = np.concatenate([found.pool.genes.astype(np.int64), refining.archive.load()[0].astype(np.int64)])
+    genes = np.concatenate([found.pool.genes.astype(np.int64), found.known[0].astype(np.int64)])
     front = front_among(task.objectives(predictor), np.unique(genes, axis=0), list(found.pool.history))
-    return replace(front, measured=refining.archive.measured(front.genes))
+    return replace(front, measured=accuracies_of(front.genes, *found.known))

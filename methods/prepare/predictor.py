@@ -18,7 +18,7 @@ from apq.files import SAVE_SECONDS, Record
 from apq.model_folder import ModelFolder
 from apq.resume import Resume
 from dataset.imagenet import report_unreadable
-from elastic_nn.training.distributed import joined, locked_by_first
+from elastic_nn.training.distributed import by_first, joined, locked_by_first
 from elastic_nn.training.missing_pairs import gather_missing
 from elastic_nn.training.pairs import gather_as_is, gather_finetuned, origin_of_pairs
 from elastic_nn.training.session import Execution, Session
@@ -68,6 +68,8 @@ def gather(task: Preparation, session: Session) -> Record:
     execution, supernet = session.execution, task.supernet
     made_by = origin_of(task, session.seed)
     measure = gather_as_is if task.as_is else gather_finetuned
+    if task.quantized:
+        by_first(archive_of(task, made_by).load, execution)  # one of other work is told before any measurement
     started = time.perf_counter()
 
     def measure_own(indices: Sequence[int], done: int) -> None:
@@ -108,8 +110,12 @@ def surrogate_of(task: Preparation, made_by: Record, config: PredictorConfig) ->
         initial=task.initial,
         rule=task.recipe.pair_outliers if task.quantized else None,
     )
-    archive = Archive(store=task.store.measured(), space=task.space, made_by=without_draws(made_by))
-    return surrogate.with_measured(*archive.load()) if task.quantized else surrogate
+    return surrogate.with_measured(*archive_of(task, made_by).load()) if task.quantized else surrogate
+
+
+def archive_of(task: Preparation, made_by: Record) -> Archive:
+    """What searches have measured of the supernet, in the way of these pairs."""
+    return Archive(store=task.store.measured(), space=task.space, made_by=without_draws(made_by))
 
 
 def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: torch.device, *, as_json: bool) -> None:

@@ -33,6 +33,12 @@ def without_draws(made_by: Mapping[str, Any]) -> Record:
     return {key: value for key, value in made_by.items() if key not in DRAWS}
 
 
+def accuracies_of(genes: np.ndarray, known: np.ndarray, top1: np.ndarray) -> np.ndarray:
+    """(n,) the accuracies of genes (n, genes) among `known` genes (m, genes) of accuracies (m,); NaN for others."""
+    found = {row.tobytes(): accuracy for row, accuracy in zip(known.astype(np.int64), top1, strict=True)}
+    return np.array([found.get(row.tobytes(), np.nan) for row in genes.astype(np.int64)], dtype=np.float64)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Archive:
     """Measured subnets of a space. `made_by` is all that their accuracies depend on, as plain data."""
@@ -41,24 +47,15 @@ class Archive:
     space: SearchSpace
     made_by: Record
 
-    def load(self, below: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Genes (n, genes) and accuracies (n,) of all that is measured, or of those with an index `below`.
-
-        UserError where they were measured in another way.
-        """
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """Genes (n, genes) and accuracies (n,) of all that is measured. UserError if it was measured in another way."""
         if not self.store.has(self.space, self.made_by):
             return genes_of(self.space, []), np.zeros(0)
-        return self.store.load(self.space, below)
-
-    def size(self) -> int:
-        """The index after those that are measured: `load(size())` loads them all, now and later."""
-        return self.store.next_index() if self.store.has(self.space, self.made_by) else 0
+        return self.store.load(self.space)
 
     def measured(self, genes: np.ndarray) -> np.ndarray:
         """(n,) the accuracies of genes (n, genes); NaN for those that are not measured."""
-        rows, top1 = self.load()
-        known = {row.tobytes(): accuracy for row, accuracy in zip(rows.astype(np.int64), top1, strict=True)}
-        return np.array([known.get(row.tobytes(), np.nan) for row in genes.astype(np.int64)], dtype=np.float64)
+        return accuracies_of(genes, *self.load())
 
     def measure(self, measurement: Measurement, genes: np.ndarray, execution: Execution, what: str) -> np.ndarray:
         """(n,) accuracies of distinct genes (n, genes). Those that are missing are measured now, by all processes.

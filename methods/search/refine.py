@@ -8,7 +8,7 @@ on them too (surrogate-assisted search: MSuNAS, Lu et al., ECCV 2020).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from apq.checkpoint import digest
 from apq.errors import UserError
 from apq.files import Record
 from apq.genes import check_genes
 from apq.resume import NOT_KEPT, Resume, State
-from apq.schema import MOST, array, each, fields, mapping, optional, whole
+from apq.schema import array, each, fields, mapping, optional
 from apq.space import SearchSpace
 from elastic_nn.training.distributed import by_first
 from elastic_nn.training.session import ONE_PROCESS, Execution
-from methods.search.archive import Archive
+from methods.search.archive import Archive, accuracies_of
 from methods.search.candidates import Pool, bands_of_costs, choose, gains
 from methods.search.measurement import Measurement
 from methods.search.surrogate import Surrogate
@@ -32,6 +33,7 @@ from utils.predictor_bands import Bands
 from utils.predictor_files import Predictor
 from utils.predictor_scores import PredictorScores
 
+Known = tuple[np.ndarray, np.ndarray]  # genes (n, genes) of measured subnets, and their accuracies (n,)
 REFINED = "refined"  # key of a search's settings: how far predictions were from measurements
 
 
@@ -60,8 +62,7 @@ class Refining:
     Attributes:
         rounds, most: number of rounds, and of subnets that they measure in all.
         measurement, archive: how subnets are measured, as the pairs were, and where they are kept.
-        surrogate: the predictor to train. `predictor` is the one that was trained on `n_trained_on` of the archive, if
-            it says how uncertain it is.
+        surrogate: the predictor to train. Rounds hold out no pairs: what they measure says how good it is.
         device: that of the training of predictors.
     """
 
@@ -70,20 +71,15 @@ class Refining:
     measurement: Measurement
     archive: Archive
     surrogate: Surrogate
-    predictor: Predictor | None = None
-    n_trained_on: int = 0
     device: torch.device | str = "cpu"
 
-    def learned(self) -> tuple[Predictor, PredictorScores, Bands]:
-        """The predictor that was trained on the pairs and all of the archive, and its scores on held-out pairs."""
-        return self.surrogate.with_measured(*self.archive.load()).trained(self.device)
+    def trained(self, known: Known) -> Predictor:
+        """The predictor that was trained on all pairs and on `known` subnets."""
+        return self.surrogate.with_measured(*known).trained_on_all(self.device)
 
-    def trained(self, below: int) -> Predictor:
-        """The predictor that was trained on the pairs and on what the archive has below this index."""
-        genes, accuracies = self.archive.load(below)
-        if self.predictor is not None and self.n_trained_on == len(genes):
-            return self.predictor
-        return self.surrogate.with_measured(genes, accuracies).trained(self.device)[0]
+    def scores(self, known: Known) -> tuple[PredictorScores, Bands]:
+        """Scores on held-out pairs of a predictor that was trained on the others and on `known` subnets."""
+        return self.surrogate.with_measured(*known).trained(self.device)[1:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +124,14 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Refined:
-    """The rounds of a search, and the candidates of the last one, with the history of all."""
+    """The rounds of a search, and the candidates of the last one, with the history of all.
+
+    `known` are the measured subnets that it has learned from: those of the archive when it began, and its own.
+    """
 
     rounds: tuple[Round, ...]
     pool: Pool
+    known: Known
 
     def record(self) -> Record:
         """How far predictions were from measurements: in every round, and in bands of cost in the last one."""
@@ -142,13 +142,17 @@ class Refined:
 def refine(
     refining: Refining, search: Search, execution: Execution = ONE_PROCESS, resume: Resume = NOT_KEPT
 ) -> Refined:
-    """Search and measure in rounds. The first process searches, all processes measure. A killed run continues."""
+    """Search and measure in rounds. The first process searches, all processes measure. A killed run continues.
+
+    What other searches add to the archive meanwhile saves measurements, and changes nothing else.
+    """
     rounds: list[Round] = []
-    state = by_first(lambda: resume.load(partial(_check, refining.archive.space)) or _nothing_yet(), execution)
-    shares = [len(part) for part in np.array_split(np.arange(refining.most), refining.rounds)]
-    for number, share in enumerate(shares):
+    state = by_first(partial(_begun, refining, resume), execution)
+    for number in range(refining.rounds):
+        share = (refining.most + refining.rounds - 1 - number) // refining.rounds  # the first ones have one more
         if number == len(state["rounds"]):
-            state = by_first(partial(_with_round, refining, search, state, resume, share), execution)
+            known = _known(state, rounds)
+            state = by_first(partial(_with_round, refining, search, state, known, resume, share), execution)
         genes, predicted = (state["rounds"][number][key] for key in ("genes", "predicted"))
         what = f"round {number + 1} of {refining.rounds}"
         top1 = refining.archive.measure(refining.measurement, genes, execution, what)
@@ -157,50 +161,67 @@ def refine(
             print(f"{what}: {rounds[-1]}", file=sys.stderr)
     history = [record for one in state["rounds"] for record in one["history"]]
     pool = Pool(genes=state["pool"], costs=search.price(state["pool"]), history=history)
-    return Refined(rounds=tuple(rounds), pool=pool)
+    return Refined(rounds=tuple(rounds), pool=pool, known=_known(state, rounds))
 
 
-def _nothing_yet() -> State:
-    return {"below": None, "rounds": [], "pool": None}
+def _begun(refining: Refining, resume: Resume) -> State:
+    """The state to continue from. A new one has all that the archive holds, which is not looked at again."""
+    if (state := resume.load(partial(_check, refining.archive.space))) is None:
+        genes, top1 = refining.archive.load()
+        state = {"known": {"genes": genes.astype(np.int64), "top1": top1}, "rounds": [], "pool": None}
+        resume.save(state)
+    return state
+
+
+def _known(state: State, rounds: Sequence[Round]) -> Known:
+    """What was measured when the search began, and in these rounds of it."""
+    known = state["known"]
+    genes, top1 = ([known[key], *(getattr(one, key) for one in rounds)] for key in ("genes", "top1"))
+    return np.concatenate(genes), np.concatenate(top1)
 
 
 def _check(space: SearchSpace, state: Any) -> None:
     """UserError unless a search in this space can have saved the state."""
     genes = partial(check_genes, space)
     round_check = fields(genes=genes, predicted=array("f", None), history=each(mapping))
-    fields(below=optional(whole(0, MOST)), rounds=each(round_check), pool=optional(genes))(state)
+    known_check = fields(genes=genes, top1=array("f", None, low=0, high=1))
+    fields(known=known_check, rounds=each(round_check), pool=optional(genes))(state)
+    if len(state["known"]["genes"]) != len(state["known"]["top1"]):
+        raise UserError("its measured subnets do not have one accuracy each")
     if (state["pool"] is None) != (not state["rounds"]):
         raise UserError("its rounds have no candidates")
     if any(len(one["genes"]) != len(one["predicted"]) for one in state["rounds"]):
         raise UserError("its candidates do not have one prediction each")
 
 
-def _with_round(refining: Refining, search: Search, state: State, resume: Resume, n: int) -> State:
-    """The state with one more round: its search, and the candidates to measure.
-
-    What the archive holds when a round begins is kept first, so that a killed round trains the same predictor again.
-    """
+def _with_round(refining: Refining, search: Search, state: State, known: Known, resume: Resume, n: int) -> State:
+    """The state with one more round: its search, and the candidates to measure. `known` are measured before it."""
     number = len(state["rounds"])
-    if state["below"] is None:
-        state = {**state, "below": refining.archive.size()}
-        resume.save(state)
-    predictor = refining.trained(state["below"])
-    inner = resume.other(search.state, {"round": number, "below": state["below"]})
+    predictor = refining.trained(known)
+    inner = resume.other(search.state, {"round": number, "predictor": digest(predictor.state_dict())})
     pool = search.find(predictor, number, state["pool"], inner)
-    known, top1 = refining.archive.load()
     # Of candidates that were measured before, the predictor knows more than another measurement would tell.
-    unknown = pool.take(np.flatnonzero(np.isnan(refining.archive.measured(pool.genes))))
-    mean, spread = predictor.mean_and_spread(unknown.genes)
-    gain = mean if search.one_budget else gains(mean, unknown.costs, top1, search.price(known))
-    bands = bands_of_costs(unknown.costs, 1 if search.one_budget else n)
-    rows = choose(unknown.genes, gain, spread, bands, n, turn=number)
+    unknown = pool.take(np.flatnonzero(np.isnan(accuracies_of(pool.genes, *known))))
+    genes, predicted = _to_measure(search, predictor, unknown, known, n, turn=number)
     history = [{**record, "round": number + 1} for record in pool.history]
-    found = {"genes": unknown.genes[rows].astype(np.int64), "predicted": mean[rows].astype(np.float64)}
-    found["history"] = history
-    state = {"below": None, "rounds": [*state["rounds"], found], "pool": pool.genes}
+    found = {"genes": genes.astype(np.int64), "predicted": predicted.astype(np.float64), "history": history}
+    state = {**state, "rounds": [*state["rounds"], found], "pool": pool.genes}
     resume.save(state)
     inner.done()
     return state
+
+
+def _to_measure(
+    search: Search, predictor: Predictor, unknown: Pool, known: Known, n: int, turn: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Genes (up to n, genes) of the candidates to measure, and their predicted accuracies."""
+    if not len(unknown):  # all of a small space is measured
+        return unknown.genes, np.zeros(0)
+    mean, spread = predictor.mean_and_spread(unknown.genes)
+    gain = mean if search.one_budget else gains(mean, unknown.costs, known[1], search.price(known[0]))
+    bands = bands_of_costs(unknown.costs, 1 if search.one_budget else n)
+    rows = choose(unknown.genes, gain, spread, bands, n, turn)
+    return unknown.genes[rows], mean[rows]
 
 
 def _gap(predicted: np.ndarray, top1: np.ndarray) -> Record:

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from apq.bounds import is_whole
 from apq.checkpoint import digest, load_checkpoint
+from apq.cli import MOST_PAIRS
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.files import Record
@@ -29,9 +31,10 @@ from utils.predictor_files import Predictor, load_mlp
 
 def check_flags(args: argparse.Namespace) -> None:
     """UserError for a number of measurements that does not fit the rounds of --refine."""
-    if args.refine is not None and (args.measure is None or args.measure < args.refine):
+    if args.measure is None or not args.refine <= args.measure <= MOST_PAIRS:
         raise UserError(
-            f"--refine {args.refine} needs --measure N, the number of subnets to measure in all: at least one a round"
+            f"--refine {args.refine} needs --measure N, the number of subnets to measure in all: at least one a round, "
+            f"at most {MOST_PAIRS}"
         )
 
 
@@ -82,6 +85,8 @@ def load_refining(args: argparse.Namespace, predictor: Predictor, execution: Exe
         initial=None if as_is else load_mlp(folder.acc, space),
         rule=recipe.pair_outliers,
     )
+    archive = Archive(store=store.measured(), space=space, made_by=made_by)
+    surrogate.check_room(len(archive.load()[0]) + most)
     return Refining(
         rounds=args.refine,
         most=most,
@@ -92,10 +97,8 @@ def load_refining(args: argparse.Namespace, predictor: Predictor, execution: Exe
             device=device,
             finetune=None if as_is else Finetune(recipe=recipe, seed=seed),
         ),
-        archive=Archive(store=store.measured(), space=space, made_by=made_by),
+        archive=archive,
         surrogate=surrogate,
-        predictor=predictor if predictor.has_spread else None,
-        n_trained_on=data.get("n_measured", 0),
         device=device,
     )
 
@@ -103,10 +106,11 @@ def load_refining(args: argparse.Namespace, predictor: Predictor, execution: Exe
 def _facts_of(file: Path) -> tuple[Record, Record]:
     """The record of the pairs of a predictor, and that of its training. UserError where it has none."""
     found = load_checkpoint(file)
+    remedy = f"make one with search.py --prepare acc_quant --acc_predictor_dir {file.parent} --overwrite"
     data, settings = found.get("data"), found.get("predictor_training")
     if not (isinstance(data, Mapping) and isinstance(settings, Mapping) and {"pairs", "n_pairs"} <= set(data)):
-        raise UserError(
-            f"{file} does not say which pairs it was trained on, so it cannot learn from more: make one with "
-            f"search.py --prepare acc_quant --acc_predictor_dir {file.parent} --overwrite"
-        )
+        raise UserError(f"{file} does not say which pairs it was trained on, so it cannot learn from more: {remedy}")
+    counts = data["n_pairs"], data.get("n_measured", 0)
+    if not (isinstance(data["pairs"], str) and all(is_whole(n, 0, MOST_PAIRS) for n in counts)):
+        raise UserError(f"{file} has a damaged record of its pairs: {remedy}")
     return dict(data), dict(settings)

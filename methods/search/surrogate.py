@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from apq.bounds import LARGEST_NUMBER, is_number, is_whole
+from apq.errors import UserError
 from apq.files import Record
 from apq.resume import NOT_KEPT, Resume
+from apq.schema import MOST
 from apq.space import SearchSpace
 from elastic_nn.training.recipe import OutlierRule
 from methods.search.outliers import outliers_among
 from utils.accuracy_predictor import AccuracyPredictor
+from utils.kernel_predictor import check_rows
 from utils.predictor_bands import Bands, bands_of
 from utils.predictor_files import Predictor
 from utils.predictor_scores import PredictorScores
@@ -27,6 +31,8 @@ from utils.predictor_training import (
     train_predictor,
     training_record,
 )
+
+FEWEST_HELD_OUT = 1e-9  # as a fraction of the pairs: two pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,11 @@ class Surrogate:
             n_measured=len(genes),
         )
 
+    def check_room(self, n: int) -> None:
+        """UserError if `n` measured subnets are more than it can learn from."""
+        if self.is_kernel:
+            check_rows(len(self.genes) - self.n_measured + n)
+
     @functools.cached_property
     def outliers(self) -> np.ndarray | None:
         """(n,) bool: the pairs that it is not trained on; None without a rule."""
@@ -91,6 +102,10 @@ class Surrogate:
         _, held_out = checked_split(self.genes, self.accuracies, self.config, n_measured=self.n_measured)
         return predictor, scores, bands_of(predictor, self.genes[held_out], self.accuracies[held_out])
 
+    def trained_on_all(self, device: torch.device | str = "cpu") -> Predictor:
+        """Train it on all pairs but two, which no training can do without, so that nothing scores it."""
+        return replace(self, config=replace(self.config, holdout=FEWEST_HELD_OUT)).trained(device)[0]
+
     def settings(self) -> Record:
         """The settings of the training as plain data, for the predictor's file. `config_of` reads them."""
         return kernel_settings(self.config) if self.is_kernel else asdict(self.config)
@@ -101,6 +116,15 @@ class Surrogate:
 
 
 def config_of(settings: Mapping[str, Any], seed: int) -> PredictorConfig:
-    """The training settings in a predictor's file, as far as it has them; `seed` where it has none."""
-    known = {field.name for field in fields(PredictorConfig)} & set(settings)
-    return PredictorConfig(**{"seed": seed, **{name: settings[name] for name in known}})
+    """The training settings in a predictor's file, as far as it has them; `seed` where it has none.
+
+    UserError for settings that no training had.
+    """
+    known: Record = {"seed": seed}
+    for field in fields(PredictorConfig):
+        value = settings.get(field.name, known.get(field.name, field.default))
+        checks = {int: is_whole(value, 0, MOST), float: is_number(value, 0, LARGEST_NUMBER)}
+        if not checks[type(field.default)]:
+            raise UserError(f"the predictor's settings are damaged: {field.name} is {str(value)[:20]}")
+        known[field.name] = value
+    return PredictorConfig(**known)
