@@ -225,7 +225,7 @@ def search_into(
 def printed(call: Callable[[], object]) -> dict[str, Any]:
     """The JSON object that a command prints."""
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):  # export.py ends so after a failed check
         call()
     return json.loads(said.getvalue())
 
@@ -268,6 +268,7 @@ def show_export(found: dict[str, Any], ms_in_float: float) -> None:
             shares = (f"{check[key] / n:.1%}" for key in ("agreed", "moved"))
             differ = f"{check['other_codes']} of {codes:,}" if codes else ""
             rows.append((form, check["name"], *shares, f"{check['largest']:.1e}", differ, f"{facts['bytes']:,}", ms))
+        rows += [(form, f"failed: {why}", *[""] * 6) for why in facts["failed"]]
     print(markdown(("form", "check", "agree", "moved", "largest", "codes that differ", "bytes", "ms"), rows))
     print(f"float network in onnxruntime: {ms_in_float:.1f} ms an image, one thread")
 
