@@ -8,7 +8,9 @@
 The network is that of the checkpoint. Without one, a subnet of a supernet that was trained quantized is exported as it
 is there. The check compares every file with the network. It exits with 1 if a code differs, if fewer than 99.5 % of the
 images get the same class, or if the logits of more than 1 % of the images move by over 0.001 (twice as many as those of
-the network itself move in float64, if that is more; at most 5 %).
+the network itself move in float64, if that is more; at most 5 %). In a large network, where float64 moves those of more
+than half of the images, the logits may move twice as far as there on average, and twice as many images, and two, may
+get another class.
 """
 
 from __future__ import annotations

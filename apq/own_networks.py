@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from apq.layers import ConvLayer
+from apq.stages import make_divisible
 
 # Output channels and stride of each depthwise-separable block (Howard et al., arXiv 1704.04861, table 1). The last
 # stride in that table is a misprint: the map stays at 7 pixels.
@@ -22,7 +25,55 @@ V1_SMALL_BLOCKS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 
 V2_SMALL_STAGES = ((1, 8, 1, 1), (2, 16, 3, 2), (4, 16, 2, 1), (2, 48, 1, 2))  # maps of 16, 8, 8, 4 pixels
 V1_SMALL_STEM, V2_STEM, V2_SMALL_HEAD = 8, 32, 96
 SMALL, SMALL_SIDE = ("mobilenet_v1_small", "mobilenet_v2_small"), 32  # torchvision's small networks are for 224 pixels
-OWN_NETWORKS = ("mobilenet_v1", *SMALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiteScale:
+    """How an EfficientNet-Lite is scaled: factors of widths and of blocks a stage; resolution; dropout."""
+
+    width: float
+    depth: float
+    side: int
+    dropout: float
+
+
+# EfficientNet-Lite, from efficientnet_lite_builder.py of https://github.com/tensorflow/tpu: no squeeze-and-excitation,
+# ReLU6 everywhere, and neither the ends' widths nor the blocks of the first and last stage are scaled.
+LITES = {
+    "efficientnet_lite0": LiteScale(width=1.0, depth=1.0, side=224, dropout=0.2),
+    "efficientnet_lite1": LiteScale(width=1.0, depth=1.1, side=240, dropout=0.2),
+    "efficientnet_lite2": LiteScale(width=1.1, depth=1.2, side=260, dropout=0.3),
+}
+# Expansion, channels, blocks, stride, kernel size of each stage.
+LITE_STAGES = (
+    *((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3)),
+    *((6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)),
+)
+LITE_STEM, LITE_HEAD = 32, 1280
+OWN_NETWORKS = ("mobilenet_v1", *SMALL, *LITES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiteBlock:
+    """A block of an EfficientNet-Lite: its channels, without expansion if `mid` is `channels`; stride, kernel size."""
+
+    channels: int
+    mid: int
+    out: int
+    stride: int
+    kernel: int
+
+
+def lite_blocks(scale: LiteScale) -> Iterator[LiteBlock]:
+    """The blocks in running order."""
+    channels = LITE_STEM
+    for i, (expansion, width, blocks, first_stride, kernel) in enumerate(LITE_STAGES):
+        out = int(make_divisible(width * scale.width))
+        ends = i in (0, len(LITE_STAGES) - 1)
+        for j in range(blocks if ends else math.ceil(blocks * scale.depth)):
+            stride = 1 if j else first_stride
+            yield LiteBlock(channels=channels, mid=expansion * channels, out=out, stride=stride, kernel=kernel)
+            channels = out
 
 
 @dataclass
@@ -51,6 +102,8 @@ def layers_of_own(name: str, bits: tuple[int, int], side: int, in_channels: int,
     layers = _Layers(bits=bits, channels=in_channels, side=side, rows=[])
     if name == "mobilenet_v2_small":
         return _v2_layers(layers, n_classes)
+    if name in LITES:
+        return _lite_layers(layers, LITES[name], n_classes)
     stem, blocks = (V1_STEM, V1_BLOCKS) if name == "mobilenet_v1" else (V1_SMALL_STEM, V1_SMALL_BLOCKS)
     layers.add("features.0.0", stem, 3, 2)
     for i, (channels, stride) in enumerate(blocks, start=1):
@@ -72,3 +125,15 @@ def _v2_layers(layers: _Layers, n_classes: int) -> list[ConvLayer]:
             layers.add(f"features.{block}.conv.{depthwise + 1}", channels)
     layers.add(f"features.{block + 1}.0", V2_SMALL_HEAD)
     return layers.classify("classifier.1", n_classes)
+
+
+def _lite_layers(layers: _Layers, scale: LiteScale, n_classes: int) -> list[ConvLayer]:
+    layers.add("features.0.conv", LITE_STEM, 3, 2)
+    n_blocks = 0
+    for n_blocks, block in enumerate(lite_blocks(scale), start=1):
+        if block.mid > block.channels:
+            layers.add(f"features.{n_blocks}.expand.conv", block.mid)
+        layers.add(f"features.{n_blocks}.depthwise.conv", block.mid, block.kernel, block.stride, groups=block.mid)
+        layers.add(f"features.{n_blocks}.project.conv", block.out)
+    layers.add(f"features.{n_blocks + 1}.conv", LITE_HEAD)
+    return layers.classify("classifier", n_classes)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.table import PHOTOS
+from dataset.table import PHOTOS, Scale
 from dataset.workers import Key, read
 
 CHUNK = 16  # images that a process reads at once
@@ -51,7 +51,10 @@ class SeededBatches:
 
 @dataclass(frozen=True)
 class FileBatches:
-    """A loader: batches of (images, labels) of a data set of files, see `make_loader`. The images are on `device`."""
+    """A loader: batches of (images, labels) of a data set of files, see `make_loader`. The images are on `device`.
+
+    Bytes are scaled as the data set's attribute `scale` says, or else as photos.
+    """
 
     dataset: Dataset
     keys: SeededBatches
@@ -90,7 +93,8 @@ class FileBatches:
         if whole is None:
             return torch.zeros(0, 3, 1, 1), torch.zeros(0, dtype=torch.int64)
         whole = whole[: len(labels)]
-        return (normalised(whole) if whole.dtype == torch.uint8 else whole), torch.tensor(labels)
+        scale = getattr(self.dataset, "scale", PHOTOS)
+        return (normalised(whole, scale) if whole.dtype == torch.uint8 else whole), torch.tensor(labels)
 
 
 @contextlib.contextmanager
@@ -104,13 +108,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def normalised(pixels: Tensor) -> Tensor:
-    """Bytes of photos, (..., 3, H, W), as networks get them: by the mean and deviation of ImageNet's colours."""
-    mean, std = _scale(pixels.device)
+def normalised(pixels: Tensor, scale: Scale = PHOTOS) -> Tensor:
+    """Bytes of photos, (..., 3, H, W), as networks get them: by default, with the mean and deviation of ImageNet."""
+    mean, std = _scale(pixels.device, scale)
     return pixels.to(torch.float32).mul_(1 / 255).sub_(mean).div_(std)
 
 
 @functools.cache
-def _scale(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (PHOTOS.mean, PHOTOS.std))
+def _scale(device: torch.device, scale: Scale) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (scale.mean, scale.std))
     return mean, std

@@ -15,12 +15,14 @@ from torch.utils.data import Dataset
 
 from apq.bounds import check_file
 from apq.errors import UserError
+from apq.files import Record
 from apq.model import ModelSpec, subnet_model
 from apq.space import SearchSpace
 from dataset.class_names import check_among, digest_of_names
 from dataset.color_jitter import ColorJitter
 from dataset.image_file import opened
 from dataset.splits import ImageSpec, Splits, evenly_spaced
+from dataset.table import PHOTOS, Scale, scale_of_folders
 from dataset.workers import announce
 
 if TYPE_CHECKING:
@@ -78,12 +80,13 @@ def image_folder_splits(
     val, train = order[:n_val], order[n_val:]
     if not train:
         raise UserError(f"{folder}/train has {len(order)} image(s): too few to hold some out for validation")
-    side, augmented = spec.resolutions[-1], partial(random_crop, color_jitter=color_jitter)
+    augmented = partial(random_crop, color_jitter=color_jitter)
+    how = {"side": spec.resolutions[-1], "scale": scale_of_folders(spec.name)}
     return Splits(
-        train=FolderImages(images, train, augmented, side, substitute=True),
-        calibration=FolderImages(images, train, central_crop, side, substitute=True),
-        val=FolderImages(images, val, central_crop, side),
-        test=FolderImages(test, range(len(test)), central_crop, side),
+        train=FolderImages(images, train, augmented, **how, substitute=True),
+        calibration=FolderImages(images, train, central_crop, **how, substitute=True),
+        val=FolderImages(images, val, central_crop, **how),
+        test=FolderImages(test, range(len(test)), central_crop, **how),
         source={
             "dataset": "image folder",
             "n_train": len(order),
@@ -92,8 +95,14 @@ def image_folder_splits(
             "classes": digest_of_names(names),
             "names": names,
             "color_jitter": color_jitter and asdict(color_jitter),
+            **_recorded_scale(how["scale"]),
         },
     )
+
+
+def _recorded_scale(scale: Scale) -> Record:
+    """What `source` tells of a scale: nothing of the usual one, so that older records stay those of the same images."""
+    return {} if scale == PHOTOS else {"scale": {part: list(values) for part, values in asdict(scale).items()}}
 
 
 class FolderImages(Dataset):
@@ -101,7 +110,7 @@ class FolderImages(Dataset):
 
     `view` makes what cuts pictures for a side (`dataset.crops`); a side of None is the `side` of the images. For an
     image that cannot be read the item is None, or with `substitute` the next image that can, so that batches keep their
-    size.
+    size. `scale` says how loaders scale the pixels.
     """
 
     def __init__(
@@ -112,9 +121,10 @@ class FolderImages(Dataset):
         side: int,
         *,
         substitute: bool = False,
+        scale: Scale = PHOTOS,
     ) -> None:
         self.folder, self.indices, self.view, self.side = folder, list(indices), view, side
-        self.substitute = substitute
+        self.substitute, self.scale = substitute, scale
         announce(self)
 
     def __len__(self) -> int:
@@ -134,7 +144,7 @@ class FolderImages(Dataset):
     def thinned(self, n: int) -> FolderImages:
         """At most n of the images, evenly spaced."""
         chosen = [self.indices[i] for i in evenly_spaced(len(self), n)]
-        return FolderImages(self.folder, chosen, self.view, self.side, substitute=self.substitute)
+        return FolderImages(self.folder, chosen, self.view, self.side, substitute=self.substitute, scale=self.scale)
 
     def _read(self, i: int, seed: int, view: View) -> tuple[Tensor, int] | None:
         place = self.indices[i]

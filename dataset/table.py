@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apq.errors import UserError
+from apq.own_networks import LITES
 
 if TYPE_CHECKING:
     from dataset.splits import ImageSpec, Splits
@@ -29,7 +30,11 @@ class Scale:
         return min(-mean / std for mean, std in pairs), max((1 - mean) / std for mean, std in pairs)
 
 
-PHOTOS = Scale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of all images in folders, as in torchvision
+PHOTOS = Scale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of images in folders, as in torchvision
+# That of EfficientNet-Lite: MEAN_RGB and STDDEV_RGB of efficientnet_lite_builder.py in https://github.com/tensorflow/tpu.
+# Its crops are those of all images in folders: bilinear (main.py there), a central share of 0.875 (preprocessing.py).
+LITE = Scale((127 / 255,) * 3, (128 / 255,) * 3)
+OF_NETWORKS = dict.fromkeys(LITES, LITE)  # scales of images in folders for networks by name that have their own
 GLYPHS = Scale((0.263,), (0.165,))  # of all training pixels
 DIGITS = Scale((0.3053,), (0.3760,))  # of all pixels
 FASHION = Scale((0.2860,), (0.3530,))  # of all training pixels
@@ -109,6 +114,11 @@ DATASETS = {
         DataSet(name="digits", in_channels=1, n_classes=10, side=32, load=_load_digits, recipe="digits", scale=DIGITS),
     )
 }
+
+
+def scale_of_folders(network: str) -> Scale:
+    """How images in folders are scaled for a network or space of this name."""
+    return OF_NETWORKS.get(network, PHOTOS)
 
 
 def get_dataset(name: str) -> DataSet:

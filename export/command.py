@@ -31,7 +31,7 @@ from apq.manifest import EXPORTED
 from apq.policy import priced_layers
 from dataset import names_of_outputs
 from dataset.splits import ImageSpec, Splits, make_loader
-from dataset.table import PHOTOS, Scale, get_dataset
+from dataset.table import Scale, get_dataset, scale_of_folders
 from elastic_nn.networks.policy_file import load_finetuned_policy
 from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.training.experiment_network import check_no_supernet, load_images, load_subnet_and_images
@@ -125,7 +125,8 @@ def load_product(args: argparse.Namespace, experiment: Experiment) -> Product:
     facts[CLASSES] = list(names or map(str, range(spec.n_classes)))
     facts[IMAGES] = asdict(images_for(spec, side))
     facts["weights"] = digest(net.state_dict())
-    scale = PHOTOS if names or args.data else get_dataset(spec.dataset).scale
+    of_folder = names or args.data or get_dataset(spec.dataset).folder is not None
+    scale = scale_of_folders(spec.name) if of_folder else get_dataset(spec.dataset).scale
     net = net.eval().requires_grad_(False)
     return Product(net=net, splits=splits, spec=spec, side=side, layers=layers, scale=scale, facts=facts)
 

@@ -92,6 +92,7 @@ class Weights:
 class FrozenLayer:
     """A convolution, or a fully connected layer (`linear`), as constants. `inputs` is None for inputs as they come.
 
+    `padding` is that above and on the left, `padding_end` that below and on the right (None: the same).
     After folding, `multiplier`, one number or (C,), is what the sums of codes are multiplied by, and `bias` (C,) or
     None is what is then added. Before, `bias` is the layer's own.
     """
@@ -101,6 +102,7 @@ class FrozenLayer:
     bias: Tensor | None
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
+    padding_end: tuple[int, int] | None = None
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     linear: bool = False
@@ -111,11 +113,20 @@ class FrozenLayer:
         """Whether the layer can be computed with whole numbers: those of its inputs and of its weights."""
         return self.inputs is not None and self.weights.whole
 
+    @property
+    def pads(self) -> tuple[int, int, int, int]:
+        """Rows and columns of zeros: above, left, below, right."""
+        return (*self.padding, *(self.padding if self.padding_end is None else self.padding_end))
+
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The layer's product of `x` and weights of its shape, as torch computes it in their type."""
         if self.linear:
             return F.linear(x, weight, bias)
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        padding = self.padding
+        if self.padding_end is not None:
+            top, left, bottom, right = self.pads
+            x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+        return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def largest_sum(self) -> int:
         """No sum of codes of inputs times codes of weights is larger in magnitude, nor is any part of it."""

@@ -15,7 +15,7 @@ from apq.onnx_graph import BATCH, OnnxGraph
 from export.frozen import Codes, FrozenLayer
 from export.graph import IMAGE, Graph, Node
 from export.onnx_file import clipped, finish, geometry, settings_of
-from export.operations import OPERATIONS, in_double
+from export.operations import OPERATIONS, in_double, pad
 from export.run import constants
 
 CODES = ".codes"  # ends the names of the codes of a layer's inputs
@@ -104,10 +104,10 @@ def _float_sums(made: OnnxGraph, node: Node, x: str, shape: tuple[int, ...]) -> 
 
 def _convolve(made: OnnxGraph, layer: FrozenLayer, array: np.ndarray, x: str, shape: tuple[int, ...]) -> str:
     """A convolution in float64, for which runtimes have no convolution: a product for all places of the kernel."""
-    (top, left), (down, right) = layer.padding, layer.stride
+    down, right = layer.stride
     channels, height, width = shape
-    if top or left:
-        x = made.node("Pad", x, made.constant(np.array([0, 0, top, left, 0, 0, top, left]), "pads"))
+    if any(layer.pads):
+        x = pad(made, {"pads": layer.pads}, x)
     axes, steps = made.constant(np.array([2, 3]), "axes"), made.constant(np.array([down, right]), "steps")
     places = []
     for i, j in product(range(array.shape[2]), range(array.shape[3])):

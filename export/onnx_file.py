@@ -143,7 +143,7 @@ def geometry(layer: FrozenLayer) -> dict[str, Any]:
     return {
         "kernel_shape": list(layer.weights.codes.shape[2:]),
         "strides": list(layer.stride),
-        "pads": [*layer.padding, *layer.padding],
+        "pads": list(layer.pads),
         "dilations": list(layer.dilation),
         "group": layer.groups,
     }

@@ -84,6 +84,17 @@ def _in_double(of: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return lambda settings, x: of(x.double()).float()
 
 
+def pad(graph: OnnxGraph, settings: Settings, name: str) -> str:
+    """Adds rows and columns of zeros: above, left, below, right."""
+    top, left, bottom, right = settings["pads"]
+    return graph.node("Pad", name, graph.constant(np.array([0, 0, top, left, 0, 0, bottom, right]), "pads"))
+
+
+def _padded(settings: Settings, x: Tensor) -> Tensor:
+    top, left, bottom, right = settings["pads"]
+    return F.pad(x, (left, right, top, bottom))
+
+
 def _pool(op: str) -> Callable[..., str]:
     def emit(graph: OnnxGraph, settings: Settings, name: str) -> str:
         pads = [*settings["padding"]] * 2
@@ -162,6 +173,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "flatten": _simple(lambda settings, x: x.flatten(1), _node("Flatten", axis=1)),
     "concat": _simple(lambda settings, *parts: torch.cat(parts, dim=1), _node("Concat", axis=1)),
+    "pad": _simple(_padded, pad),
     "max_pool": _simple(_max_pool, _pool("MaxPool")),
     "average_pool": _simple(
         _average_pool,

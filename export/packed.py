@@ -25,8 +25,12 @@ from export.frozen import Codes, FrozenLayer, Weights
 from export.graph import Graph, Node
 from export.operations import OPERATIONS
 
-HEADER, VERSION = "apq", 1
-USUAL = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "linear": False}  # is left out
+HEADER = "apq"
+VERSIONS = (1, 2)  # 2 has paddings that are not the same all around, which readers of 1 would overlook
+USUAL = {  # is left out
+    **{"stride": (1, 1), "padding": (0, 0), "padding_end": None, "dilation": (1, 1)},
+    **{"groups": 1, "linear": False},
+}
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -55,7 +59,8 @@ def unpack(stream: np.ndarray, bits: int, n: int, *, signed: bool) -> np.ndarray
 
 def packed_data(graph: Graph, metadata: Mapping[str, str]) -> bytes:
     """The bytes of the packed file of a folded graph."""
-    tensors, header = tensors_of(graph), {"version": VERSION, "image": graph.image_shape, "nodes": []}
+    version = VERSIONS[any(layer.padding_end is not None for layer in graph.layers.values())]
+    tensors, header = tensors_of(graph), {"version": version, "image": graph.image_shape, "nodes": []}
     header["nodes"] = [_described(node) for node in graph.nodes]
     save = extra("safetensors.numpy", "export").save
     return save(tensors, metadata={HEADER: json.dumps(header, separators=(",", ":")), **metadata})
@@ -131,8 +136,8 @@ def read_packed(path: Path) -> Graph:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, KeyError, ValueError, extra("safetensors", "export").SafetensorError) as error:
         raise UserError(f"{path} is not a packed network: {error}") from error
-    if not isinstance(header, dict) or header.get("version") != VERSION:
-        raise UserError(f"{path} is not a packed network of version {VERSION}")
+    if not isinstance(header, dict) or header.get("version") not in VERSIONS:
+        raise UserError(f"{path} is not a packed network of version {' or '.join(map(str, VERSIONS))}")
     try:
         nodes = tuple(_node(facts, tensors) for facts in header["nodes"])
         return Graph(image_shape=tuple(header["image"]), nodes=nodes)

@@ -118,7 +118,7 @@ def weights_inside(layer: FrozenLayer, weights: Tensor, sides: tuple[int, ...]) 
     Without padding all do: (1, C, 1, 1), or (1, C) of a fully connected layer. Otherwise (1, C, H, W).
     """
     weights = weights.double()
-    if layer.linear or tuple(layer.padding) == (0, 0):
+    if layer.linear or not any(layer.pads):
         return weights.flatten(1).sum(dim=1).view((1, -1) if layer.linear else (1, -1, 1, 1))
     channels = weights.size(1) * layer.groups
     return layer.run(torch.ones(1, channels, *sides, dtype=torch.float64), weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from elastic_nn.modules.squeeze_excite import ElasticSqueezeExcite
 from export.frozen import freeze
 from export.graph import IMAGE, Graph, Node, Norm
 from export.operations import OPERATIONS
+from export.padding import without_pads
 
 # Operations by the modules and functions that compute them. `None` passes its input on in evaluation.
 MODULES: dict[type[nn.Module], str | None] = {
@@ -100,7 +101,7 @@ class _Builder:
             raise UserError("a network with several outputs cannot be exported")
         if self.nodes[-1].name != names[output]:
             raise UserError("a network whose last operation is not its output cannot be exported")
-        return Graph(image_shape=tuple(self.image_shape), nodes=tuple(self.nodes))
+        return without_pads(Graph(image_shape=tuple(self.image_shape), nodes=tuple(self.nodes)))
 
     def _add(self, node: fx.Node, names: Mapping[fx.Node, str]) -> str:
         """Add the nodes of one traced node, and return the name of its value."""
@@ -120,6 +121,10 @@ class _Builder:
             return self._operation("concat", [names[part] for part in node.args[0]], node.name)
         if target is F.adaptive_avg_pool2d and self._arguments(node, ("output_size", None))[0] in (1, (1, 1)):
             return self._operation("mean", inputs, node.name, keepdim=True)
+        if target is F.pad:
+            widths, mode, value = self._arguments(node, ("pad", ()), ("mode", "constant"), ("value", None))
+            if mode == "constant":
+                return self._pad(node.name, widths, value or 0, inputs)
         if target in FUNCTIONS:
             op, tensors = FUNCTIONS[target], [arg for arg in node.args if isinstance(arg, fx.Node)]
             if op is None:
@@ -145,6 +150,8 @@ class _Builder:
             return self._operation("flatten", inputs, name)
         if isinstance(module, nn.AdaptiveAvgPool2d):
             return self._adaptive_pool(name, module, inputs)
+        if isinstance(module, nn.ConstantPad2d):  # and its subclass ZeroPad2d
+            return self._pad(name, module.padding, module.value, inputs)
         if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
             return self._pool(name, module, inputs)
         for kind, op in MODULES.items():
@@ -166,6 +173,14 @@ class _Builder:
         more = {"ceil_mode": module.ceil_mode, "count_include_pad": getattr(module, "count_include_pad", True)}
         op = "max_pool" if isinstance(module, nn.MaxPool2d) else "average_pool"
         return self._operation(op, inputs, name, **windows, **more)
+
+    def _pad(self, name: str, widths: Sequence[int], value: float, inputs: list[str]) -> str:
+        """Rows and columns around a map; `widths` are torch's: left, right, top, bottom."""
+        widths = [*widths, *[0] * (4 - len(widths))]
+        if value != 0 or min(widths) < 0 or len(widths) > 4:
+            raise UserError(f"{name} pads by {tuple(widths)} with {value}: only rows and columns of 0 can be exported")
+        left, right, top, bottom = widths
+        return self._operation("pad", inputs, name, pads=(top, left, bottom, right))
 
     def _adaptive_pool(self, name: str, module: nn.AdaptiveAvgPool2d, inputs: list[str]) -> str:
         """A pooling whose windows follow the side of its input: a mean, or windows of one size where they fit."""

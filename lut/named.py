@@ -10,7 +10,7 @@ from pathlib import Path
 from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.layers import FIXED_BITS, ConvLayer, layers_of
-from apq.own_networks import OWN_NETWORKS, SMALL, SMALL_SIDE, layers_of_own
+from apq.own_networks import LITES, OWN_NETWORKS, SMALL, SMALL_SIDE, layers_of_own
 from apq.policy import QUANTIZERS, priced_layers
 from apq.presets import SPACES, get_space
 from apq.search_result import PolicyChoice, read_result
@@ -113,7 +113,7 @@ def _of_space(title: str, space: SearchSpace, subnet: Subnet, resolution: int | 
 def _own(name: str, bits: tuple[int, int], resolution: int | None) -> NamedNetwork:
     """One of the toolkit's own networks, for the images that `train.py --model` trains it on by default."""
     channels, n_classes, side = IMAGES_OF_OWN[name in SMALL]
-    side = resolution or side
+    side = resolution or (LITES[name].side if name in LITES else side)
     return NamedNetwork(
         title=f"{name} for {n_classes} classes, every layer W{bits[0]}A{bits[1]}",
         resolution=side,

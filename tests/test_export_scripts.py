@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -159,6 +160,20 @@ def test_limits_of_the_check():
     nothing.add(torch.full((4, 3), torch.nan), torch.eye(4, 3), torch.zeros(4, dtype=torch.long))
     assert nothing.moved == 4
     assert Comparison("onnxruntime", **fine, codes=9, other_codes=1).fails(noise) == "1 of 9 codes differ"
+
+
+def test_limits_of_the_check_of_large_networks():
+    """Where float64 moves most images, sizes count: twice as far, and twice as many other classes and two."""
+    noise = Comparison("float64", n_images=1000, agreed=990, moved=501, summed=100.0)
+    fine = {"n_images": 1000, "agreed": 978, "moved": 1000, "summed": 200.0}
+    assert Comparison("onnxruntime", **fine).fails(noise) == ""
+    assert "23 images have another class" in Comparison("onnxruntime", **{**fine, "agreed": 977}).fails(noise)
+    assert "move by 0.2" in Comparison("onnxruntime", **{**fine, "summed": 200.1}).fails(noise)
+    assert "move by nan" in Comparison("onnxruntime", **{**fine, "summed": math.nan}).fails(noise)
+    assert "moved" in Comparison("onnxruntime", **{**fine, "agreed": 1000}).fails(replace(noise, moved=500))
+    counted = Comparison("onnxruntime")
+    counted.add(torch.tensor([[1.0, 0.0], [0.5, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 0.25]]), torch.zeros(2))
+    assert (counted.summed, counted.largest) == (1.5, 1.0)
 
 
 def test_a_form_that_cannot_hold_the_network_is_refused_before_any_is_written(exp, monkeypatch):

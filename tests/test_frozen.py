@@ -275,7 +275,13 @@ def test_every_operation_is_exact_in_float64_terms():
     x = torch.linspace(-8, 8, 2 * 3 * 6 * 6).view(2, 3, 6, 6)
     pool = {"kernel_size": (2, 2), "stride": (2, 2), "padding": (0, 0), "ceil_mode": False, "count_include_pad": True}
     scale = {"multiplier": torch.tensor([1.0, -2.0, 3.0]), "bias": torch.tensor([0.5, 0.0, 1.0])}
-    settings = {"mean": {"keepdim": True}, "max_pool": pool, "average_pool": pool, "scale": scale}
+    settings = {
+        "mean": {"keepdim": True},
+        "max_pool": pool,
+        "average_pool": pool,
+        "scale": scale,
+        "pad": {"pads": (0, 1, 2, 3)},
+    }
     for name, operation in OPERATIONS.items():
         values = (x, x / 2) if name in ("add", "mul", "concat") else (x,)
         own, exact = operation.run(settings.get(name, {}), *values), operation.exact(settings.get(name, {}), *values)

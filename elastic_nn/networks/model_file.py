@@ -14,7 +14,9 @@ from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from apq.errors import UserError
 from apq.files import Record
 from apq.model import ModelSpec, is_model, model_from_dict, model_to_dict
+from apq.own_networks import LITES
 from apq.skeleton import without_weights
+from elastic_nn.networks.efficientnet_lite import from_published, is_published
 from elastic_nn.networks.foreign_weights import (
     in_types_of,
     unwrapped,
@@ -38,7 +40,8 @@ def load_model(
 
     A file without a spec under "model" has the plain weights of the network `name` for ImageNet's channels and
     resolution, with as many classes as its classifier has outputs. They may be wrapped and have prefixes, see
-    `foreign_weights`. UserError where the weights do not fit, or where `name` or `n_classes` differ from the file.
+    `foreign_weights`; those of an EfficientNet-Lite may have the names of the published files. UserError where the
+    weights do not fit, or where `name` or `n_classes` differ from the file.
     """
     data = load_checkpoint(path)
     if not is_model(data.get("model")):
@@ -63,6 +66,8 @@ def _from_plain(path: Path, data: Record, name: str | None, n_classes: int | Non
     if isinstance(state, Mapping):
         try:
             state = without_common_prefix(without_prefix(state), own)
+            if name in LITES and is_published(state):
+                state = from_published(state, LITES[name])
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     spec = replace(spec, n_classes=_classes(own, state) if n_classes is None else n_classes)

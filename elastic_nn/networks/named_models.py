@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's classification models, MobileNetV1, and small networks for 32-pixel images.
+"""Networks by name: torchvision's classification models, MobileNetV1, EfficientNet-Lite, small ones for 32 pixels.
 
 Functions import torchvision, because it is slow and networks of spaces do not need it.
 """
@@ -17,6 +17,7 @@ from torch import nn
 from apq.errors import UserError
 from apq.model import ModelSpec
 from apq.own_networks import (
+    LITES,
     SMALL,
     SMALL_SIDE,
     V1_BLOCKS,
@@ -30,6 +31,7 @@ from apq.skeleton import without_weights
 from dataset.table import get_dataset
 from elastic_nn.modules.batch_dropout import BatchDropout
 from elastic_nn.modules.elastic_norm import ElasticBatchNorm2d
+from elastic_nn.networks.efficientnet_lite import EfficientNetLite
 from elastic_nn.networks.subnet import build_subnet
 from elastic_nn.quantizers import FLOAT
 
@@ -40,14 +42,18 @@ AUXILIARY = ("googlenet", "inception_v3")  # they return several outputs in trai
 
 
 def named_model(name: str, images: str | None = None) -> ModelSpec:
-    """The spec of a named network for a data set (None: glyphs for small networks, ImageNet for others)."""
+    """The spec of a named network for a data set (None: glyphs for small networks, ImageNet for others).
+
+    For ImageNet its resolution is the one that it was designed for, where that is not the data set's.
+    """
     dataset = get_dataset(images or ("glyphs" if name in SMALL else "imagenet"))
+    side = LITES[name].side if name in LITES and dataset.name == "imagenet" else dataset.side
     return ModelSpec(
         name=name,
         dataset=dataset.name,
         in_channels=dataset.in_channels,
         n_classes=dataset.n_classes,
-        resolution=SMALL_SIDE if name in SMALL else dataset.side,
+        resolution=SMALL_SIDE if name in SMALL else side,
     )
 
 
@@ -117,10 +123,17 @@ def mobilenet_v2_small(n_classes: int) -> MobileNetV2:
     return net.apply(_initialise)
 
 
-OWN: dict[str, Callable[[int], nn.Module]] = {
-    "mobilenet_v1": mobilenet_v1,
-    "mobilenet_v1_small": mobilenet_v1_small,
-    "mobilenet_v2_small": mobilenet_v2_small,
+def efficientnet_lite(spec: ModelSpec) -> EfficientNetLite:
+    """EfficientNet-Lite of the spec's name, padded for its resolution."""
+    net = EfficientNetLite(LITES[spec.name], spec.in_channels, spec.n_classes, spec.resolution)
+    return net.apply(_initialise)
+
+
+OWN: dict[str, Callable[[ModelSpec], nn.Module]] = {
+    "mobilenet_v1": lambda spec: mobilenet_v1(spec.n_classes),
+    "mobilenet_v1_small": lambda spec: mobilenet_v1_small(spec.n_classes),
+    "mobilenet_v2_small": lambda spec: mobilenet_v2_small(spec.n_classes),
+    **dict.fromkeys(LITES, efficientnet_lite),
 }
 
 
@@ -137,7 +150,7 @@ def check_known(name: str) -> None:
 
 def _own_or_torchvision(spec: ModelSpec) -> nn.Module:
     if spec.name in OWN:
-        return OWN[spec.name](spec.n_classes)
+        return OWN[spec.name](spec)
     check_known(spec.name)
     if spec.name in AUXILIARY:
         raise UserError(f"{spec.name} has auxiliary classifiers, which are not supported here")

@@ -24,6 +24,7 @@ from dataset.class_names import read_class_names
 from dataset.splits import Splits
 from elastic_nn.networks.model_file import load_model
 from elastic_nn.networks.named_models import check_known
+from elastic_nn.networks.pretrained import how_to_install, installed_weights
 from elastic_nn.networks.subnet_file import load_float_subnet
 from elastic_nn.training.haq_recipes import haq_recipe_of
 from elastic_nn.training.pruned import weights_left
@@ -73,9 +74,14 @@ def _load(model: str, weights: Path | None) -> tuple[nn.Module, ModelSpec, Recor
             raise UserError(f"{model} is not an experiment: give a network in models/ by its name, {Path(model).name}")
         return *load_float_subnet(experiment), experiment.best_checkpoint
     file = weights or ModelFolder(Path("models") / model).model
+    if weights is None and not file.exists():
+        file = installed_weights(model) or file
     if not file.exists():
         check_known(model)
-        raise UserError(f"no weights at {file}: train them (train.py --model {model}) or give a file with --weights")
+        raise UserError(
+            f"no weights at {file}: train them (train.py --model {model}){how_to_install(model)} or give a file with "
+            "--weights"
+        )
     return *load_model(file, model), file
 
 

@@ -21,7 +21,11 @@ from methods.search.settings import BitSearch
 def add_policy_flags(parser: Parser) -> None:
     """Add the flags of the network, its images, the budget and the bits."""
     parser.add_argument("--model", metavar="NAME|exps/NAME", help="network in models/NAME, or that of an experiment")
-    parser.add_argument("--weights", type=Path, help="file of --model's weights (default: models/NAME/model.pt)")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="file of --model's weights (default: models/NAME/model.pt, or those of an installed package)",
+    )
     add_budget_flags(parser, quantities=BIT_QUANTITIES, default=None)
     add_image_flags(parser)
     parser.add_argument(
