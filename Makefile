@@ -13,7 +13,7 @@ demo test models: export OMP_NUM_THREADS ?= 1
 
 $(VENV)/installed: setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test,export,export-check]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test,export,export-check,pretrained,pretrained-check]'
 	touch $@
 
 # Search -> finetune -> test -> export, with the shipped checkpoints.
