@@ -12,6 +12,7 @@ prints what is finished, with means, standard deviations and paired tests, and d
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     show(questions, setting, args.out)
 
 
-def answer(questions: Sequence[Question], setting: Setting, args: object) -> None:
+def answer(questions: Sequence[Question], setting: Setting, args: argparse.Namespace) -> None:
     """Make the runs that are missing, seed after seed."""
     device, splits = resolve_device(args.device), load_splits(setting.space)
     done = read_lines(args.out, settings_of(setting))
