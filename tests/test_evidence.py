@@ -19,7 +19,7 @@ from apq.genes import genes_of, largest_subnet
 from apq.layers import layers_of
 from apq.policy import LINEAR
 from apq.presets import FASHION
-from benchmarks import evidence, evidence_tables
+from benchmarks import evidence, evidence_oqa, evidence_tables
 from benchmarks.bit_methods import dominated_rows
 from benchmarks.evidence_ground import NoResult, SearchCost
 from benchmarks.evidence_joint import at_uniform_bits, in_space
@@ -166,7 +166,7 @@ def test_lines_are_whole(finished):
     for record in records:
         figures = record["figures"]
         assert record["versions"].keys() >= {"apq", "python", "torch", "commit"}
-        if record["question"] != "pairs" and "failed" not in figures:
+        if record["question"] in ("joint", "bits", "qfa"):
             assert {"test_top1", "val_top1", "cost", "search", "shared", "cpu_s"} <= figures.keys()
             assert figures["cost"] <= record["budget"]["limit"] * (1 + 1e-9)
             assert figures["search"].keys() == {"measured", "trained_images", "scored_images"}
@@ -229,6 +229,24 @@ def test_bits_borrow_the_runs_of_the_agent(finished):
     lines = read_lines(finished, evidence.settings_of(TINY_SETTING)).values()
     of_bits = [found.run.method for found in evidence.QUESTIONS["bits"].lines(lines)]
     assert of_bits.count("agent") == TINY_SETTING.n_budgets
+
+
+def test_few_bits_have_equally_many_quantized_epochs(finished):
+    """Inheritance to 2 bits has trained at 5, 4, 3 and 2 bits, each for the epochs of a step."""
+    epochs = {}
+    for record in read_jsonl(finished / FILE):
+        if record["question"] == "oqa":
+            epochs[record["method"], record["budget"]["limit"]] = record["figures"]["epochs"]
+    own = {}
+    for bits in (2, 3, 4, 5):
+        for way in ("inheritance", "qat"):
+            file = finished / "seed-7" / "oqa" / f"{way}-{bits}" / "supernet.pt"
+            if file.exists():
+                recipe = evidence_oqa.recipe_of(TINY_SETTING, evidence_oqa.steps_to(bits) if way == "qat" else 1)
+                own[way, bits] = sum(phase.train.epochs for phase in recipe.phases)
+    for bits in evidence_oqa.BITS:
+        chain = own["qat", 5] + sum(own["inheritance", b] for b in range(bits, 5))
+        assert epochs["inheritance", bits] == epochs["qat", bits] == chain == own["qat", bits]
 
 
 def test_bits_are_those_of_the_space():
