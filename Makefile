@@ -68,7 +68,7 @@ benchmarks: $(VENV)/installed
 	$(PY) benchmarks/train_step.py --space qfa-mbv3-glyphs --batch_size 64
 	$(PY) benchmarks/ddpg.py
 
-# What docs/results.md lacks of training steps on a GPU: tests of the kernels, then tables with and without them. The
+# What docs/measurements.md lacks of training steps on a GPU: tests of the kernels, then tables with and without them. The
 # thousand random steps of oqa-mbv3 have a process of their own, in which all their shapes are new.
 RANDOM_STEPS ?= 1000
 STEP = $(PY) benchmarks/train_step.py --device cuda

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from apq.errors import UserError
-from apq.files import append_jsonl, read_json, read_jsonl, write_json
+from apq.files import SAVE_SECONDS, append_jsonl, read_json, read_jsonl, write_json
 from apq.leftovers import sweep
 from apq.schema import Check
 
@@ -161,6 +161,12 @@ class Resume:
         file = None if self.file is None else self.file.with_name(f"{name}{SUFFIX}")
         return Resume(file, self.asked, self.what, self.restart, **kept)
 
+    def other(self, name: str, more: Mapping[str, Any]) -> Resume:
+        """The state of one part of this work, which depends on `more` too. That of another part is dropped."""
+        file = None if self.file is None else self.file.with_name(f"{name}{SUFFIX}")
+        kept = {"every_s": SAVE_SECONDS, "writes": self.writes}
+        return Resume(file, {**self.asked, **more}, self.what, True, **kept)
+
     def _remove_temporaries(self) -> None:
         """Remove the temporary files of a save that was killed."""
         if self.file is not None and self.writes:
@@ -184,8 +190,11 @@ class Journal:
     remedy: str
     rank: int = 0
 
-    def holds(self, asked: Mapping[str, Any]) -> bool:
-        """Whether the journal of this work has been started. UserError if the records are of other work."""
+    def holds(self, asked: Mapping[str, Any], upgraded: Callable[[Any], Any] = lambda found: found) -> bool:
+        """Whether the journal of this work has been started. UserError if the records are of other work.
+
+        `upgraded` turns what an earlier version recorded as asked into what this one would record.
+        """
         if not self.asked_file.exists():
             if self.files():
                 raise UserError(f"{self.files()[0]} has no {self.asked_file.name} beside it; {self.remedy}")
@@ -193,7 +202,7 @@ class Journal:
         found = read_json(self.asked_file)
         if not isinstance(found, dict):
             raise UserError(f"{self.asked_file} must hold an object; {self.remedy}")
-        _refuse(self.asked_file.parent, self.what, found, asked, self.remedy)
+        _refuse(self.asked_file.parent, self.what, upgraded(found), asked, self.remedy)
         return True
 
     def start(self, asked: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Does joint search pay? Architecture and bits at once, against one after the other, against a fixed architecture.
 
   joint        evolution by a kernel regression of 200 quantized pairs, one-shot: what it finds is not measured
+  refined      the same with 120 pairs and 10 subnets measured a budget in two rounds (search.py --refine)
   sequential   architecture by the float predictor, channels by an agent, bits by another (search.py --mode sequential)
   float-nas    for each uniform pair of the space's bits the best architecture within the budget by the float
                predictor; the short finetune picks the pair
@@ -31,6 +32,7 @@ from benchmarks import evidence_bits
 from benchmarks.evidence_ground import FLOAT_EPOCHS, Ground, NoResult, SearchCost
 from benchmarks.evidence_lines import Question, Run
 from benchmarks.evidence_pairs import trained
+from benchmarks.evidence_refined import refined_subnet, search_cost
 from benchmarks.evidence_setting import COST_MODEL, QUANTITIES, SCOPE, Setting, budgets_of
 from elastic_nn.training.engine import seed_epoch
 from elastic_nn.training.finetune import quantized_subnet
@@ -42,8 +44,6 @@ from methods.sequential.config import SequentialConfig, Split
 from methods.sequential.pipeline import Parts, run_sequential
 
 PRUNE_RATIO = 0.75
-# "refined" is to be joint search that measures what it finds: 120 pairs, and 10 subnets measured a budget by
-# `Ground.short_top1`. Its numbers belong beside it, not into `Setting`, whose digest is in every line.
 
 
 def runs(setting: Setting, seed: int) -> list[Run]:
@@ -74,6 +74,12 @@ def joint(run: Run, ground: Ground) -> Record:
         "cpu_s": round(time.process_time() - started, 1),
     }
     return {**finished(found[0], run, ground), **facts}
+
+
+def refined(run: Run, ground: Ground) -> Record:
+    """Evolution in rounds, which measures what it finds."""
+    subnet, facts = refined_subnet(run, ground)
+    return {**finished(subnet, run, ground), **facts, "shared": shared(ground, search_cost(ground))}
 
 
 def float_nas(run: Run, ground: Ground) -> Record:
@@ -194,7 +200,7 @@ def shared(ground: Ground, more: SearchCost) -> Record:
 
 SEARCHES: dict[str, Callable[[Run, Ground], Record]] = {
     "joint": joint,
-    # "refined" comes here
+    "refined": refined,
     "sequential": sequential,
     "float-nas": float_nas,
     "agent": evidence_bits.measure,

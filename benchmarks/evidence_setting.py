@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -73,8 +74,11 @@ class Setting:
     n_budgets: int = 4
 
     def digest(self) -> str:
-        """A hash of all numbers: lines of other settings are not mixed with these."""
-        plain = {**asdict(replace(self, space=None)), "space": space_to_dict(self.space)}
+        """A hash of all numbers: lines of other settings are not mixed with these.
+
+        Fields at their defaults are left out, so that recipes may have new ones.
+        """
+        plain = {**_told(replace(self, space=None)), "space": space_to_dict(self.space)}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
     def bit_search(self, quantity: str, limit: float) -> BitSearch:
@@ -123,6 +127,16 @@ def budgets_of(setting: Setting, quantity: str) -> list[float]:
     choices = choices_of(task, setting.bit_search(quantity, MOST))
     low, high = SLACK * task.costs.total(choices.cheapest()), task.costs.reference
     return [float(f"{limit:.{DIGITS_OF_BUDGETS}g}") for limit in np.geomspace(high, low, setting.n_budgets)[::-1]]
+
+
+def _told(value: Any) -> Any:
+    """A dataclass as plain data without the fields that are at their defaults."""
+    if isinstance(value, (list, tuple)):
+        return [_told(one) for one in value]
+    if not is_dataclass(value):
+        return value
+    told = {one.name: (getattr(value, one.name), one.default) for one in fields(value)}
+    return {name: _told(own) for name, (own, default) in told.items() if own != default}
 
 
 def _shortened(recipe: Recipe, epochs: tuple[int, ...], epoch_images: int) -> Recipe:

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import optimize, stats
 
 LEVEL, POWER = 0.05, 0.8  # of a two-sided test
+QUANTILES = 20_000  # of a distribution, in its place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +59,14 @@ def least_difference(std: float, n: int, level: float = LEVEL, power: float = PO
     """
     degrees = n - 1
     critical = stats.t.ppf(1 - level / 2, degrees)
+    # t = (z + noncentrality) / sqrt(v / degrees) with normal z and chi-squared v, whose quantiles stand for it here.
+    # scipy's noncentral t is not a number for few degrees and large noncentralities.
+    middles = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    limits = critical * np.sqrt(stats.chi2.ppf(middles, degrees) / degrees)
 
     def lacking(noncentrality: float) -> float:
-        found = stats.nct.sf(critical, degrees, noncentrality) + stats.nct.cdf(-critical, degrees, noncentrality)
-        return float(found) - power
+        found = stats.norm.sf(limits - noncentrality) + stats.norm.cdf(-limits - noncentrality)
+        return float(found.mean()) - power
 
     high = 1.0
     while lacking(high) < 0:

@@ -74,7 +74,7 @@ def build_parser() -> Parser:
         nargs="+",
         type=setting,
         default=SETTINGS,
-        help="population,mutation_prob,parent_ratio,mutation_ratio (default: those of docs/results.md)",
+        help="population,mutation_prob,parent_ratio,mutation_ratio (default: those of docs/measurements.md)",
     )
     parser.add_argument("--log", type=Path, help="file to which each search appends a line")
     return parser

@@ -41,6 +41,7 @@ MODES: dict[str, Mode] = {
             name="evolution",
             module="methods.evolution.command",
             summary="architecture, channel pruning and bits together, under one budget (the default)",
+            shares=True,
         ),
         Mode(
             name="nsga2",

@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 import elastic_nn.training.pairs
-import methods.evolution.search
+import methods.evolution.task
 import methods.prepare.predictor
 from apq.files import atomic_open
 
@@ -28,4 +28,4 @@ def draw_nothing(history, path, **options):
 
 methods.prepare.predictor.PredictorConfig = partial(methods.prepare.predictor.PredictorConfig, epochs=2)
 elastic_nn.training.pairs.subnet_top1 = made_up
-methods.evolution.search.plot_history = draw_nothing
+methods.evolution.task.plot_history = draw_nothing

@@ -15,8 +15,8 @@ from conftest import ROOT, script
 from example_spaces import ALL
 
 import lut.device_table as device_table
-import methods.evolution.search as evolution
-import methods.nsga2.search as nsga2
+import methods.evolution.task as evolution
+import methods.nsga2.front_search as nsga2
 from apq.errors import UserError
 from apq.files import append_jsonl, read_json, write_json
 from apq.genes import largest_subnet, sample, subnets_of

@@ -10,8 +10,8 @@ from conftest import ROOT, script
 
 import elastic_nn.training.supernet_training as supernet_training
 import methods.coarse_to_fine.search as coarse_to_fine
-import methods.evolution.search as evolution
-import methods.nsga2.search as nsga2
+import methods.evolution.task as evolution
+import methods.nsga2.front_search as nsga2
 import methods.prepare.plan as plan
 import methods.search.float_network as float_network
 import methods.sequential.pipeline as pipeline

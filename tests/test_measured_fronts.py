@@ -27,7 +27,7 @@ from elastic_nn.training.inheritance import first_supernet
 from elastic_nn.training.pairs import short_finetune_top1, subnet_top1
 from elastic_nn.training.recipes import RECIPES
 from elastic_nn.training.session import Session
-from methods.nsga2 import search as command
+from methods.nsga2 import front_search as command
 from methods.search.evaluated import EvaluatedStore
 from utils.accuracy_predictor import AccuracyPredictor
 from utils.predictor_files import save_predictor

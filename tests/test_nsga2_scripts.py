@@ -14,7 +14,7 @@ from apq.experiment import Experiment
 from apq.files import read_json, read_jsonl, write_json
 from apq.resume import Resume
 from methods.nsga2 import front_finder
-from methods.nsga2 import search as command
+from methods.nsga2 import front_search as command
 from methods.nsga2.config import NSGA2S, Nsga2Config
 from methods.nsga2.front_records import load_front
 

@@ -13,7 +13,7 @@ from apq.genes import sample, subnets_of
 from apq.layers import layers_of
 from apq.presets import QFA_MBV3_GLYPHS
 from elastic_nn.training.recipe import OutlierRule
-from methods.prepare.outliers import isolated, outliers_among
+from methods.search.outliers import isolated, outliers_among
 from utils.predictor_training import PredictorConfig, train_predictor, training_record
 
 

@@ -81,6 +81,11 @@ class AccuracyPredictor(nn.Module):
         """(n,) float32 accuracies of a gene matrix. Each call folds the weights: for many calls, call `fast()` once."""
         return self.fast()(genes)
 
+    @property
+    def has_spread(self) -> bool:
+        """Whether there are several members, which may disagree."""
+        return self.members > 1
+
     def mean_and_spread(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n,) means and (n,) standard deviations over the members, as `FastPredictor.mean_and_spread`."""
         return self.fast().mean_and_spread(genes)

@@ -89,6 +89,12 @@ class KernelPredictor:
         return found[0], found[1]
 
 
+def check_rows(n: int) -> None:
+    """UserError for more pairs than a kernel can predict by."""
+    if n > MOST_ROWS:
+        raise UserError(f"{n} pairs are too many for a kernel, at most {MOST_ROWS}: train MLPs")
+
+
 def train_kernel_predictor(
     genes: np.ndarray,
     accuracies: np.ndarray,
@@ -104,8 +110,7 @@ def train_kernel_predictor(
     A full-precision predictor `initial` (APQ's transfer) gives one more feature: the log-odds that it predicts.
     """
     features, groups = _features(space, genes, quantize, initial)
-    if len(genes) > MOST_ROWS:
-        raise UserError(f"{len(genes)} pairs are too many for a kernel, at most {MOST_ROWS}: train MLPs")
+    check_rows(len(genes))
     with one_thread_an_operation():
         regression = fit(features, groups, torch.from_numpy(_log_odds(accuracies)), config, seed)
     return KernelPredictor(space=space, quantize=quantize, regression=regression, initial=initial)

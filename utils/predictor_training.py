@@ -94,6 +94,7 @@ def training_record(
     initial: AccuracyPredictor | None = None,
     config: PredictorConfig | None = None,
     outliers: np.ndarray | None = None,
+    n_measured: int = 0,
 ) -> Record:
     """All that a trained predictor depends on, as plain data, for the `Resume` of its training."""
     pairs = genes.astype(np.int64).tobytes() + np.asarray(accuracies, dtype=np.float64).tobytes()
@@ -103,21 +104,31 @@ def training_record(
         "quantize": quantize,
         "initial": None if initial is None else digest(initial.state_dict()),
     }
+    if n_measured:
+        record["n_measured"] = n_measured
     return record if outliers is None else {**record, "outliers": np.flatnonzero(outliers).tolist()}
 
 
 def checked_split(
-    genes: np.ndarray, accuracies: np.ndarray, config: PredictorConfig, outliers: np.ndarray | None = None
+    genes: np.ndarray,
+    accuracies: np.ndarray,
+    config: PredictorConfig,
+    outliers: np.ndarray | None = None,
+    n_measured: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the pairs to train on, without outliers, and of those held out. UserError for useless pairs."""
+    """Indices of the pairs to train on, without outliers, and of those held out. UserError for useless pairs.
+
+    None of the last `n_measured` is held out: searches chose them, so that they would not score a predictor fairly.
+    """
     if len(genes) != len(accuracies):
         raise UserError(f"{len(genes)} subnets but {len(accuracies)} accuracies")
-    if len(genes) < FEWEST_PAIRS:
-        raise UserError(f"{len(genes)} pairs are too few to train a predictor; gather at least {FEWEST_PAIRS}")
+    if (n_pairs := len(genes) - n_measured) < FEWEST_PAIRS:
+        raise UserError(f"{n_pairs} pairs are too few to train a predictor; gather at least {FEWEST_PAIRS}")
     if len(bad := np.flatnonzero(~np.isfinite(accuracies))):
         raise UserError(f"accuracy of pair {bad[0]} is {accuracies[bad[0]]}; {len(bad)} of the pairs are not finite")
 
-    train, held_out = holdout_split(len(genes), config.holdout, config.seed)
+    train, held_out = holdout_split(n_pairs, config.holdout, config.seed)
+    train = np.append(train, np.arange(n_pairs, len(genes)))
     if outliers is not None:
         train = train[~outliers[train]]
         if (left := int((~outliers).sum())) < FEWEST_PAIRS or len(train) < 2:
@@ -134,6 +145,7 @@ def train_predictor(
     initial: AccuracyPredictor | None = None,
     config: PredictorConfig | None = None,
     outliers: np.ndarray | None = None,
+    n_measured: int = 0,
     device: torch.device | str = "cpu",
     resume: Resume = NOT_KEPT,
 ) -> tuple[AccuracyPredictor, PredictorScores]:
@@ -148,9 +160,10 @@ def train_predictor(
         initial: predictor to start from (None: random weights). A full-precision one is transferred first if `quantize`
             is set (APQ, section 3.2).
         outliers: (n,) bool, pairs that it is not trained on. Those among the held-out pairs count in the scores.
+        n_measured: the last pairs, which searches chose and measured. None of them is held out.
     """
     config, accuracies = config or PredictorConfig(), np.asarray(accuracies, dtype=np.float64)
-    train, held_out = checked_split(genes, accuracies, config, outliers)
+    train, held_out = checked_split(genes, accuracies, config, outliers, n_measured)
     predictor = _start(space, quantize, initial, config)
     # Targets are standardised, so that learning rate and weight decay mean the same in every space.
     spread = float(accuracies[train].std()) if np.ptp(accuracies[train]) else 0.0  # 0 is exact: no rounding of a mean
@@ -174,10 +187,11 @@ def scored_kernel(
     initial: AccuracyPredictor | None = None,
     config: PredictorConfig | None = None,
     outliers: np.ndarray | None = None,
+    n_measured: int = 0,
 ) -> tuple[KernelPredictor, PredictorScores]:
     """Fit a kernel to pairs, as `train_predictor` fits MLPs: the same pairs are held out. Of `config` it uses those."""
     config, accuracies = config or PredictorConfig(), np.asarray(accuracies, dtype=np.float64)
-    train, held_out = checked_split(genes, accuracies, config, outliers)
+    train, held_out = checked_split(genes, accuracies, config, outliers, n_measured)
     pairs, how = (genes[train], accuracies[train]), {"quantize": quantize, "initial": initial, "seed": config.seed}
     predictor = train_kernel_predictor(*pairs, space, **how)
     spread = float(pairs[1].std()) if np.ptp(pairs[1]) else 0.0

@@ -70,6 +70,7 @@ FASHION_RECIPE = replace(
         }
     ),
     pair_epoch_images=4000,
+    predictor="kernel",
 )
 
 # For tests and to try a setup: all steps run in seconds, and nothing is trained well.

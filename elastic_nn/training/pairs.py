@@ -6,10 +6,12 @@ Pair i depends on the seed and on i alone. Each process measures its own pairs b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from apq.files import Record
 from apq.genes import sample, subnets_of, with_highest_bits
 from apq.space import SearchSpace
 from apq.strata import PairStrata, draw_in_strata
@@ -35,6 +37,28 @@ def pair_subnet(
     rng = np.random.default_rng([seed, index, int(quantized)])
     genes = sample(space, 1, rng) if strata is None else draw_in_strata(space, 1, strata, rng)[0]
     return subnets_of(space, genes if quantized else with_highest_bits(space, genes))[0]
+
+
+def origin_of_pairs(
+    supernet: DynamicProxylessNASNets, weights: str, recipe: Recipe, images: Record, seed: int
+) -> Record:
+    """All that a measured pair depends on besides the subnet and how it was drawn, as plain data.
+
+    `weights` is the digest of the supernet's. Subnets of a float supernet to which quantizers were added have a short
+    finetune; others are measured as they are.
+    """
+    made_by: Record = {
+        "seed": seed,
+        "recalibration_images": recipe.recalibration_images,
+        "supernet": weights,
+        "images": images,
+    }
+    if not supernet.scheme.trains_supernets:
+        made_by["finetune"] = asdict(recipe.pair_finetune)
+        made_by["quantizer"] = recipe.quantizer
+        if recipe.pair_epoch_images is not None:
+            made_by["epoch_images"] = recipe.pair_epoch_images
+    return made_by
 
 
 @without_plans()

@@ -13,6 +13,7 @@ BATCHQUANT = "batchquant"
 NO_CLIP = 1e30  # a `clip_norm` that changes no gradient
 
 SCHEDULES = ("cosine", "constant", "exponential")  # of the learning rate
+PREDICTORS = ("mlp", "kernel")  # what is trained on pairs
 REWARDS = ("validation", "training")  # images on which an episode of a search for bits is rewarded
 
 
@@ -139,7 +140,8 @@ class Recipe:
     episode_val_images: int  # validation images that a policy is scored on
     pair_epoch_images: int | None = None  # training images an epoch of `pair_finetune`, drawn anew (None: all)
     epoch_val_images: int | None = None  # validation images after every epoch of a supernet (None: not measured)
-    predictor_hidden: int = 400  # width of the three layers of the accuracy predictor
+    predictor: str = PREDICTORS[0]  # of quantized pairs
+    predictor_hidden: int = 400  # width of the three layers of the accuracy predictor, where it is an MLP
     quantizer: str = LINEAR  # of the subnets of a float supernet
     supernet_quantizer: str = BATCHQUANT  # of a supernet of mixed precision
     pair_strata: PairStrata | None = None  # strata that quantized pairs are drawn in (None: all choices are uniform)

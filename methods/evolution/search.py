@@ -3,69 +3,51 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 
 from apq.device import resolve_device
-from apq.experiment import get_experiment
+from apq.experiment import Experiment, get_experiment
 from apq.files import SAVE_SECONDS
 from apq.genes import genes_of
 from apq.resume import Resume
-from apq.search_result import SearchResult, SubnetChoice
-from elastic_nn.training.progress import Progress
-from lut.cost_model import cost_model_from_flags
-from lut.costs import check_priced
-from lut.population import PopulationCost
-from methods.search.evolution_finder import EvolutionFinder
-from methods.search.flags import evolution_config
-from methods.search.predicted import (
-    asked_of,
-    beside_prediction,
-    cautious,
-    load_quantized_predictor,
-    recorded_scores,
-    risk_setting,
-    scorer,
-    warn_of_missing_supernet,
-)
-from report.plots import plot_history
+from apq.search_result import SearchResult
+from elastic_nn.training.distributed import by_first, joined
+from elastic_nn.training.session import Execution
+from lut.cost_model import cost_model_from_record
+from methods.evolution.refining import refined_search
+from methods.evolution.task import load_task, save
+from methods.search.predicted import RISK, beside_prediction, recorded_scores
+from methods.search.refine_report import beside_refined
 from report.search_report import Heading, report_result
 
 STATE = "search.state.pt"
 
 
 def search(args: argparse.Namespace) -> None:
-    """Load the predictor and the costs, search, record, print."""
+    """Search, with --refine measure too, record, print. The processes share the measuring."""
     experiment = get_experiment(args.exp_name, args.exp_dir)
+    with joined(resolve_device(args.device), Execution(deterministic=args.deterministic)) as execution:
+        if args.refine is not None:
+            result, cautions = refined_search(args, experiment, execution), []
+        else:
+            result, cautions = by_first(lambda: predicted_search(args, experiment), execution)
+        if not execution.main:
+            return
+    heading = Heading(cautions=cautions, measured="measured" if result.measured_top1 is not None else "")
+    heading = beside_refined(beside_prediction(heading, result), result)
+    cost_model = cost_model_from_record(result.cost_model, experiment.config)
+    report_result(experiment, result, cost_model, heading, as_json=args.json)
+
+
+def predicted_search(args: argparse.Namespace, experiment: Experiment) -> tuple[SearchResult, list[str]]:
+    """Search by predicted accuracy alone and record the result. Returns it with lines to print beside it."""
     experiment.check_free(args.overwrite)
-    config, predictor = evolution_config(args), load_quantized_predictor(args.acc_predictor_dir)
-    space, cost_model = predictor.space, cost_model_from_flags(args.config, args.table)
-    check_priced(space, cost_model)
-    warn_of_missing_supernet(args.acc_predictor_dir)
-    cost = PopulationCost(space, args.type, cost_model, args.scope or space.budget_scope)
-    fast = scorer(predictor, resolve_device(args.device), config.population)
-    accuracy, risk = cautious(fast, args.risk), risk_setting(args.risk)
-    finder = EvolutionFinder(space, accuracy, cost.predict, args.constraint, config, cost.cheapest_genes(), cost.unit)
-    settings = {"constraint": args.constraint, "type": args.type, "scope": cost.scope, "evolution": asdict(config)}
-    asked = asked_of({**settings, **risk}, predictor, cost_model)
-    resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, every_s=SAVE_SECONDS)
-    with Progress(what="search", total=config.generations, unit="generation") as bar:
-        found = finder.run(lambda record: bar.update(record["generation"] - bar.n), resume)
-    result = SearchResult(
-        method="evolution",
-        choice=SubnetChoice(space=space, subnet=found.subnet, models=args.acc_predictor_dir),
-        cost=found.cost,
-        quantity=cost.quantity,
-        unit=cost.unit,
-        limit=args.constraint,
-        scope=cost.scope,
-        predicted_top1=float(fast(genes_of(space, [found.subnet]))[0]) if risk else found.accuracy,
-        cost_model=cost_model.record(),
-        settings={"evolution": asdict(config), **risk, **recorded_scores(args.acc_predictor_dir)},
-        history=tuple(found.history),
-    )
-    with experiment.replaced() as new:
-        result.write(new)
-        budget = {"constraint": args.constraint, "quantity": cost.quantity, "unit": cost.unit}
-        plot_history(found.history, new.path / "history.png", **budget)
-    heading = Heading(cautions=[f"ranked by less: {found.accuracy:.2%}, {args.risk:g} spreads lower"] if risk else ())
-    report_result(experiment, result, cost_model, beside_prediction(heading, result), as_json=args.json)
+    task = load_task(args)
+    resume = Resume(experiment.path / STATE, task.asked(), "search", args.overwrite, every_s=SAVE_SECONDS)
+    found = task.find(task.predictor, task.config, resume)
+    risk, predicted, cautions = task.settings.get(RISK), found.accuracy, []
+    if risk:
+        predicted = float(task.predictor.fast()(genes_of(task.space, [found.subnet]))[0])
+        cautions = [f"ranked by less: {found.accuracy:.2%}, {risk:g} spreads lower"]
+    result = task.result(found.subnet, found.cost, predicted, found.history, recorded_scores(args.acc_predictor_dir))
+    save(experiment, result)
+    return result, cautions

@@ -3,6 +3,7 @@
   search.py --mode nsga2 --objectives accuracy,latency --exp_name NAME     search; writes exps/NAME
   search.py --mode nsga2 --pick 'latency<=0.03' --exp_name NAME            pick a point of that front, without a search
   search.py --mode nsga2 --measure 10 --exp_name NAME                      measure ten points of it in the supernet
+  search.py --mode nsga2 --refine 3 --measure 40 --exp_name NAME           search in three rounds, measure in each
 
 Next: test.py, or for a float supernet quant_aware.py. A killed search or measurement continues with the same command.
 Under torchrun the processes share the measuring.
@@ -22,6 +23,7 @@ from methods.search.flags import (
     add_image_flags,
     add_models_flag,
     add_preset_flag,
+    add_refine_flag,
     add_risk_flag,
     add_scope_flag,
     mode_parser,
@@ -46,6 +48,7 @@ def build_parser() -> Parser:
     add_risk_flag(parser)
     measuring = parser.add_argument_group("measurement of points of the front")
     measuring.add_argument("--measure", type=number_or_all, metavar="N", help="how many points to measure, or all")
+    add_refine_flag(measuring)
     measuring.add_argument(
         "--finetune_epochs",
         type=at_least(0),

@@ -68,18 +68,19 @@ def find_front(
     config: Nsga2Config,
     on_generation: Callable[[Record], None] = lambda record: None,
     resume: Resume = NOT_KEPT,
+    start: np.ndarray | None = None,
 ) -> Front:
     """Search the front of 2 to 4 objectives. The same seed gives the same result.
 
-    `on_generation` is called with each record. The search ends early when no new candidate can be found. It continues
-    from the state in `resume`, and saves it when that is due. UserError for other numbers of objectives, and for scores
-    that are not finite.
+    `on_generation` is called with each record. `start` are canonical rows (n, genes) to go on from. The search ends
+    early when no new candidate can be found. It continues from the state in `resume`, and saves it when that is due.
+    UserError for other numbers of objectives, and for scores that are not finite.
     """
     if not 2 <= len(objectives) <= 4:
         raise UserError(f"a front has 2 to 4 objectives, not {len(objectives)}")
     rng = np.random.default_rng(config.seed)
     if (state := resume.load(partial(_check, space, objectives))) is None:
-        genes = first_population(space, objectives, config.population, rng)
+        genes = first_population(space, objectives, config.population, rng, start)
         pool = _select(objectives, genes, scores(objectives, genes), config.population)
         history = [_record(pool, objectives, [], len(genes))]
         on_generation(history[0])
@@ -118,9 +119,13 @@ def _check(space: SearchSpace, objectives: Sequence[Objective], state: Any) -> N
 
 
 def first_population(
-    space: SearchSpace, objectives: Sequence[Objective], n: int, rng: np.random.Generator
+    space: SearchSpace,
+    objectives: Sequence[Objective],
+    n: int,
+    rng: np.random.Generator,
+    start: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(up to n, genes) distinct random rows, the cheapest of each objective among them.
+    """(up to n, genes) distinct random rows, the cheapest of each objective among them; up to half are from `start`.
 
     Uniform choices rarely give a cheap subnet. So only one part of the rows is uniform. For each objective with a
     cheapest row, another part is moved towards that row by strengths from 0 to 1, which covers the way to that end.
@@ -132,6 +137,9 @@ def first_population(
         strength = rng.random(len(part))
         strength[0] = 1.0
         part[:] = blend(space, part, target, strength, rng)
+    if start is not None:
+        rows = np.unique(np.linspace(0, len(start) - 1, min(len(start), n // 2)).round().astype(int))
+        genes = np.concatenate([start[rows].astype(genes.dtype), genes])
     seen = Seen.empty(space)
     return genes[seen.new(seen.key(genes))[:n]]
 
@@ -196,9 +204,22 @@ def _record(pool: _Population, objectives: Sequence[Objective], history: list[Re
 
 def _front(pool: _Population, objectives: Sequence[Objective], history: list[Record]) -> Front:
     best = np.flatnonzero(pool.ranks == 0)
-    losses = losses_of(objectives, pool.values[best])
+    return _sorted_front(objectives, pool.genes[best], pool.values[best], history)
+
+
+def front_among(objectives: Sequence[Objective], genes: np.ndarray, history: list[Record]) -> Front:
+    """The front of candidates (n, genes)."""
+    values = scores(objectives, genes)
+    kept, ranks, _ = survivors(losses_of(objectives, values), len(genes))
+    best = np.sort(kept[ranks == 0])
+    return _sorted_front(objectives, genes[best], values[best], history)
+
+
+def _sorted_front(
+    objectives: Sequence[Objective], genes: np.ndarray, values: np.ndarray, history: list[Record]
+) -> Front:
+    """Points of a front by ascending first cost, the first of those with equal values."""
+    losses = losses_of(objectives, values)
     costs_first = np.argsort([one.maximise for one in objectives], kind="stable")
     _, first = np.unique(losses[:, costs_first], axis=0, return_index=True)  # sorted by the first cost
-    best = best[first]
-    measured = np.full(len(best), np.nan)
-    return Front(genes=pool.genes[best], values=pool.values[best], measured=measured, history=history)
+    return Front(genes=genes[first], values=values[first], measured=np.full(len(first), np.nan), history=history)

@@ -29,14 +29,17 @@ def front_rows(front: Front, names: Sequence[str], chosen: int, measured: list[i
     return rows
 
 
-def beside_measured(heading: Heading, front: Front, measured: list[int], how: str) -> Heading:
-    """The heading with the measured points and how far the predictions are from them."""
+def beside_measured(heading: Heading, front: Front, measured: list[int], how: str, *, learned: bool) -> Heading:
+    """The heading with the measured points and how far the predictions are from them.
+
+    `learned`: whether the predictor was trained on these points.
+    """
     predicted, top1 = front.values[measured, 0], front.measured[measured]
     gaps = predicted - top1
     mean, absolute = float(gaps.mean()), float(np.abs(gaps).mean())
     line = (
         f"{len(measured)} points measured {how}: predictions are {100 * mean:+.2f} points off on average, "
-        f"mean |difference| {100 * absolute:.2f}"
+        f"mean |difference| {100 * absolute:.2f}{' (it was trained on them)' if learned else ''}"
     )
     rows = zip(measured, predicted.tolist(), top1.tolist(), strict=True)
     points = [dict(zip(("index", "predicted", "measured"), row, strict=True)) for row in rows]

@@ -1,68 +1,52 @@
-"""The work of `search.py --mode nsga2`: search a front or load one, pick a point, measure points, record, print."""
+"""The work of `search.py --mode nsga2`: search a front or load one, pick a point, measure points, print."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
 from apq.device import resolve_device
 from apq.errors import UserError
 from apq.experiment import Experiment, get_experiment
-from apq.files import SAVE_SECONDS
-from apq.genes import subnets_of
 from apq.model_folder import DEFAULT_MODELS
 from apq.provenance import this_run
-from apq.resume import Resume, difference
-from apq.search_result import SearchResult, SubnetChoice
+from apq.resume import difference
+from apq.search_result import SearchResult
 from dataset.imagenet import report_unreadable
 from elastic_nn.training.distributed import by_first, joined
-from elastic_nn.training.progress import Progress
 from elastic_nn.training.session import Execution
-from lut.cost_model import CostModel, cost_model_from_flags, cost_model_from_record
-from lut.costs import UNITS, check_priced
-from lut.population import PopulationCost
-from methods.nsga2.config import ACCURACY, NSGA2S, OBJECTIVES, parse_objectives
-from methods.nsga2.front_finder import Front, Objective, find_front
-from methods.nsga2.front_records import MODE, has_front, load_front, measured_of, records_of, with_records
+from lut.cost_model import cost_model_from_flags
+from methods.nsga2.config import NSGA2S, OBJECTIVES, parse_objectives
+from methods.nsga2.front_finder import Front
+from methods.nsga2.front_records import MODE, has_front, load_front, with_records
 from methods.nsga2.front_report import beside_measured, front_rows
-from methods.nsga2.measuring import (
-    Measuring,
-    how_measured,
-    load_measuring,
-    measured_front,
-    remove_journal,
-    unmeasured,
-)
-from methods.nsga2.picking import Bound, parse_bounds, pick
-from methods.search.budget import Budget, check_reachable
+from methods.nsga2.front_search import CONFIG_FLAGS, search
+from methods.nsga2.measuring import Measuring, how_measured, load_measuring, measured_front, unmeasured
+from methods.nsga2.picking import parse_bounds
+from methods.nsga2.recording import cost_model_of, index_of, picked, record_measured, save, write_pick
+from methods.nsga2.refining import refined_search
 from methods.search.flags import preset_of
-from methods.search.predicted import (
-    asked_of,
-    beside_prediction,
-    cautious,
-    load_quantized_predictor,
-    ranking_line,
-    recorded_scores,
-    risk_setting,
-    scorer,
-    warn_of_missing_supernet,
-)
-from report.plots import plot_predicted_front
+from methods.search.predicted import beside_prediction, ranking_line
+from methods.search.refine import REFINED
+from methods.search.refine_report import beside_refined
 from report.search_report import Heading, report_result
-
-STATE, PLOT = "front.state.pt", "front.png"
-CONFIG_FLAGS = ("population", "generations", "crossover_prob", "mutation_prob")
 
 
 def search_or_pick(args: argparse.Namespace) -> None:
     """Search a front, or load one; pick a point, measure points, record, print. The processes share the measuring."""
     if args.measure is None and (args.finetune_epochs or args.recipe or args.data or args.deterministic):
         raise UserError("--finetune_epochs, --recipe, --data and --deterministic belong to --measure")
+    if args.refine is not None and (args.front is not None or args.finetune_epochs):
+        raise UserError("--refine searches anew, and measures as pairs are: it has no --front and no --finetune_epochs")
     experiment = get_experiment(args.exp_name, args.exp_dir)
     with joined(resolve_device(args.device), Execution(deterministic=args.deterministic)) as execution:
+        if args.refine is not None:
+            front, result = refined_search(args, experiment, execution)
+            if execution.main:
+                report(args, experiment, front, result)
+            return
         origin = by_first(lambda: origin_of_front(args, experiment), execution)
         measuring = None if args.measure is None else load_measuring(args, origin)
 
@@ -99,60 +83,6 @@ def origin_of_front(args: argparse.Namespace, experiment: Experiment) -> Experim
             f"--objectives {','.join(OBJECTIVES)} --acc_predictor_dir DIR --exp_name {experiment.path.name}"
         )
     return None
-
-
-def search(args: argparse.Namespace, experiment: Experiment) -> tuple[Front, SearchResult]:
-    """Search the front, pick a point, without --pick the most accurate one, and record both.
-
-    UserError if no point is within --pick. The front is kept, with its most accurate point picked.
-    """
-    experiment.check_free(args.overwrite)
-    config, names = preset_of(args, "nsga2", NSGA2S, CONFIG_FLAGS), parse_objectives(args.objectives)
-    bounds = parse_bounds(args.pick, names[1:])
-    predictor = load_quantized_predictor(args.acc_predictor_dir)
-    space, cost_model = predictor.space, cost_model_from_flags(args.config, args.table)
-    check_priced(space, cost_model)
-    warn_of_missing_supernet(args.acc_predictor_dir)
-    scope = args.scope or space.budget_scope
-    costs = {name: PopulationCost(space, name, cost_model, scope) for name in names[1:]}
-    check_bounds(bounds, costs)
-    settings = {"objectives": list(names), "nsga2": asdict(config), **risk_setting(args.risk)}
-    asked = asked_of({**settings, "scope": scope}, predictor, cost_model)
-    resume = Resume(experiment.path / STATE, asked, "search", args.overwrite, every_s=SAVE_SECONDS)
-    accuracy = cautious(scorer(predictor, resolve_device(args.device), config.population), args.risk)
-    objectives = [
-        Objective(name=ACCURACY, score=accuracy, maximise=True),
-        *(Objective(name=k, score=c.predict, unit=c.unit, cheapest=c.cheapest_genes()) for k, c in costs.items()),
-    ]
-    with Progress(what="search", total=config.generations, unit="generation") as bar:
-        front = find_front(space, objectives, config, lambda record: bar.update(record["generation"] - bar.n), resume)
-    searched = SearchResult(
-        method=MODE,
-        choice=SubnetChoice(space=space, subnet=subnets_of(space, front.genes[:1])[0], models=args.acc_predictor_dir),
-        cost=float(front.values[0, 1]),
-        quantity=names[1],
-        unit=UNITS[names[1]],
-        scope=scope,
-        cost_model=cost_model.record(),
-        settings={**settings, **recorded_scores(args.acc_predictor_dir)},
-        history=tuple(front.history),
-        front=tuple(records_of(space, names, front)),
-    )
-    try:
-        result = picked(searched, front, bounds)
-    except UserError as error:
-        save(experiment, front, picked(searched, front, ()))
-        raise UserError(f"{error}; {experiment.path} has the front, with its most accurate point") from error
-    save(experiment, front, result, more=args.measure is not None)
-    return front, result
-
-
-def check_bounds(bounds: Sequence[Bound], costs: Mapping[str, PopulationCost]) -> None:
-    """UserError for a bound that no subnet of the space meets."""
-    for bound in bounds:
-        cost = costs[bound.name]
-        budget = Budget(cost=cost.predict, limit=bound.limit, unit=cost.unit)
-        check_reachable(cost.space, budget, cost.cheapest_genes())
 
 
 def pick_from(
@@ -210,58 +140,6 @@ def check_agrees(args: argparse.Namespace, origin: Experiment, searched: SearchR
         )
 
 
-def cost_model_of(experiment: Experiment, result: SearchResult) -> CostModel:
-    """The cost model of the search."""
-    return cost_model_from_record(result.cost_model, experiment.config)
-
-
-def picked(searched: SearchResult, front: Front, bounds: tuple[Bound, ...]) -> SearchResult:
-    """The result whose choice is the most accurate point within the bounds. UserError if none is within them."""
-    names = searched.settings["objectives"]
-    accuracy, *costs = front.values.T
-    index = pick(bounds, accuracy, dict(zip(names[1:], costs, strict=True)))
-    values, space = front.values[index].tolist(), searched.found_subnet.space
-    (subnet,) = subnets_of(space, front.genes[index : index + 1])
-    chosen = {"pick": ",".join(map(str, bounds)) or None, "picked": dict(zip(names, values, strict=True))}
-    return replace(
-        searched,
-        choice=replace(searched.found_subnet, subnet=subnet),
-        cost=values[1],
-        predicted_top1=values[0],
-        measured_top1=measured_of(front, index),
-        settings={**searched.settings, **chosen},
-    )
-
-
-def save(experiment: Experiment, front: Front, result: SearchResult, *, more: bool = False) -> None:
-    """Write the experiment: the front, and the `arch` of its chosen point. With `more`, points are measured next."""
-    with experiment.replaced(more=more) as new:
-        write_pick(new, front, result)
-
-
-def record_measured(experiment: Experiment, front: Front, result: SearchResult) -> SearchResult:
-    """Write the measured values into the experiment. Returns the result with that of its point."""
-    result = replace(with_records(front, result), measured_top1=measured_of(front, index_of(front, result)))
-    with experiment.edited() as new:
-        remove_journal(new)
-        write_pick(new, front, result)
-    return result
-
-
-def write_pick(experiment: Experiment, front: Front, result: SearchResult) -> None:
-    """Write all that depends on the chosen point."""
-    names, accuracy, costs = result.settings["objectives"], front.values[:, 0], front.values[:, 1:].T
-    shown = dict(zip(names[1:], costs, strict=True))
-    plot_predicted_front(accuracy, shown, UNITS, index_of(front, result), experiment.path / PLOT, front.measured)
-    result.write(experiment)
-
-
-def index_of(front: Front, result: SearchResult) -> int:
-    """Index of the chosen point of the front."""
-    values = [result.settings["picked"][name] for name in result.settings["objectives"]]
-    return int(np.flatnonzero((front.values == values).all(axis=1))[0])
-
-
 def report(args: argparse.Namespace, experiment: Experiment, front: Front, result: SearchResult) -> None:
     """Print the front, the chosen point and its costs."""
     names, n = result.settings["objectives"], len(front.genes)
@@ -276,8 +154,10 @@ def report(args: argparse.Namespace, experiment: Experiment, front: Front, resul
     )
     heading = replace(heading, cautions=ranking_line(result.settings))
     heading = beside_prediction(heading, result)
+    heading = beside_refined(heading, result)
     if measured:
-        heading = beside_measured(heading, front, measured, how_measured(result.settings))
+        how, learned = how_measured(result.settings), REFINED in result.settings
+        heading = beside_measured(heading, front, measured, how, learned=learned)
     report_result(experiment, result, cost_model_of(experiment, result), heading, as_json=args.json)
 
 

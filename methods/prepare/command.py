@@ -14,9 +14,9 @@ from pathlib import Path
 
 from apq.cli import MOST_MEMBERS, MOST_PAIRS, Parser, add_common_flags, add_deterministic_flag, at_least
 from apq.policy import QUANTIZER_HELP, of_activations
+from elastic_nn.training.recipe import PREDICTORS
 from methods.search.flags import add_image_flags, add_models_flag
 
-PREDICTORS = ("mlp", "kernel")
 PAIR_DRAWS = ("uniform", "stratified")
 
 
@@ -37,8 +37,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--predictor",
         choices=PREDICTORS,
-        default=PREDICTORS[0],
-        help="what is trained: MLPs, or a kernel regression, which errs less on few quantized pairs (default: mlp)",
+        help="what is trained: MLPs, or a kernel regression, which errs less on few quantized pairs (default: the "
+        "recipe's)",
     )
     parser.add_argument(
         "--members",

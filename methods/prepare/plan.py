@@ -87,7 +87,7 @@ def check(args: argparse.Namespace, execution: Execution) -> Preparation:
     recipe = with_quantizer(recipe, args.quantizer)
     n_pairs = number_of_pairs(args, recipe)
     initial = None if supernet.scheme.trains_supernets else load_mlp(folder.acc, space)
-    members = number_of_members(args, initial)
+    members = number_of_members(args, recipe, initial)
     store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, execution.rank)
     check_writable(folder.path)
     check_writable(store.path)
@@ -127,12 +127,14 @@ def with_pairs(recipe: Recipe, pairs: str | None, *, quantized: bool) -> Recipe:
     return replace(recipe, pair_strata=None if pairs == "uniform" else PairStrata())
 
 
-def number_of_members(args: argparse.Namespace, initial: AccuracyPredictor | None) -> int:
+def number_of_members(args: argparse.Namespace, recipe: Recipe, initial: AccuracyPredictor | None) -> int:
     """The number of MLPs of the predictor: that of the flag, or of `initial`, or one; 0 for a kernel.
 
-    UserError for a kernel of float pairs or of members, and for members that `initial` does not fit.
+    Without a flag, the recipe says which quantized pairs have a kernel. UserError for a kernel of float pairs or of
+    members, and for members that `initial` does not fit.
     """
-    if args.predictor == "kernel":
+    by_recipe = recipe.predictor if args.prepare == "acc_quant" and args.members is None else None
+    if (args.predictor or by_recipe) == "kernel":
         if args.members is not None or args.prepare == "acc":
             raise UserError("--predictor kernel has no --members, and belongs to --prepare acc_quant")
         return 0

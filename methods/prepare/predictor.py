@@ -18,25 +18,17 @@ from apq.files import SAVE_SECONDS, Record
 from apq.model_folder import ModelFolder
 from apq.resume import Resume
 from dataset.imagenet import report_unreadable
-from elastic_nn.training.distributed import joined, locked_by_first
+from elastic_nn.training.distributed import by_first, joined, locked_by_first
 from elastic_nn.training.missing_pairs import gather_missing
-from elastic_nn.training.pairs import gather_as_is, gather_finetuned
+from elastic_nn.training.pairs import gather_as_is, gather_finetuned, origin_of_pairs
 from elastic_nn.training.session import Execution, Session
 from lut.costs import UNITS
-from methods.prepare.outliers import outliers_among
 from methods.prepare.plan import Preparation, check
-from utils.predictor_bands import bands_of
+from methods.search.archive import Archive, without_draws
+from methods.search.surrogate import Surrogate
 from utils.predictor_files import save_predictor
 from utils.predictor_scores import cautions, resolution
-from utils.predictor_training import (
-    PredictorConfig,
-    holdout_split,
-    kernel_settings,
-    member_width,
-    scored_kernel,
-    train_predictor,
-    training_record,
-)
+from utils.predictor_training import PredictorConfig, member_width
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -74,9 +66,10 @@ def say_finished(args: argparse.Namespace, folder: ModelFolder) -> None:
 def gather(task: Preparation, session: Session) -> Record:
     """Measure the missing pairs, each process its part. Returns the origin of the pairs."""
     execution, supernet = session.execution, task.supernet
-    weights = digest(supernet.state_dict())
-    made_by = origin_of_pairs(task, session.seed, weights)
+    made_by = origin_of(task, session.seed)
     measure = gather_as_is if task.as_is else gather_finetuned
+    if task.quantized:
+        by_first(archive_of(task, made_by).load, execution)  # one of other work is told before any measurement
     started = time.perf_counter()
 
     def measure_own(indices: Sequence[int], done: int) -> None:
@@ -92,58 +85,62 @@ def gather(task: Preparation, session: Session) -> Record:
     return made_by
 
 
-def origin_of_pairs(task: Preparation, seed: int, weights: str) -> Record:
-    """All that the pairs depend on besides the space, as plain data. `weights` is the supernet's digest.
+def origin_of(task: Preparation, seed: int) -> Record:
+    """All that the pairs depend on besides the space, as plain data.
 
     Uniform pairs have no strata in it, as those of older versions.
     """
-    recipe = task.recipe
-    made_by: Record = {
-        "seed": seed,
-        "recalibration_images": recipe.recalibration_images,
-        "supernet": weights,
-        "images": task.splits.source,
-    }
-    if task.quantized and recipe.pair_strata is not None:
-        made_by["strata"] = asdict(recipe.pair_strata)
-    if not task.as_is:
-        made_by["finetune"] = asdict(recipe.pair_finetune)
-        made_by["quantizer"] = recipe.quantizer
-        if recipe.pair_epoch_images is not None:
-            made_by["epoch_images"] = recipe.pair_epoch_images
+    weights = digest(task.supernet.state_dict())
+    made_by = origin_of_pairs(task.supernet, weights, task.recipe, task.splits.source, seed)
+    if task.quantized and task.recipe.pair_strata is not None:
+        made_by["strata"] = asdict(task.recipe.pair_strata)
     return made_by
+
+
+def surrogate_of(task: Preparation, made_by: Record, config: PredictorConfig) -> Surrogate:
+    """The predictor to train on the pairs of the task, and on what searches have measured of this supernet."""
+    genes, accuracies = task.store.load(task.space, task.n_pairs)
+    surrogate = Surrogate(
+        space=task.space,
+        quantize=task.quantized,
+        genes=genes,
+        accuracies=accuracies,
+        config=config,
+        is_kernel=not task.members,
+        initial=task.initial,
+        rule=task.recipe.pair_outliers if task.quantized else None,
+    )
+    return surrogate.with_measured(*archive_of(task, made_by).load()) if task.quantized else surrogate
+
+
+def archive_of(task: Preparation, made_by: Record) -> Archive:
+    """What searches have measured of the supernet, in the way of these pairs."""
+    return Archive(store=task.store.measured(), space=task.space, made_by=without_draws(made_by))
 
 
 def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: torch.device, *, as_json: bool) -> None:
     """Train the predictor on the gathered pairs, save it, print its scores and what is wrong with them.
 
     For finetuned pairs, which are few, it is transferred from the float predictor. Others start from random weights.
+    Subnets that searches have measured in the same way are added to quantized pairs.
     """
-    target = task.target
-    genes, accuracies = task.store.load(task.space, task.n_pairs)
-    rule, outliers = task.recipe.pair_outliers if task.quantized else None, None
-    outliers_facts: Record = {}
-    if rule is not None:
-        outliers = outliers_among(task.space, genes, accuracies, rule)
-        outliers_facts = {"outliers": {"n": int(outliers.sum()), **asdict(rule)}}
+    target, surrogate = task.target, surrogate_of(task, made_by, config)
+    facts_of_pairs: Record = {}
+    if (outliers := surrogate.outliers) is not None:
+        facts_of_pairs = {"outliers": {"n": int(outliers.sum()), **asdict(surrogate.rule)}}
         print(f"{outliers.sum()} of {len(outliers)} pairs are outliers, not trained on", file=sys.stderr)
-    how = {"quantize": task.quantized, "initial": task.initial, "config": config, "outliers": outliers}
-    asked = training_record(genes, accuracies, **how)
-    # Training takes seconds, so the state of another training is dropped. That of a kernel is not kept.
+    if surrogate.n_measured:
+        facts_of_pairs["n_measured"] = surrogate.n_measured
+    # Training takes seconds, so the state of another training is dropped.
     state_file = task.folder.state_of(target)
-    resume = Resume(state_file, asked, "predictor training", restart=True, every_s=SAVE_SECONDS)
-    if task.members:
-        predictor, scores = train_predictor(genes, accuracies, task.space, **how, device=device, resume=resume)
-    else:
-        predictor, scores = scored_kernel(genes, accuracies, task.space, **how)
-    _, held_out = holdout_split(len(genes), config.holdout, config.seed)
-    bands = bands_of(predictor, genes[held_out], accuracies[held_out])
-    n_val = len(task.splits.val)
+    resume = Resume(state_file, surrogate.asked(), "predictor training", restart=True, every_s=SAVE_SECONDS)
+    predictor, scores, bands = surrogate.trained(device, resume)
+    n_val, n_pairs = len(task.splits.val), len(surrogate.genes) - surrogate.n_measured
     facts = {
-        "data": {"pairs": str(task.store.path), "n_pairs": len(genes), "n_val": n_val, **outliers_facts, **made_by},
+        "data": {"pairs": str(task.store.path), "n_pairs": n_pairs, "n_val": n_val, **facts_of_pairs, **made_by},
         "scores": asdict(scores),
         "bands": bands.record(),
-        "predictor_training": asdict(config) if task.members else kernel_settings(config),
+        "predictor_training": surrogate.settings(),
     }
     with task.folder.locked() as lock:
         lock.publishing(target)
@@ -154,8 +151,10 @@ def fit(task: Preparation, made_by: Record, config: PredictorConfig, device: tor
         print(json.dumps({"predictor": str(target), **facts, **told}))
         return
     print(f"{target}: trained on {scores.n_train} pairs of {task.store.path}, held out {scores.n_holdout}")
+    if surrogate.n_measured:
+        print(f"{surrogate.n_measured} of them are subnets that searches have measured")
     print(f"held out: {scores}")
     print(f"held out, in bands of {UNITS[bands.quantity]}:\n{table(bands.rows())}")
-    print(f"accuracies are of {resolution(float(accuracies.mean()), n_val)}")
+    print(f"accuracies are of {resolution(float(surrogate.accuracies.mean()), n_val)}")
     for line in cautions(scores):
         print(f"{line}; gather more pairs (--acc_train_sample N --overwrite) or train the supernet longer")

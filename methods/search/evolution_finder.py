@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from apq.errors import UserError
 from apq.files import Record
-from apq.genes import check_genes, subnets_of
+from apq.genes import check_genes, gene_type, subnets_of
 from apq.resume import NOT_KEPT, Resume, State
 from apq.schema import MOST, array, each, fields, generator, number, whole
 from apq.space import SearchSpace
@@ -67,12 +67,16 @@ EVOLUTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The best subnet, its predicted accuracy and its cost, and one record a generation."""
+    """The best subnet, its predicted accuracy and its cost, and one record a generation.
+
+    `genes` (n, genes) are all candidates of the last generation, best first; None where they are not kept.
+    """
 
     subnet: Subnet
     accuracy: float
     cost: float
     history: list[Record]
+    genes: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class EvolutionFinder:
         accuracy, cost: functions from a gene matrix `(n, genes)` to `(n,)`.
         cheapest: gene row of the cheapest subnet. With it tight budgets are reached, and impossible ones fail at once.
         unit: unit of the cost, for messages.
+        start: canonical rows (n, genes) to go on from, best first. Up to half of the first generation are of them.
     """
 
     def __init__(
@@ -115,10 +120,12 @@ class EvolutionFinder:
         config: EvolutionConfig | None = None,
         cheapest: np.ndarray | None = None,
         unit: str = "",
+        start: np.ndarray | None = None,
     ) -> None:
         self.space, self.accuracy, self.cheapest = space, accuracy, cheapest
         self.budget = Budget(cost=cost, limit=constraint, unit=unit)
         self.config = config or EvolutionConfig()
+        self.start = None if start is None else start[: self.config.population // 2].astype(gene_type(space))
         if cheapest is not None:
             check_reachable(space, self.budget, cheapest)
 
@@ -148,7 +155,8 @@ class EvolutionFinder:
                 rest = {"rng": rng.bit_generator.state, "history": history, "since_better": since_better}
                 resume.save({**vars(pool), "seen": seen.keys, **rest})
         (subnet,) = subnets_of(self.space, pool.genes[:1])
-        return Found(subnet=subnet, accuracy=float(pool.accuracies[0]), cost=float(pool.costs[0]), history=history)
+        best = {"accuracy": float(pool.accuracies[0]), "cost": float(pool.costs[0])}
+        return Found(subnet=subnet, **best, history=history, genes=pool.genes)
 
     def _check(self, state: Any) -> None:
         """UserError unless this search can have saved the state."""
@@ -177,9 +185,15 @@ class EvolutionFinder:
     ) -> tuple[_Pool, Seen, np.random.Generator, list[Record], int]:
         config = self.config
         rng = np.random.default_rng(config.seed)
+        draw = newcomers(self.space, rng, self.cheapest)
+
+        def first(size: int, number: int) -> np.ndarray:
+            drawn = draw(size, number)
+            return drawn if number or self.start is None else np.concatenate([self.start, drawn])
+
         genes, costs, seen = fill(
             config.population,
-            newcomers(self.space, rng, self.cheapest),
+            first,
             self.budget,
             Seen.empty(self.space),
             config.max_rounds,

@@ -32,6 +32,7 @@ from methods.search.settings import AgentConfig
 
 T = TypeVar("T")
 MOST_RISK = 1e3
+MOST_ROUNDS = 1000
 BIT_QUANTITIES = tuple(name for name in UNITS if name != "flops")  # MACs are the same at any bits
 
 
@@ -81,6 +82,17 @@ def add_risk_flag(parser: Parser) -> None:
 def add_scope_flag(parser: Parser) -> None:
     """Add --scope."""
     parser.add_argument("--scope", choices=SCOPES, help="layers that the budget counts (default: the space's)")
+
+
+def add_refine_flag(group: argparse._ArgumentGroup) -> None:
+    """Add --refine."""
+    group.add_argument(
+        "--refine",
+        type=at_least(1, MOST_ROUNDS),
+        metavar="ROUNDS",
+        help="search in rounds: after each one some of the --measure N subnets are measured, as the pairs were, and "
+        "the predictor learns from them",
+    )
 
 
 def add_image_flags(parser: Parser) -> None:

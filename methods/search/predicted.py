@@ -20,9 +20,9 @@ from lut.cost_model import CostModel
 from report.search_report import Heading
 from utils.fast_predictor import FastPredictor
 from utils.kernel_predictor import KernelPredictor
-from utils.predictor_bands import bands_from_record, cautions_of_band
+from utils.predictor_bands import Bands, bands_from_record, cautions_of_band
 from utils.predictor_files import Predictor, load_bands, load_predictor, load_scores
-from utils.predictor_scores import cautions, scores_from_record
+from utils.predictor_scores import PredictorScores, cautions, scores_from_record
 
 FEWEST_ON_GPU = 256  # candidates a generation: a guess, which no GPU has timed. Two cores score them in 1.4 ms
 SCORES = "predictor_scores"  # key of a search's settings: what held-out pairs say about its predictor
@@ -78,7 +78,11 @@ def ranking_line(settings: Record) -> list[str]:
 def recorded_scores(folder: Path) -> Record:
     """The settings that keep the scores of the predictor in a folder, and its bands, with the result of a search."""
     file = ModelFolder(folder).acc_quant
-    scores, bands = load_scores(file), load_bands(file)
+    return scores_of(load_scores(file), load_bands(file))
+
+
+def scores_of(scores: PredictorScores | None, bands: Bands | None) -> Record:
+    """The settings that keep the scores of a predictor, and its bands, with the result of a search."""
     return {SCORES: scores and asdict(scores), **({BANDS: bands.record()} if bands else {})}
 
 
