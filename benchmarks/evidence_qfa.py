@@ -4,7 +4,8 @@ From the float supernet of the seed a supernet with BatchQuant is trained for al
 stages with fewer subnets a step. Its pairs are measured as they are, a kernel regression learns them, and evolution
 finds a subnet within each of five latencies. The same subnet is tested as it is in the supernet, recalibrated, and
 after the final finetune. How flat the supernet's training was is in every line: "gain" is the validation top-1 of the
-largest subnet after the last epoch less that at three quarters of the epochs.
+largest subnet after the last epoch less that at three quarters of the epochs, "loss_fall" the training loss then, of
+subnets of all sizes and bits, less that of the last epoch.
 """
 
 from __future__ import annotations
@@ -162,19 +163,25 @@ def predictor_of(ground: Ground) -> KernelPredictor:
 
 
 def flatness(ground: Ground) -> Record:
-    """The gain of the last quarter of all epochs, and the top-1 (0 to 1) that it ends with."""
+    """What the last quarter of all epochs changed, and the top-1 (0 to 1) that it ends with."""
     phases = read_json(folder_of(ground).training)["phases"]
-    top1 = [epoch["largest_top1"] for phase in phases for epoch in phase["epochs"] if "loss" in epoch]
-    return {"gain": gain_of_last_quarter(top1), "supernet_top1": top1[-1], "epochs": len(top1)}
+    epochs = [epoch for phase in phases for epoch in phase["epochs"] if "loss" in epoch]
+    top1, losses = ([epoch[key] for epoch in epochs] for key in ("largest_top1", "loss"))
+    return {
+        "gain": gain_of_last_quarter(top1),
+        "loss_fall": -gain_of_last_quarter(losses),
+        "supernet_top1": top1[-1],
+        "epochs": len(epochs),
+    }
 
 
-def gain_of_last_quarter(top1: list[float]) -> float:
-    """The last top-1 of the epochs less that at three quarters of them.
+def gain_of_last_quarter(values: list[float]) -> float:
+    """The last value of the epochs less that at three quarters of them.
 
     >>> gain_of_last_quarter([0.5, 0.6, 0.75, 0.875])
     0.125
     """
-    return top1[-1] - top1[len(top1) * 3 // 4 - 1]
+    return values[-1] - values[max(1, len(values) * 3 // 4) - 1]
 
 
 QUESTION = Question(
@@ -185,7 +192,8 @@ QUESTION = Question(
         ("test_top1", "test top-1", 100, 2),
         ("val_top1", "validation top-1", 100, 2),
         ("cost", "cost", 1, 4),
-        ("gain", "gain of the supernet's last quarter", 100, 2),
+        ("gain", "supernet's last quarter: gain", 100, 2),
+        ("loss_fall", "fall of the loss", 1, 3),
     ),
     runs=runs,
     measure=measure,

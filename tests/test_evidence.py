@@ -19,7 +19,7 @@ from apq.genes import genes_of, largest_subnet
 from apq.layers import layers_of
 from apq.policy import LINEAR
 from apq.presets import FASHION
-from benchmarks import evidence, evidence_oqa, evidence_tables
+from benchmarks import evidence, evidence_oqa, evidence_qfa, evidence_tables
 from benchmarks.bit_methods import dominated_rows
 from benchmarks.evidence_ground import NoResult, SearchCost
 from benchmarks.evidence_joint import at_uniform_bits, in_space
@@ -247,6 +247,12 @@ def test_few_bits_have_equally_many_quantized_epochs(finished):
     for bits in evidence_oqa.BITS:
         chain = own["qat", 5] + sum(own["inheritance", b] for b in range(bits, 5))
         assert epochs["inheritance", bits] == epochs["qat", bits] == chain == own["qat", bits]
+
+
+def test_the_gain_of_the_last_quarter():
+    """Of eight epochs the last two are a quarter: the eighth less the sixth. Of three the third less the second."""
+    assert evidence_qfa.gain_of_last_quarter([0.1, 0.2, 0.3, 0.4, 0.5, 0.625, 0.7, 0.75]) == 0.125
+    assert evidence_qfa.gain_of_last_quarter([0.1, 0.25, 0.75]) == 0.5
 
 
 def test_bits_are_those_of_the_space():
