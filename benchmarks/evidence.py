@@ -3,15 +3,18 @@
   pairs   How many pairs does a predictor need?
   joint   Does joint search pay?
   bits    Does the agent choose better bits than simpler methods?
+  oqa     Is it better to inherit few bits from more bits than to train them from floating point?
+  qfa     Do subnets of a mixed-precision supernet need a finetune?
 
-Each seed trains its own supernet of the fashion space, measures its own pairs and searches anew; about an hour on one
-core. Runs are ordered by seed, so that after each seed every question has one run more of each method. Every finished
-run is a line of --out/runs.jsonl; a killed run continues. Processes with other --seeds may share --out. --tables
-prints what is finished, with means, standard deviations and paired tests, and draws a plot for each question.
+Each seed trains its own supernet of the fashion space, measures its own pairs and searches anew; about an hour and a
+half on one core. Runs are ordered by seed, so that after each seed every question has one run more of each method.
+Every finished run is a line of --out/runs.jsonl; a killed run continues. Processes with other --seeds may share --out.
+--tables prints what is finished, with means, standard deviations and paired tests, and draws a plot for each question.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +26,7 @@ from tqdm import tqdm
 from apq.cli import LARGEST_SEED, Parser, at_least, run
 from apq.device import resolve_device
 from apq.files import append_jsonl, check_writable
-from benchmarks import evidence_bits, evidence_joint, evidence_pairs
+from benchmarks import evidence_bits, evidence_joint, evidence_oqa, evidence_pairs, evidence_qfa
 from benchmarks.evidence_ground import Ground, NoResult
 from benchmarks.evidence_lines import FILE, Question, as_record, read_lines
 from benchmarks.evidence_setting import FASHION_SETTING, TINY_SETTING, Setting
@@ -31,7 +34,8 @@ from benchmarks.evidence_tables import plot, tables
 from dataset import load_splits
 from elastic_nn.training.engine import DivergedError
 
-QUESTIONS = {module.QUESTION.name: module.QUESTION for module in (evidence_pairs, evidence_joint, evidence_bits)}
+MODULES = (evidence_pairs, evidence_joint, evidence_bits, evidence_oqa, evidence_qfa)
+QUESTIONS = {module.QUESTION.name: module.QUESTION for module in MODULES}
 SEEDS = (0, 1, 2, 3, 4)
 
 
@@ -56,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     show(questions, setting, args.out)
 
 
-def answer(questions: Sequence[Question], setting: Setting, args: object) -> None:
+def answer(questions: Sequence[Question], setting: Setting, args: argparse.Namespace) -> None:
     """Make the runs that are missing, seed after seed."""
     device, splits = resolve_device(args.device), load_splits(setting.space)
     done = read_lines(args.out, settings_of(setting))
@@ -68,7 +72,7 @@ def answer(questions: Sequence[Question], setting: Setting, args: object) -> Non
                 figures = question.measure(one, ground)
             except (NoResult, DivergedError) as error:
                 figures = {"failed": str(error)}
-            append_jsonl(args.out / FILE, as_record(one, figures, setting.record()))
+            append_jsonl(args.out / FILE, as_record(one, figures, question.setting(setting)))
             key, title, factor, decimals = question.figures[0]
             told = figures.get("failed") or f"{title} {factor * figures[key]:.{decimals}f}"
             tqdm.write(f"seed {seed}, {one.method}, {one.limit:g} ({one.quantity}): {told}", file=sys.stderr)
@@ -85,7 +89,7 @@ def show(questions: Sequence[Question], setting: Setting, out: Path) -> None:
 
 def settings_of(setting: Setting) -> dict[str, object]:
     """The setting of each question, as lines record it."""
-    return dict.fromkeys(QUESTIONS, setting.record())
+    return {name: question.setting(setting) for name, question in QUESTIONS.items()}
 
 
 if __name__ == "__main__":

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from apq.checkpoint import check_fit, load_checkpoint, save_checkpoint
-from apq.files import Record, write_json
+from apq.files import Record
 from apq.model import subnet_model
 from apq.model_folder import ModelFolder
 from apq.policy import LINEAR
-from apq.resume import Resume
 from apq.subnet import Subnet
 from benchmarks.evidence_setting import COST_MODEL, Setting, middle_subnet
 from benchmarks.final_finetune import finetuned
+from benchmarks.supernets import trained_once
 from dataset.pairs import PairStore
 from dataset.splits import Splits
 from elastic_nn.networks.dynamic_proxyless import DynamicProxylessNASNets
 from elastic_nn.networks.dynamic_quantized_proxyless import DynamicQuantizedProxylessNASNets
 from elastic_nn.networks.mbconv_net import MBConvNet
-from elastic_nn.networks.supernet_file import load_supernet, save_supernet, with_quantizers
+from elastic_nn.networks.supernet_file import with_quantizers
 from elastic_nn.quantizers import scheme_named
 from elastic_nn.training.batchnorm import recalibrate, recalibration_batches
 from elastic_nn.training.engine import derived_seed
 from elastic_nn.training.finetune import finetune
 from elastic_nn.training.pairs import short_finetune_top1
-from elastic_nn.training.progressive_shrinking import SupernetPlan, supernet_record, train_supernet
+from elastic_nn.training.progressive_shrinking import SupernetPlan
 from elastic_nn.training.session import Session
 from methods.prepare.plan import Preparation
 from methods.prepare.predictor import gather
@@ -70,10 +71,16 @@ class Ground:
 
     def __init__(self, setting: Setting, seed: int, folder: Path, splits: Splits, device: torch.device) -> None:
         self.setting, self.seed, self.device = setting, seed, device
-        self.folder = ModelFolder(folder)
+        self.folder, self._made = ModelFolder(folder), {}
         source = {**splits.source, "val_images": setting.val_images}
         self.splits = replace(splits, val=splits.val.thinned(setting.val_images), source=source)
         self.final_splits = replace(self.splits, train=splits.train.thinned(setting.final_images))
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made when it is first asked for: a part that one question alone needs."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     @property
     def session(self) -> Session:
@@ -83,17 +90,8 @@ class Ground:
     @cached_property
     def supernet(self) -> DynamicProxylessNASNets:
         """The float supernet. A killed training continues."""
-        if not self.folder.supernet.exists():
-            plan = SupernetPlan(space=self.setting.space, recipe=self.setting.recipe)
-            session = replace(self.session, progress=True)
-            resume = Resume(self.folder.supernet_state, supernet_record(plan, session), "training")
-            started = time.process_time()
-            net, records = train_supernet(plan, session, resume)
-            facts = {"seed": self.seed, "cpu_s": round(time.process_time() - started, 1)}
-            write_json(self.folder.training, {**facts, "phases": records})
-            save_supernet(self.folder.supernet, net.cpu(), plan.recipe.name, self.splits.source, seed=self.seed)
-            resume.done()
-        return load_supernet(self.folder.supernet, self.setting.space)[0].to(self.device)
+        plan = SupernetPlan(space=self.setting.space, recipe=self.setting.recipe)
+        return trained_once(self.folder, plan, self.session)
 
     @cached_property
     def quantized(self) -> DynamicQuantizedProxylessNASNets:

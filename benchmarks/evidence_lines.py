@@ -9,6 +9,7 @@ from pathlib import Path
 from apq.errors import UserError
 from apq.files import Record, read_jsonl
 from apq.provenance import this_run
+from benchmarks.evidence_setting import Setting
 
 FILE = "runs.jsonl"  # in --out
 
@@ -40,7 +41,8 @@ class Line:
 class Question:
     """A question: its title, its methods in the order of its table, how its runs are listed and measured.
 
-    `figures` are (key, title, factor, decimals) of the columns of its table; the first one is tested and drawn.
+    `setting` gives what its lines record of a `Setting`. `figures` are (key, title, factor, decimals) of the columns of
+    its table; the first one is tested and drawn.
     `borrows` says which lines of other questions count here, too.
     """
 
@@ -48,8 +50,9 @@ class Question:
     title: str
     methods: tuple[str, ...]
     figures: tuple[tuple[str, str, float, int], ...]
-    runs: Callable[..., list[Run]]
+    runs: Callable[[Setting, int], list[Run]]
     measure: Callable[..., Record]
+    setting: Callable[..., Record] = Setting.record
     borrows: Callable[[Run], bool] = lambda run: False
 
     def lines(self, lines: Iterable[Line]) -> list[Line]:

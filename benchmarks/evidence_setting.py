@@ -19,6 +19,7 @@ from apq.model import subnet_model
 from apq.policy import LINEAR
 from apq.presets import DIGITS, FASHION
 from apq.space import SearchSpace, space_to_dict
+from apq.stages import Stage
 from apq.subnet import Subnet
 from elastic_nn.networks.supernet_file import build_supernet
 from elastic_nn.quantizers import FLOAT
@@ -112,7 +113,7 @@ def middle_subnet(space: SearchSpace) -> Subnet:
 
 
 def budgets_of(setting: Setting, quantity: str) -> list[float]:
-    """Budgets from tight to loose, evenly spaced in the logarithm, in the unit of the quantity.
+    """Budgets from tight to loose, evenly spaced in the logarithm, in the unit of the quantity; a single one is loose.
 
     The tightest is `SLACK` times the cost of the fixed network at its cheapest bits, the loosest its cost at the most
     bits everywhere. The cheapest bits are not the fewest: on the published accelerator, small depthwise layers are
@@ -125,7 +126,7 @@ def budgets_of(setting: Setting, quantity: str) -> list[float]:
     task = make_task(supernet.get_active_subnet(), spec, LINEAR, quantity, COST_MODEL)
     choices = choices_of(task, setting.bit_search(quantity, MOST))
     low, high = SLACK * task.costs.total(choices.cheapest()), task.costs.reference
-    return [float(f"{limit:.{DIGITS_OF_BUDGETS}g}") for limit in np.geomspace(low, high, setting.n_budgets)]
+    return [float(f"{limit:.{DIGITS_OF_BUDGETS}g}") for limit in np.geomspace(high, low, setting.n_budgets)[::-1]]
 
 
 def _told(value: Any) -> Any:
@@ -168,9 +169,19 @@ FASHION_SETTING = Setting(
     pruning_images=256,
     loss_images=1024,
 )
+TINY_SPACE = replace(
+    DIGITS,
+    name="tiny",
+    stages=(Stage(width=8, stride=2, depths=(1, 2)), Stage(width=16, stride=2, depths=(1,))),
+    kernel_sizes=(3, 5),
+    ratios=(1.0, 2.0),
+    operands=tuple(replace(kind, choices=(4, 8)) for kind in DIGITS.operands),
+    forbidden=(),
+    recipe="tiny",
+)
 TINY_SETTING = Setting(
     name="tiny",
-    space=replace(DIGITS, name="tiny", recipe="tiny"),
+    space=TINY_SPACE,
     recipe=replace(_shortened(TINY_RECIPE, (1, 1, 1, 1), 64), pair_epoch_images=32, recalibration_images=32),
     evolution=EvolutionConfig(population=10, generations=2),
     agent=AgentConfig(episodes=2, warmup=1),
@@ -178,10 +189,10 @@ TINY_SETTING = Setting(
     final_images=32,
     n_float=12,
     n_quant=20,
-    sizes=(11, 16),
+    sizes=(16,),
     n_joint=16,
     pruning_episodes=2,
     pruning_images=32,
     loss_images=32,
-    n_budgets=2,
+    n_budgets=1,
 )

@@ -25,17 +25,17 @@ from tqdm import tqdm
 from apq.bit_widths import at_bits
 from apq.cli import Parser, run
 from apq.device import resolve_device
-from apq.files import read_json, write_json
+from apq.files import Record, read_json
 from apq.model_folder import ModelFolder
 from apq.presets import get_space
-from apq.resume import Resume
 from apq.space import SearchSpace
 from benchmarks.markdown import markdown
+from benchmarks.supernets import trained_once
 from dataset import load_splits
 from dataset.splits import Splits
-from elastic_nn.networks.supernet_file import load_supernet, save_supernet
+from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.quantizers import FLOAT, LSQ
-from elastic_nn.training.progressive_shrinking import SupernetPlan, supernet_record, train_supernet
+from elastic_nn.training.progressive_shrinking import SupernetPlan
 from elastic_nn.training.recipe import Recipe
 from elastic_nn.training.recipes import get_recipe
 from elastic_nn.training.session import Session
@@ -107,12 +107,13 @@ def train(task: Task, space: SearchSpace, splits: Splits, seed: int, folder: Pat
         scheme=FLOAT if task.bits is None else LSQ,
         start=start,
     )
-    session = Session(splits=splits, device=device, seed=seed, progress=True)
-    resume = Resume(own.supernet_state, supernet_record(plan, session), "training")
-    net, records = train_supernet(plan, session, resume)
-    write_json(own.training, records)
-    save_supernet(own.supernet, net.cpu(), plan.recipe.name, splits.source, seed=seed)
-    resume.done()
+    trained_once(own, plan, Session(splits=splits, device=device, seed=seed))
+
+
+def phases_of(folder: ModelFolder) -> list[Record]:
+    """The records of a supernet's phases; the file of earlier versions has nothing else."""
+    found = read_json(folder.training)
+    return found if isinstance(found, list) else found["phases"]
 
 
 def print_table(args: Any) -> None:
@@ -121,7 +122,7 @@ def print_table(args: Any) -> None:
     rows, found = [], {}
     for seed in args.seeds:
         for task in TASKS:
-            (*_, last) = read_json(ModelFolder(args.out / str(seed) / task.name).training)
+            (*_, last) = phases_of(ModelFolder(args.out / str(seed) / task.name))
             scores = [epoch["largest_top1"] for epoch in last["epochs"]]
             ends = [scores[0], scores[1]] if task.start else [None, scores[0]]
             figures = [*ends, scores[-1], last["largest_top1"], last["smallest_top1"]]
@@ -136,7 +137,7 @@ def print_table(args: Any) -> None:
     lines = {}
     for task in TASKS:
         if task.name.startswith(("qat", "inherited")) and task.bits < 5:
-            of = [read_json(ModelFolder(args.out / str(s) / task.name).training)[-1]["epochs"] for s in args.seeds]
+            of = [phases_of(ModelFolder(args.out / str(s) / task.name))[-1]["epochs"] for s in args.seeds]
             top1 = np.mean([[epoch["largest_top1"] for epoch in epochs] for epochs in of], axis=0)
             lines[f"{task.name.split('-')[0]}, {task.bits} bits"] = (range(len(top1)), top1)
     plot_top1(lines, args.out / "training.png", xlabel="epoch")
