@@ -70,7 +70,8 @@ GLYPHS = replace(
     recipe="glyphs",
 )
 
-# Photographs of clothes. BitFusion computes 2, 4 and 8 bits as they are: few bits save much, and cost accuracy.
+# Photographs of clothes. BitFusion computes 2, 4 and 8 bits as they are. Few bits save much where layers are wide; 2
+# bits in small depthwise layers cost more than 4, because they fill less of its array.
 FASHION = replace(
     DIGITS,
     name="fashion",

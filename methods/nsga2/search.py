@@ -26,11 +26,9 @@ from methods.nsga2.front_search import CONFIG_FLAGS, search
 from methods.nsga2.measuring import Measuring, how_measured, load_measuring, measured_front, unmeasured
 from methods.nsga2.picking import parse_bounds
 from methods.nsga2.recording import cost_model_of, index_of, picked, record_measured, save, write_pick
-from methods.nsga2.refining import refined_search
 from methods.search.flags import preset_of
 from methods.search.predicted import beside_prediction, ranking_line
-from methods.search.refine import REFINED
-from methods.search.refine_report import beside_refined
+from methods.search.refine_report import REFINED, beside_refined
 from report.search_report import Heading, report_result
 
 
@@ -43,6 +41,8 @@ def search_or_pick(args: argparse.Namespace) -> None:
     experiment = get_experiment(args.exp_name, args.exp_dir)
     with joined(resolve_device(args.device), Execution(deterministic=args.deterministic)) as execution:
         if args.refine is not None:
+            from methods.nsga2.refining import refined_search  # imports much that other searches do not need
+
             front, result = refined_search(args, experiment, execution)
             if execution.main:
                 report(args, experiment, front, result)
