@@ -267,6 +267,7 @@ def test_history_tells_the_search():
 def test_same_seed_same_search():
     first, again = finder(DIGITS, 1.5).run(), finder(DIGITS, 1.5).run()
     assert first == again
+    assert (first.genes == again.genes).all()
     other = finder(DIGITS, 1.5, dataclasses.replace(SHORT, seed=1)).run()
     assert other.history != first.history
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -76,7 +76,7 @@ class Found:
     accuracy: float
     cost: float
     history: list[Record]
-    genes: np.ndarray | None = None
+    genes: np.ndarray | None = field(default=None, compare=False)  # arrays cannot be compared as a whole
 
 
 @dataclass(frozen=True)

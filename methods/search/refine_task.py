@@ -38,10 +38,10 @@ def check_flags(args: argparse.Namespace) -> None:
         )
 
 
-def refined_asked(asked: Record, refining: Refining, most: int) -> Record:
-    """All that a search depends on which measures `most` subnets, as plain data; `asked` is without the rounds."""
+def refined_asked(searched: Record, refining: Refining, most: int) -> Record:
+    """All that a search depends on which measures `most` subnets, as plain data; `searched` is without the rounds."""
     rounds = {"rounds": refining.rounds, "measure": most, "predictor": refining.surrogate.asked()}
-    return {**asked, "refine": {**rounds, "measured_as": refining.archive.made_by}}
+    return {**searched, "refine": {**rounds, "measured_as": refining.archive.made_by}}
 
 
 def warn_of_one_mlp(args: argparse.Namespace, predictor: Predictor) -> None:
