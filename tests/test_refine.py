@@ -19,11 +19,13 @@ import apq.experiment
 import methods.prepare.predictor
 from apq.checkpoint import load_checkpoint, save_checkpoint
 from apq.errors import UserError
+from apq.experiment import Experiment
 from apq.files import read_json, read_jsonl, write_json
 from apq.genes import genes_of, sample, subnets_of
 from apq.model_folder import ModelFolder
 from apq.presets import DIGITS
 from apq.resume import Resume
+from apq.search_result import read_result
 from apq.stages import Stage
 from apq.strata import PairStrata
 from apq.subnet import spec_of, subnet_from_spec
@@ -38,6 +40,7 @@ from elastic_nn.training.pairs import short_finetune_top1, subnet_top1
 from elastic_nn.training.recipe import OutlierRule
 from elastic_nn.training.recipes import RECIPES
 from elastic_nn.training.session import Session
+from methods.nsga2.measuring import MEASURED_BY, seed_of
 from methods.search.measurement import Measurement
 from utils.kernel_regression import KernelConfig
 from utils.predictor_files import load_predictor
@@ -624,3 +627,12 @@ def test_the_benchmark(here, monkeypatch, capsys):
     assert capsys.readouterr().out == table
     with pytest.raises(UserError, match="14 pairs, not 24"):
         benchmark([*flags, "--random", "20", "--out", "other.jsonl"])
+
+
+def test_later_finetunes_have_the_seed_of_those_before(here, made_up):
+    """Those of a search that measures have the seed of the pairs, not of the search."""
+    refined("nsga2", "a", "--seed", "3")
+    searched = read_result(Experiment(Path("exps/a")))
+    assert seed_of(searched) == 3  # measured as they are
+    by = {**searched.settings[MEASURED_BY], "finetune": {"seed": 0}}
+    assert seed_of(replace(searched, settings={**searched.settings, MEASURED_BY: by})) == 0
