@@ -32,7 +32,7 @@ from apq.subnet import spec_of, subnet_from_spec
 from benchmarks.refine import main as benchmark
 from dataset import load_splits
 from dataset.pairs import ADDED, PairStore
-from elastic_nn.networks.supernet_file import load_supernet, save_supernet, with_quantizers
+from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet, save_supernet, with_quantizers
 from elastic_nn.quantizers import BATCHQUANT, scheme_named
 from elastic_nn.training.engine import derived_seed
 from elastic_nn.training.inheritance import first_supernet
@@ -63,6 +63,7 @@ MODES = {"evolution": EVOLUTION, "nsga2": FRONT}
 REFINE = ["--refine", "2", "--measure", "5"]
 PAIRS = Path("dataset/NetInfo/small/acc_quant")
 ARCHIVE = PAIRS.with_name("acc_quant_measured")
+LOADED = {}  # supernets, by the contents of their files
 PREDICTOR, STATE = Path("models/small/acc_quant.pt"), Path("exps/a/refine.state.pt")
 
 
@@ -120,9 +121,18 @@ def made_up(monkeypatch):
         return accuracy_of(subnet)
 
     monkeypatch.setattr(Measurement, "top1", top1)
+    monkeypatch.setattr("methods.search.refine_task.load_quantized_supernet", loaded_once)
     monkeypatch.setattr("methods.evolution.task.plot_history", lambda history, path, **options: path.touch())
     monkeypatch.setattr("methods.nsga2.recording.plot_predicted_front", lambda *args: args[4].touch())
     return measured
+
+
+def loaded_once(path, space):
+    """The supernet of a file, as it is: most of the time of a search here would be to build it again."""
+    content = path.read_bytes() if path.exists() else None
+    if content not in LOADED:
+        LOADED[content] = load_quantized_supernet(path, space)
+    return LOADED[content]
 
 
 def accuracy_of(subnet):

@@ -13,7 +13,6 @@ from apq.search_result import SearchResult
 from elastic_nn.training.distributed import by_first, joined
 from elastic_nn.training.session import Execution
 from lut.cost_model import cost_model_from_record
-from methods.evolution.refining import refined_search
 from methods.evolution.task import load_task, save
 from methods.search.predicted import RISK, beside_prediction, recorded_scores
 from methods.search.refine_report import beside_refined
@@ -27,6 +26,8 @@ def search(args: argparse.Namespace) -> None:
     experiment = get_experiment(args.exp_name, args.exp_dir)
     with joined(resolve_device(args.device), Execution(deterministic=args.deterministic)) as execution:
         if args.refine is not None:
+            from methods.evolution.refining import refined_search  # needs what measures and trains
+
             result, cautions = refined_search(args, experiment, execution), []
         else:
             result, cautions = by_first(lambda: predicted_search(args, experiment), execution)

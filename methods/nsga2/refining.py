@@ -25,7 +25,8 @@ from methods.nsga2.recording import index_of, picked, save
 from methods.search.archive import accuracies_of
 from methods.search.candidates import Pool
 from methods.search.predicted import scores_of
-from methods.search.refine import REFINED, Refined, Refining, Search, refine
+from methods.search.refine import Refined, Refining, Search, refine
+from methods.search.refine_report import REFINED
 from methods.search.refine_task import check_flags, load_refining, refined_asked, warn_of_one_mlp
 from utils.predictor_files import Predictor
 

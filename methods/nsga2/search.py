@@ -29,8 +29,7 @@ from methods.nsga2.recording import cost_model_of, index_of, picked, record_meas
 from methods.nsga2.refining import refined_search
 from methods.search.flags import preset_of
 from methods.search.predicted import beside_prediction, ranking_line
-from methods.search.refine import REFINED
-from methods.search.refine_report import beside_refined
+from methods.search.refine_report import REFINED, beside_refined
 from report.search_report import Heading, report_result
 
 

@@ -34,7 +34,6 @@ from utils.predictor_files import Predictor
 from utils.predictor_scores import PredictorScores
 
 Known = tuple[np.ndarray, np.ndarray]  # genes (n, genes) of measured subnets, and their accuracies (n,)
-REFINED = "refined"  # key of a search's settings: how far predictions were from measurements
 
 
 @dataclass(frozen=True, kw_only=True)

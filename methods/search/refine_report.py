@@ -7,8 +7,9 @@ from dataclasses import replace
 from apq.cli import table
 from apq.files import Record
 from apq.search_result import SearchResult
-from methods.search.refine import REFINED
 from report.search_report import Heading
+
+REFINED = "refined"  # key of a search's settings: how far predictions were from measurements
 
 
 def beside_refined(heading: Heading, result: SearchResult) -> Heading:
