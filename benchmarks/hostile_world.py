@@ -3,6 +3,7 @@ channels, forty images of noise. Also what reads each of these files."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import importlib.util
@@ -25,7 +26,7 @@ from apq.layers import layers_of
 from apq.operands import BLOCK_LAYERS, OperandBits
 from apq.policy import load_strategy, policy_from_strategy
 from apq.presets import QFA_MBV3, get_space
-from apq.resume import Resume
+from apq.resume import Resume, State
 from apq.search_result import read_policy, read_result
 from apq.space import SearchSpace, space_to_dict
 from apq.stages import Stage
@@ -39,11 +40,15 @@ from elastic_nn.networks.subnet_file import load_finetuned
 from elastic_nn.networks.supernet_file import load_supernet
 from elastic_nn.training.recipe import TrainConfig
 from elastic_nn.training.recipes import RECIPES, TINY_RECIPE
+from elastic_nn.training.session import ONE_PROCESS
 from lut.bitfusion import BitFusion
 from lut.cost_model import cost_model_from_flags, recorded_cost_model
 from lut.measured import load_measured
 from methods.coarse_to_fine.evaluated import open_store
 from methods.nsga2.front_records import load_front
+from methods.search.archive import Archive
+from methods.search.predicted import load_quantized_predictor
+from methods.search.refine_task import load_refining
 from utils.predictor_files import load_predictor
 from utils.qfa import published_of_genes
 
@@ -68,6 +73,7 @@ SPACE = SearchSpace(
 MODELS, NET = "models/few", "mobilenet_v1_small"
 SEARCH = ["--acc_predictor_dir", MODELS]
 EVOLUTION = ["--population", "4", "--generations", "1"]
+REFINE = ["--refine", "2", "--measure", "2"]
 AGENT = ["--train_episode", "2", "--warmup", "1", "--hidden", "4", "--rmsize", "2", "--bsize", "2", "--n_update", "1"]
 COMMANDS: dict[str, list[str]] = {  # script and flags, by the name of what they make
     "supernet": ["train.py", "--space", "space.json"],
@@ -76,11 +82,14 @@ COMMANDS: dict[str, list[str]] = {  # script and flags, by the name of what they
     "acc_quant": ["search.py", "--prepare", "acc_quant", *SEARCH],
     "found": ["search.py", *SEARCH, *EVOLUTION, "--constraint", "1", "--exp_name", "found"],
     "front": ["search.py", "--mode", "nsga2", *SEARCH, *EVOLUTION, "--exp_name", "front"],
+    "refined": ["search.py", *SEARCH, *EVOLUTION, *REFINE, "--constraint", "1", "--exp_name", "refined"],
+    "refined front": ["search.py", "--mode", "nsga2", *SEARCH, *EVOLUTION, *REFINE, "--exp_name", "refined_front"],
     "coarse": [
         *("search.py", "--mode", "coarse_to_fine", *SEARCH, "--n_coarse", "4", "--intervals", "2"),
         *("--n_fine", "1", "--exp_name", "coarse"),
     ],
     "bits": ["search.py", "--mode", "ddpg", "--model", NET, *AGENT, "--preserve_ratio", "0.9", "--exp_name", "bits"],
+    "losses": ["search.py", "--mode", "sensitivity", "--model", NET, "--preserve_ratio", "0.9", "--exp_name", "losses"],
     "steps": [
         "search.py",
         "--mode",
@@ -104,7 +113,10 @@ COMMANDS: dict[str, list[str]] = {  # script and flags, by the name of what they
     "depths": ["report.analyse", "depths", "exps/coarse"],
     "genes": ["utils.qfa", "genes.json"],
 }
-MADE_BY = ("supernet", "net", "acc", "acc_quant", "found", "front", "coarse", "bits", "tuned", "tuned bits", "table")
+MADE_BY = (
+    *("supernet", "net", "acc", "acc_quant", "found", "front", "refined", "coarse", "bits", "losses", "tuned"),
+    *("tuned bits", "table"),
+)
 
 
 def main_of(script: str) -> Callable[[list[str]], None]:
@@ -184,8 +196,11 @@ def make_world() -> None:
 
 @contextlib.contextmanager
 def kept_states(folder: Path) -> Iterator[None]:
-    """Keep a copy of every state of unfinished work that is removed in the block, with what was asked beside it."""
-    done = Resume.done
+    """Keep a copy of every state of unfinished work that is removed in the block, with what was asked beside it.
+
+    Those of searches that measure go with their folders, so they are kept when they are saved.
+    """
+    done, save = Resume.done, Resume.save
     folder.mkdir()
 
     def keep(self: Resume) -> None:
@@ -193,13 +208,21 @@ def kept_states(folder: Path) -> Iterator[None]:
             name = f"{self.file.parent.name}-{self.file.name}"
             shutil.copy(self.file, folder / name)
             (folder / f"{name}.asked").write_text(json.dumps(self.asked, default=str))
+
+    def keep_removed(self: Resume) -> None:
+        keep(self)
         done(self)
 
-    Resume.done = keep
+    def keep_saved(self: Resume, state: State) -> None:
+        save(self, state)
+        if self.file is not None and self.file.name == "refine.state.pt":
+            keep(self)
+
+    Resume.done, Resume.save = keep_removed, keep_saved
     try:
         yield
     finally:
-        Resume.done = done
+        Resume.done, Resume.save = done, save
 
 
 @dataclass(frozen=True)
@@ -213,10 +236,13 @@ class Format:
 
 def formats() -> list[Format]:
     """Every kind of file, with its readers."""
-    found, front, coarse, bits = (Experiment(Path("exps") / name) for name in ("found", "front", "coarse", "bits"))
+    names_of = ("found", "front", "coarse", "bits", "refined", "losses")
+    found, front, coarse, bits, refined, losses = (Experiment(Path("exps") / name) for name in names_of)
     layers = layers_of(SPACE, largest_subnet(SPACE), "full")
     cached = BitFusion()
     pairs = PairStore(Path("dataset/NetInfo/few/acc"))
+    quantized = PairStore(Path("dataset/NetInfo/few/acc_quant"))
+    archive = Archive(store=quantized.measured(), space=SPACE, made_by=quantized.measured().made_by())
     n_layers = len(read_json(bits.policy)["strategy"])
     names, convs = [f"layer{i}" for i in range(n_layers)], read_policy(bits)[1]
     prices = cached.price(layers)
@@ -231,6 +257,7 @@ def formats() -> list[Format]:
         Format(
             "quantized predictor", Path(MODELS, "acc_quant.pt"), lambda: load_predictor(Path(MODELS, "acc_quant.pt"))
         ),
+        Format("predictor to refine", Path(MODELS, "acc_quant.pt"), refine_again),
         Format("network", Path("models", NET, "model.pt"), lambda: load_model(Path("models", NET, "model.pt"), NET)),
         Format("plain weights", Path("models", NET, "model.pt"), lambda: load_model(Path("models", NET, "model.pt"))),
         Format("finetuned subnet", found.best_checkpoint, lambda: load_finetuned(found)),
@@ -252,6 +279,8 @@ def formats() -> list[Format]:
         Format("provenance", found.made_by, lambda: read_result(found)),
         Format("front", front.front, lambda: load_front(front)),
         Format("measured subnets", coarse.path / "evaluated.jsonl", lambda: list(measured.journal.records())),
+        Format("config of a refined search", refined.config, lambda: read_result(refined)),
+        Format("config of bits by sensitivity", losses.config, lambda: read_result(losses)),
         Format("policy", bits.policy, lambda: read_policy(bits)),
         Format(
             "strategy",
@@ -267,6 +296,10 @@ def formats() -> list[Format]:
         Format("genes", Path("genes.json"), lambda: main_of("utils.qfa")(["genes.json"])),
         Format("pairs", pairs.path / "pairs.jsonl", lambda: pairs.load(SPACE)),
         Format("record of pairs", pairs.path / "meta.json", lambda: pairs.load(SPACE)),
+        Format("pairs to refine", quantized.path / "pairs.jsonl", refine_again),
+        Format("record of pairs to refine", quantized.path / "meta.json", refine_again),
+        Format("archive", archive.store.path / "pairs.jsonl", archive.load),
+        Format("record of an archive", archive.store.path / "meta.json", archive.load),
         Format("cache", cached.cache_file, price_again),
         *pt,
         *states,
@@ -275,6 +308,12 @@ def formats() -> list[Format]:
             for file in sorted(Path("images/train/a").iterdir())
         ),
     ]
+
+
+def refine_again() -> None:
+    """Read all that a search needs which measures."""
+    flags = {"acc_predictor_dir": Path(MODELS), "device": "cpu", "recipe": None, "data": None, "refine": 2}
+    load_refining(argparse.Namespace(**flags), load_quantized_predictor(Path(MODELS)), ONE_PROCESS, 2)
 
 
 def state_reader(file: Path) -> Callable[[], object]:

@@ -26,6 +26,7 @@ from scipy.stats import ttest_rel
 from tqdm import tqdm
 
 from apq.cli import Parser, run
+from apq.errors import UserError
 from apq.files import append_jsonl, read_jsonl
 from apq.genes import subnets_of
 from apq.resume import NOT_KEPT
@@ -126,7 +127,7 @@ def part_of(setting: Setting, seed: int, n: int) -> Surrogate:
     surrogate = setting.refining.surrogate
     rows = np.random.default_rng(seed).permutation(len(surrogate.genes))[:n]
     if len(rows) < n:
-        raise ValueError(f"there are {len(rows)} pairs, not {n}")
+        raise UserError(f"there are {len(rows)} pairs, not {n}")
     config = replace(surrogate.config, seed=seed)
     return replace(surrogate, genes=surrogate.genes[rows], accuracies=surrogate.accuracies[rows], config=config)
 

@@ -37,7 +37,7 @@ def plot_history(
     """
     figure = new_figure(7, 6)
     accuracy, cost = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    generations = [record["generation"] for record in records]
+    generations = range(len(records))  # a search in rounds has those of all rounds
     # A search of no generations has one record, which a line without markers would not show.
     marker = "o" if len(records) == 1 else None
     for key, label, style in (("best_accuracy", "best", "-"), ("mean_accuracy", "mean of the pool", "--")):

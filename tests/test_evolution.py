@@ -267,6 +267,7 @@ def test_history_tells_the_search():
 def test_same_seed_same_search():
     first, again = finder(DIGITS, 1.5).run(), finder(DIGITS, 1.5).run()
     assert first == again
+    assert (first.genes == again.genes).all()
     other = finder(DIGITS, 1.5, dataclasses.replace(SHORT, seed=1)).run()
     assert other.history != first.history
 
@@ -349,3 +350,23 @@ def test_the_history_is_drawn(tmp_path):
         plot_history(records, tmp_path / "history.png", constraint=5.0, quantity="latency", unit="ms", title="tiny")
         assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
     assert [file.name for file in tmp_path.iterdir()] == ["history.png"]
+
+
+def test_a_search_goes_on_from_the_best_of_another():
+    """Half of the first generation are of the start, as far as they are within the budget; the rest is drawn."""
+    search, scored, half = finder(DIGITS, 1.5), [], SHORT.population // 2
+    first, cost, limit = search.run(), search.budget.cost, search.budget.limit
+
+    def accuracy(genes):
+        scored.append(genes.copy())
+        return worth(DIGITS)(genes)
+
+    on = EvolutionFinder(DIGITS, accuracy, cost, limit, SHORT, start=first.genes).run()
+    assert np.array_equal(scored[0][:half], first.genes[:half])
+    assert len(np.unique(scored[0], axis=0)) == SHORT.population
+    assert on.accuracy >= on.history[0]["best_accuracy"] == first.accuracy
+    tight = float(np.median(cost(first.genes[:half])))
+    EvolutionFinder(DIGITS, accuracy, cost, tight, SHORT, start=first.genes).run()
+    kept = [row for row in first.genes[:half] if cost(row[None])[0] <= tight]
+    assert kept
+    assert np.array_equal(scored[len(on.history)][: len(kept)], kept)

@@ -116,6 +116,16 @@ def test_search(run_both):
     assert not (run_both.root / "killed/exps/e/search.state.pt").exists()
 
 
+def test_search_that_measures(run_both):
+    """By the predictor that the search before it needed; its measurements are in an archive of each folder."""
+    command = ["search.py", "--constraint", "0.05", "--population", "100", "--generations", "20", "--exp_name", "m"]
+    command += ["--refine", "2", "--measure", "8"]
+    run_both(command, "dataset/NetInfo/digits/acc_quant_measured/pairs.jsonl", 8, 0.15)
+    same_files(run_both, "exps/m", ["arch", "lat", "history.jsonl", "config.json"])
+    same_files(run_both, "dataset/NetInfo/digits/acc_quant_measured", ["pairs.jsonl", "meta.json"])
+    assert not list((run_both.root / "killed/exps/m").glob("*.state.pt"))
+
+
 def test_search_of_a_front(run_both):
     command = ["search.py", "--mode", "nsga2", "--population", "200", "--generations", "500", "--exp_name", "front"]
     command += ["--acc_predictor_dir", str(ROOT / "models/digits")]  # as shipped: the test needs none before it

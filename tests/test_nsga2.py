@@ -179,6 +179,24 @@ def test_a_first_population_reaches_the_cheap_ends(space):
         assert one.score(rows).min() == pytest.approx(one.score(canonical(space, one.cheapest[None]))[0])
 
 
+def test_a_front_goes_on_from_another():
+    """Up to half of the first population are of the start, spread over all of it; the cheap ends are still reached."""
+    objectives = objectives_of(DIGITS, ALL_COSTS)
+    first = find_front(DIGITS, objectives, SHORT)
+    rows = first_population(DIGITS, objectives, 12, np.random.default_rng(0), first.genes)
+    assert len(np.unique(rows, axis=0)) == len(rows) == 12
+    spread = first.genes[[round(i * (len(first.genes) - 1) / 5) for i in range(6)]]
+    assert np.array_equal(rows[:6], spread)
+    for one in objectives[1:]:
+        assert one.score(rows).min() == pytest.approx(one.score(canonical(DIGITS, one.cheapest[None]))[0])
+    on = find_front(DIGITS, objectives, SHORT, start=first.genes)
+    assert on.history[0]["front"] >= 1
+    assert on.history[-1]["best_accuracy"] >= on.history[0]["best_accuracy"]
+    few = first_population(DIGITS, objectives, 12, np.random.default_rng(0), first.genes[:2])
+    assert np.array_equal(few[:2], first.genes[:2])
+    assert len(few) == 12
+
+
 def test_same_seed_same_front():
     objectives = objectives_of(DIGITS)
     first, again = find_front(DIGITS, objectives, SHORT), find_front(DIGITS, objectives, SHORT)

@@ -11,23 +11,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import script
+from conftest import ROOT, script
 from example_spaces import TINY
+from few_images import IN_OTHER_PROCESSES
 
 import apq.experiment
 import methods.prepare.predictor
-from apq.files import read_json, read_jsonl
+from apq.checkpoint import load_checkpoint, save_checkpoint
+from apq.errors import UserError
+from apq.experiment import Experiment
+from apq.files import read_json, read_jsonl, write_json
 from apq.genes import genes_of, sample, subnets_of
 from apq.model_folder import ModelFolder
+from apq.presets import DIGITS
 from apq.resume import Resume
+from apq.search_result import read_result
 from apq.stages import Stage
+from apq.strata import PairStrata
 from apq.subnet import spec_of, subnet_from_spec
+from benchmarks.refine import main as benchmark
 from dataset import load_splits
-from dataset.pairs import PairStore
-from elastic_nn.networks.supernet_file import save_supernet
-from elastic_nn.quantizers import BATCHQUANT
+from dataset.pairs import ADDED, PairStore
+from elastic_nn.networks.supernet_file import load_quantized_supernet, load_supernet, save_supernet, with_quantizers
+from elastic_nn.quantizers import BATCHQUANT, scheme_named
+from elastic_nn.training.engine import derived_seed
 from elastic_nn.training.inheritance import first_supernet
+from elastic_nn.training.pairs import short_finetune_top1, subnet_top1
+from elastic_nn.training.recipe import OutlierRule
+from elastic_nn.training.recipes import RECIPES
+from elastic_nn.training.session import Session
+from methods.nsga2.measuring import MEASURED_BY, seed_of
 from methods.search.measurement import Measurement
+from utils.kernel_regression import KernelConfig
+from utils.predictor_files import load_predictor
 
 search = script("search")
 
@@ -47,6 +63,8 @@ MODES = {"evolution": EVOLUTION, "nsga2": FRONT}
 REFINE = ["--refine", "2", "--measure", "5"]
 PAIRS = Path("dataset/NetInfo/small/acc_quant")
 ARCHIVE = PAIRS.with_name("acc_quant_measured")
+LOADED = {}  # supernets, by the contents of their files
+PREDICTOR, STATE = Path("models/small/acc_quant.pt"), Path("exps/a/refine.state.pt")
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +121,18 @@ def made_up(monkeypatch):
         return accuracy_of(subnet)
 
     monkeypatch.setattr(Measurement, "top1", top1)
+    monkeypatch.setattr("methods.search.refine_task.load_quantized_supernet", loaded_once)
     monkeypatch.setattr("methods.evolution.task.plot_history", lambda history, path, **options: path.touch())
     monkeypatch.setattr("methods.nsga2.recording.plot_predicted_front", lambda *args: args[4].touch())
     return measured
+
+
+def loaded_once(path, space):
+    """The supernet of a file, as it is: most of the time of a search here would be to build it again."""
+    content = path.read_bytes() if path.exists() else None
+    if content not in LOADED:
+        LOADED[content] = load_quantized_supernet(path, space)
+    return LOADED[content]
 
 
 def accuracy_of(subnet):
@@ -147,7 +174,7 @@ class Interrupted:
 def add_to_archive():
     """What another search of this supernet would add: a subnet that no search here chooses, and one that was chosen."""
     store, theirs = PairStore(ARCHIVE), PairStore(Path("whole") / ARCHIVE)
-    own = {json.dumps(one["arch"]) + json.dumps(one["policy"]) for one in read_jsonl(theirs.path / "pairs.jsonl")}
+    own = {key_of(one) for one in read_jsonl(theirs.path / "pairs.jsonl")}
     (other,) = [s for s in subnets_of(SPACE, sample(SPACE, 20, np.random.default_rng(3))) if key(s) not in own][:1]
     last = read_jsonl(theirs.path / "pairs.jsonl")[-1]
     meta = read_json(theirs.path / "meta.json")
@@ -158,8 +185,11 @@ def add_to_archive():
 
 
 def key(subnet):
-    spec = spec_of(SPACE, subnet)
-    return json.dumps(spec["arch"]) + json.dumps(spec["policy"])
+    return key_of(spec_of(SPACE, subnet))
+
+
+def key_of(spec):
+    return json.dumps([spec["arch"], spec["policy"]])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -188,3 +218,431 @@ def test_a_search_that_is_killed_anywhere_continues_to_the_same_result(here, mad
             assert archived() == subnets
         shutil.rmtree("exps/killed")
         shutil.rmtree(ARCHIVE)
+
+
+# What a search finds
+
+
+def of_json(capsys, *words):
+    """What a search prints with --json."""
+    capsys.readouterr()
+    search([*words, "--json"])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_subnets_are_measured_as_pairs_are_and_the_numbers_are_those_of_the_files(here, capsys):
+    """Without anything made up: a supernet whose subnets are measured as they are."""
+    shown = of_json(capsys, *EVOLUTION, *REFINE, "--exp_name", "a")
+    supernet, _ = load_supernet(here / "models/small/supernet.pt")
+    session = Session(splits=load_splits(SPACE), device=CPU)
+    for record in archived():
+        subnet = subnet_from_spec(SPACE, {**record["arch"], **record["policy"]})
+        n_images = RECIPES["tiny-qfa"].recalibration_images
+        assert record["accuracy"] == subnet_top1(supernet, subnet, session, session.splits.val, n_images)
+    assert [record["index"] for record in archived()] == [*range(5)]
+    config, recorded = read_json(here / "exps/a/config.json"), read_json(PAIRS / "meta.json")
+    assert read_json(ARCHIVE / "meta.json") == recorded
+    arch, policy = read_json(here / "exps/a/arch")
+    (found,) = [one for one in archived() if (one["arch"], one["policy"]) == (arch, policy)]
+    assert shown["top1"] == config["top1"] == found["accuracy"]
+    assert shown["predicted_accuracy"] == config["predicted_accuracy"]
+    assert shown["refined"] == config["refined"]
+    rounds = shown["refined"]["rounds"]
+    assert [one["measured"] for one in rounds] == [3, 2]
+    assert [band["measured"] for band in shown["refined"]["bands"]] == [2]
+    assert {"mean_difference", "mean_absolute_difference", "low", "high"} < {*shown["refined"]["bands"][0]}
+    assert {record["round"] for record in read_jsonl(here / "exps/a/history.jsonl")} == {1, 2}
+    assert not list((here / "exps/a").glob("*state*"))
+
+    said = of_json(capsys, *FRONT, "--measure", "4", "--refine", "3", "--exp_name", "b")
+    front = read_json(here / "exps/b/front.json")
+    accuracies = {key_of(one): one["accuracy"] for one in archived()}
+    measured = [(i, point) for i, point in enumerate(front) if point["measured_accuracy"] is not None]
+    for _, point in measured:
+        assert point["measured_accuracy"] == accuracies[key_of(point)]
+    assert said["measured"] == [
+        {"index": i, "predicted": p["objectives"]["accuracy"], "measured": p["measured_accuracy"]} for i, p in measured
+    ]
+    assert (said["top1"], said["picked"]) in [(p["measured_accuracy"], p["objectives"]) for p in front]
+    gaps = [p["objectives"]["accuracy"] - p["measured_accuracy"] for _, p in measured]
+    assert said["mean_difference"] == pytest.approx(np.mean(gaps))
+    # What the evolution measured is not measured again, and all rounds together, with the pick, measure four.
+    assert len(archived()) <= 5 + 4
+    assert sum(one["measured"] for one in said["refined"]["rounds"]) <= 3
+
+
+def test_the_gap_of_a_round_is_that_of_its_predictor_before_it_learned(here, made_up, capsys):
+    """By hand: the first round's predictions are those of the predictor in the folder."""
+    shown = of_json(capsys, *EVOLUTION, *REFINE, "--exp_name", "a")
+    first = made_up[:3]
+    predicted = load_predictor(here / "models/small/acc_quant.pt").predict(genes_of(SPACE, first))
+    gaps = predicted - np.array([accuracy_of(subnet) for subnet in first])
+    found = shown["refined"]["rounds"][0]
+    assert found["mean_difference"] == pytest.approx(gaps.mean(), abs=1e-7)
+    assert found["mean_absolute_difference"] == pytest.approx(np.abs(gaps).mean(), abs=1e-7)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_archive_measures_each_subnet_once_and_serves_later_searches(here, made_up, mode, capsys):
+    refined(mode, "a")
+    refined(mode, "b", "--seed", "1")
+    assert len({key(subnet) for subnet in made_up}) == len(made_up) == len(archived())
+    n = len(made_up)
+    shutil.rmtree("exps/a")
+    capsys.readouterr()
+    search([*PREPARE, "--overwrite", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["data"]["n_measured"] == n
+    assert facts["data"]["n_pairs"] == N_PAIRS
+    assert facts["scores"]["n_holdout"] == 3  # of fourteen, as without
+    assert facts["scores"]["n_train"] == N_PAIRS - 3 + n
+    again = of_json(capsys, *MODES[mode], *REFINE, "--exp_name", "a", "--seed", "2")
+    assert len({key(subnet) for subnet in made_up}) == len(made_up) == len(archived())
+    assert again["predictor_scores"]["n_train"] >= N_PAIRS - 3 + n
+
+
+def test_an_archive_of_other_work_is_refused_before_any_work(here, made_up, monkeypatch, capsys):
+    refined("evolution", "a")
+    before = (ARCHIVE / "pairs.jsonl").read_bytes()
+    write_json(ARCHIVE / "meta.json", {**read_json(ARCHIVE / "meta.json"), "recalibration_images": 1})
+    made_up.clear()
+    for mode in MODES:
+        with pytest.raises(UserError, match=r"belongs to another measurement.*recalib.* remove .*_measured to measure"):
+            refined(mode, "b")
+    monkeypatch.setattr("methods.prepare.predictor.gather_missing", lambda *args: made_up.append("pairs"))
+    with pytest.raises(UserError, match="belongs to another measurement of subnets by searches"):
+        search([*PREPARE, "--overwrite"])
+    assert not made_up
+    assert not (here / "exps/b").exists()
+    assert (ARCHIVE / "pairs.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_small_space_is_measured_as_a_whole(here, made_up, mode, capsys):
+    """There are fewer candidates than --measure; within a tight budget one, which is measured already."""
+    words = [*MODES[mode], "--refine", "3", "--measure", "60", "--exp_name", "a", "--population", "8"]
+    words += ["--generations", "1"]
+    shown = of_json(capsys, *words)
+    rounds = shown["refined"]["rounds"]
+    assert sum(one["measured"] for one in rounds) <= len(archived()) == len(made_up) < 60
+    if mode == "evolution":  # the cheapest subnet needs 0.00474 ms
+        for name in ("b", "c"):
+            found = of_json(capsys, *words, "--constraint", "0.00475", "--exp_name", name)
+        assert [one["measured"] for one in found["refined"]["rounds"]] == [0, 0, 0]
+        assert found["refined"]["bands"] == []
+        assert found["refined"]["rounds"][0]["mean_difference"] is None
+        assert found["top1"] in [one["accuracy"] for one in archived()]
+
+
+def test_risk_ranks_the_measured_ones_too(here, made_up, capsys):
+    shown = of_json(capsys, *EVOLUTION, *REFINE, "--risk", "1", "--exp_name", "a")
+    config = read_json(here / "exps/a/config.json")
+    assert config["risk"] == 1
+    assert shown["top1"] in [one["accuracy"] for one in archived()]
+    front = of_json(capsys, *FRONT, *REFINE, "--risk", "1", "--exp_name", "b")
+    assert front["picked"]["accuracy"] == max(
+        point["objectives"]["accuracy"] for point in read_json(here / "exps/b/front.json")
+    )
+
+
+def test_a_refined_front_is_picked_from_and_measured_later(here, made_up, capsys):
+    refined("nsga2", "a")
+    points = read_json(here / "exps/a/front.json")
+    limit = points[0]["objectives"]["latency"]
+    shown = of_json(capsys, "--mode", "nsga2", "--exp_name", "a", "--pick", f"latency<={limit}")
+    assert shown["picked"] == points[0]["objectives"]
+    assert shown["refined"]
+    before = {i for i, point in enumerate(points) if point["measured_accuracy"] is not None}
+    search(["--mode", "nsga2", "--exp_name", "a", "--measure", "all"])
+    after = read_json(here / "exps/a/front.json")
+    assert all(point["measured_accuracy"] is not None for point in after)
+    assert [after[i] for i in before] == [points[i] for i in before]
+
+
+def test_a_bound_that_no_point_meets_leaves_the_front(here, made_up, monkeypatch):
+    """Some subnet of the space is within the bound, but none that the search found."""
+    monkeypatch.setattr("methods.nsga2.front_search.check_bounds", lambda *args: None)
+    with pytest.raises(UserError, match="exps/a has the front, with its most accurate point"):
+        refined("nsga2", "a", "--pick", "latency<=0.0001")
+    points = read_json(here / "exps/a/front.json")
+    arch, _ = read_json(here / "exps/a/arch")
+    assert arch == max(points, key=lambda point: point["objectives"]["accuracy"])["arch"]
+    assert not list((here / "exps/a").glob("*state*"))
+
+
+# Unfinished work of others
+
+
+def interrupted(patch, mode, name, at, *more):
+    with patch.context() as own:
+        Interrupted(own, at)
+        with pytest.raises(KeyboardInterrupt):
+            refined(mode, name, *more)
+
+
+def test_a_search_of_other_settings_does_not_continue(here, made_up, monkeypatch):
+    interrupted(monkeypatch, "evolution", "a", 8)
+    with pytest.raises(UserError, match=r"refine\.state\.pt belongs to another search: .*refine\.measure was 5, is 6"):
+        refined("evolution", "a", "--measure", "6")
+    made_up.clear()
+    refined("evolution", "a", "--measure", "6", "--overwrite")
+    with pytest.raises(UserError, match="exists; choose another --exp_name or give --overwrite"):
+        refined("evolution", "a")
+    refined("evolution", "b", "--measure", "6")
+    assert files_of("a")["arch"] == files_of("b")["arch"]
+    refined("evolution", "a", "--overwrite")
+    assert not list(Path("exps/a").glob("*state*"))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("known",), None),
+        (("known", "top1"), np.array([0.5])),
+        (("known", "genes"), np.full((0, 3), 9)),
+        (("rounds", 0, "genes"), np.full((2, 24), 99)),
+        (("rounds", 0, "predicted"), np.zeros(1)),
+        (("rounds", 0, "history"), 3),
+        (("rounds",), []),
+        (("pool",), None),
+    ],
+    ids=str,
+)
+def test_damaged_states_are_told_and_replaced(here, made_up, monkeypatch, place, value):
+    interrupted(monkeypatch, "evolution", "a", 8)
+    resume = Resume(STATE, json.loads(load_checkpoint(STATE)["asked"]), "search")
+    state = inner = resume.load()
+    assert len(state["rounds"]) == 1
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    resume.save(state)
+    with pytest.raises(UserError, match=r"refine\.state\.pt is damaged: .*; give --overwrite to start anew"):
+        refined("evolution", "a")
+    if place == ("pool",):
+        refined("evolution", "a", "--overwrite")
+
+
+# Mistakes
+
+
+def without(key):
+    def change():
+        data = load_checkpoint(PREDICTOR)
+        del data[key]
+        save_checkpoint(PREDICTOR, data)
+
+    return change
+
+
+def with_data(**facts):
+    def change():
+        data = load_checkpoint(PREDICTOR)
+        save_checkpoint(PREDICTOR, {**data, "data": {**data["data"], **facts}})
+
+    return change
+
+
+def with_training(**facts):
+    def change():
+        data = load_checkpoint(PREDICTOR)
+        save_checkpoint(PREDICTOR, {**data, "predictor_training": {**data["predictor_training"], **facts}})
+
+    return change
+
+
+def fewer_pairs():
+    file = PAIRS / "pairs.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+
+
+def of_other_images():
+    write_json(PAIRS / "meta.json", {**read_json(PAIRS / "meta.json"), "images": {"dataset": "other"}})
+
+
+def of_another_supernet():
+    data = load_checkpoint(Path("models/small/supernet.pt"))
+    data["state_dict"]["classifier.bias"] += 1
+    save_checkpoint(Path("models/small/supernet.pt"), data)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("data"), "does not say which pairs it was trained on.* --prepare acc_quant .*--overwrite"),
+        (with_data(n_pairs="x"), "damaged record of its pairs"),
+        (with_data(pairs=3), "damaged record of its pairs"),
+        (with_data(n_measured=-1), "damaged record of its pairs"),
+        (with_training(hidden="x"), "settings are damaged: hidden is x"),
+        (with_training(seed=None), "settings are damaged: seed is None"),
+        (with_training(holdout=7.0), "holdout is the fraction"),
+        (partial(shutil.rmtree, PAIRS), "no pairs in dataset/NetInfo/small/acc_quant; gather them"),
+        (fewer_pairs, "has 13 of the 14 pairs of models/small/acc_quant.pt"),
+        (of_other_images, "belongs to another gathering of pairs: images.dataset was .other., is .digits."),
+        (of_another_supernet, "belongs to another gathering of pairs: supernet changed"),
+        (Path("models/small/supernet.pt").unlink, "no supernet at models/small/supernet.pt"),
+    ],
+)
+def test_what_is_missing_or_other_is_told_before_any_work(here, made_up, mode, change, message):
+    change()
+    with pytest.raises(UserError, match=message) as error:
+        refined(mode, "a")
+    assert "\n" not in str(error.value)
+    assert not made_up
+    assert not (here / "exps/a").exists()
+    assert not ARCHIVE.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*EVOLUTION, "--measure", "3"], "belong to --refine"),
+        ([*EVOLUTION, "--recipe", "tiny-qfa"], "belong to --refine"),
+        ([*EVOLUTION, "--refine", "3"], "--refine 3 needs --measure N"),
+        ([*EVOLUTION, "--refine", "3", "--measure", "2"], "--refine 3 needs --measure N.* at least one a round"),
+        ([*EVOLUTION, "--refine", "0", "--measure", "2"], "--refine: '0' is not"),
+        ([*EVOLUTION, *REFINE, "--constraint", "1e-6"], "below the cheapest subnet of space small"),
+        ([*FRONT, "--refine", "3"], "--refine 3 needs --measure N"),
+        ([*FRONT, "--refine", "3", "--measure", "2"], "--refine 3 needs --measure N"),
+        ([*FRONT, "--refine", "3", "--measure", "all"], "--refine 3 needs --measure N.* at most 1000000"),
+        ([*FRONT, *REFINE, "--front", "exps/b"], "no --front and no --finetune_epochs"),
+        ([*FRONT, *REFINE, "--finetune_epochs", "1"], "no --front and no --finetune_epochs"),
+        ([*FRONT, *REFINE, "--pick", "latency<=1e-6"], "latency<=1e-06|below the cheapest"),
+    ],
+)
+def test_mistakes_in_flags_are_told_before_any_work(here, made_up, words, message):
+    with pytest.raises(UserError, match=message) as error:
+        search([*words, "--exp_name", "a"])
+    assert "\n" not in str(error.value)
+    assert not made_up
+    assert not (here / "exps/a").exists()
+
+
+def test_a_kernel_has_room_for_what_will_be_measured(here, made_up):
+    search([*PREPARE[:-2], "--predictor", "kernel", "--overwrite"])
+    with pytest.raises(UserError, match="6014 pairs are too many for a kernel, at most 5000: train MLPs"):
+        refined("evolution", "a", "--measure", "6000")
+    refined("evolution", "a")
+    assert len(archived()) == len(made_up) == 5
+
+
+# Other pairs, other supernets, several processes
+
+
+def test_stratified_pairs_and_outliers(here, made_up, monkeypatch, capsys):
+    """How pairs were drawn does not matter to measured subnets, which are never outliers."""
+    rule = OutlierRule(distances=(1e-9,), neighbours=2)  # every pair is one but for the first of each point
+    recipe = replace(RECIPES["tiny-qfa"], pair_strata=PairStrata(), pair_outliers=replace(rule, distances=(40.0,)))
+    monkeypatch.setitem(RECIPES, "tiny-qfa", recipe)
+    monkeypatch.setattr("elastic_nn.training.pairs.subnet_top1", lambda net, subnet, *rest: accuracy_of(subnet))
+    drawn = [*PREPARE, "--overwrite", "--netinfo", "strata"]
+    search(drawn)
+    refined("evolution", "a")
+    meta = read_json(Path("strata/acc_quant_measured/meta.json"))
+    assert meta == {k: v for k, v in read_json(Path("strata/acc_quant/meta.json")).items() if k != "strata"}
+    n = len(made_up)
+    strict = replace(recipe, pair_outliers=replace(rule, distances=(9.0,)))
+    monkeypatch.setitem(RECIPES, "tiny-qfa", strict)
+    capsys.readouterr()
+    search([*drawn, "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["data"]["n_measured"] == n == 5
+    left = N_PAIRS + n - shown["data"]["outliers"]["n"]
+    assert n < shown["scores"]["n_train"] <= left
+
+
+def test_a_float_supernet_with_pairs_of_an_earlier_version(tmp_path, few_digits, monkeypatch, capsys):
+    """As shipped: a predictor of one MLP, pairs that do not record all that a finetune has by now."""
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    shutil.copytree(ROOT / "dataset/NetInfo/digits/acc_quant", tmp_path / "dataset/NetInfo/digits/acc_quant")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("utils.kernel_predictor.KernelConfig", partial(KernelConfig, steps=2))
+    flags = ["--constraint", "0.05", "--population", "16", "--generations", "2", "--refine", "1", "--measure", "2"]
+    meta = read_json(Path("dataset/NetInfo/digits/acc_quant/meta.json"))
+    assert not {*ADDED} & {*meta["finetune"]}
+    shown = of_json(capsys, *flags, "--exp_name", "a")
+    pairs = PairStore(Path("dataset/NetInfo/digits/acc_quant_measured"))
+    recorded = pairs.made_by()
+    assert recorded["finetune"] == {**meta["finetune"], **ADDED}
+    supernet = with_quantizers(load_supernet(ROOT / "models/digits/supernet.pt")[0], scheme_named(meta["quantizer"]))
+    recipe = replace(RECIPES["digits"], quantizer=meta["quantizer"])
+    (genes, _), top1 = pairs.load(DIGITS)[0], pairs.load(DIGITS)[1]
+    (subnet,) = subnets_of(DIGITS, genes[None])
+    session = Session(splits=load_splits(DIGITS), device=CPU, seed=derived_seed(0, *genes.tolist()))
+    assert top1[0] == short_finetune_top1(supernet, subnet, session, recipe)
+    assert shown["top1"] in top1
+    assert len(top1) == 2
+    longer = replace(recipe, pair_finetune=replace(recipe.pair_finetune, dropout=0.5))
+    monkeypatch.setitem(RECIPES, "digits", longer)
+    with pytest.raises(UserError, match=r"another gathering of pairs: finetune\.dropout was 0\.0, is 0\.5"):
+        search([*flags, "--exp_name", "b"])
+    assert not Path("exps/b").exists()
+
+
+def test_one_mlp_is_told_and_a_kernel_takes_its_place(here, made_up, capsys, monkeypatch):
+    monkeypatch.setattr("utils.kernel_predictor.KernelConfig", partial(KernelConfig, steps=2))
+    search([*PREPARE[:-2], "--overwrite"])
+    capsys.readouterr()
+    refined("nsga2", "a", "--risk", "1")  # the kernel says how uncertain it is
+    assert capsys.readouterr().err.count("is one MLP, which cannot say how uncertain it is") == 1
+    with pytest.raises(UserError, match="--risk 1 needs a predictor that says how uncertain it is"):
+        search([*FRONT, "--risk", "1", "--exp_name", "b"])
+
+
+def test_two_processes_find_what_one_does(here, two_processes, preloaded):
+    """They measure what is asked, together, and each subnet once."""
+    found = {}
+    for mode in MODES:
+        line = [ROOT / "search.py", *MODES[mode], *REFINE, "--exp_name"]
+        alone = preloaded.call([*line, f"{mode}-one"], cwd=here, env=IN_OTHER_PROCESSES)
+        assert alone.returncode == 0, alone.stderr
+        found[mode] = sorted((key_of(one), one["accuracy"]) for one in archived())
+        shutil.rmtree(ARCHIVE)
+        ranks = two_processes([*line, f"{mode}-two"], here, **IN_OTHER_PROCESSES)
+        assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr[-3000:]
+        both = [one for file in sorted(ARCHIVE.glob("*.jsonl")) for one in read_jsonl(file)]
+        assert sorted((key_of(one), one["accuracy"]) for one in both) == found[mode]
+        assert files_of(f"{mode}-two") == files_of(f"{mode}-one")
+        assert sum("best subnet" in rank.stdout or "front of" in rank.stdout for rank in ranks) == 1
+        shutil.rmtree(ARCHIVE)
+
+
+def test_two_processes_are_told_of_a_mistake_once(here, two_processes):
+    ranks = two_processes([ROOT / "search.py", *EVOLUTION, "--refine", "3"], here, **IN_OTHER_PROCESSES)
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert sum("needs --measure N" in rank.stderr for rank in ranks) == 1
+    assert not (here / "exps/test").exists()
+
+
+def test_the_benchmark(here, monkeypatch, capsys):
+    """Two seeds; what is done is not done again."""
+    monkeypatch.setattr(Measurement, "top1", lambda self, subnet: accuracy_of(subnet))
+    flags = ["--models", "models/small", "--random", "10", "--measured", "4", "--rounds", "2", "--n_budgets", "2"]
+    flags += ["--generations", "1", "--seeds", "0", "1", "--out", "runs.jsonl"]
+    benchmark(flags)
+    table = capsys.readouterr().out
+    runs = read_jsonl(here / "runs.jsonl")
+    assert [(run["method"], run["seed"]) for run in runs] == [(m, s) for s in (0, 1) for m in ("one-shot", "refined")]
+    assert not ARCHIVE.exists()  # the archives of the runs are their own
+    for run in runs:
+        assert run["validation"] == run["test"]
+        assert all(cost <= budget * (1 + 1e-9) for cost, budget in zip(run["costs"], run["budgets"], strict=True))
+    gains = [[100 * (b - a) for a, b in zip(*(run["test"] for run in runs[i : i + 2]), strict=True)] for i in (0, 2)]
+    all_of_them = np.mean(gains, axis=1)
+    assert f"{all_of_them.mean():.2f} ± {all_of_them.std(ddof=1):.2f}" in table.splitlines()[-3]
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.refine.one_shot", None)
+        benchmark(flags)
+    assert capsys.readouterr().out == table
+    with pytest.raises(UserError, match="14 pairs, not 24"):
+        benchmark([*flags, "--random", "20", "--out", "other.jsonl"])
+
+
+def test_later_finetunes_have_the_seed_of_those_before(here, made_up):
+    """Those of a search that measures have the seed of the pairs, not of the search."""
+    refined("nsga2", "a", "--seed", "3")
+    searched = read_result(Experiment(Path("exps/a")))
+    assert seed_of(searched) == 3  # measured as they are
+    by = {**searched.settings[MEASURED_BY], "finetune": {"seed": 0}}
+    assert seed_of(replace(searched, settings={**searched.settings, MEASURED_BY: by})) == 0

@@ -125,3 +125,25 @@ def test_records_without_their_settings_are_refused(tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"index": 0}\n')
     with pytest.raises(UserError, match=r"has no meta\.json beside it"):
         Journal(tmp_path / "meta.json", "pairs", "gathering", "remove it").holds(ASKED)
+
+
+def test_another_part_of_the_work_is_dropped(tmp_path):
+    """Rounds have one file: the state of another round is no state of this one, and no error."""
+    whole = Resume(tmp_path / "refine.state.pt", ASKED, "search")
+    first, second = (whole.other("search", {"round": number}) for number in (0, 1))
+    first.save({"a": 1})
+    assert first.file == tmp_path / "search.state.pt"
+    assert first.load() == {"a": 1}
+    assert second.load() is None
+    assert whole.load() is None
+    assert NOT_KEPT.other("search", {"round": 0}).file is None
+
+
+def test_records_of_an_earlier_version_are_those_of_the_same_work(tmp_path):
+    journal = Journal(tmp_path / "meta.json", "pairs", "gathering", "remove it")
+    journal.start({"seed": 0})
+    assert journal.holds({"seed": 0, "nesterov": True}, lambda found: {"nesterov": True, **found})
+    with pytest.raises(UserError, match="nesterov was true, is false"):
+        journal.holds({"seed": 0, "nesterov": False}, lambda found: {"nesterov": True, **found})
+    with pytest.raises(UserError, match="nesterov was not given, is given"):
+        journal.holds({"seed": 0, "nesterov": True})

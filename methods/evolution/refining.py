@@ -30,8 +30,7 @@ INNER, STATE = "search", "refine.state.pt"  # of the search of a round, and of t
 
 def refined_search(args: argparse.Namespace, experiment: Experiment, execution: Execution) -> SearchResult:
     """Search in rounds and record the best measured subnet. The first process searches, all measure."""
-    check_flags(args)
-    by_first(lambda: experiment.check_free(args.overwrite), execution)
+    by_first(lambda: (check_flags(args), experiment.check_free(args.overwrite)), execution)
     task = load_task(args)
     task.check_reachable()  # before the supernet and the images are loaded
     by_first(partial(warn_of_one_mlp, args, task.predictor), execution)

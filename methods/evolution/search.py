@@ -26,7 +26,7 @@ def search(args: argparse.Namespace) -> None:
     experiment = get_experiment(args.exp_name, args.exp_dir)
     with joined(resolve_device(args.device), Execution(deterministic=args.deterministic)) as execution:
         if args.refine is not None:
-            from methods.evolution.refining import refined_search  # imports much that other searches do not need
+            from methods.evolution.refining import refined_search  # needs what measures and trains
 
             result, cautions = refined_search(args, experiment, execution), []
         else:

@@ -32,14 +32,14 @@ def front_rows(front: Front, names: Sequence[str], chosen: int, measured: list[i
 def beside_measured(heading: Heading, front: Front, measured: list[int], how: str, *, learned: bool) -> Heading:
     """The heading with the measured points and how far the predictions are from them.
 
-    `learned`: whether the predictor was trained on these points.
+    `learned`: whether the predictor was trained on those that the rounds of the search measured.
     """
     predicted, top1 = front.values[measured, 0], front.measured[measured]
     gaps = predicted - top1
     mean, absolute = float(gaps.mean()), float(np.abs(gaps).mean())
     line = (
         f"{len(measured)} points measured {how}: predictions are {100 * mean:+.2f} points off on average, "
-        f"mean |difference| {100 * absolute:.2f}{' (it was trained on them)' if learned else ''}"
+        f"mean |difference| {100 * absolute:.2f}{' (it was trained on those of its rounds)' if learned else ''}"
     )
     rows = zip(measured, predicted.tolist(), top1.tolist(), strict=True)
     points = [dict(zip(("index", "predicted", "measured"), row, strict=True)) for row in rows]

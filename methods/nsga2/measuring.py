@@ -80,7 +80,7 @@ def load_measuring(args: argparse.Namespace, origin: Experiment | None) -> Measu
     if args.finetune_epochs:
         supernet = with_quantizers(supernet, scheme_named(recipe.quantizer))
         recipe = replace(recipe, pair_finetune=adjusted(recipe.pair_finetune, epochs=args.finetune_epochs))
-        short = Finetune(recipe=recipe, seed=args.seed if searched is None else searched.settings["nsga2"]["seed"])
+        short = Finetune(recipe=recipe, seed=args.seed if searched is None else seed_of(searched))
     elif not supernet.scheme.trains_supernets:  # quantizers were added to a float supernet
         raise UserError(
             f"{file} is a float supernet, whose subnets need a finetune: give --measure with --finetune_epochs"
@@ -99,6 +99,13 @@ def load_measuring(args: argparse.Namespace, origin: Experiment | None) -> Measu
         finetune=short,
     )
     return Measuring(measurement=measurement, most=args.measure, data=data, deterministic=args.deterministic)
+
+
+def seed_of(searched: SearchResult) -> int:
+    """The seed of finetunes of points of a front: that of those which were measured before, or that of its search."""
+    before = searched.settings.get(MEASURED_BY)
+    short = before.get("finetune") if isinstance(before, dict) else None
+    return short["seed"] if short else searched.settings["nsga2"]["seed"]
 
 
 def measured_front(

@@ -41,8 +41,7 @@ def refined_search(
     The front is that of the last round's candidates and of all measured subnets, by the predictor that was trained on
     these too. UserError if no point is within --pick; the front is kept.
     """
-    check_flags(args)
-    by_first(lambda: experiment.check_free(args.overwrite), execution)
+    by_first(lambda: (check_flags(args), experiment.check_free(args.overwrite)), execution)
     task = load_task(args)
     by_first(partial(warn_of_one_mlp, args, task.predictor), execution)
     refining = load_refining(args, task.predictor, execution, max(args.refine, args.measure - 1))  # one for the pick

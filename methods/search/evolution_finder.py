@@ -76,7 +76,7 @@ class Found:
     accuracy: float
     cost: float
     history: list[Record]
-    genes: np.ndarray | None = field(default=None, compare=False)
+    genes: np.ndarray | None = field(default=None, compare=False)  # arrays cannot be compared as a whole
 
 
 @dataclass(frozen=True)

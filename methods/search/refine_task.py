@@ -12,7 +12,7 @@ from apq.checkpoint import digest, load_checkpoint
 from apq.cli import MOST_PAIRS
 from apq.device import resolve_device
 from apq.errors import UserError
-from apq.files import Record
+from apq.files import Record, check_writable
 from apq.model_folder import ModelFolder
 from dataset import check_classes, image_folder, load_splits, names_of_outputs
 from dataset.pairs import PairStore
@@ -85,6 +85,7 @@ def load_refining(args: argparse.Namespace, predictor: Predictor, execution: Exe
         initial=None if as_is else load_mlp(folder.acc, space),
         rule=recipe.pair_outliers,
     )
+    check_writable(store.measured().path)
     archive = Archive(store=store.measured(), space=space, made_by=made_by)
     surrogate.check_room(len(archive.load()[0]) + most)
     return Refining(
