@@ -43,7 +43,7 @@ from elastic_nn.training.session import Session
 from methods.nsga2.measuring import MEASURED_BY, seed_of
 from methods.search.measurement import Measurement
 from utils.kernel_regression import KernelConfig
-from utils.predictor_files import load_predictor
+from utils.predictor_training import PredictorConfig, train_predictor
 
 search = script("search")
 
@@ -272,10 +272,14 @@ def test_subnets_are_measured_as_pairs_are_and_the_numbers_are_those_of_the_file
 
 
 def test_the_gap_of_a_round_is_that_of_its_predictor_before_it_learned(here, made_up, capsys):
-    """By hand: the first round's predictions are those of the predictor in the folder."""
+    """By hand: the first round's predictions are those of MLPs as in the folder, trained on all pairs but two."""
     shown = of_json(capsys, *EVOLUTION, *REFINE, "--exp_name", "a")
     first = made_up[:3]
-    predicted = load_predictor(here / "models/small/acc_quant.pt").predict(genes_of(SPACE, first))
+    settings = load_checkpoint(here / PREDICTOR)["predictor_training"]
+    config = PredictorConfig(**{**settings, "holdout": 1e-9})
+    predictor, scores = train_predictor(*PairStore(here / PAIRS).load(SPACE), SPACE, quantize=True, config=config)
+    assert scores.n_train == N_PAIRS - 2
+    predicted = predictor.predict(genes_of(SPACE, first))
     gaps = predicted - np.array([accuracy_of(subnet) for subnet in first])
     found = shown["refined"]["rounds"][0]
     assert found["mean_difference"] == pytest.approx(gaps.mean(), abs=1e-7)
