@@ -650,3 +650,16 @@ def test_later_finetunes_have_the_seed_of_those_before(here, made_up):
     assert seed_of(searched) == 3  # measured as they are
     by = {**searched.settings[MEASURED_BY], "finetune": {"seed": 0}}
     assert seed_of(replace(searched, settings={**searched.settings, MEASURED_BY: by})) == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_search_says_what_its_predictor_does_not_know(here, made_up, mode, capsys):
+    refined(mode, "a")
+    n = len(archived())
+    capsys.readouterr()
+    search([*MODES[mode], "--exp_name", "b"])
+    assert f"searches have measured {n} subnets that this predictor does not know" in capsys.readouterr().err
+    search([*PREPARE, "--overwrite"])
+    capsys.readouterr()
+    search([*MODES[mode], "--exp_name", "c"])
+    assert "does not know" not in capsys.readouterr().err

@@ -25,7 +25,7 @@ from methods.search.refine_report import REFINED
 from methods.search.refine_task import check_flags, depends_on, load_refining, warn_of_one_mlp
 from utils.predictor_files import Predictor
 
-INNER, STATE = "search", "refine.state.pt"  # of the search of a round, and of the rounds
+STATE = "refine.state.pt"
 
 
 def refined_search(args: argparse.Namespace, experiment: Experiment, execution: Execution) -> SearchResult:
@@ -57,7 +57,7 @@ def search_of(task: EvolutionTask) -> Search:
         found = task.find(predictor, config, resume, start)
         return Pool(genes=found.genes, costs=task.cost.predict(found.genes), history=found.history)
 
-    return Search(find=find, price=task.cost.predict, one_budget=True, state=INNER)
+    return Search(find=find, price=task.cost.predict, one_budget=True)
 
 
 def best_measured(task: EvolutionTask, refining: Refining, found: Refined, facts: Record) -> SearchResult:

@@ -14,7 +14,7 @@ from elastic_nn.training.distributed import by_first, joined
 from elastic_nn.training.session import Execution
 from lut.cost_model import cost_model_from_record
 from methods.evolution.task import load_task, save
-from methods.search.predicted import RISK, beside_prediction, recorded_scores
+from methods.search.predicted import RISK, beside_prediction, recorded_scores, tell_of_measured
 from methods.search.refine_report import beside_refined
 from report.search_report import Heading, report_result
 
@@ -43,6 +43,7 @@ def predicted_search(args: argparse.Namespace, experiment: Experiment) -> tuple[
     """Search by predicted accuracy alone and record the result. Returns it with lines to print beside it."""
     experiment.check_free(args.overwrite)
     task = load_task(args)
+    tell_of_measured(args.acc_predictor_dir)
     resume = Resume(experiment.path / STATE, task.asked(), "search", args.overwrite, every_s=SAVE_SECONDS)
     found = task.find(task.predictor, task.config, resume)
     risk, predicted, cautions = task.settings.get(RISK), found.accuracy, []

@@ -35,6 +35,7 @@ from methods.search.predicted import (
     recorded_scores,
     risk_setting,
     scorer,
+    tell_of_measured,
     warn_of_missing_supernet,
 )
 from utils.predictor_files import Predictor
@@ -136,6 +137,7 @@ def search(args: argparse.Namespace, experiment: Experiment) -> tuple[Front, Sea
     """
     experiment.check_free(args.overwrite)
     task = load_task(args)
+    tell_of_measured(args.acc_predictor_dir)
     resume = Resume(experiment.path / STATE, task.asked(), "search", args.overwrite, every_s=SAVE_SECONDS)
     front = task.find(task.predictor, task.config, resume)
     searched = task.result(front, recorded_scores(args.acc_predictor_dir))

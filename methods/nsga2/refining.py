@@ -30,7 +30,7 @@ from methods.search.refine_report import REFINED
 from methods.search.refine_task import check_flags, depends_on, load_refining, warn_of_one_mlp
 from utils.predictor_files import Predictor
 
-INNER, STATE = "front", "refine.state.pt"  # of the search of a round, and of the rounds
+STATE = "refine.state.pt"
 
 
 def refined_search(
@@ -75,7 +75,7 @@ def search_of(task: FrontTask) -> Search:
         return Pool(genes=front.genes, costs=front.values[:, 1], history=front.history)
 
     first = next(iter(task.costs.values()))
-    return Search(find=find, price=first.predict, one_budget=False, state=INNER)
+    return Search(find=find, price=first.predict, one_budget=False)
 
 
 def picked_front(

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from apq.checkpoint import digest
+from apq.checkpoint import digest, load_checkpoint
 from apq.errors import UserError
 from apq.files import Record
 from apq.model_folder import ModelFolder
 from apq.search_result import SearchResult
 from apq.space import space_to_dict
+from dataset.pairs import PairStore
 from lut.cost_model import CostModel
 from report.search_report import Heading
 from utils.fast_predictor import FastPredictor
@@ -94,6 +95,20 @@ def beside_prediction(heading: Heading, result: SearchResult) -> Heading:
     facts = {**heading.facts, SCORES: scores and scores.facts(), BANDS: bands and bands.record()}
     facts["in_bad_band"] = None if bands is None else bool(of_band)
     return replace(heading, cautions=[*heading.cautions, *cautions(scores), *of_band], facts=facts)
+
+
+def tell_of_measured(folder: Path) -> None:
+    """Say on stderr that searches have measured subnets that the predictor in a folder does not know."""
+    data = load_checkpoint(ModelFolder(folder).acc_quant).get("data")
+    if not (isinstance(data, Mapping) and isinstance(data.get("pairs"), str)):
+        return  # a published file
+    n_more = PairStore(Path(data["pairs"])).measured().next_index() - data.get("n_measured", 0)
+    if n_more > 0:
+        print(
+            f"searches have measured {n_more} subnets that this predictor does not know: --refine learns from them, "
+            "and so does search.py --prepare acc_quant --overwrite",
+            file=sys.stderr,
+        )
 
 
 def warn_of_missing_supernet(folder: Path) -> None:

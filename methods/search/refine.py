@@ -33,6 +33,7 @@ from utils.predictor_bands import Bands
 from utils.predictor_files import Predictor
 from utils.predictor_scores import PredictorScores
 
+INNER = "round"  # of the state of the search of a round
 Known = tuple[np.ndarray, np.ndarray]  # genes (n, genes) of measured subnets, and their accuracies (n,)
 
 
@@ -45,13 +46,11 @@ class Search:
             Returns the best candidates.
         price: takes genes (n, genes) and returns the costs (n,) that order or limit candidates.
         one_budget: whether all candidates compete at one budget; otherwise they are measured at all costs.
-        state: name of the state of `find`.
     """
 
     find: Callable[[Predictor, int, np.ndarray | None, Resume], Pool]
     price: Callable[[np.ndarray], np.ndarray]
     one_budget: bool
-    state: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,10 +196,13 @@ def _with_round(refining: Refining, search: Search, state: State, known: Known, 
     """The state with one more round: its search, and the candidates to measure. `known` are measured before it."""
     number = len(state["rounds"])
     predictor = refining.trained(known)
-    inner = resume.other(search.state, {"round": number, "predictor": digest(predictor.state_dict())})
+    inner = resume.other(INNER, {"round": number, "predictor": digest(predictor.state_dict())})
     pool = search.find(predictor, number, state["pool"], inner)
-    # Of candidates that were measured before, the predictor knows more than another measurement would tell.
-    unknown = pool.take(np.flatnonzero(np.isnan(accuracies_of(pool.genes, *known))))
+    # Of candidates that were measured before the predictor knows more than another measurement would tell, also of
+    # pairs. Those that are held out must stay so.
+    pairs = refining.surrogate.genes, refining.surrogate.accuracies
+    is_new = np.isnan(accuracies_of(pool.genes, *known)) & np.isnan(accuracies_of(pool.genes, *pairs))
+    unknown = pool.take(np.flatnonzero(is_new))
     genes, predicted = _to_measure(search, predictor, unknown, known, n, turn=number)
     history = [{**record, "round": number + 1} for record in pool.history]
     found = {"genes": genes.astype(np.int64), "predicted": predicted.astype(np.float64), "history": history}
