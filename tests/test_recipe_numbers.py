@@ -127,6 +127,7 @@ APQ = {
     "episode_val_images": 10_000,  # HAQ: rl_quantize.py, val_size
     "pair_epoch_images": 256_000,  # ours
     "epoch_val_images": None,
+    "predictor": "mlp",  # APQ, section 3.2
     "predictor_hidden": 400,  # APQ: utils/accuracy_predictor.py
     "quantizer": "linear-published",  # APQ: imagenet_codebase/utils/quantize_utils.py
     "supernet_quantizer": "batchquant",  # ours: APQ has none
