@@ -1,4 +1,4 @@
-"""The evidence behind docs/evidence.md: every question over several seeds of the supernet, the pairs and all else.
+"""The evidence behind docs/results.md: every question over several seeds of the supernet, the pairs and all else.
 
   pairs   How many pairs does a predictor need?
   joint   Does joint search pay?

@@ -41,7 +41,7 @@ from methods.nsga2.front_finder import Front
 from methods.nsga2.front_search import FrontTask
 from methods.nsga2.picking import Bound, pick
 from methods.nsga2.refining import front_of, search_of
-from methods.search.archive import Archive
+from methods.search.archive import Archive, accuracies_of
 from methods.search.measurement import Measurement
 from methods.search.predicted import load_quantized_predictor
 from methods.search.refine import Refining, refine
@@ -139,7 +139,7 @@ def one_shot(setting: Setting, seed: int) -> tuple[Front, dict[str, Any]]:
 
 
 def refined(setting: Setting, seed: int) -> tuple[Front, dict[str, Any]]:
-    """The front of a search that measures, and how far each round's predictions were off."""
+    """The front of a search that measures, as predicted before, and how far each round's predictions were off."""
     task = replace(setting.task, config=replace(setting.task.config, seed=seed))
     with tempfile.TemporaryDirectory() as folder:
         store = PairStore(Path(folder) / "measured")
@@ -147,52 +147,71 @@ def refined(setting: Setting, seed: int) -> tuple[Front, dict[str, Any]]:
         surrogate = part_of(setting, seed, setting.n_random)
         refining = replace(setting.refining, archive=archive, surrogate=surrogate)
         found = refine(refining, search_of(task))
-        return front_of(task, found, refining.trained(found.known)), found.record()
+        front = front_of(task, refining, found)
+        keys = ("genes", "predicted")
+        genes, predicted = (np.concatenate([getattr(one, key) for one in found.rounds]) for key in keys)
+        before = accuracies_of(front.genes, genes, predicted)  # NaN where a point is a random pair
+        values = np.column_stack([np.where(np.isnan(before), front.values[:, 0], before), front.values[:, 1:]])
+        return replace(front, values=values), found.record()
 
 
-def measured_at(setting: Setting, front: Front, budgets: np.ndarray) -> dict[str, list[float]]:
-    """The points of a front at the budgets: predicted, on the validation and on the test images; their costs."""
+def measured_at(setting: Setting, front: Front, budgets: np.ndarray) -> dict[str, list[float | None]]:
+    """The points of a front at the budgets: predicted, on the validation and on the test images; their costs.
+
+    None where no point is within a budget.
+    """
     (name,) = setting.task.costs
-    rows = [pick((Bound(name, float(limit)),), front.values[:, 0], {name: front.values[:, 1]}) for limit in budgets]
-    subnets = subnets_of(setting.task.space, front.genes[rows])
-    return {
-        "predicted": front.values[rows, 0].tolist(),
-        "costs": front.values[rows, 1].tolist(),
-        "known": [bool(known) for known in ~np.isnan(front.measured[rows])],
-        "validation": [setting.refining.measurement.top1(subnet) for subnet in subnets],
-        "test": [setting.on_test.top1(subnet) for subnet in subnets],
-    }
+    ranked = front.values[:, 0] if np.isnan(front.measured).any() else front.measured
+    found: list[dict[str, float | None]] = []
+    for limit in budgets:
+        if not (front.values[:, 1] <= limit).any():
+            found.append(dict.fromkeys(("predicted", "costs", "validation", "test")))
+            continue
+        row = pick((Bound(name, float(limit)),), ranked, {name: front.values[:, 1]})
+        (subnet,) = subnets_of(setting.task.space, front.genes[[row]])
+        predicted, cost = front.values[row].tolist()
+        tops = {"validation": setting.refining.measurement.top1(subnet), "test": setting.on_test.top1(subnet)}
+        found.append({"predicted": predicted, "costs": cost, **tops})
+    return {key: [one[key] for one in found] for key in found[0]}
 
 
 def print_tables(args: Any, budgets: np.ndarray, done: dict[tuple[str, int], dict[str, Any]]) -> None:
     """Print, for each budget, how far predictions are off, and the test accuracies with a paired t test."""
 
-    def of(method: str, key: str) -> np.ndarray:  # (seeds, budgets) points
-        return 100 * np.array([done[method, seed][key] for seed in args.seeds])
+    def of(method: str, key: str) -> np.ndarray:  # (seeds, budgets) points, NaN where there is no result
+        return 100 * np.array([done[method, seed][key] for seed in args.seeds], dtype=float)
 
-    def shown(values: np.ndarray) -> str:
-        return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else f"{values.mean():.2f}"
-
-    gaps = {method: of(method, "predicted") - of(method, "validation") for method in METHODS}
-    tests = {method: of(method, "test") for method in METHODS}
+    gaps = [of(method, "predicted") - of(method, "validation") for method in METHODS]
+    tests = [of(method, "test") for method in METHODS]
+    both = ~np.isnan(tests[0] + tests[1])  # (seeds, budgets)
     rows = []
-    for i, budget in [*enumerate(budgets), (slice(None), None)]:
-        gap = {method: gaps[method][:, i].reshape(len(args.seeds), -1) for method in METHODS}
-        test = {method: tests[method][:, i].reshape(len(args.seeds), -1).mean(1) for method in METHODS}
-        p = ttest_rel(test["refined"], test["one-shot"]).pvalue if len(args.seeds) > 1 else np.nan
-        off = [f"{gap[method].mean():+.2f}" for method in METHODS]
-        distances = [shown(np.abs(gap[method]).mean(1)) for method in METHODS]
-        gain = shown(test["refined"] - test["one-shot"])
-        title = "all" if budget is None else f"<= {budget:.4g}"
-        rows.append((title, *off, *distances, *(shown(test[m]) for m in METHODS), gain, f"{p:.3f}"))
+    for title, columns in [
+        *((f"<= {budget:.4g}", [i]) for i, budget in enumerate(budgets)),
+        ("all", [*range(len(budgets))]),
+    ]:
+        seeds = both[:, columns].all(1)
+        gap, test = ([values[np.ix_(seeds, columns)] for values in of_methods] for of_methods in (gaps, tests))
+        first, second = (values.mean(1) for values in test)
+        p = f"{ttest_rel(second, first).pvalue:.3f}" if seeds.sum() > 1 else ""
+        off = (shown(values.mean(1)) for values in gap)
+        distances = (shown(np.abs(values).mean(1)) for values in gap)
+        rows.append((title, str(seeds.sum()), *off, *distances, shown(first), shown(second), shown(second - first), p))
     n = args.random + args.measured
-    print(f"{args.models}, {args.cost}, {n} measured subnets each, {len(args.seeds)} seeds; points of top-1:\n")
-    titles = ("off, one-shot", "off, refined", "\\|off\\|, one-shot", "\\|off\\|, refined")
-    print(markdown(("budget", *titles, "test, one-shot", "test, refined", "gain", "p"), rows))
-    steps = np.array([[one["mean_difference"] for one in done["refined", s]["rounds"]] for s in args.seeds])
-    print(
-        "\nPredictions before they were measured, round by round:", ", ".join(f"{100 * x:+.2f}" for x in steps.mean(0))
+    print(f"{args.models}, {args.cost}, {n} measured subnets each; points of top-1:\n")
+    kinds = [f"{what}, {method}" for what in ("off", "distance", "test") for method in METHODS]
+    print(markdown(("budget", "seeds", *kinds, "gain", "p"), rows))
+    steps = np.array(
+        [[one["mean_difference"] for one in done["refined", s]["rounds"]] for s in args.seeds], dtype=float
     )
+    offs = ", ".join(f"{100 * off:+.2f}" for off in np.nanmean(steps, axis=0))
+    print(f"\nPredictions of candidates before they were measured, round by round: {offs} points off")
+
+
+def shown(values: np.ndarray) -> str:
+    """Mean and standard deviation of (seeds,) values."""
+    if not len(values):
+        return ""
+    return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else f"{values.mean():.2f}"
 
 
 if __name__ == "__main__":

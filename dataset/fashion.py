@@ -107,7 +107,7 @@ def _read(folder: Path, name: str, magic: int, shape: tuple[int, ...]) -> np.nda
             data = stream.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {file}: {one_line(error)}") from error
-    header = np.frombuffer(data[: HEADER[magic]], dtype=">u4")
-    if len(data) != size or (header != (magic, *shape)).any():
+    expected = np.array((magic, *shape), dtype=">u4").tobytes()
+    if len(data) != size or data[: HEADER[magic]] != expected:
         raise UserError(f"{file} is damaged: it is no IDX file of {' x '.join(map(str, shape))} bytes")
     return np.frombuffer(data, dtype=np.uint8, offset=HEADER[magic]).reshape(shape)

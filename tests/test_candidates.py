@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods.search.candidates import APART, bands_of_costs, choose, gains
+from methods.search.candidates import APART, Pool, bands_of_costs, choose, gains
 
 
 def test_gains_by_hand():
@@ -86,3 +86,15 @@ def test_chosen_ones_are_different_and_cover_the_bands(seed, m, n, n_bands, turn
     assert {gain[rows[0]], spread[rows[0]]} & best_of
     if len(np.unique(genes, axis=0)) == m:  # then no band loses its candidates to another one
         assert len(np.unique(bands[rows])) == min(n, len(np.unique(bands)))
+
+
+def test_the_first_row_is_chosen_before_all_others():
+    genes = np.array([[0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2], [3, 3, 3, 3]])
+    worth = np.array([0.1, 0.9, 0.5, 0.2])
+    bands = np.zeros(4, dtype=int)
+    assert choose(genes, worth, worth, bands, 2).tolist() == [1, 2]
+    assert choose(genes, worth, worth, bands, 2, first=0).tolist() == [0, 1]
+    assert choose(genes, worth, worth, bands, 0, first=0).tolist() == []
+    pool = Pool(genes=genes, costs=worth, first=2)
+    assert pool.take(np.array([1, 2])).first == 1
+    assert pool.take(np.array([0, 1])).first is None

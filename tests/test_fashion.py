@@ -113,6 +113,8 @@ def test_a_folder_of_class_folders_is_one_of_images(few, tmp_path):
         (lambda data: data[:-1], "is damaged: it is no IDX file of 300 x 28 x 28 bytes"),
         (lambda data: data + b"0", "is damaged"),
         (lambda data: data[:4], "is damaged"),
+        (lambda data: data[:1], "is damaged"),
+        (lambda data: data[:6], "is damaged"),
         (lambda data: b"", "is damaged"),
         (lambda data: data[:3] + b"\x01" + data[4:], "is damaged"),
         (lambda data: data[:11] + b"\x1b" + data[12:], "is damaged"),

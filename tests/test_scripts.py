@@ -230,7 +230,11 @@ def test_a_finetune_is_replaced_only_by_a_finished_one(here, monkeypatch):
             ["--prepare", "acc", "--constraint", "1"],
             r"unrecognized arguments: --constraint 1 .*--prepare acc",
         ),
-        (search, ["--constraint", "0.05", "--data", "x"], "--measure, --recipe, --data and --deterministic belong to --refine"),
+        (
+            search,
+            ["--constraint", "0.05", "--data", "x"],
+            "--measure, --recipe, --data and --deterministic belong to --refine",
+        ),
         (search, ["--constraint", "0.05", "--seed", "-1"], "at least 0"),
         (search, ["--constraint", "0.05", "--exp_name", "../up"], "plain name"),
         (search, ["--constraint", "0.05", "--exp_dir", "models/digits/acc.pt/x"], "not a folder"),

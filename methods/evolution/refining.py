@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from apq.errors import UserError
 from apq.experiment import Experiment
 from apq.files import Record
 from apq.genes import subnets_of
@@ -55,23 +56,25 @@ def search_of(task: EvolutionTask) -> Search:
     def find(predictor: Predictor, number: int, start: np.ndarray | None, resume: Resume) -> Pool:
         config = replace(task.config, seed=task.config.seed + number)
         found = task.find(predictor, config, resume, start)
-        return Pool(genes=found.genes, costs=task.cost.predict(found.genes), history=found.history)
+        return Pool(genes=found.genes, costs=task.cost.predict(found.genes), history=found.history, first=0)
 
     return Search(find=find, price=task.cost.predict, one_budget=True)
 
 
 def best_measured(task: EvolutionTask, refining: Refining, found: Refined, facts: Record) -> SearchResult:
-    """The result of the measured subnet within the budget that the predictor ranks first, after it learned from them.
+    """The result of the most accurate measured subnet within the budget.
 
-    Its prediction weighs the measurement, which is noisy, against all others.
+    Of equally accurate ones it is the one that the predictor ranks first, after it learned from them. Its prediction
+    weighs the measurement, which is noisy, against all others.
     """
     predictor = refining.trained(found.known)
-    genes, top1 = found.known
-    costs = task.cost.predict(genes)
-    fits = np.flatnonzero(costs <= task.limit)
-    best = fits[np.argmax(task.ranking(predictor)(genes[fits]))]
+    genes, top1 = refining.measured(found.known, lambda genes: task.cost.predict(genes) <= task.limit)
+    if not len(genes):
+        raise UserError(f"no measured subnet is within {task.limit:g} {task.cost.unit}; give a larger --measure")
+    best = int(np.lexsort((-task.ranking(predictor)(genes), -top1))[0])
+    cost = float(task.cost.predict(genes[[best]])[0])
     (subnet,) = subnets_of(task.space, genes[[best]])
     predicted = float(predictor.predict(genes[[best]])[0])
     facts = {**facts, **scores_of(*refining.scores(found.known))}
-    result = task.result(subnet, float(costs[best]), predicted, found.pool.history, facts)
+    result = task.result(subnet, cost, predicted, found.pool.history, facts)
     return replace(result, measured_top1=float(top1[best]))

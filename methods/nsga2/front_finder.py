@@ -6,7 +6,7 @@ QFA (NeurIPS 2021) runs it with 500 candidates and 1,000 generations. Sorting an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -207,12 +207,16 @@ def _front(pool: _Population, objectives: Sequence[Objective], history: list[Rec
     return _sorted_front(objectives, pool.genes[best], pool.values[best], history)
 
 
-def front_among(objectives: Sequence[Objective], genes: np.ndarray, history: list[Record]) -> Front:
-    """The front of candidates (n, genes)."""
+def measured_front(
+    objectives: Sequence[Objective], genes: np.ndarray, top1: np.ndarray, history: list[Record]
+) -> Front:
+    """The front of measured subnets (n, genes) by their accuracies `top1` (n,), which stand for the first objective."""
     values = scores(objectives, genes)
-    kept, ranks, _ = survivors(losses_of(objectives, values), len(genes))
+    judged = np.column_stack([top1, values[:, 1:]])
+    kept, ranks, _ = survivors(losses_of(objectives, judged), len(genes))
     best = np.sort(kept[ranks == 0])
-    return _sorted_front(objectives, genes[best], values[best], history)
+    found = _sorted_front(objectives, genes[best], judged[best], history)
+    return replace(found, values=scores(objectives, found.genes), measured=found.values[:, 0])
 
 
 def _sorted_front(

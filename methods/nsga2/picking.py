@@ -57,14 +57,20 @@ def _parse_bound(text: str, costs: Sequence[str]) -> Bound:
     return Bound(name, limit, operator == "<")
 
 
+def within(bounds: Sequence[Bound], costs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(n,) bool: which points are within all bounds. `costs` are (n,) by name."""
+    fits = np.ones(len(next(iter(costs.values()))), dtype=bool)
+    for bound in bounds:
+        fits &= bound.holds(costs[bound.name])
+    return fits
+
+
 def pick(bounds: Sequence[Bound], accuracy: np.ndarray, costs: Mapping[str, np.ndarray]) -> int:
     """Index of the most accurate point within all bounds, the first of equal ones. All arrays are `(n,)`.
 
     UserError if no point is within them; it names the lowest costs.
     """
-    fits = np.ones(len(accuracy), dtype=bool)
-    for bound in bounds:
-        fits &= bound.holds(costs[bound.name])
+    fits = within(bounds, costs)
     if not fits.any():
         all_bounds = " and ".join(map(str, bounds))
         lowest = ", ".join(f"{name} {costs[name].min():.6g}" for name in dict.fromkeys(b.name for b in bounds))

@@ -24,6 +24,8 @@ def picked(searched: SearchResult, front: Front, bounds: tuple[Bound, ...]) -> S
     """The result whose choice is the most accurate point within the bounds. UserError if none is within them."""
     names = searched.settings["objectives"]
     accuracy, *costs = front.values.T
+    if not np.isnan(front.measured).any():  # then that is better known than predictions
+        accuracy = front.measured
     index = pick(bounds, accuracy, dict(zip(names[1:], costs, strict=True)))
     values, space = front.values[index].tolist(), searched.found_subnet.space
     (subnet,) = subnets_of(space, front.genes[index : index + 1])

@@ -17,18 +17,24 @@ APART = 3  # genes in which a measured candidate differs from the others, where 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Candidates of a search: genes (n, genes), and the cost (n,) that the budget limits. `history` is the search's."""
+    """Candidates of a search: genes (n, genes), and the cost (n,) that the budget limits. `history` is the search's.
+
+    `first` is the row that the search would choose now, which is measured in any case (None: it would choose none).
+    """
 
     genes: np.ndarray
     costs: np.ndarray
     history: Sequence[Record] = ()
+    first: int | None = None
 
     def __len__(self) -> int:
         return len(self.genes)
 
     def take(self, rows: np.ndarray) -> Pool:
         """These rows of the pool."""
-        return replace(self, genes=self.genes[rows], costs=self.costs[rows])
+        place = np.flatnonzero(rows == self.first) if self.first is not None else ()
+        first = int(place[0]) if len(place) else None
+        return replace(self, genes=self.genes[rows], costs=self.costs[rows], first=first)
 
 
 def gains(predicted: np.ndarray, costs: np.ndarray, top1: np.ndarray, paid: np.ndarray) -> np.ndarray:
@@ -57,15 +63,25 @@ def bands_of_costs(costs: np.ndarray, n: int) -> np.ndarray:
 
 
 def choose(
-    genes: np.ndarray, gain: np.ndarray, spread: np.ndarray, bands: np.ndarray, n: int, turn: int = 0
+    genes: np.ndarray,
+    gain: np.ndarray,
+    spread: np.ndarray,
+    bands: np.ndarray,
+    n: int,
+    turn: int = 0,
+    first: int | None = None,
 ) -> np.ndarray:
     """(up to n,) rows of the candidates (m, genes) to measure, all different.
 
     The bands (m,) take turns, and in each band the highest `gain` (m,) and the largest `spread` (m,). Which of the two
     is first alternates from band to band, beginning by `turn`. They are `APART` from each other while there are such.
+    Row `first` is chosen before all others, if it is given.
     """
     chosen: list[int] = []
     apart = np.full(len(genes), genes.shape[1] + 1)  # genes in which each differs from the nearest chosen one
+    if first is not None and n:
+        chosen.append(first)
+        apart = (genes != genes[first]).sum(axis=1)
     labels = np.unique(bands)
     for step in range(2 * n * max(1, len(labels))):
         band, visit = step % max(1, len(labels)), step // max(1, len(labels))

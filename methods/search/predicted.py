@@ -102,7 +102,11 @@ def tell_of_measured(folder: Path) -> None:
     data = load_checkpoint(ModelFolder(folder).acc_quant).get("data")
     if not (isinstance(data, Mapping) and isinstance(data.get("pairs"), str)):
         return  # a published file
-    n_more = PairStore(Path(data["pairs"])).measured().next_index() - data.get("n_measured", 0)
+    try:
+        n_more = PairStore(Path(data["pairs"])).measured().next_index() - data.get("n_measured", 0)
+    except UserError as error:  # of no concern for a search that only predicts
+        print(f"warning: {error}", file=sys.stderr)
+        return
     if n_more > 0:
         print(
             f"searches have measured {n_more} subnets that this predictor does not know: --refine learns from them, "

@@ -71,6 +71,18 @@ class Refining:
     surrogate: Surrogate
     device: torch.device | str = "cpu"
 
+    def measured(self, known: Known, fits: Callable[[np.ndarray], np.ndarray] | None = None) -> Known:
+        """Those of `known` subnets that `fits`, a function of genes (n, genes), says (n,); else those of the pairs.
+
+        Pairs count only where there is nothing else: the best of many random ones is mostly a lucky measurement.
+        """
+        pairs = self.surrogate.genes.astype(np.int64), self.surrogate.accuracies
+        for genes, top1 in (known, pairs):
+            rows = np.ones(len(genes), dtype=bool) if fits is None else fits(genes)
+            if rows.any():
+                return genes[rows], top1[rows]
+        return pairs[0][:0], pairs[1][:0]
+
     def trained(self, known: Known) -> Predictor:
         """The predictor that was trained on all pairs and on `known` subnets."""
         return self.surrogate.with_measured(*known).trained_on_all(self.device)
@@ -221,7 +233,7 @@ def _to_measure(
     mean, spread = predictor.mean_and_spread(unknown.genes)
     gain = mean if search.one_budget else gains(mean, unknown.costs, known[1], search.price(known[0]))
     bands = bands_of_costs(unknown.costs, 1 if search.one_budget else n)
-    rows = choose(unknown.genes, gain, spread, bands, n, turn)
+    rows = choose(unknown.genes, gain, spread, bands, n, turn, unknown.first)
     return unknown.genes[rows], mean[rows]
 
 
