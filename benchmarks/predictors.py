@@ -42,7 +42,7 @@ from utils.predictor_scores import correlation, top_decile
 from utils.predictor_training import PredictorConfig, holdout_split, member_width, train_predictor
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ("digits", "glyphs", "qfa-mbv3-glyphs")
+SHIPPED = ("digits", "fashion", "glyphs", "qfa-mbv3-glyphs")
 HOLDOUT, MEMBERS = 0.2, 4
 Scored = tuple[np.ndarray, np.ndarray | None]  # (n,) predictions of held-out pairs, and their standard deviations
 
