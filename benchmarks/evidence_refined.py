@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from apq.files import Record
+from apq.resume import Resume
 from apq.subnet import Subnet
 from benchmarks.evidence_ground import Ground, SearchCost
 from benchmarks.evidence_lines import Run
@@ -52,13 +53,15 @@ def refined_subnet(run: Run, ground: Ground) -> tuple[Subnet, Record]:
         config=replace(setting.evolution, seed=run.seed),
     )
     refining = refining_of(ground)
-    before, started = len(refining.archive.load()[1]), time.process_time()
-    found = refine(refining, search_of(task))
+    # A killed run continues from what the archive held when it began: else it would measure more than others.
+    file = ground.folder.path / f"refined-{run.quantity}-{run.limit:g}.state.pt"
+    resume, started = Resume(file, {**asdict(run), "setting": setting.digest()}, "run"), time.process_time()
+    found = refine(refining, search_of(task), resume=resume)
     result = best_measured(task, refining, found, {})
     facts = {
         "predicted": result.predicted_top1,
         "search_top1": result.measured_top1,
-        "search": asdict(ground.measured(len(refining.archive.load()[1]) - before)),
+        "search": asdict(ground.measured(sum(len(one.top1) for one in found.rounds))),
         "cpu_s": round(time.process_time() - started, 1),
         **found.record(),
     }

@@ -56,7 +56,8 @@ def search_of(task: EvolutionTask) -> Search:
     def find(predictor: Predictor, number: int, start: np.ndarray | None, resume: Resume) -> Pool:
         config = replace(task.config, seed=task.config.seed + number)
         found = task.find(predictor, config, resume, start)
-        return Pool(genes=found.genes, costs=task.cost.predict(found.genes), history=found.history, first=0)
+        best = found.genes[: max(2, round(config.parent_ratio * config.population))]  # others are not promising
+        return Pool(genes=best, costs=task.cost.predict(best), history=found.history, first=0)
 
     return Search(find=find, price=task.cost.predict, one_budget=True)
 
