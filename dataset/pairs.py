@@ -84,6 +84,11 @@ class PairStore:
             raise UserError(f"{self._meta_file()} must hold an object; {self.remedy}")
         return {key: value for key, value in meta.items() if key != "space"}
 
+    def quantizer(self) -> str | None:
+        """The name of the quantizer that the pairs were gathered with; None where it is not recorded."""
+        found = self.made_by().get("quantizer") if self._journal.asked_file.exists() else None
+        return found if isinstance(found, str) else None
+
     def next_index(self) -> int:
         """The index after all those of pairs that are there."""
         return max(self._records(), default=-1) + 1

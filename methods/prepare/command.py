@@ -25,7 +25,11 @@ def build_parser() -> Parser:
     parser.add_argument("--prepare", choices=("acc", "acc_quant"), required=True, help=argparse.SUPPRESS)
     add_models_flag(parser)
     add_image_flags(parser)
-    parser.add_argument("--quantizer", choices=of_activations(), help=QUANTIZER_HELP)
+    parser.add_argument(
+        "--quantizer",
+        choices=of_activations(),
+        help=f"{QUANTIZER_HELP}; where there are pairs already: theirs",
+    )
     parser.add_argument(
         "--acc_train_sample", type=at_least(0, MOST_PAIRS), help="pairs to gather (default: the recipe's)"
     )

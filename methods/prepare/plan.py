@@ -84,11 +84,11 @@ def check(args: argparse.Namespace, execution: Execution) -> Preparation:
     if supernet.scheme.quantizes and not quantized:
         raise UserError(f"{folder.supernet} was trained quantized: gather its pairs with --prepare acc_quant")
     recipe = with_pairs(get_recipe(args.recipe or origin.recipe, space), args.pairs, quantized=quantized)
-    recipe = with_quantizer(recipe, args.quantizer)
+    store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, execution.rank)
+    recipe = with_quantizer(recipe, args.quantizer or store.quantizer())
     n_pairs = number_of_pairs(args, recipe)
     initial = None if supernet.scheme.trains_supernets else load_mlp(folder.acc, space)
     members = number_of_members(args, recipe, initial)
-    store = PairStore((args.netinfo or NETINFO / space.name) / args.prepare, execution.rank)
     check_writable(folder.path)
     check_writable(store.path)
     if execution.main:
